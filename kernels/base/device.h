@@ -1,0 +1,21 @@
+// Raw memory of a device. One implementation per device; CMake picks which are built.
+#pragma once
+
+#include <cstddef>
+
+#include "kernels/base/tensor.h"
+
+namespace tmamba {
+
+// Zero-filled memory, aligned to 256 bytes; throws Error with the bytes asked for and the bytes free.
+void* device_allocate(size_t bytes, Device device);
+void device_free(void* data, Device device) noexcept;
+// Blocking copy of `bytes` between any two devices.
+void device_copy(void* to, Device to_device, const void* from, Device from_device, size_t bytes);
+
+// The CUDA half of the above; in a build without CUDA each throws UserError saying how to build with it.
+void* cuda_allocate(size_t bytes);
+void cuda_free(void* data) noexcept;
+void cuda_copy(void* to, Device to_device, const void* from, Device from_device, size_t bytes);
+
+}  // namespace tmamba

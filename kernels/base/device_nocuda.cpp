@@ -1,0 +1,16 @@
+// The CUDA half of device.h in a build without CUDA.
+#include "kernels/base/device.h"
+
+namespace tmamba {
+
+namespace {
+[[noreturn]] void no_cuda() {
+  throw UserError("this build has no CUDA; build with -DTMAMBA_CUDA=ON, or set run.device = \"cpu\"");
+}
+}  // namespace
+
+void* cuda_allocate(size_t) { no_cuda(); }
+void cuda_free(void*) noexcept {}
+void cuda_copy(void*, Device, const void*, Device, size_t) { no_cuda(); }
+
+}  // namespace tmamba
