@@ -17,9 +17,6 @@ namespace tmamba {
 inline constexpr int64_t kQueryTile = 64, kKeyTile = 128;
 static_assert(kKeyTile % kQueryTile == 0);
 
-// Rows of a tile of scores are padded to whole vectors.
-inline constexpr int64_t kLanes = 16;
-
 // Positions [begin, end) of a tile.
 struct TileRange {
   int64_t begin, end;
