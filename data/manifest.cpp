@@ -130,6 +130,17 @@ json parse_json(std::string_view text) {
 
 }  // namespace
 
+void check_state(const json& state) {
+  try {
+    // NaN and infinity are written as null without a word.
+    const json wrapped = {{"state", state}};  // as deep as it will be in the manifest
+    if (parse_json(wrapped.dump()) == wrapped) return;
+  } catch (const json::exception& error) {
+    throw Error(str("the state of the run cannot be written as JSON: ", error.what()));
+  }
+  throw Error("the state of the run cannot be written as JSON: it holds a number that is not finite");
+}
+
 std::string manifest_text(const Manifest& manifest) {
   json body = {{"format", kFormat}, {"version", kVersion}, {"step", manifest.step}, {"state", manifest.state}};
   json& files = body["files"] = json::array();
@@ -145,12 +156,8 @@ std::string manifest_text(const Manifest& manifest) {
                        {"shape", tensor.shape},
                        {"slices", std::move(slices)}});
   }
-  std::string text;
-  try {
-    text = body.dump(1);
-  } catch (const json::exception& error) {
-    throw Error(str("the state of the run cannot be written as JSON: ", error.what()));
-  }
+  check_state(manifest.state);
+  std::string text = body.dump(1);
   text.resize(text.size() - 2);  // "\n}"
   return str(text, kSealBegin, sha256_hex(text), kSealEnd);
 }
@@ -166,6 +173,7 @@ Manifest parse_manifest(std::string_view text) {
                         ": use the program that wrote it"));
   }
   object_of(body, 7, "the file");
+  member(body, "state", "the file");
   Manifest manifest{.step = integer(member(body, "step", "the file"), "step"),
                     .state = std::move(body["state"]),
                     .files = {},

@@ -68,7 +68,10 @@ void check_cover(const ManifestTensor& tensor);
 // Throws Error unless everything fits together: names, sizes, covers, and slices inside their files without overlap.
 void check_manifest(const Manifest& manifest);
 
-// The manifest as text, sealed. Throws Error where `state` holds what JSON cannot (NaN, bytes that are not UTF-8).
+// Throws Error where JSON cannot hold the state and give it back: NaN, bytes that are not UTF-8, nesting without end.
+void check_state(const nlohmann::json& state);
+
+// The manifest as text, sealed. Throws as check_state() does.
 std::string manifest_text(const Manifest& manifest);
 
 // Reads manifest_text() back, and checks it. Throws Error saying what is wrong, without the file's name, and UserError

@@ -11,6 +11,7 @@ namespace tmamba {
 namespace {
 
 constexpr size_t kMaxName = 512;
+constexpr size_t kMaxDatasetName = kMaxName + 64;  // a tensor's name and an offset
 
 std::string list(const std::vector<int64_t>& numbers) {
   std::string text = "[";
@@ -94,6 +95,22 @@ void check_files(const std::vector<ManifestFile>& files) {
   }
 }
 
+void check_path(const std::string& path, const char* what, size_t max_bytes) {
+  if (path.empty()) throw Error(str("a ", what, " has an empty name"));
+  if (path.size() > max_bytes) throw Error(str("a ", what, "'s name has ", path.size(), " characters, over ", max_bytes));
+  if (!std::all_of(path.begin(), path.end(), [](char c) { return c > ' ' && c < 0x7F; })) {
+    throw Error(str("a ", what, "'s name holds characters that are not printable ASCII"));
+  }
+  for (size_t begin = 0; begin <= path.size();) {
+    const size_t end = std::min(path.find('/', begin), path.size());
+    const std::string part = path.substr(begin, end - begin);
+    if (part.empty() || part == "." || part == "..") {
+      throw Error(str(what, " name \"", path, "\" has an empty part, \".\" or \"..\" between slashes"));
+    }
+    begin = end + 1;
+  }
+}
+
 struct Extent {
   int64_t begin, end;
   const ManifestTensor* tensor;
@@ -140,21 +157,7 @@ int64_t checked_bytes(const std::vector<int64_t>& shape, DType dtype) {
   return bytes;
 }
 
-void check_tensor_name(const std::string& name) {
-  if (name.empty()) throw Error("a tensor has an empty name");
-  if (name.size() > kMaxName) throw Error(str("a tensor's name has ", name.size(), " characters, more than ", kMaxName));
-  if (!std::all_of(name.begin(), name.end(), [](char c) { return c > ' ' && c < 0x7F; })) {
-    throw Error("a tensor's name holds characters that are not printable ASCII");
-  }
-  for (size_t begin = 0; begin <= name.size();) {
-    const size_t end = std::min(name.find('/', begin), name.size());
-    const std::string part = name.substr(begin, end - begin);
-    if (part.empty() || part == "." || part == "..") {
-      throw Error(str("tensor name \"", name, "\" has an empty part, \".\" or \"..\" between slashes"));
-    }
-    begin = end + 1;
-  }
-}
+void check_tensor_name(const std::string& name) { check_path(name, "tensor", kMaxName); }
 
 void check_cover(const ManifestTensor& tensor) {
   const int64_t width = static_cast<int64_t>(size_of(tensor.dtype));
@@ -183,7 +186,7 @@ void check_manifest(const Manifest& manifest) {
     check_cover(tensor);
     for (const StoredSlice& slice : tensor.slices) {
       if (slice.dataset.empty() || slice.dataset[0] != '/') throw Error(str("tensor ", tensor.name, ": no dataset path"));
-      check_tensor_name(slice.dataset.substr(1));
+      check_path(slice.dataset.substr(1), "dataset", kMaxDatasetName);
       if (!datasets.emplace(slice.file, slice.dataset).second) {
         throw Error(str("dataset ", slice.dataset, " is listed twice for one file"));
       }
