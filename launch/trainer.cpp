@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "kernels/counting_ops.h"
+#include "launch/loaded_model.h"
 #include "launch/progress.h"
 #include "launch/sampler.h"
 #include "launch/signals.h"

@@ -39,6 +39,7 @@ class Trainer {
   // One optimizer step (from 1) over the global batch.
   StepResult train_step(int64_t step);
 
+  void print_summary() const { folder_->print_summary(); }
   const RunState& state() const { return state_; }
   const RunConfig& config() const { return config_; }
 
