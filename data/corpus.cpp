@@ -47,6 +47,7 @@ class Source {
     return {block.data(), static_cast<size_t>(count)};
   }
   int64_t offset() const { return gzoffset(file_); }
+  bool compressed() const { return gzdirect(file_) == 0; }
 
  private:
   std::filesystem::path path_;
@@ -165,6 +166,25 @@ void read_corpus(const std::filesystem::path& path, const CorpusOptions& options
   } else {
     read_blocks(path, PlainParser(options, handler), options, handler);
   }
+}
+
+CorpusSize measure_corpus(const std::filesystem::path& path, const CorpusOptions& options, int64_t enough) {
+  check_is_file(path);
+  if (options.separator.empty() && !is_json_lines(path) && !Source(path).compressed()) {
+    return {1, static_cast<int64_t>(std::filesystem::file_size(path))};
+  }
+  CorpusSize size;
+  int64_t in_document = 0;
+  CorpusHandler handler;
+  handler.text = [&](std::string_view piece) { in_document += static_cast<int64_t>(piece.size()); };
+  handler.end_document = [&] {
+    size.documents += in_document > 0 ? 1 : 0;
+    size.text_bytes += in_document;
+    in_document = 0;
+  };
+  handler.progress = [&](const CorpusPosition&) { return size.documents < enough; };
+  read_corpus(path, options, handler);
+  return size;
 }
 
 }  // namespace tmamba

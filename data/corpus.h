@@ -39,4 +39,13 @@ struct CorpusHandler {
 // damaged, or lacks the field.
 void read_corpus(const std::filesystem::path& path, const CorpusOptions& options, const CorpusHandler& handler);
 
+struct CorpusSize {
+  int64_t documents = 0;  // that hold text
+  int64_t text_bytes = 0;
+};
+
+// Counts documents and bytes of text in one file; stops when there are `enough` documents. A plain file without a
+// separator is not read.
+CorpusSize measure_corpus(const std::filesystem::path& path, const CorpusOptions& options, int64_t enough);
+
 }  // namespace tmamba

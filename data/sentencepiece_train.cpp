@@ -2,7 +2,9 @@
 #include <sentencepiece_trainer.h>
 
 #include <algorithm>
+#include <numeric>
 #include <queue>
+#include <unordered_map>
 
 #include "data/corpus.h"
 #include "data/fs.h"
@@ -13,7 +15,8 @@
 namespace tmamba {
 
 namespace {
-constexpr size_t kMaxLine = 4096;  // bytes; longer lines are cut
+constexpr size_t kMaxLine = 4096;       // bytes; longer lines are cut
+constexpr int64_t kReserved = 256 + 4;  // tokens: bytes, unknown, document end, newline, tab
 
 // Draws lines with equal chances until their bytes reach a limit: every line has a random number, and those with the
 // smallest stay.
@@ -133,12 +136,32 @@ std::vector<std::string> sample_lines(const std::vector<std::filesystem::path>& 
   return sample.take();
 }
 
+// Share of the characters that become pieces; the others are spelt in bytes. 0.9999, or less where so many different
+// characters would fill more than half of the vocabulary.
+double character_coverage(const std::vector<std::string>& lines, int64_t vocab_size) {
+  std::unordered_map<std::string_view, int64_t> counts;
+  int64_t total = 0;
+  for (const std::string& line : lines) {
+    for (size_t at = 0, length; (length = utf8_length(line, at)) > 0; at += length) {
+      ++counts[std::string_view(line).substr(at, length)];
+      ++total;
+    }
+  }
+  std::vector<int64_t> sorted;
+  for (const auto& [character, count] : counts) sorted.push_back(count);
+  std::sort(sorted.rbegin(), sorted.rend());
+  const auto most = std::min(sorted.size(), static_cast<size_t>(std::max<int64_t>(1, (vocab_size - kReserved) / 2)));
+  const int64_t covered = std::accumulate(sorted.begin(), sorted.begin() + static_cast<int64_t>(most), int64_t{0});
+  // A little less, because SentencePiece compares in single precision.
+  return std::min(0.9999, static_cast<double>(covered) / static_cast<double>(total) - 1e-6);
+}
+
 void check_options(const std::vector<std::filesystem::path>& inputs, const SentencePieceOptions& options) {
   if (inputs.empty()) throw UserError("no text to train a tokenizer on; name at least one file");
   if (options.model_type != "bpe" && options.model_type != "unigram") {
     throw UserError("model type \"" + options.model_type + "\" is unknown; it is \"bpe\" or \"unigram\"");
   }
-  constexpr int64_t kLeast = 256 + 4 + 1;  // bytes, unknown, document end, newline, tab, and one piece
+  constexpr int64_t kLeast = kReserved + 1;
   if (options.vocab_size < kLeast || options.vocab_size > (int64_t{1} << 20)) {
     throw UserError(
         str("a vocabulary of ", options.vocab_size, " tokens; it must have between ", kLeast, " and ", 1 << 20));
@@ -155,24 +178,25 @@ void train_sentencepiece(const std::vector<std::filesystem::path>& inputs, const
   Lines iterator(lines);
   std::string model;
   // A fixed number of threads: sums of floats depend on it.
-  const auto status = sentencepiece::SentencePieceTrainer::Train({{"model_type", options.model_type},
-                                                                  {"vocab_size", std::to_string(options.vocab_size)},
-                                                                  {"normalization_rule_name", "identity"},
-                                                                  {"add_dummy_prefix", "false"},
-                                                                  {"remove_extra_whitespaces", "false"},
-                                                                  {"split_by_whitespace", "true"},
-                                                                  {"allow_whitespace_only_pieces", "true"},
-                                                                  {"byte_fallback", "true"},
-                                                                  {"character_coverage", "0.9999"},
-                                                                  {"user_defined_symbols", "\n,\t"},
-                                                                  {"unk_id", "0"},
-                                                                  {"bos_id", "-1"},
-                                                                  {"eos_id", "1"},
-                                                                  {"pad_id", "-1"},
-                                                                  {"max_sentence_length", std::to_string(2 * kMaxLine)},
-                                                                  {"num_threads", "4"},
-                                                                  {"minloglevel", options.verbose ? "0" : "2"}},
-                                                                 &iterator, &model);
+  const auto status = sentencepiece::SentencePieceTrainer::Train(
+      {{"model_type", options.model_type},
+       {"vocab_size", std::to_string(options.vocab_size)},
+       {"normalization_rule_name", "identity"},
+       {"add_dummy_prefix", "false"},
+       {"remove_extra_whitespaces", "false"},
+       {"split_by_whitespace", "true"},
+       {"allow_whitespace_only_pieces", "true"},
+       {"byte_fallback", "true"},
+       {"character_coverage", std::to_string(character_coverage(lines, options.vocab_size))},
+       {"user_defined_symbols", "\n,\t"},
+       {"unk_id", "0"},
+       {"bos_id", "-1"},
+       {"eos_id", "1"},
+       {"pad_id", "-1"},
+       {"max_sentence_length", std::to_string(2 * kMaxLine)},
+       {"num_threads", "4"},
+       {"minloglevel", options.verbose ? "0" : "2"}},
+      &iterator, &model);
   if (!status.ok()) {
     throw UserError(str("cannot train a tokenizer of ", options.vocab_size, " tokens on ", lines.size(),
                         " lines of text: ", status.ToString()));
