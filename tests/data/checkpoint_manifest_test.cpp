@@ -25,7 +25,7 @@ std::string sealed(std::string body) {
   return body + kSeal + sha256_hex(body) + "\"\n}\n";
 }
 
-std::string sealed(const json& body) { return sealed(body.dump(1)); }
+std::string sealed_json(const json& body) { return sealed(body.dump(1)); }
 
 // Two tensors in two files: a [4, 4] in four quarters, b [6] whole.
 json good() {
@@ -53,11 +53,11 @@ json good() {
 }
 
 TEST(Manifest, TheGoodOneIsRead) {
-  const Manifest manifest = parse_manifest(sealed(good()));
+  const Manifest manifest = parse_manifest(sealed_json(good()));
   EXPECT_EQ(manifest.step, 5);
   EXPECT_EQ(manifest.files[1].bytes, 80);
   EXPECT_EQ(manifest.tensors[0].slices[3].offset, (std::vector<int64_t>{2, 2}));
-  EXPECT_EQ(manifest_text(manifest), sealed(good()));
+  EXPECT_EQ(manifest_text(manifest), sealed_json(good()));
 }
 
 struct Edit {
@@ -200,7 +200,7 @@ TEST(Manifest, EveryBadEditIsRefusedAndNamed) {
   for (const Edit& edit : edits()) {
     json body = good();
     edit.apply(body);
-    const std::string problem = thrown([&] { parse_manifest(body.is_object() ? sealed(body) : body.dump()); });
+    const std::string problem = thrown([&] { parse_manifest(body.is_object() ? sealed_json(body) : body.dump()); });
     EXPECT_THAT(problem, HasSubstr(edit.message)) << edit.what;
     EXPECT_FALSE(problem.empty()) << edit.what;
   }
@@ -209,7 +209,7 @@ TEST(Manifest, EveryBadEditIsRefusedAndNamed) {
 TEST(Manifest, AnotherVersionIsTheUsersBusiness) {
   json body = good();
   body["version"] = 2;
-  EXPECT_THAT(thrown<UserError>([&] { parse_manifest(sealed(body)); }), HasSubstr("format version 2"));
+  EXPECT_THAT(thrown<UserError>([&] { parse_manifest(sealed_json(body)); }), HasSubstr("format version 2"));
 }
 
 TEST(Manifest, TextsThatAreNoJsonAreRefused) {
@@ -224,7 +224,7 @@ TEST(Manifest, TextsThatAreNoJsonAreRefused) {
 }
 
 TEST(Manifest, EveryFlippedBitAndEveryCutIsFound) {
-  const std::string text = sealed(good());
+  const std::string text = sealed_json(good());
   for (size_t i = 0; i < text.size(); ++i) {
     for (int bit = 0; bit < 8; ++bit) {
       std::string bad = text;
