@@ -19,8 +19,13 @@ constexpr const char* kLatest = "latest";
 
 // Removes a folder of ours and all in it, its manifest first and durably.
 void remove_tree(const fs::path& folder) {
+  const fs::path manifest = folder / kManifestName;
   std::error_code error;
-  if (!fs::is_symlink(folder) && fs::remove(folder / kManifestName, error)) sync_folder(folder);
+  if (!fs::is_symlink(folder) && fs::exists(fs::symlink_status(manifest))) {
+    fs::remove(manifest, error);
+    if (error) throw FileError("remove", manifest, error.value());
+    sync_folder(folder);
+  }
   fs::remove_all(folder, error);
   if (error) throw FileError("remove", folder, error.value());
 }
