@@ -119,16 +119,14 @@ SaveReport save_checkpoint(Communicator& comm, const fs::path& checkpoints, int6
   crew.together([&] { check_request(step, slices, state, options); });
   // A hole or an overlap is found before anything is written.
   const auto announcements = crew.gather(announce(step, slices, nullptr).dump());
-  crew.first_does([&] {
-    for (const ManifestTensor& tensor : assemble(announcements).tensors) check_cover(tensor);
-  });
+  crew.first_does([&] { check_tensors(assemble(announcements).tensors); });
 
   const std::string nonce = crew.from_first(crew.first() ? random_nonce() : "");
-  const fs::path temporary = checkpoints / temporary_name(step, nonce), final_path = checkpoints / checkpoint_name(step);
+  const fs::path temporary = checkpoints / temporary_name(step, nonce),
+                 final_path = checkpoints / checkpoint_name(step);
   json report;
   try {
-    report["bytes"] =
-        write_all(crew, temporary, final_path, rank_file_name(comm.rank()), nonce, slices, state, step);
+    report["bytes"] = write_all(crew, temporary, final_path, rank_file_name(comm.rank()), nonce, slices, state, step);
   } catch (...) {
     // All ranks have come here and closed their files.
     std::error_code ignored;  // what cannot be removed now is a left-over that the next save removes

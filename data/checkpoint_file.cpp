@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iomanip>
 #include <numeric>
 
 #include "data/crc32c.h"
@@ -24,26 +25,29 @@ std::vector<int64_t> sizes_of(const ConstTensor& x) {
   return sizes;
 }
 
-std::string join(const std::vector<int64_t>& numbers, const char* separator) {
+// "128,0".
+std::string join(const std::vector<int64_t>& numbers) {
   std::string text;
-  for (size_t i = 0; i < numbers.size(); ++i) text += (i ? separator : "") + std::to_string(numbers[i]);
+  for (int64_t number : numbers) text += str(text.empty() ? "" : ",", number);
   return text;
 }
 
 // Makes the file with all its datasets; fills in where each one lies.
 std::vector<StoredSlice> lay_out(const std::filesystem::path& path, std::span<const TensorSlice> slices) {
   std::vector<StoredSlice> stored;
+  H5DatasetOptions reserved;
+  reserved.reserved = true;
   H5File file = H5File::create(path);
   for (const TensorSlice& slice : slices) {
     StoredSlice place = describe(slice);
     const bool whole = place.shape == slice.shape;
-    place.dataset = "/" + slice.name + (whole ? "" : "/" + join(place.offset, ","));
-    place.position =
-        file.create_dataset(place.dataset, h5_type(slice.data.dtype()), place.shape, {.reserved = true}).position();
+    const std::string offset = join(place.offset), tensor_shape = join(slice.shape);
+    place.dataset = whole ? str("/", slice.name) : str("/", slice.name, "/", offset);
+    place.position = file.create_dataset(place.dataset, h5_type(slice.data.dtype()), place.shape, reserved).position();
     if (slice.data.dtype() == DType::bf16) file.set_attribute(place.dataset, "dtype", name_of(DType::bf16));
     if (!whole) {
-      file.set_attribute(place.dataset, "offset", join(place.offset, ","));
-      file.set_attribute(place.dataset, "tensor_shape", join(slice.shape, ","));
+      file.set_attribute(place.dataset, "offset", offset);
+      file.set_attribute(place.dataset, "tensor_shape", tensor_shape);
     }
     stored.push_back(std::move(place));
   }
@@ -111,8 +115,9 @@ class Filler {
 }  // namespace
 
 std::string rank_file_name(int rank) {
-  const std::string digits = std::to_string(rank);
-  return "rank-" + std::string(digits.size() < 5 ? 5 - digits.size() : 0, '0') + digits + ".h5";
+  std::ostringstream name;
+  name << "rank-" << std::setw(5) << std::setfill('0') << rank << ".h5";
+  return name.str();
 }
 
 StoredSlice describe(const TensorSlice& slice) {

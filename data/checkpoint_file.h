@@ -27,8 +27,8 @@ void check_slice(const TensorSlice& slice);
 StoredSlice describe(const TensorSlice& slice);
 
 // Writes the slices to a new HDF5 file and returns when it is on the disk. A slice that is the whole of its tensor
-// becomes the dataset /NAME, another one /NAME/OFFSET with attributes `offset` and `tensor_shape`; bfloat16 is stored as
-// uint16 with the attribute dtype = "bfloat16".
+// becomes the dataset /NAME, another one /NAME/OFFSET with attributes `offset` and `tensor_shape`; bfloat16 is stored
+// as uint16 with the attribute dtype = "bfloat16".
 RankFile write_rank_file(const std::filesystem::path& path, std::span<const TensorSlice> slices);
 
 }  // namespace tmamba

@@ -1,6 +1,7 @@
 #include "data/checkpoint_folder.h"
 
 #include <algorithm>
+#include <iomanip>
 #include <system_error>
 
 #include "data/fs.h"
@@ -13,13 +14,18 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr std::string_view kPrefix = "step-";
-constexpr size_t kDigits = 8;
+constexpr int kDigits = 8;
 constexpr const char* kLatest = "latest";
 
 // Removes a folder of ours and all in it, its manifest first and durably.
 void remove_tree(const fs::path& folder) {
+  const fs::path manifest = folder / kManifestName;
   std::error_code error;
-  if (!fs::is_symlink(folder) && fs::remove(folder / kManifestName, error)) sync_folder(folder);
+  if (!fs::is_symlink(folder) && fs::exists(fs::symlink_status(manifest))) {
+    fs::remove(manifest, error);
+    if (error) throw FileError("remove", manifest, error.value());
+    sync_folder(folder);
+  }
   fs::remove_all(folder, error);
   if (error) throw FileError("remove", folder, error.value());
 }
@@ -44,6 +50,20 @@ bool is_left_over(const std::string& name, const std::string& nonce) {
   return !owner_of(name, ".tmp-").empty() || !owner_of(name, ".old-").empty();
 }
 
+// For file systems that cannot swap two names. recover_set_aside() mends a crash between the renames.
+void replace_by_renames(const fs::path& temporary, const fs::path& final_path, const fs::path& aside) {
+  rename_new(final_path, aside);
+  try {
+    rename_new(temporary, final_path);
+    sync_folder(final_path.parent_path());
+  } catch (...) {
+    if (fs::exists(final_path)) rename_new(final_path, temporary);
+    rename_new(aside, final_path);
+    throw;
+  }
+  rename_new(aside, temporary);
+}
+
 void remove_old(const fs::path& current, const SaveOptions& options, const std::string& nonce,
                 const std::function<void(const std::function<void()>&)>& attempt) {
   std::vector<fs::path> others = list_checkpoints(current.parent_path());
@@ -60,8 +80,9 @@ void remove_old(const fs::path& current, const SaveOptions& options, const std::
 }  // namespace
 
 std::string checkpoint_name(int64_t step) {
-  const std::string digits = std::to_string(step);
-  return std::string(kPrefix) + std::string(digits.size() < kDigits ? kDigits - digits.size() : 0, '0') + digits;
+  std::ostringstream name;
+  name << kPrefix << std::setw(kDigits) << std::setfill('0') << step;
+  return name.str();
 }
 
 std::optional<int64_t> step_of_name(const std::string& name) {
@@ -78,20 +99,23 @@ std::optional<int64_t> step_of_name(const std::string& name) {
 std::string temporary_name(int64_t step, const std::string& nonce) { return checkpoint_name(step) + ".tmp-" + nonce; }
 
 void publish_checkpoint(const fs::path& temporary, const fs::path& final_path, const std::string& nonce) {
-  if (!fs::exists(fs::symlink_status(final_path))) {
-    rename_new(temporary, final_path);
-  } else if (!exchange(temporary, final_path)) {
-    const fs::path aside = final_path.string() + ".old-" + nonce;
-    rename_new(final_path, aside);
-    try {
-      rename_new(temporary, final_path);
-    } catch (...) {
-      rename_new(aside, final_path);
-      throw;
-    }
-    rename_new(aside, temporary);
+  const bool replaces = fs::exists(fs::symlink_status(final_path));
+  if (replaces && !exchange(temporary, final_path)) {
+    replace_by_renames(temporary, final_path, final_path.string() + ".old-" + nonce);
+    return;
   }
-  sync_folder(final_path.parent_path());
+  if (!replaces) rename_new(temporary, final_path);
+  try {
+    sync_folder(final_path.parent_path());
+  } catch (...) {
+    // It may not be on the disk, so it must not be visible either.
+    if (replaces) {
+      exchange(temporary, final_path);
+    } else {
+      rename_new(final_path, temporary);
+    }
+    throw;
+  }
 }
 
 void recover_set_aside(const fs::path& checkpoints) {

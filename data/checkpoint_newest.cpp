@@ -36,9 +36,8 @@ fs::path free_damaged_name(const fs::path& path) {
 
 }  // namespace
 
-std::optional<fs::path> newest_checkpoint(
-    Communicator& comm, const fs::path& checkpoints,
-    const std::function<void(const fs::path&, const std::string&)>& on_damage) {
+std::optional<fs::path> newest_checkpoint(Communicator& comm, const fs::path& checkpoints,
+                                          const std::function<void(const fs::path&, const std::string&)>& on_damage) {
   Crew crew(comm);
   crew.first_does([&] { recover_set_aside(checkpoints); });
   while (true) {
@@ -64,8 +63,8 @@ std::optional<fs::path> newest_checkpoint(
   }
 }
 
-std::optional<fs::path> newest_checkpoint(
-    const fs::path& checkpoints, const std::function<void(const fs::path&, const std::string&)>& on_damage) {
+std::optional<fs::path> newest_checkpoint(const fs::path& checkpoints,
+                                          const std::function<void(const fs::path&, const std::string&)>& on_damage) {
   SelfCommunicator self("self");
   return newest_checkpoint(self, checkpoints, on_damage);
 }

@@ -36,18 +36,6 @@ auto or_damaged(Work&& work) {
   }
 }
 
-std::string list(std::span<const int64_t> numbers) {
-  std::string text = "[";
-  for (size_t i = 0; i < numbers.size(); ++i) text += (i ? ", " : "") + std::to_string(numbers[i]);
-  return text + "]";
-}
-
-std::string hex(uint32_t value) {
-  char text[9];
-  std::snprintf(text, sizeof text, "%08x", value);
-  return text;
-}
-
 // Part of a tensor as rows and columns; a 1-D tensor is one row.
 struct Rectangle {
   int64_t row, rows, column, columns;
@@ -159,8 +147,9 @@ std::shared_ptr<const File> CheckpointReader::Impl::file(size_t index) {
 }
 
 const ManifestTensor* CheckpointReader::Impl::find(const std::string& name) const {
-  const auto found = std::lower_bound(manifest.tensors.begin(), manifest.tensors.end(), name,
-                                      [](const ManifestTensor& tensor, const std::string& key) { return tensor.name < key; });
+  const auto found =
+      std::lower_bound(manifest.tensors.begin(), manifest.tensors.end(), name,
+                       [](const ManifestTensor& tensor, const std::string& key) { return tensor.name < key; });
   return found != manifest.tensors.end() && found->name == name ? &*found : nullptr;
 }
 
@@ -187,10 +176,10 @@ void CheckpointReader::Impl::read_slice(const ManifestTensor& tensor, size_t sli
   }
   if (trusted) return;
   if (crc != stored.crc) {
-    throw DamagedCheckpoint(str(at(stored.file), ": tensor ", tensor.name, ", slice ", list(stored.shape), " at ",
-                                list(stored.offset), ": its bytes [", stored.position, ", ",
-                                stored.position + end * width, ") have CRC32C ", hex(crc), ", the manifest says ",
-                                hex(stored.crc), ": the file is damaged"));
+    throw DamagedCheckpoint(str(at(stored.file), ": tensor ", tensor.name, ", slice ", brackets(stored.shape), " at ",
+                                brackets(stored.offset), ": its bytes [", stored.position, ", ",
+                                stored.position + end * width, ") have CRC32C ", hex8(crc), ", the manifest says ",
+                                hex8(stored.crc), ": the file is damaged"));
   }
   known.store(true);
 }
@@ -214,15 +203,16 @@ int64_t CheckpointReader::bytes() const {
 void CheckpointReader::read(const std::string& name, std::span<const int64_t> offset, const Tensor& out) const {
   const ManifestTensor* tensor = impl_->find(name);
   if (tensor == nullptr) throw Error(str(path().string(), ": has no tensor ", name));
-  const std::string where = str(path().string(), ": tensor ", name, " ", list(tensor->shape));
+  const std::string where = str(path().string(), ": tensor ", name, " ", brackets(tensor->shape));
   const size_t dims = tensor->shape.size();
   TM_CHECK(offset.size() == dims && static_cast<size_t>(out.dims()) == dims, where, " is asked for with ",
            offset.size(), " offsets and ", out.dims(), " sizes");
   std::vector<int64_t> sizes;
   for (size_t i = 0; i < dims; ++i) {
     sizes.push_back(out.size(static_cast<int>(i)));
-    TM_CHECK(offset[i] >= 0 && sizes[i] >= 0 && offset[i] <= tensor->shape[i] && sizes[i] <= tensor->shape[i] - offset[i],
-             where, ": the rectangle ", out.shape(), " at ", list(offset), " lies outside");
+    TM_CHECK(
+        offset[i] >= 0 && sizes[i] >= 0 && offset[i] <= tensor->shape[i] && sizes[i] <= tensor->shape[i] - offset[i],
+        where, ": the rectangle ", out.shape(), " at ", brackets(offset), " lies outside");
   }
   if (out.numel() == 0) return;
   const int last = out.dims() - 1;
@@ -290,9 +280,9 @@ std::vector<std::string> CheckpointReader::Impl::verify_file(size_t index) const
   }
   for (const Running& slice : slices) {
     if (slice.crc == slice.slice->crc) continue;
-    problems.push_back(str(at(index), ": tensor ", slice.tensor->name, ", slice ", list(slice.slice->shape), " at ",
-                           list(slice.slice->offset), ": CRC32C ", hex(slice.crc), ", the manifest says ",
-                           hex(slice.slice->crc), ": the file is damaged"));
+    problems.push_back(str(at(index), ": tensor ", slice.tensor->name, ", slice ", brackets(slice.slice->shape), " at ",
+                           brackets(slice.slice->offset), ": CRC32C ", hex8(slice.crc), ", the manifest says ",
+                           hex8(slice.slice->crc), ": the file is damaged"));
   }
   const std::string found = sha.hex();
   if (found != expected.sha256) {
