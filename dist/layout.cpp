@@ -32,12 +32,6 @@ TokenRange intersect(const TokenRange& a, const TokenRange& b) {
   return shared.empty() ? TokenRange{} : shared;
 }
 
-TokenRange even_slice(int64_t n, int64_t parts, int64_t index) {
-  const int64_t base = n / parts, extra = n % parts;
-  const int64_t begin = index * base + std::min(index, extra);
-  return {begin, begin + base + (index < extra ? 1 : 0)};
-}
-
 std::string cut_problem(const LayoutSpec& spec) {
   if (std::string problem = number_problem(spec); !problem.empty()) return problem;
   const auto [chunks, segments, base, extra] = cut_of(spec);

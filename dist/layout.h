@@ -29,9 +29,6 @@ struct TokenRange {
 // What two ranges share; {0, 0} where that is nothing.
 TokenRange intersect(const TokenRange& a, const TokenRange& b);
 
-// Piece `index` of [0, n) cut into `parts` pieces that differ by at most one.
-TokenRange even_slice(int64_t n, int64_t parts, int64_t index);
-
 struct LayoutSpec {
   int64_t tokens = 0;
   int ranks = 1;

@@ -4,6 +4,8 @@
 #include <numeric>
 #include <tuple>
 
+#include "dist/shard.h"
+
 namespace tmamba {
 
 namespace {
@@ -81,7 +83,7 @@ class LayerPlanner {
  private:
   Exchange exchange(bool backward, ExchangeKind kind, Collective op) const { return {layer_, backward, kind, op}; }
   bool gathers_keys() const { return transport_.keys == KeyTransport::gather; }
-  TokenRange slice(int rank) const { return even_slice(state_elements_, layout_.ranks(), rank); }
+  TokenRange slice(int rank) const { return state_slice(plan_.dims, rank); }
   // The keys of `segment` that `rank` gets: what its queries need, or all of the prefix.
   TokenRange keys_for(int rank, const Segment& segment) const {
     return gathers_keys() ? at_.attention_part(segment) : at_.keys_needed(rank, segment);
@@ -293,6 +295,11 @@ int64_t payload_bytes(const PlanDims& dims, Payload what, const TokenRange& rang
       return per_head * heads / dims.sp * dims.activation_bytes;
   }
   throw Error("unknown payload");
+}
+
+TokenRange state_slice(const PlanDims& dims, int rank) {
+  const Shard slice = shard_of(dims.head_dim * dims.head_dim, rank, dims.sp);
+  return {slice.begin, slice.end()};
 }
 
 Plan make_plan(const PlanDims& dims, const Transport& transport) {

@@ -62,7 +62,8 @@ std::vector<Exchange> required_exchanges(const Plan& plan, const LayerLayout& at
 class Needs {
  public:
   Needs(const Plan& plan, const SequenceLayout& layout, const Exchange& exchange, int rank)
-      : layout_(layout),
+      : dims_(plan.dims),
+        layout_(layout),
         at_(layout.layer(exchange.layer)),
         gather_(plan.transports[static_cast<size_t>(exchange.layer)].keys == KeyTransport::gather),
         elements_(plan.dims.head_dim * plan.dims.head_dim),
@@ -86,7 +87,7 @@ class Needs {
     for (int from = 0; from < layout_.ranks(); ++from) add(what, from, s, range);
   }
   void add_slices(Payload what, const Segment& s) {
-    for (int from = 0; from < layout_.ranks(); ++from) add(what, from, s, even_slice(elements_, layout_.ranks(), from));
+    for (int from = 0; from < layout_.ranks(); ++from) add(what, from, s, state_slice(dims_, from));
   }
 
   // The rank owns the segment: it needs what others computed for it, and the rows before it.
@@ -132,7 +133,7 @@ class Needs {
   void of_other_segment(ExchangeKind kind, const Segment& s) {
     const bool has_next = s.index + 1 < static_cast<int>(layout_.segments().size());
     const bool has_ssm_inflow = s.begin > 0 && !at_.ssm_part(s).empty();
-    const TokenRange my_slice = even_slice(elements_, layout_.ranks(), rank_);
+    const TokenRange my_slice = state_slice(dims_, rank_);
     switch (kind) {
       case ExchangeKind::keys: {
         const TokenRange range = gather_ ? at_.attention_part(s) : at_.keys_needed(rank_, s);
@@ -167,6 +168,7 @@ class Needs {
     }
   }
 
+  const PlanDims& dims_;
   const SequenceLayout& layout_;
   LayerLayout at_;
   bool gather_;

@@ -327,21 +327,5 @@ TEST(Layout, RefusalNamesTheNumberToChange) {
   EXPECT_EQ(refusal({.tokens = 1, .transpoints = {0, 1}}), "accepted");  // one rank, one segment: no halo to hand over
 }
 
-TEST(Layout, EvenSliceCoversInOrder) {
-  for (int64_t n : {0, 1, 7, 64, 9216}) {
-    for (int64_t parts : {1, 2, 5, 12}) {
-      int64_t at = 0, shortest = n, longest = 0;
-      for (int64_t i = 0; i < parts; ++i) {
-        const TokenRange piece = even_slice(n, parts, i);
-        EXPECT_EQ(piece.begin, at);
-        at = piece.end;
-        shortest = std::min(shortest, piece.size()), longest = std::max(longest, piece.size());
-      }
-      EXPECT_EQ(at, n);
-      EXPECT_LE(longest - shortest, 1);
-    }
-  }
-}
-
 }  // namespace
 }  // namespace tmamba

@@ -148,7 +148,7 @@ class ScanSimulation {
       return scanned_by(owner, k, i);
     }
     for (int from = 0; from < layout_.ranks(); ++from) {
-      if (!even_slice(elements_, layout_.ranks(), from).contains(i)) continue;
+      if (!state_slice(plan_.dims, from).contains(i)) continue;
       receive(from, backward_ ? ExchangeKind::adjoint_slices : ExchangeKind::state_slices);
       if (from != owner) {
         EXPECT_TRUE(returns_slice(owner, from, k, i)) << "segment " << k << " element " << i;
