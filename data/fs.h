@@ -1,5 +1,5 @@
-// Files and folders that survive a crash: every call checked, the path and the cause in the message, and the fsyncs that
-// make a write or a rename durable.
+// Files and folders that survive a crash: every call checked, the path and the cause in the message, and the fsyncs
+// that make a write or a rename durable.
 #pragma once
 
 #include <cstddef>

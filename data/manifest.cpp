@@ -1,5 +1,7 @@
 #include "data/manifest.h"
 
+#include <cstdio>
+
 #include "data/sha256.h"
 
 namespace tmamba {
@@ -15,12 +17,6 @@ constexpr std::string_view kSealEnd = "\"\n}\n";
 constexpr size_t kSealBytes = kSealBegin.size() + 64 + kSealEnd.size();
 constexpr int kMaxDepth = 64;
 
-std::string hex8(uint32_t value) {
-  char text[9];
-  std::snprintf(text, sizeof text, "%08x", value);
-  return text;
-}
-
 // The value of a member of exactly this kind. `where` is for messages.
 const json& member(const json& object, const char* key, const std::string& where) {
   const auto found = object.find(key);
@@ -30,7 +26,8 @@ const json& member(const json& object, const char* key, const std::string& where
 
 int64_t integer(const json& value, const std::string& where) {
   if (!value.is_number_integer()) throw Error(str(where, " is not an integer"));
-  if (value.is_number_unsigned() && value.get<uint64_t>() > uint64_t{INT64_MAX}) throw Error(str(where, " is too large"));
+  if (value.is_number_unsigned() && value.get<uint64_t>() > uint64_t{INT64_MAX})
+    throw Error(str(where, " is too large"));
   return value.get<int64_t>();
 }
 
@@ -51,7 +48,8 @@ const json& object_of(const json& value, size_t members, const std::string& wher
 }
 
 std::vector<int64_t> sizes(const json& value, const std::string& where) {
-  if (array(value, where).empty() || value.size() > 2) throw Error(str(where, " has ", value.size(), " numbers, not 1 or 2"));
+  if (array(value, where).empty() || value.size() > 2)
+    throw Error(str(where, " has ", value.size(), " numbers, not 1 or 2"));
   std::vector<int64_t> out;
   for (const json& size : value) out.push_back(integer(size, where));
   return out;
@@ -130,6 +128,23 @@ json parse_json(std::string_view text) {
 
 }  // namespace
 
+std::string hex8(uint32_t value) {
+  char text[9];
+  std::snprintf(text, sizeof text, "%08x", value);
+  return text;
+}
+
+void check_state(const json& state) {
+  try {
+    // NaN and infinity are written as null without a word.
+    const json wrapped = {{"state", state}};  // as deep as it will be in the manifest
+    if (parse_json(wrapped.dump()) == wrapped) return;
+  } catch (const json::exception& error) {
+    throw Error(str("the state of the run cannot be written as JSON: ", error.what()));
+  }
+  throw Error("the state of the run cannot be written as JSON: it holds a number that is not finite");
+}
+
 std::string manifest_text(const Manifest& manifest) {
   json body = {{"format", kFormat}, {"version", kVersion}, {"step", manifest.step}, {"state", manifest.state}};
   json& files = body["files"] = json::array();
@@ -145,12 +160,8 @@ std::string manifest_text(const Manifest& manifest) {
                        {"shape", tensor.shape},
                        {"slices", std::move(slices)}});
   }
-  std::string text;
-  try {
-    text = body.dump(1);
-  } catch (const json::exception& error) {
-    throw Error(str("the state of the run cannot be written as JSON: ", error.what()));
-  }
+  check_state(manifest.state);
+  std::string text = body.dump(1);
   text.resize(text.size() - 2);  // "\n}"
   return str(text, kSealBegin, sha256_hex(text), kSealEnd);
 }
@@ -166,6 +177,7 @@ Manifest parse_manifest(std::string_view text) {
                         ": use the program that wrote it"));
   }
   object_of(body, 7, "the file");
+  member(body, "state", "the file");
   Manifest manifest{.step = integer(member(body, "step", "the file"), "step"),
                     .state = std::move(body["state"]),
                     .files = {},
