@@ -6,6 +6,8 @@
 
 #include "data/loader.h"
 #include "data/tokenizer.h"
+#include "dist/grad_reducer.h"
+#include "dist/mesh.h"
 #include "dist/world.h"
 #include "launch/config.h"
 #include "launch/evaluator.h"
@@ -56,6 +58,9 @@ class Trainer {
   void write_sample();
   void save();
   void finish();
+  bool reduces(int64_t micro) const;
+  void reduce_bucket(int bucket, int64_t micro);
+  std::vector<ConstTensor> counted_gradients() const;
   bool wants_to_stop() const;
   bool pending_stop();
   int stop_for_signal();
@@ -65,7 +70,7 @@ class Trainer {
 
   RunConfig config_;
   World& world_;
-  Communicator& dp_;
+  Mesh mesh_;
   bool main_;  // rank 0: prints and writes logs
   std::unique_ptr<Ops> ops_;
   std::unique_ptr<TokenFile> train_file_, valid_file_;
@@ -80,7 +85,9 @@ class Trainer {
   Buffer params_buffer_, grads_buffer_, token_buffer_, sum_buffer_;
   Tensor params_, grads_;
   std::unique_ptr<TransMamba> model_;
+  std::unique_ptr<GradReducer> reducer_;
   std::unique_ptr<Optimizer> optimizer_;
+  std::vector<Tensor> gradients_;  // of what the optimizer owns
   std::unique_ptr<Loader> loader_;
   std::unique_ptr<RunFolder> folder_;
   RunState state_;
