@@ -221,7 +221,7 @@ FileHandle::~FileHandle() {
 
 DatasetHandle::~DatasetHandle() {
   const Guard guard;
-  const bool written = file->id >= 0 && !file->reading;
+  const bool written = chunked && file->id >= 0 && !file->reading;
   if (written && H5Dflush(id) < 0) file->abandon("cannot be written (" + error_stack() + ")");
   if (!file->abandoned.empty()) id.leak();
   id.close();
@@ -339,6 +339,8 @@ H5File H5File::create(const std::filesystem::path& path) {
   const Id access = handle->own(H5Pcreate(H5P_FILE_ACCESS), H5Pclose, "cannot create the file");
   handle->check(H5Pset_fapl_sec2(access), "cannot create the file");
   handle->check(H5Pset_fclose_degree(access, H5F_CLOSE_STRONG), "cannot create the file");
+  // Contiguous data is written at once, so that closing a dataset writes nothing, see FileHandle::abandon.
+  handle->check(H5Pset_sieve_buf_size(access, 0), "cannot create the file");
   handle->check(H5Pset_libver_bounds(access, H5F_LIBVER_EARLIEST, H5F_LIBVER_V18), "cannot create the file");
   handle->id =
       handle->own(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access), H5Fclose, "cannot create the file");
@@ -404,6 +406,7 @@ H5Dataset H5File::create_dataset(const std::string& name, H5Type type, std::vect
   auto dataset = std::make_shared<DatasetHandle>();
   dataset->file = handle_;
   dataset->name = name;
+  dataset->chunked = !options.chunk.empty();
   dataset->id =
       file.own(H5Dcreate2(file.open_id(), name.c_str(), h5_detail::file_type(type), space, links, properties, access),
                H5Dclose, what);

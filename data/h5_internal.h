@@ -75,6 +75,7 @@ struct FileHandle {
 struct DatasetHandle {
   std::shared_ptr<FileHandle> file;
   std::string name;
+  bool chunked = false;  // chunks may wait in memory to be written
   Id id;
 
   ~DatasetHandle();
