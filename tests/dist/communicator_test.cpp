@@ -380,10 +380,11 @@ TEST_F(Communicators, MessagesOfUnequalPairs) {
 }
 
 TEST_F(Communicators, MessagesInChunksOfAnySize) {
+  const auto watchdog = std::make_shared<Watchdog>(rank_, test_world().hosts());
   for (int64_t chunk : {5, 64, 424, 100000}) {
     MPI_Comm raw = MPI_COMM_NULL;
     ASSERT_EQ(MPI_Comm_dup(MPI_COMM_WORLD, &raw), MPI_SUCCESS);
-    MpiCommunicator chunked(raw, "chunked", std::make_shared<MpiProgress>(chunk));
+    MpiCommunicator chunked(raw, "chunked", std::make_shared<MpiProgress>(chunk, watchdog));
     Vector v(53, DType::f64, [&](int64_t i) { return static_cast<double>(rank_ + i); });
     Vector all(53 * size_, DType::f64);
     const std::vector<int64_t> counts(static_cast<size_t>(size_), 53);

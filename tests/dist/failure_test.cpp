@@ -119,5 +119,57 @@ TEST(Failure, TasksThatDoNotSeeEachOtherAreRefused) {
   EXPECT_PRINTED(outcome, "the launcher started 8 tasks", 1);
 }
 
+// The watchdog, with a time limit of a second or two. Each job has four ranks.
+
+void expect_hang(const Outcome& outcome) {
+  EXPECT_EQ(outcome.exit_code, 1) << outcome.output;
+  EXPECT_PRINTED(outcome, "hang: rank ", 1);
+  EXPECT_LT(outcome.seconds, kTimeLimit);
+}
+
+TEST(Hang, ASlowRankIsNoHang) {
+  const Outcome outcome = run_job(4, "hang_not_at_all");
+  EXPECT_EQ(outcome.exit_code, 0);
+  EXPECT_EQ(outcome.output, "");
+}
+
+TEST(Hang, ARankThatDoesNotArriveIsNamed) {
+  const Outcome outcome = run_job(4, "hang_asleep");
+  expect_hang(outcome);
+  EXPECT_PRINTED(outcome, ": all_reduce #6 (20000 bytes) on \"world\" is not done after", 1);
+  EXPECT_PRINTED(outcome, "  rank 2 on ", 1);
+  EXPECT_PRINTED(outcome, ": did not arrive, for ", 1);
+  for (const char* innocent : {"  rank 0", "  rank 1", "  rank 3"}) EXPECT_PRINTED(outcome, innocent, 0);
+}
+
+TEST(Hang, AFrozenProcessIsNamed) {
+  const Outcome outcome = run_job(4, "hang_stopped");
+  expect_hang(outcome);
+  EXPECT_PRINTED(outcome, "  rank 2 on ", 1);
+  EXPECT_PRINTED(outcome, ": its process has stopped", 1);
+}
+
+TEST(Hang, TheCauseIsFoundThroughRanksThatWaitThemselves) {
+  const Outcome outcome = run_job(4, "hang_by_chain");
+  expect_hang(outcome);
+  EXPECT_PRINTED(outcome, "  rank 2 on ", 1);
+  for (const char* innocent : {"  rank 0", "  rank 1", "  rank 3"}) EXPECT_PRINTED(outcome, innocent, 0);
+}
+
+TEST(Hang, DifferentOperationsAreNamed) {
+  const Outcome outcome = run_job(4, "hang_other_operation");
+  expect_hang(outcome);
+  EXPECT_PRINTED(outcome, "broadcast #6 (20000 bytes) on \"world\"", 1);
+  EXPECT_PRINTED(outcome, "all_reduce #6 (20000 bytes) on \"world\"", 1);
+  EXPECT_PRINTED(outcome, "the same operations in the same order", 1);
+}
+
+TEST(Hang, RanksThatWaitForEachOtherAreListed) {
+  const Outcome outcome = run_job(4, "hang_in_a_circle");
+  expect_hang(outcome);
+  EXPECT_PRINTED(outcome, "the ranks wait for each other", 1);
+  for (const char* rank : {"  rank 0", "  rank 1", "  rank 2", "  rank 3"}) EXPECT_PRINTED(outcome, rank, 1);
+}
+
 }  // namespace
 }  // namespace tmamba
