@@ -110,9 +110,15 @@ std::string label(const DatasetHandle& dataset) { return dataset.file->path.stri
 
 Id dataset_properties(const FileHandle& file, const std::string& name, const H5DatasetOptions& options) {
   Id list = file.own(H5Pcreate(H5P_DATASET_CREATE), H5Pclose, "cannot describe " + name);
+  // Times would make two files with the same content differ.
+  file.check(H5Pset_obj_track_times(list, false), "cannot describe " + name);
   if (options.chunk.empty()) {
     TM_CHECK(!options.growable && !options.fletcher32 && options.deflate == 0, name,
              ": filters and growth need chunks");
+    if (options.reserved) {
+      file.check(H5Pset_alloc_time(list, H5D_ALLOC_TIME_EARLY), "cannot reserve the place of " + name);
+      file.check(H5Pset_fill_time(list, H5D_FILL_TIME_NEVER), "cannot reserve the place of " + name);
+    }
     return list;
   }
   const std::string what = "cannot set the chunks or filters of " + name;
@@ -284,6 +290,15 @@ void H5Dataset::grow(int64_t rows) {
   handle_->file->open_id();
   handle_->file->check(H5Dset_extent(handle_->id, to_hsize(shape).data()), "cannot extend " + name());
   info_.shape = shape;
+}
+
+int64_t H5Dataset::position() const {
+  const Guard guard;
+  const FileHandle& file = *handle_->file;
+  file.open_id();
+  const haddr_t address = H5Dget_offset(handle_->id);
+  if (address == HADDR_UNDEF) file.fail("has no place for " + name());
+  return static_cast<int64_t>(address);
 }
 
 // --- H5File

@@ -44,6 +44,7 @@ struct H5DatasetOptions {
   bool fletcher32 = false;     // needs chunks
   int deflate = 0;             // 1..9, with the shuffle filter; needs chunks
   int64_t cache_bytes = 0;     // chunk cache; 0: the library's default (1 MiB)
+  bool reserved = false;       // takes its place in the file now, for bytes written at position(); contiguous only
 };
 
 namespace h5_detail {
@@ -65,6 +66,8 @@ class H5Dataset {
   void write(std::span<const int64_t> offset, const ConstTensor& data);
   // Makes the first dimension `rows` long.
   void grow(int64_t rows);
+  // Where in the file the data starts, row-major and without gaps. Only for a dataset that was made `reserved`.
+  int64_t position() const;
 
  private:
   friend class H5File;
@@ -105,6 +108,8 @@ class H5File {
   bool has_attribute(const std::string& object, const std::string& name) const;
   std::string string_attribute(const std::string& object, const std::string& name) const;
   int64_t int_attribute(const std::string& object, const std::string& name) const;
+  // A one-dimensional list, of at most 65536 numbers.
+  std::vector<int64_t> int_list_attribute(const std::string& object, const std::string& name) const;
   double double_attribute(const std::string& object, const std::string& name) const;
   std::vector<std::string> attributes(const std::string& object) const;
 

@@ -11,6 +11,7 @@ using h5_detail::Guard;
 using h5_detail::Id;
 
 constexpr size_t kMaxString = size_t{64} << 10;  // what the old file format can hold
+constexpr hssize_t kMaxList = 1 << 16;
 
 std::string label(const std::string& object, const std::string& name) {
   return "attribute " + name + (object == "/" ? "" : " of " + object);
@@ -33,7 +34,7 @@ struct OpenAttribute {
 };
 
 OpenAttribute open_attribute(const FileHandle& file, const std::string& object, const std::string& name,
-                             H5T_class_t wanted, const char* kind) {
+                             H5T_class_t wanted, const char* kind, H5S_class_t extent = H5S_SCALAR) {
   const std::string what = "cannot read " + label(object, name);
   OpenAttribute out;
   out.object = h5_detail::open_object(file, object, H5O_TYPE_UNKNOWN);
@@ -43,10 +44,10 @@ OpenAttribute open_attribute(const FileHandle& file, const std::string& object, 
   out.id = file.own(H5Aopen(out.object, name.c_str(), H5P_DEFAULT), H5Aclose, what);
   out.type = file.own(H5Aget_type(out.id), H5Tclose, what);
   const Id space = file.own(H5Aget_space(out.id), H5Sclose, what);
-  const bool scalar = H5Sget_simple_extent_type(space) == H5S_SCALAR;
+  const bool fits = H5Sget_simple_extent_type(space) == extent && H5Sget_simple_extent_npoints(space) <= kMaxList;
   const bool variable =
       wanted == H5T_STRING && H5Tget_class(out.type) == H5T_STRING && H5Tis_variable_str(out.type) != 0;
-  if (!scalar || variable || H5Tget_class(out.type) != wanted || H5Tget_size(out.type) > kMaxString) {
+  if (!fits || variable || H5Tget_class(out.type) != wanted || H5Tget_size(out.type) > kMaxString) {
     throw UserError(str(file.path.string(), ": ", label(object, name), " is not ", kind));
   }
   return out;
@@ -94,6 +95,15 @@ int64_t H5File::int_attribute(const std::string& object, const std::string& name
   int64_t value = 0;
   handle_->check(H5Aread(attribute.id, H5T_NATIVE_INT64, &value), "cannot read " + label(object, name));
   return value;
+}
+
+std::vector<int64_t> H5File::int_list_attribute(const std::string& object, const std::string& name) const {
+  const Guard guard;
+  const auto attribute = open_attribute(*handle_, object, name, H5T_INTEGER, "a list of integers", H5S_SIMPLE);
+  const Id space = handle_->own(H5Aget_space(attribute.id), H5Sclose, "cannot read " + label(object, name));
+  std::vector<int64_t> values(static_cast<size_t>(H5Sget_simple_extent_npoints(space)));
+  handle_->check(H5Aread(attribute.id, H5T_NATIVE_INT64, values.data()), "cannot read " + label(object, name));
+  return values;
 }
 
 double H5File::double_attribute(const std::string& object, const std::string& name) const {

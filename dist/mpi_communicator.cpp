@@ -2,6 +2,7 @@
 
 #include <cstring>
 #include <exception>
+#include <numeric>
 #include <utility>
 
 #include "dist/collective_args.h"
@@ -16,9 +17,14 @@ namespace tmamba {
 namespace {
 
 // Every MPI library has tags to 32767. One is for send_recv, the others go round among the collectives, so that the
-// stages of those in flight together are told apart.
+// stages of those in flight together are told apart. The kind of operation is part of the tag: ranks that issue
+// different ones wait for each other, which the watchdog explains, and never take each other's data.
 constexpr int kSendRecvTag = 0;
-constexpr int64_t kCollectiveTags = 32767;
+constexpr int64_t kTagRounds = 32767 / kCollectives;
+
+int collective_tag(Collective op, int64_t number) {
+  return static_cast<int>(1 + number % kTagRounds * kCollectives + static_cast<int64_t>(op));
+}
 
 // Up to this many bytes every rank sends all of its tensor to all others: one round of messages in place of two.
 constexpr int64_t kSmallAllReduce = 8192;
@@ -48,6 +54,19 @@ void copy_bytes(const Tensor& to, const ConstTensor& from) {
   if (to.numel() > 0 && to.raw() != from.raw()) std::memmove(to.raw(), from.raw(), static_cast<size_t>(from.bytes()));
 }
 
+std::vector<int> world_ranks(MPI_Comm comm, int size, const std::string& where) {
+  std::vector<int> ranks(at(size)), of_world(at(size));
+  std::iota(ranks.begin(), ranks.end(), 0);
+  MPI_Group group = MPI_GROUP_NULL, world = MPI_GROUP_NULL;
+  check_mpi(MPI_Comm_group(comm, &group), "MPI_Comm_group", where);
+  check_mpi(MPI_Comm_group(MPI_COMM_WORLD, &world), "MPI_Comm_group", where);
+  check_mpi(MPI_Group_translate_ranks(group, size, ranks.data(), world, of_world.data()), "MPI_Group_translate_ranks",
+            where);
+  MPI_Group_free(&group);
+  MPI_Group_free(&world);
+  return of_world;
+}
+
 }  // namespace
 
 MpiCommunicator::MpiCommunicator(MPI_Comm comm, std::string name, std::shared_ptr<MpiProgress> progress)
@@ -57,6 +76,7 @@ MpiCommunicator::MpiCommunicator(MPI_Comm comm, std::string name, std::shared_pt
   check_mpi(MPI_Comm_set_name(comm_, name_.c_str()), "MPI_Comm_set_name", where);
   check_mpi(MPI_Comm_rank(comm_, &rank_), "MPI_Comm_rank", where);
   check_mpi(MPI_Comm_size(comm_, &size_), "MPI_Comm_size", where);
+  watched_ = progress_->watchdog().watch(name_, world_ranks(comm_, size_, where));
 }
 
 MpiCommunicator::~MpiCommunicator() {
@@ -66,17 +86,24 @@ MpiCommunicator::~MpiCommunicator() {
   if (!finalized && progress_->clean() && std::uncaught_exceptions() == 0) MPI_Comm_free(&comm_);
 }
 
-MpiOperationPtr MpiCommunicator::begin(Collective op, int64_t received_bytes) {
+MpiOperationPtr MpiCommunicator::begin(Collective op, int64_t bytes, int64_t received_bytes) {
   ++traffic_.calls[static_cast<size_t>(op)];
   traffic_.bytes[static_cast<size_t>(op)] += received_bytes;
+  return begin_uncounted(op, bytes);
+}
+
+MpiOperationPtr MpiCommunicator::begin_uncounted(Collective op, int64_t bytes) {
   auto operation = std::make_shared<MpiOperation>();
   operation->label = str(name_of(op), " #", ++sequence_, " on \"", name_, "\", rank ", rank_, " of ", size_);
+  operation->watched = watched_;
+  operation->record = {sequence_, op, bytes};
   operation->comm = comm_;
-  operation->tag = op == Collective::send_recv ? kSendRecvTag : static_cast<int>(1 + next_tag_++ % kCollectiveTags);
+  operation->tag = op == Collective::send_recv ? kSendRecvTag : collective_tag(op, next_tag_++);
   return operation;
 }
 
 Work MpiCommunicator::start(const MpiOperationPtr& operation) {
+  progress_->watchdog().started(watched_, operation->record);
   progress_->start(operation);
   if (operation->done()) return {};
   return Work(std::make_unique<MpiWork>(progress_, operation));
@@ -116,7 +143,7 @@ void MpiCommunicator::add_all_gather(const MpiOperationPtr& operation, Tensor ou
 Work MpiCommunicator::all_reduce(Tensor x, ReduceOp op) {
   const CallSite site{*this, Collective::all_reduce};
   check_tensor(site, "tensor", x, Device::cpu);
-  const auto operation = begin(site.op, ring_bytes(site.op, x.bytes(), size_));
+  const auto operation = begin(site.op, x.bytes(), ring_bytes(site.op, x.bytes(), size_));
   if (x.bytes() <= kSmallAllReduce) {
     const auto all = Tensor(operation->take_scratch(x.bytes() * size_), {size_, x.numel()}, x.dtype());
     add_all_gather(operation, all, x, std::vector<int64_t>(at(size_), x.numel()));
@@ -141,7 +168,7 @@ Work MpiCommunicator::reduce_scatter(Tensor out, ConstTensor in, std::span<const
   check_tensor(site, "input", in, Device::cpu);
   check_counts(site, "the input", in, counts);
   check_piece(site, in, out, counts);
-  const auto operation = begin(site.op, ring_bytes(site.op, in.bytes(), size_));
+  const auto operation = begin(site.op, in.bytes(), ring_bytes(site.op, in.bytes(), size_));
   add_reduce_scatter(operation, out, in, {counts.begin(), counts.end()}, ReduceOp::sum);
   return start(operation);
 }
@@ -152,7 +179,7 @@ Work MpiCommunicator::all_gather(Tensor out, ConstTensor in, std::span<const int
   check_tensor(site, "input", in, Device::cpu);
   check_counts(site, "the output", out, counts);
   check_piece(site, out, in, counts);
-  const auto operation = begin(site.op, ring_bytes(site.op, out.bytes(), size_));
+  const auto operation = begin(site.op, out.bytes(), ring_bytes(site.op, out.bytes(), size_));
   add_all_gather(operation, out, in, {counts.begin(), counts.end()});
   return start(operation);
 }
@@ -162,7 +189,7 @@ Work MpiCommunicator::broadcast(Tensor x, int root) {
   const CallSite site{*this, Collective::broadcast};
   check_peer(site, "the root", root);
   check_tensor(site, "tensor", x, Device::cpu);
-  const auto operation = begin(site.op, rank_ == root ? 0 : x.bytes());
+  const auto operation = begin(site.op, x.bytes(), rank_ == root ? 0 : x.bytes());
   const int from_root = (rank_ - root + size_) % size_;
   int lowest_bit = 1;
   while (lowest_bit < size_ && (from_root & lowest_bit) == 0) lowest_bit *= 2;
@@ -192,7 +219,7 @@ Work MpiCommunicator::all_to_all(Tensor out, std::span<const int64_t> out_counts
                     out_counts[at(rank_)]));
   }
   const int64_t own = out_counts[at(rank_)] * static_cast<int64_t>(size_of(out.dtype()));
-  const auto operation = begin(site.op, out.bytes() - own);
+  const auto operation = begin(site.op, out.bytes(), out.bytes() - own);
   operation->stages.push_back(
       [=, this, out_counts = std::vector(out_counts.begin(), out_counts.end()),
        in_counts = std::vector(in_counts.begin(), in_counts.end())](const MpiOperationPtr& self) {
@@ -217,8 +244,9 @@ Work MpiCommunicator::send_recv(std::span<const Message> messages) {
     check_tensor(site, "sent tensor", message.send, Device::cpu);
     if (message.peer != rank_) received += message.recv.bytes();
   }
-  const auto operation = begin(site.op, received);
+  const auto operation = begin(site.op, received, received);
   const auto copies = match_self_messages(site, messages);
+  // By reference: the first stage of an operation runs within start().
   operation->stages.push_back([&, this](const MpiOperationPtr& self) {
     for (const Message& message : messages) {
       if (message.peer != rank_) progress_->receive(self, message.recv.raw(), message.recv.bytes(), message.peer);
@@ -231,18 +259,26 @@ Work MpiCommunicator::send_recv(std::span<const Message> messages) {
   return start(operation);
 }
 
-void MpiCommunicator::barrier() {
-  const auto operation = begin(Collective::barrier, 0);
+void MpiCommunicator::add_barrier(const MpiOperationPtr& operation) {
   operation->stages.push_back([this](const MpiOperationPtr& self) {
     MPI_Request request = MPI_REQUEST_NULL;
     check_mpi(MPI_Ibarrier(comm_, &request), "MPI_Ibarrier", self->label);
     progress_->add_request(self, request);
   });
+}
+
+void MpiCommunicator::barrier() {
+  const auto operation = begin(Collective::barrier, 0, 0);
+  add_barrier(operation);
   start(operation).wait();
 }
 
 std::unique_ptr<Communicator> MpiCommunicator::split(int color, int key, const std::string& name) {
   if (color < 0) throw Error(str("split of \"", name_, "\", rank ", rank_, ", with the negative color ", color));
+  // MPI_Comm_split blocks out of sight of the watchdog: meet the others, and finish all messages, before it.
+  const auto meeting = begin_uncounted(Collective::barrier, 0);
+  add_barrier(meeting);
+  start(meeting).wait();
   progress_->drain();
   const std::string where = str("split of \"", name_, "\" into \"", name, "\", rank ", rank_);
   MPI_Comm comm = MPI_COMM_NULL;

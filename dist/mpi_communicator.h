@@ -35,9 +35,11 @@ class MpiCommunicator final : public Communicator {
   std::unique_ptr<Communicator> split(int color, int key, const std::string& name) override;
 
  private:
-  // Counts the call and prepares an operation with a tag of its own.
-  MpiOperationPtr begin(Collective op, int64_t received_bytes);
+  // Prepares an operation on `bytes` with a tag of its own, and counts what it receives.
+  MpiOperationPtr begin(Collective op, int64_t bytes, int64_t received_bytes);
+  MpiOperationPtr begin_uncounted(Collective op, int64_t bytes);
   Work start(const MpiOperationPtr& operation);
+  void add_barrier(const MpiOperationPtr& operation);
   // Adds the stages that leave the sum over ranks of each rank's piece of `in` in `out`, on the piece's owner.
   void add_reduce_scatter(const MpiOperationPtr& operation, Tensor out, ConstTensor in, std::vector<int64_t> counts,
                           ReduceOp op);
@@ -47,6 +49,7 @@ class MpiCommunicator final : public Communicator {
   MPI_Comm comm_;
   std::string name_;
   std::shared_ptr<MpiProgress> progress_;
+  Watchdog::Handle watched_;
   int rank_ = 0;
   int size_ = 1;
   int64_t sequence_ = 0;

@@ -12,7 +12,8 @@ std::byte* MpiOperation::take_scratch(int64_t bytes) {
   return scratch.back().get();
 }
 
-MpiProgress::MpiProgress(int64_t chunk_bytes) : chunk_bytes_(chunk_bytes) {
+MpiProgress::MpiProgress(int64_t chunk_bytes, std::shared_ptr<Watchdog> watchdog)
+    : chunk_bytes_(chunk_bytes), watchdog_(std::move(watchdog)) {
   TM_CHECK(chunk_bytes > 0 && chunk_bytes <= INT32_MAX, "messages cannot travel in chunks of ", chunk_bytes, " bytes");
 }
 
@@ -23,6 +24,12 @@ void MpiProgress::start(const MpiOperationPtr& operation) {
 }
 
 void MpiProgress::wait(const MpiOperationPtr& operation) {
+  if (operation->done()) return;
+  struct Waiting {
+    Waiting(Watchdog& dog, const MpiOperation& op) : watchdog(dog) { watchdog.wait_begins(op.watched, op.record); }
+    ~Waiting() { watchdog.wait_ends(); }
+    Watchdog& watchdog;
+  } const waiting(*watchdog_, *operation);
   while (!operation->done()) {
     check_alive();
     progress(/*block=*/true);
@@ -31,7 +38,7 @@ void MpiProgress::wait(const MpiOperationPtr& operation) {
 
 void MpiProgress::drain() {
   check_alive();
-  while (!requests_.empty()) progress(/*block=*/true);
+  while (!posted_.empty()) wait(MpiOperationPtr(posted_.front().operation));
 }
 
 void MpiProgress::abandon(const MpiOperationPtr& operation) noexcept {

@@ -13,6 +13,8 @@
 #include <string>
 #include <vector>
 
+#include "dist/watchdog.h"
+
 namespace tmamba {
 
 struct MpiOperation;
@@ -22,6 +24,8 @@ struct MpiOperation {
   using Stage = std::function<void(const MpiOperationPtr&)>;
 
   std::string label;  // "all_reduce #12 on "sp", rank 1 of 4", for messages
+  Watchdog::Handle watched;
+  OperationRecord record;
   MPI_Comm comm = MPI_COMM_NULL;
   int tag = 0;
   std::vector<Stage> stages;
@@ -40,7 +44,7 @@ struct MpiOperation {
 class MpiProgress {
  public:
   // Messages travel in chunks of at most `chunk_bytes`, because MPI counts are 32-bit.
-  explicit MpiProgress(int64_t chunk_bytes);
+  MpiProgress(int64_t chunk_bytes, std::shared_ptr<Watchdog> watchdog);
 
   // Runs the first stages of an operation, and moves the others along without blocking.
   void start(const MpiOperationPtr& operation);
@@ -60,6 +64,7 @@ class MpiProgress {
 
   // Nothing in flight, nothing given up: MPI may be finalized.
   bool clean() const { return requests_.empty() && failure_.empty(); }
+  Watchdog& watchdog() { return *watchdog_; }
   // Throws the first failure again, if there was one.
   void check_alive() const;
 
@@ -78,6 +83,7 @@ class MpiProgress {
   [[noreturn]] void fail(const std::string& message);
 
   int64_t chunk_bytes_;
+  std::shared_ptr<Watchdog> watchdog_;
   std::vector<MPI_Request> requests_;  // beside posted_
   std::vector<Posted> posted_;
   std::vector<int> indices_;

@@ -298,7 +298,7 @@ int64_t payload_bytes(const PlanDims& dims, Payload what, const TokenRange& rang
 }
 
 TokenRange state_slice(const PlanDims& dims, int rank) {
-  const Shard slice = shard_of(dims.head_dim * dims.head_dim, rank, dims.sp);
+  const Slice slice = shard_of(dims.head_dim * dims.head_dim, rank, dims.sp);
   return {slice.begin, slice.end()};
 }
 

@@ -9,30 +9,30 @@
 namespace tmamba {
 
 // Elements [begin, begin + count) of a range.
-struct Shard {
+struct Slice {
   int64_t begin = 0;
   int64_t count = 0;
   constexpr int64_t end() const { return begin + count; }
-  friend constexpr bool operator==(const Shard&, const Shard&) = default;
+  friend constexpr bool operator==(const Slice&, const Slice&) = default;
 };
 
 // Part `index` of [0, total) cut into `parts` consecutive parts whose sizes differ by at most one, larger ones first.
-constexpr Shard shard_of(int64_t total, int64_t index, int64_t parts) {
+constexpr Slice shard_of(int64_t total, int64_t index, int64_t parts) {
   const int64_t base = total / parts, larger = total % parts;
   return {index * base + std::min(index, larger), base + (index < larger ? 1 : 0)};
 }
 
 // The same in parts of equal size; throws where `parts` does not divide `total`.
-constexpr Shard exact_shard_of(int64_t total, int64_t index, int64_t parts) {
+constexpr Slice exact_shard_of(int64_t total, int64_t index, int64_t parts) {
   if (parts <= 0 || total % parts != 0) {
     throw Error(str("cannot cut ", total, " into ", parts, " equal parts: ", parts, " does not divide it"));
   }
   return {index * (total / parts), total / parts};
 }
 
-static_assert(shard_of(10, 0, 4) == Shard{0, 3} && shard_of(10, 1, 4) == Shard{3, 3});
-static_assert(shard_of(10, 2, 4) == Shard{6, 2} && shard_of(10, 3, 4) == Shard{8, 2});
-static_assert(shard_of(2, 1, 4) == Shard{1, 1} && shard_of(2, 3, 4) == Shard{2, 0});
+static_assert(shard_of(10, 0, 4) == Slice{0, 3} && shard_of(10, 1, 4) == Slice{3, 3});
+static_assert(shard_of(10, 2, 4) == Slice{6, 2} && shard_of(10, 3, 4) == Slice{8, 2});
+static_assert(shard_of(2, 1, 4) == Slice{1, 1} && shard_of(2, 3, 4) == Slice{2, 0});
 static_assert(exact_shard_of(12, 2, 4).begin == 6);
 static_assert(shard_of(int64_t{1} << 40, 7, 8).end() == int64_t{1} << 40);
 

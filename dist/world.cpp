@@ -13,6 +13,7 @@
 
 #include "dist/mpi_check.h"
 #include "dist/mpi_communicator.h"
+#include "dist/print_line.h"
 #include "dist/self_communicator.h"
 #include "kernels/base/rng.h"
 
@@ -20,18 +21,8 @@ namespace tmamba {
 
 namespace {
 
+namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
-
-// In one write, so that lines of different ranks do not mix.
-void print_line(const std::string& line) {
-  const std::string text = line + "\n";
-  size_t done = 0;
-  while (done < text.size()) {
-    const ssize_t n = ::write(STDERR_FILENO, text.data() + done, text.size() - done);
-    if (n <= 0) return;
-    done += static_cast<size_t>(n);
-  }
-}
 
 // Who this process is, for an error on a thread that has no World at hand. Written once, before threads start.
 std::string& own_name() {
@@ -67,6 +58,21 @@ void refuse_separate_tasks() {
   }
 }
 
+fs::path shared_memory_folder() { return "/dev/shm"; }
+constexpr const char* kSharedMemoryPrefix = "tmamba-watchdog-";
+
+// What jobs that were killed left in shared memory: nothing of theirs has changed for an hour.
+void remove_old_folders() {
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(shared_memory_folder(), error)) {
+    if (!entry.path().filename().string().starts_with(str(kSharedMemoryPrefix, ::getuid(), "-"))) continue;
+    const auto changed = fs::last_write_time(entry.path(), error);
+    if (!error && fs::file_time_type::clock::now() - changed > std::chrono::hours(1)) {
+      fs::remove_all(entry.path(), error);
+    }
+  }
+}
+
 // What a failed rank tells the others.
 struct Failure {
   uint64_t message_hash;
@@ -83,7 +89,8 @@ World::World(WorldOptions options) : options_(options) {
   own_name() = str("rank ", rank_, " on ", host());
   std::set_terminate(terminate_with_message);
 
-  progress_ = std::make_shared<MpiProgress>(options_.chunk_bytes);
+  watchdog_ = std::make_shared<Watchdog>(rank_, hosts_);
+  progress_ = std::make_shared<MpiProgress>(options_.chunk_bytes, watchdog_);
   if (size_ == 1) {
     comm_ = std::make_unique<SelfCommunicator>("world");
   } else {
@@ -126,14 +133,53 @@ void World::find_hosts() {
   check_mpi(MPI_Comm_free(&local), "MPI_Comm_free", "starting MPI");
 }
 
-World::~World() = default;
+World::~World() { watchdog_->stop(); }
+
+void World::start_watchdog(WatchdogOptions options) {
+  if (size_ == 1 || options.timeout_seconds <= 0) return;
+  watchdog_folder_ = options.folder;
+  if (watchdog_folder_.empty()) {
+    if (local_size_ < size_) {
+      throw UserError(
+          "the watchdog of a job on several hosts needs a folder that all of them see; give it one, or "
+          "switch it off by a time limit of 0");
+    }
+    int64_t pid = ::getpid();
+    comm_->broadcast(Tensor(&pid, {1}, DType::i64), 0).wait();
+    watchdog_folder_ = shared_memory_folder() / str(kSharedMemoryPrefix, ::getuid(), "-", pid);
+  }
+  if (rank_ == 0) prepare_watchdog_folder();
+  comm_->barrier();
+  watchdog_->start(options.timeout_seconds, watchdog_folder_);
+  comm_->barrier();
+}
+
+void World::prepare_watchdog_folder() const {
+  std::error_code error;
+  if (watchdog_folder_.parent_path() == shared_memory_folder()) remove_old_folders();
+  fs::create_directories(watchdog_folder_, error);
+  if (error) {
+    throw UserError(str("the watchdog cannot make the folder ", watchdog_folder_.string(), ": ", error.message()));
+  }
+  for (const auto& entry : fs::directory_iterator(watchdog_folder_, error)) {
+    const std::string name = entry.path().filename().string();
+    if (name.starts_with("rank-") || name == "hang-report" || name == "investigator") fs::remove(entry.path(), error);
+  }
+}
 
 void World::finish() {
   comm_->barrier();
   TM_CHECK(progress_->clean(), own_name(), ": messages are still in flight at the end");
+  end_mpi();
+}
+
+void World::end_mpi() {
+  watchdog_->stop();
   comm_.reset();
   check_mpi(MPI_Comm_free(&failure_comm_), "MPI_Comm_free", own_name());
   check_mpi(MPI_Finalize(), "MPI_Finalize", own_name());
+  std::error_code not_empty;
+  if (rank_ == 0 && !watchdog_folder_.empty()) fs::remove(watchdog_folder_, not_empty);
 }
 
 void World::print_own(const std::string& message) const { print_line(own_name() + ": " + message); }
@@ -166,9 +212,7 @@ int World::fail(const std::string& message, int exit_code) {
     print_line("error: " + message);
   }
   if (in_flight) abort_job(exit_code);
-  comm_.reset();
-  check_mpi(MPI_Comm_free(&failure_comm_), "MPI_Comm_free", own_name());
-  check_mpi(MPI_Finalize(), "MPI_Finalize", own_name());
+  end_mpi();
   return exit_code;
 }
 
@@ -178,6 +222,7 @@ void World::abort_job(int exit_code) {
     std::this_thread::sleep_for(std::chrono::seconds(4));
     std::_Exit(exit_code);
   }).detach();
+  watchdog_->stop();
   MPI_Abort(MPI_COMM_WORLD, exit_code);
   std::_Exit(exit_code);
 }

@@ -9,6 +9,7 @@
 
 #include "dist/communicator.h"
 #include "dist/mpi_progress.h"
+#include "dist/watchdog.h"
 
 namespace tmamba {
 
@@ -41,6 +42,10 @@ class World {
   // All ranks, named "world"; host tensors.
   Communicator& comm() { return *comm_; }
 
+  // From now on a rank that holds up the others is found and named, and the job ends. Collective. Throws UserError
+  // where the folder cannot be used.
+  void start_watchdog(WatchdogOptions options);
+
   // Waits for all ranks and ends MPI. Every Communicator and Work must be gone.
   void finish();
 
@@ -53,7 +58,10 @@ class World {
  private:
   void start_mpi();
   void find_hosts();
+  void end_mpi();
   [[noreturn]] void abort_job(int exit_code);
+  // Throws UserError unless the folder can be made; removes what an earlier job left in it. On rank 0.
+  void prepare_watchdog_folder() const;
   void print_own(const std::string& message) const;
 
   WorldOptions options_;
@@ -63,6 +71,8 @@ class World {
   int local_size_ = 1;
   std::vector<std::string> hosts_;
   MPI_Comm failure_comm_ = MPI_COMM_NULL;
+  std::filesystem::path watchdog_folder_;
+  std::shared_ptr<Watchdog> watchdog_;
   std::shared_ptr<MpiProgress> progress_;
   std::unique_ptr<Communicator> comm_;
 };

@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <ctime>
+#include <iostream>
 #include <nlohmann/json.hpp>
 
 #include "kernels/base/check.h"
@@ -75,6 +76,11 @@ void RunFolder::event(const std::string& kind, const nlohmann::json& details) {
 
 void RunFolder::sample(int64_t step, const std::string& text) {
   if (write_) write_line(samples_, dir_ / "samples.txt", str("--- step ", step, "\n", text));
+}
+
+void RunFolder::print_summary() const {
+  std::ifstream in(dir_ / "summary.json");
+  if (in) std::cout << in.rdbuf() << std::flush;
 }
 
 void RunFolder::write_summary(const nlohmann::json& summary) {

@@ -24,6 +24,8 @@ class RunFolder {
   void metric(const nlohmann::json& line);
   void event(const std::string& kind, const nlohmann::json& details);
   void sample(int64_t step, const std::string& text);
+  // Copies summary.json to standard output.
+  void print_summary() const;
   void write_summary(const nlohmann::json& summary);
 
  private:

@@ -1,6 +1,7 @@
 #include "launch/signals.h"
 
 #include <csignal>
+#include <initializer_list>
 
 namespace tmamba {
 

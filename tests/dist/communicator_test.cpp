@@ -380,19 +380,20 @@ TEST_F(Communicators, MessagesOfUnequalPairs) {
 }
 
 TEST_F(Communicators, MessagesInChunksOfAnySize) {
-  for (int64_t chunk : {1, 7, 64, 100000}) {
+  const auto watchdog = std::make_shared<Watchdog>(rank_, test_world().hosts());
+  for (int64_t chunk : {5, 64, 424, 100000}) {
     MPI_Comm raw = MPI_COMM_NULL;
     ASSERT_EQ(MPI_Comm_dup(MPI_COMM_WORLD, &raw), MPI_SUCCESS);
-    MpiCommunicator chunked(raw, "chunked", std::make_shared<MpiProgress>(chunk));
-    Vector v(533, DType::f64, [&](int64_t i) { return static_cast<double>(rank_ + i); });
-    Vector all(533 * size_, DType::f64);
-    const std::vector<int64_t> counts(static_cast<size_t>(size_), 533);
+    MpiCommunicator chunked(raw, "chunked", std::make_shared<MpiProgress>(chunk, watchdog));
+    Vector v(53, DType::f64, [&](int64_t i) { return static_cast<double>(rank_ + i); });
+    Vector all(53 * size_, DType::f64);
+    const std::vector<int64_t> counts(static_cast<size_t>(size_), 53);
     Work gather = chunked.all_gather(all.x, v.x, counts);
     Vector b(1000, DType::u8, [&](int64_t i) { return rank_ == size_ - 1 ? static_cast<double>(i % 256) : 0.0; });
     chunked.broadcast(b.x, size_ - 1).wait();
     gather.wait();
     for (int64_t i = 0; i < 1000; ++i) ASSERT_EQ(get(b.x, i), static_cast<double>(i % 256)) << "chunk " << chunk;
-    for (int64_t i = 0; i < 533 * size_; ++i) ASSERT_EQ(get(all.x, i), static_cast<double>(i / 533 + i % 533));
+    for (int64_t i = 0; i < 53 * size_; ++i) ASSERT_EQ(get(all.x, i), static_cast<double>(i / 53 + i % 53));
   }
 }
 

@@ -1,0 +1,150 @@
+// Attention backward, tile by tile: the probabilities are computed again from lse. A task owns a head and every n-th
+// tile of keys, whose dk and dv it alone writes; it walks the queries that see a tile in order. dq gathers over tiles
+// of keys: the first task of a head writes it in place, the others into parts that are added in order.
+#include "kernels/cpu/attention_tiles.h"
+#include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/gemm.h"
+#include "kernels/cpu/parallel.h"
+#include "kernels/cpu/scratch.h"
+#include "kernels/cpu/views.h"
+
+namespace tmamba {
+
+namespace {
+
+// A head's keys are shared out among enough tasks to make about this many in all.
+constexpr int64_t kTasks = 16;
+
+template <class A>
+struct Backward {
+  Cubes<A> dq, dk, dv;
+  Cubes<const A> d_o, o, q, k, v;
+  Planes<const A> lse;
+  int64_t B, T, H, D, q_begin;
+  double scale;
+  A* delta_BHT;  // do . o
+};
+
+// probs: scores in, softmax out. dscores: do . v in, p (do . v - delta) out. Keys from `visible` on get zero.
+template <class A>
+void gradient_row(A* probs, A* dscores, int64_t visible, int64_t count, A lse, A delta) {
+  const int64_t padded = round_up(visible, kLanes);
+#pragma omp simd
+  for (int64_t s = 0; s < padded; ++s) {
+    const A p = fast_exp(probs[s] - lse);
+    probs[s] = p;
+    dscores[s] = p * (dscores[s] - delta);
+  }
+  for (int64_t s = visible; s < count; ++s) probs[s] = 0, dscores[s] = 0;
+}
+
+template <class A>
+void add_rows(const Cubes<A>& to, int64_t b, int64_t begin, int64_t h, const A* from, int64_t count, int64_t D) {
+  for (int64_t i = 0; i < count; ++i) {
+    A* row = to.at(b, begin + i, h);
+    for (int64_t c = 0; c < D; ++c) row[c] += from[i * D + c];
+  }
+}
+
+// One tile of keys of one head: adds to dk, dv and (in whatever memory `dq` is) to dq.
+template <class A>
+void backward_keys(const Backward<A>& f, int64_t b, int64_t h, const TileRange& keys, A* dq, int64_t dq_stride) {
+  const int64_t N = keys.count(), D = f.D, tile = kAttentionTile;
+  ScratchFrame frame;
+  A* probs = frame.take<A>(tile * tile);
+  A* dscores = frame.take<A>(tile * tile);
+  A* dk = frame.take<A>(N * D);
+  A* dv = frame.take<A>(N * D);
+  const A* k = f.k.at(b, keys.begin, h);
+  const A* v = f.v.at(b, keys.begin, h);
+  const A* delta = f.delta_BHT + (b * f.H + h) * f.T;
+  const TileGrid grid(std::max(keys.begin, f.q_begin), f.q_begin + f.T);
+  for (int64_t j = 0; j < grid.count; ++j) {
+    const TileRange queries = grid[j];
+    const int64_t M = queries.count(), first = queries.begin - f.q_begin;
+    const A* q = f.q.at(b, first, h);
+    const A* d_o = f.d_o.at(b, first, h);
+    gemm(M, N, D, f.scale, {q, f.q.t}, transposed(k, f.k.t), 0.0, probs, tile);
+    gemm(M, N, D, 1.0, {d_o, f.d_o.t}, transposed(v, f.v.t), 0.0, dscores, tile);
+    for (int64_t i = 0; i < M; ++i) {
+      gradient_row(probs + i * tile, dscores + i * tile, visible_keys(queries.begin + i, keys), N,
+                   f.lse.at(b, first + i)[h], delta[first + i]);
+    }
+    const double keep = j == 0 ? 0.0 : 1.0;
+    gemm(N, D, M, 1.0, transposed<A>(probs, tile), {d_o, f.d_o.t}, keep, dv, D);
+    gemm(N, D, M, f.scale, transposed<A>(dscores, tile), {q, f.q.t}, keep, dk, D);
+    gemm(M, D, N, f.scale, {dscores, tile}, {k, f.k.t}, 1.0, dq + first * dq_stride, dq_stride);
+  }
+  add_rows(f.dk, b, keys.begin, h, dk, N, D);
+  add_rows(f.dv, b, keys.begin, h, dv, N, D);
+}
+
+template <class A>
+void prepare(const Backward<A>& f) {
+  parallel_blocks(f.B * f.T, rows_per_block(f.H * f.D), [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      const int64_t b = n / f.T, t = n % f.T;
+      for (int64_t h = 0; h < f.H; ++h) {
+        const A* d_o = f.d_o.at(b, t, h);
+        const A* o = f.o.at(b, t, h);
+        A sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t c = 0; c < f.D; ++c) sum += d_o[c] * o[c];
+        f.delta_BHT[(b * f.H + h) * f.T + t] = sum;
+        std::fill_n(f.dq.at(b, t, h), f.D, A(0));
+      }
+    }
+  });
+}
+
+template <class A>
+void backward(Backward<A> f) {
+  const TileGrid key_grid(0, f.q_begin + f.T);
+  const int64_t heads = f.B * f.H, part = f.T * f.D;
+  const int64_t shares = std::clamp<int64_t>(kTasks / heads, 1, key_grid.count);
+  ScratchFrame frame;
+  f.delta_BHT = frame.take<A>(heads * f.T);
+  A* dq_parts = frame.take<A>(heads * (shares - 1) * part);
+  prepare(f);
+  parallel_tasks(heads * shares, [&](int64_t task) {
+    const int64_t share = task % shares, b = task / shares / f.H, h = task / shares % f.H;
+    A* dq = share == 0 ? f.dq.at(b, 0, h) : dq_parts + (task / shares * (shares - 1) + share - 1) * part;
+    if (share > 0) std::fill_n(dq, part, A(0));
+    for (int64_t j = share; j < key_grid.count; j += shares) {
+      backward_keys(f, b, h, key_grid[j], dq, share == 0 ? f.dq.t : f.D);
+    }
+  });
+  if (shares == 1) return;
+  parallel_tasks(heads, [&](int64_t head) {
+    for (int64_t share = 1; share < shares; ++share) {
+      add_rows(f.dq, head / f.H, 0, head % f.H, dq_parts + (head * (shares - 1) + share - 1) * part, f.T, f.D);
+    }
+  });
+}
+
+}  // namespace
+
+void CpuOps::attention_backward(const AttentionBackward& args) {
+  const int64_t B = args.q_BTHD.size(0), T = args.q_BTHD.size(1), H = args.q_BTHD.size(2), D = args.q_BTHD.size(3);
+  const int64_t S = args.k_BSHD.size(1);
+  const DType dtype = args.q_BTHD.dtype();
+  expect(args.dq_BTHD, "attention dq_BTHD", dtype, {B, T, H, D});
+  expect(args.dk_BSHD, "attention dk_BSHD", dtype, {B, S, H, D});
+  expect(args.dv_BSHD, "attention dv_BSHD", dtype, {B, S, H, D});
+  expect(args.do_BTHD, "attention do_BTHD", dtype, {B, T, H, D});
+  expect(args.o_BTHD, "attention o_BTHD", dtype, {B, T, H, D});
+  expect(args.lse_BTH, "attention lse_BTH", accumulate_type(dtype), {B, T, H});
+  expect(args.q_BTHD, "attention q_BTHD", dtype, {B, T, H, D});
+  expect(args.k_BSHD, "attention k_BSHD", dtype, {B, S, H, D});
+  expect(args.v_BSHD, "attention v_BSHD", dtype, {B, S, H, D});
+  TM_CHECK(args.q_begin >= 0 && args.q_begin + T <= S, "attention: queries ", args.q_begin, " .. ", args.q_begin + T,
+           " need as many keys, there are ", S);
+  if (B * T * H * D == 0) return;
+  dispatch_float(dtype, [&]<class A>() {
+    backward(Backward<A>{cubes<A>(args.dq_BTHD), cubes<A>(args.dk_BSHD), cubes<A>(args.dv_BSHD), cubes<A>(args.do_BTHD),
+                         cubes<A>(args.o_BTHD), cubes<A>(args.q_BTHD), cubes<A>(args.k_BSHD), cubes<A>(args.v_BSHD),
+                         planes<A>(args.lse_BTH), B, T, H, D, args.q_begin, args.scale, nullptr});
+  });
+}
+
+}  // namespace tmamba

@@ -1,0 +1,190 @@
+// Depthwise causal convolution and SiLU. A task owns some tokens and some channels of one sequence; the rows before
+// its first token come from x or, before the sequence, from the halo (or are zeros).
+#include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/partial_sums.h"
+#include "kernels/cpu/scratch.h"
+#include "kernels/cpu/vec_math.h"
+#include "kernels/cpu/views.h"
+
+namespace tmamba {
+
+namespace {
+
+constexpr int64_t kTokens = 64;
+constexpr int64_t kChannels = 256;
+
+template <class A>
+struct Conv {
+  int64_t B, T, C, W;
+  Planes<const A> x, halo;
+  const A* w_WC;  // the taps, transposed
+  const A* bias;
+  const A* zeros;  // kChannels of them
+
+  // The input row of token t >= -(W-1), channels from c on.
+  const A* input(int64_t b, int64_t t, int64_t c) const {
+    if (t >= 0) return x.at(b, t) + c;
+    return halo.data == nullptr ? zeros : halo.at(b, t + W - 1) + c;
+  }
+
+  // out = bias + sum_j w_j x_{t-(W-1)+j} for `count` channels from c on.
+  void pre_activation(A* out, int64_t b, int64_t t, int64_t c, int64_t count) const {
+    for (int64_t i = 0; i < count; ++i) out[i] = bias[c + i];
+    for (int64_t j = 0; j < W; ++j) {
+      const A* row = input(b, t - (W - 1) + j, c);
+      const A* tap = w_WC + j * C + c;
+#pragma omp simd
+      for (int64_t i = 0; i < count; ++i) out[i] += tap[i] * row[i];
+    }
+  }
+};
+
+template <class A>
+Conv<A> make_conv(ScratchFrame& frame, const ConstTensor& x_BTC, const ConstTensor& halo_BWC, const ConstTensor& w_CW,
+                  const ConstTensor& b_C) {
+  Conv<A> conv{x_BTC.size(0), x_BTC.size(1),    x_BTC.size(2),
+               w_CW.size(1),  planes<A>(x_BTC), planes<A>(halo_BWC),
+               nullptr,       b_C.data<A>(),    frame.take_zeros<A>(kChannels)};
+  A* w_WC = frame.take<A>(conv.W * conv.C);
+  const auto w = rows<A>(w_CW);
+  for (int64_t c = 0; c < conv.C; ++c) {
+    for (int64_t j = 0; j < conv.W; ++j) w_WC[j * conv.C + c] = w[c][j];
+  }
+  conv.w_WC = w_WC;
+  return conv;
+}
+
+void expect_inputs(const ConstTensor& x_BTC, const ConstTensor& halo_BWC, const ConstTensor& w_CW,
+                   const ConstTensor& b_C) {
+  const int64_t B = x_BTC.size(0), T = x_BTC.size(1), C = x_BTC.size(2), W = w_CW.size(1);
+  const DType dtype = x_BTC.dtype();
+  TM_CHECK(W >= 1, "conv w_CW ", w_CW.shape(), " has no taps");
+  expect(x_BTC, "conv x_BTC", dtype, {B, T, C});
+  expect_optional(halo_BWC, "conv halo_BWC", dtype, {B, W - 1, C});
+  expect(w_CW, "conv w_CW", dtype, {C, W});
+  expect(b_C, "conv b_C", dtype, {C});
+}
+
+template <class A>
+struct ConvGradients {
+  Planes<A> dx, dhalo;
+  Planes<const A> dy;
+};
+
+// Gradient of the pre-activation of one row: dy SiLU'(pre).
+template <class A>
+void pre_gradient(A* dpre, const A* dy, int64_t count) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) {
+    const A s = sigmoid(dpre[i]);
+    dpre[i] = dy[i] * s * (A(1) + dpre[i] * (A(1) - s));
+  }
+}
+
+// The tokens [begin, end) of one sequence and `count` channels from c on: dx of these tokens (dhalo, where they are
+// the first), and their share of dw (taps-major, [W, count]) and db. dpre: (end - begin + W - 1) x count of scratch.
+template <class A>
+void backward_block(const Conv<A>& conv, const ConvGradients<A>& d, int64_t b, int64_t begin, int64_t end, int64_t c,
+                    int64_t count, A* dpre, A* dw_lines, int64_t dw_stride) {
+  const int64_t W = conv.W;
+  const int64_t last = std::min(end + W - 1, conv.T);  // dx of the last tokens needs dpre of the next W-1
+  for (int64_t t = begin; t < last; ++t) {
+    A* row = dpre + (t - begin) * count;
+    conv.pre_activation(row, b, t, c, count);
+    pre_gradient(row, d.dy.at(b, t) + c, count);
+  }
+  for (int64_t t = begin; t < end; ++t) {
+    const A* row = dpre + (t - begin) * count;
+    for (int64_t j = 0; j < W; ++j) {
+      const A* x = conv.input(b, t - (W - 1) + j, c);
+      A* dw = dw_lines + j * dw_stride;
+#pragma omp simd
+      for (int64_t i = 0; i < count; ++i) dw[i] += row[i] * x[i];
+    }
+    A* db = dw_lines + W * dw_stride;
+    for (int64_t i = 0; i < count; ++i) db[i] += row[i];
+  }
+  // Input row t feeds outputs t .. t + W - 1, by tap W - 1 first.
+  const auto input_gradient = [&](A* out, int64_t t) {
+    for (int64_t i = 0; i < count; ++i) out[i] = 0;
+    for (int64_t to = std::max<int64_t>(t, 0); to < std::min(t + W, conv.T); ++to) {
+      const A* tap = conv.w_WC + (W - 1 - (to - t)) * conv.C + c;
+      const A* row = dpre + (to - begin) * count;
+#pragma omp simd
+      for (int64_t i = 0; i < count; ++i) out[i] += tap[i] * row[i];
+    }
+  };
+  for (int64_t t = begin; t < end; ++t) input_gradient(d.dx.at(b, t) + c, t);
+  if (begin == 0 && d.dhalo.data != nullptr) {
+    for (int64_t t = -(W - 1); t < 0; ++t) input_gradient(d.dhalo.at(b, t + W - 1) + c, t);
+  }
+}
+
+}  // namespace
+
+void CpuOps::conv_silu_forward(Tensor y_BTC, ConstTensor x_BTC, ConstTensor halo_BWC, ConstTensor w_CW,
+                               ConstTensor b_C) {
+  const int64_t B = x_BTC.size(0), T = x_BTC.size(1), C = x_BTC.size(2);
+  if (B * T * C == 0) return;
+  expect_inputs(x_BTC, halo_BWC, w_CW, b_C);
+  expect(y_BTC, "conv y_BTC", x_BTC.dtype(), {B, T, C});
+  dispatch_float(x_BTC.dtype(), [&]<class A>() {
+    ScratchFrame frame;
+    const Conv<A> conv = make_conv<A>(frame, x_BTC, halo_BWC, w_CW, b_C);
+    const auto y = planes<A>(y_BTC);
+    const int64_t blocks = ceil_div(T, kTokens), slices = ceil_div(C, kChannels);
+    parallel_tasks(B * blocks * slices, [&](int64_t task) {
+      const int64_t c = task % slices * kChannels, count = std::min(kChannels, C - c);
+      const int64_t b = task / slices / blocks, begin = task / slices % blocks * kTokens;
+      for (int64_t t = begin; t < std::min(begin + kTokens, T); ++t) {
+        A* out = y.at(b, t) + c;
+        conv.pre_activation(out, b, t, c, count);
+#pragma omp simd
+        for (int64_t i = 0; i < count; ++i) out[i] *= sigmoid(out[i]);
+      }
+    });
+  });
+}
+
+void CpuOps::conv_silu_backward(Tensor dx_BTC, Tensor dhalo_BWC, Tensor dw_CW, Tensor db_C, ConstTensor dy_BTC,
+                                ConstTensor x_BTC, ConstTensor halo_BWC, ConstTensor w_CW, ConstTensor b_C) {
+  const int64_t B = x_BTC.size(0), T = x_BTC.size(1), C = x_BTC.size(2), W = w_CW.size(1);
+  const DType dtype = x_BTC.dtype();
+  if (!dhalo_BWC.empty() && T == 0) fill(dhalo_BWC, 0);
+  if (B * T * C == 0) return;
+  expect_inputs(x_BTC, halo_BWC, w_CW, b_C);
+  expect(dx_BTC, "conv dx_BTC", dtype, {B, T, C});
+  expect_optional(dhalo_BWC, "conv dhalo_BWC", dtype, {B, W - 1, C});
+  expect(dw_CW, "conv dw_CW", accumulate_type(dtype), {C, W});
+  expect(db_C, "conv db_C", accumulate_type(dtype), {C});
+  expect(dy_BTC, "conv dy_BTC", dtype, {B, T, C});
+  dispatch_float(dtype, [&]<class A>() {
+    ScratchFrame frame;
+    const Conv<A> conv = make_conv<A>(frame, x_BTC, halo_BWC, w_CW, b_C);
+    const ConvGradients<A> d{planes<A>(dx_BTC), planes<A>(dhalo_BWC), planes<A>(dy_BTC)};
+    const int64_t blocks = ceil_div(T, kTokens), slices = ceil_div(C, kChannels);
+    const RowGroups groups(B * blocks, 1);
+    // One line per group and tap, the bias last.
+    const int64_t lines = W + 1;
+    A* partial = frame.take_zeros<A>(groups.count * lines * C);
+    parallel_tasks(groups.count * slices, [&](int64_t task) {
+      const int64_t g = task / slices, c = task % slices * kChannels, count = std::min(kChannels, C - c);
+      ScratchFrame task_frame;
+      A* dpre = task_frame.take<A>((kTokens + W - 1) * count);
+      for (int64_t row = groups.begin(g); row < groups.end(g); ++row) {
+        const int64_t b = row / blocks, begin = row % blocks * kTokens;
+        backward_block(conv, d, b, begin, std::min(begin + kTokens, T), c, count, dpre, partial + g * lines * C + c, C);
+      }
+    });
+    A* sum = frame.take_zeros<A>(lines * C);
+    add_lines(sum, partial, groups.count, lines * C);
+    const auto dw = rows<A>(dw_CW);
+    A* db = db_C.data<A>();
+    for (int64_t c = 0; c < C; ++c) {
+      for (int64_t j = 0; j < W; ++j) dw[c][j] += sum[j * C + c];
+      db[c] += sum[W * C + c];
+    }
+  });
+}
+
+}  // namespace tmamba

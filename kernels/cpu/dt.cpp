@@ -1,0 +1,89 @@
+#include <cmath>
+
+#include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/partial_sums.h"
+#include "kernels/cpu/scratch.h"
+#include "kernels/cpu/vec_math.h"
+#include "kernels/cpu/views.h"
+
+namespace tmamba {
+
+namespace {
+// exp(A_log), by the library: H numbers.
+template <class A>
+A* rates(ScratchFrame& frame, const A* A_log, int64_t H) {
+  A* rate = frame.take<A>(H);
+  for (int64_t h = 0; h < H; ++h) rate[h] = std::exp(A_log[h]);
+  return rate;
+}
+}  // namespace
+
+void CpuOps::dt_forward(Tensor dt_NH, Tensor log_a_NH, ConstTensor raw_NH, ConstTensor bias_H, ConstTensor A_log_H) {
+  const int64_t N = raw_NH.size(0), H = raw_NH.size(1);
+  const DType dtype = raw_NH.dtype();
+  expect(dt_NH, "dt dt_NH", accumulate_type(dtype), {N, H});
+  expect(log_a_NH, "dt log_a_NH", accumulate_type(dtype), {N, H});
+  expect(raw_NH, "dt raw_NH", dtype, {N, H});
+  expect(bias_H, "dt bias_H", dtype, {H});
+  expect(A_log_H, "dt A_log_H", dtype, {H});
+  if (N == 0) return;
+  dispatch_float(dtype, [&]<class A>() {
+    const auto dt = rows<A>(dt_NH), log_a = rows<A>(log_a_NH);
+    const auto raw = rows<A>(raw_NH);
+    const A* bias = bias_H.data<A>();
+    ScratchFrame frame;
+    const A* rate = rates(frame, A_log_H.data<A>(), H);
+    parallel_blocks(N, rows_per_block(16 * H), [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        for (int64_t h = 0; h < H; ++h) {
+          const A step = softplus(raw[n][h] + bias[h]);
+          dt[n][h] = step;
+          log_a[n][h] = -step * rate[h];
+        }
+      }
+    });
+  });
+}
+
+void CpuOps::dt_backward(Tensor draw_NH, Tensor dbias_H, Tensor dA_log_H, ConstTensor ddt_NH, ConstTensor dlog_a_NH,
+                         ConstTensor raw_NH, ConstTensor bias_H, ConstTensor A_log_H) {
+  const int64_t N = raw_NH.size(0), H = raw_NH.size(1);
+  const DType dtype = raw_NH.dtype();
+  expect(draw_NH, "dt draw_NH", dtype, {N, H});
+  expect(dbias_H, "dt dbias_H", accumulate_type(dtype), {H});
+  expect(dA_log_H, "dt dA_log_H", accumulate_type(dtype), {H});
+  expect(ddt_NH, "dt ddt_NH", accumulate_type(dtype), {N, H});
+  expect(dlog_a_NH, "dt dlog_a_NH", accumulate_type(dtype), {N, H});
+  expect(raw_NH, "dt raw_NH", dtype, {N, H});
+  expect(bias_H, "dt bias_H", dtype, {H});
+  expect(A_log_H, "dt A_log_H", dtype, {H});
+  if (N == 0) return;
+  dispatch_float(dtype, [&]<class A>() {
+    const auto draw = rows<A>(draw_NH);
+    const auto ddt = rows<A>(ddt_NH), dlog_a = rows<A>(dlog_a_NH), raw = rows<A>(raw_NH);
+    const A* bias = bias_H.data<A>();
+    const RowGroups groups(N);
+    ScratchFrame frame;
+    const A* rate = rates(frame, A_log_H.data<A>(), H);
+    A* dbias = frame.take_zeros<A>(groups.count * H);
+    A* dA_log = frame.take_zeros<A>(groups.count * H);
+    parallel_tasks(groups.count, [&](int64_t g) {
+      A* dbias_line = dbias + g * H;
+      A* dA_log_line = dA_log + g * H;
+      for (int64_t n = groups.begin(g); n < groups.end(g); ++n) {
+        for (int64_t h = 0; h < H; ++h) {
+          const A x = raw[n][h] + bias[h];
+          // d softplus = sigmoid; log_a = -softplus(x) rate, and d rate / d A_log = rate.
+          const A dx = (ddt[n][h] - dlog_a[n][h] * rate[h]) * sigmoid(x);
+          draw[n][h] = dx;
+          dbias_line[h] += dx;
+          dA_log_line[h] -= dlog_a[n][h] * softplus(x) * rate[h];
+        }
+      }
+    });
+    add_lines(dbias_H.data<A>(), dbias, groups.count, H);
+    add_lines(dA_log_H.data<A>(), dA_log, groups.count, H);
+  });
+}
+
+}  // namespace tmamba

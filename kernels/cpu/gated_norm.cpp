@@ -1,0 +1,122 @@
+#include <cmath>
+
+#include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/partial_sums.h"
+#include "kernels/cpu/scratch.h"
+#include "kernels/cpu/vec_math.h"
+#include "kernels/cpu/views.h"
+
+namespace tmamba {
+
+namespace {
+
+// out = g rstd w with g = y SiLU(z); returns rstd.
+template <class A>
+A forward_row(A* out, const A* y, const A* z, const A* w, int64_t D, double eps) {
+  A squares = 0;
+#pragma omp simd reduction(+ : squares)
+  for (int64_t i = 0; i < D; ++i) {
+    const A g = y[i] * (z[i] * sigmoid(z[i]));
+    out[i] = g;
+    squares += g * g;
+  }
+  const A rstd = A(1) / std::sqrt(squares / static_cast<A>(D) + static_cast<A>(eps));
+#pragma omp simd
+  for (int64_t i = 0; i < D; ++i) out[i] *= rstd * w[i];
+  return rstd;
+}
+
+// silu, silu_slope: D numbers of scratch each. dy may be dout.
+template <class A>
+void backward_row(A* dy, A* dz, A* dw, const A* dout, const A* y, const A* z, A rstd, const A* w, int64_t D, A* silu,
+                  A* silu_slope) {
+  A dot = 0;  // sum of w dout g
+#pragma omp simd reduction(+ : dot)
+  for (int64_t i = 0; i < D; ++i) {
+    const A s = sigmoid(z[i]);
+    silu[i] = z[i] * s;
+    silu_slope[i] = s * (A(1) + z[i] * (A(1) - s));
+    dot += w[i] * dout[i] * (y[i] * silu[i]);
+  }
+  const A along = dot * rstd * rstd * rstd / static_cast<A>(D);
+#pragma omp simd
+  for (int64_t i = 0; i < D; ++i) {
+    const A g = y[i] * silu[i];
+    dw[i] += dout[i] * g * rstd;
+    const A dg = rstd * w[i] * dout[i] - g * along;
+    dy[i] = dg * silu[i];
+    dz[i] = dg * y[i] * silu_slope[i];
+  }
+}
+
+}  // namespace
+
+void CpuOps::gated_norm_forward(Tensor out_BTHD, Tensor rstd_BTH, ConstTensor y_BTHD, ConstTensor z_BTHD,
+                                ConstTensor w_HD, double eps) {
+  const int64_t B = y_BTHD.size(0), T = y_BTHD.size(1), H = y_BTHD.size(2), D = y_BTHD.size(3);
+  const DType dtype = y_BTHD.dtype();
+  if (B * T * H * D == 0) return;
+  expect(out_BTHD, "gated_norm out_BTHD", dtype, {B, T, H, D});
+  expect(rstd_BTH, "gated_norm rstd_BTH", accumulate_type(dtype), {B, T, H});
+  expect(y_BTHD, "gated_norm y_BTHD", dtype, {B, T, H, D});
+  expect(z_BTHD, "gated_norm z_BTHD", dtype, {B, T, H, D});
+  expect(w_HD, "gated_norm w_HD", dtype, {H, D});
+  dispatch_float(dtype, [&]<class A>() {
+    const auto out = cubes<A>(out_BTHD);
+    const auto rstd = planes<A>(rstd_BTH);
+    const auto y = cubes<A>(y_BTHD), z = cubes<A>(z_BTHD);
+    const auto w = rows<A>(w_HD);
+    parallel_blocks(B * T, rows_per_block(H * D), [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        const int64_t b = n / T, t = n % T;
+        for (int64_t h = 0; h < H; ++h) {
+          rstd.at(b, t)[h] = forward_row(out.at(b, t, h), y.at(b, t, h), z.at(b, t, h), w[h], D, eps);
+        }
+      }
+    });
+  });
+}
+
+void CpuOps::gated_norm_backward(Tensor dy_BTHD, Tensor dz_BTHD, Tensor dw_HD, ConstTensor dout_BTHD,
+                                 ConstTensor y_BTHD, ConstTensor z_BTHD, ConstTensor rstd_BTH, ConstTensor w_HD) {
+  const int64_t B = y_BTHD.size(0), T = y_BTHD.size(1), H = y_BTHD.size(2), D = y_BTHD.size(3);
+  const DType dtype = y_BTHD.dtype();
+  if (B * T * H * D == 0) return;
+  expect(dy_BTHD, "gated_norm dy_BTHD", dtype, {B, T, H, D});
+  expect(dz_BTHD, "gated_norm dz_BTHD", dtype, {B, T, H, D});
+  expect(dw_HD, "gated_norm dw_HD", accumulate_type(dtype), {H, D});
+  expect(dout_BTHD, "gated_norm dout_BTHD", dtype, {B, T, H, D});
+  expect(y_BTHD, "gated_norm y_BTHD", dtype, {B, T, H, D});
+  expect(z_BTHD, "gated_norm z_BTHD", dtype, {B, T, H, D});
+  expect(rstd_BTH, "gated_norm rstd_BTH", accumulate_type(dtype), {B, T, H});
+  expect(w_HD, "gated_norm w_HD", dtype, {H, D});
+  dispatch_float(dtype, [&]<class A>() {
+    const auto dy = cubes<A>(dy_BTHD), dz = cubes<A>(dz_BTHD);
+    const auto dout = cubes<A>(dout_BTHD), y = cubes<A>(y_BTHD), z = cubes<A>(z_BTHD);
+    const auto rstd = planes<A>(rstd_BTH);
+    const auto w = rows<A>(w_HD);
+    const RowGroups groups(B * T);
+    ScratchFrame frame;
+    A* partial = frame.take_zeros<A>(groups.count * H * D);
+    parallel_tasks(groups.count, [&](int64_t g) {
+      ScratchFrame task_frame;
+      A* silu = task_frame.take<A>(D);
+      A* silu_slope = task_frame.take<A>(D);
+      for (int64_t n = groups.begin(g); n < groups.end(g); ++n) {
+        const int64_t b = n / T, t = n % T;
+        for (int64_t h = 0; h < H; ++h) {
+          backward_row(dy.at(b, t, h), dz.at(b, t, h), partial + (g * H + h) * D, dout.at(b, t, h), y.at(b, t, h),
+                       z.at(b, t, h), rstd.at(b, t)[h], w[h], D, silu, silu_slope);
+        }
+      }
+    });
+    A* sum = frame.take_zeros<A>(H * D);
+    add_lines(sum, partial, groups.count, H * D);
+    const auto dw = rows<A>(dw_HD);
+    for (int64_t h = 0; h < H; ++h) {
+      for (int64_t i = 0; i < D; ++i) dw[h][i] += sum[h * D + i];
+    }
+  });
+}
+
+}  // namespace tmamba

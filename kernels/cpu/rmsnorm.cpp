@@ -1,0 +1,100 @@
+#include <cmath>
+
+#include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/partial_sums.h"
+#include "kernels/cpu/scratch.h"
+#include "kernels/cpu/views.h"
+
+namespace tmamba {
+
+namespace {
+
+// sum = x + delta (where there is a delta); y = sum * rstd * w; returns rstd.
+template <class A>
+A norm_row(A* y, A* sum, const A* x, const A* delta, const A* w, int64_t C, double eps) {
+  if (delta != nullptr) {
+    for (int64_t c = 0; c < C; ++c) sum[c] = x[c] + delta[c];
+    x = sum;
+  }
+  A squares = 0;
+#pragma omp simd reduction(+ : squares)
+  for (int64_t c = 0; c < C; ++c) squares += x[c] * x[c];
+  const A rstd = A(1) / std::sqrt(squares / static_cast<A>(C) + static_cast<A>(eps));
+  for (int64_t c = 0; c < C; ++c) y[c] = x[c] * rstd * w[c];
+  return rstd;
+}
+
+// dx = dresidual + rstd (w dy - x rstd mean(w dy x rstd)); dw += dy x rstd
+template <class A>
+void norm_row_backward(A* dx, A* dw, const A* dy, const A* x, A rstd, const A* w, const A* dresidual, int64_t C) {
+  A dot = 0;
+#pragma omp simd reduction(+ : dot)
+  for (int64_t c = 0; c < C; ++c) dot += w[c] * dy[c] * x[c];
+  const A along = dot * rstd * rstd * rstd / static_cast<A>(C);
+  for (int64_t c = 0; c < C; ++c) dw[c] += dy[c] * x[c] * rstd;
+  if (dresidual != nullptr) {
+    for (int64_t c = 0; c < C; ++c) dx[c] = dresidual[c] + (rstd * w[c] * dy[c] - x[c] * along);
+  } else {
+    for (int64_t c = 0; c < C; ++c) dx[c] = rstd * w[c] * dy[c] - x[c] * along;
+  }
+}
+
+}  // namespace
+
+void CpuOps::rmsnorm_forward(Tensor y_NC, Tensor rstd_N, Tensor sum_NC, ConstTensor x_NC, ConstTensor delta_NC,
+                             ConstTensor w_C, double eps) {
+  const int64_t N = x_NC.size(0), C = x_NC.size(1);
+  const DType dtype = x_NC.dtype();
+  if (N == 0) return;
+  expect(y_NC, "rmsnorm y_NC", dtype, {N, C});
+  expect(rstd_N, "rmsnorm rstd_N", accumulate_type(dtype), {N});
+  expect(x_NC, "rmsnorm x_NC", dtype, {N, C});
+  expect_optional(delta_NC, "rmsnorm delta_NC", dtype, {N, C});
+  expect_optional(sum_NC, "rmsnorm sum_NC", dtype, {N, C});
+  TM_CHECK(sum_NC.empty() == delta_NC.empty(), "rmsnorm: sum_NC and delta_NC come together");
+  expect(w_C, "rmsnorm w_C", dtype, {C});
+  dispatch_float(dtype, [&]<class A>() {
+    const auto y = rows<A>(y_NC), sum = rows<A>(sum_NC);
+    const auto x = rows<A>(x_NC), delta = rows<A>(delta_NC);
+    const A* w = w_C.data<A>();
+    A* rstd = rstd_N.data<A>();
+    parallel_blocks(N, rows_per_block(C), [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        const bool adds = delta.data != nullptr;
+        rstd[n] = norm_row(y[n], adds ? sum[n] : nullptr, x[n], adds ? delta[n] : nullptr, w, C, eps);
+      }
+    });
+  });
+}
+
+void CpuOps::rmsnorm_backward(Tensor dx_NC, Tensor dw_C, ConstTensor dy_NC, ConstTensor x_NC, ConstTensor rstd_N,
+                              ConstTensor w_C, ConstTensor dresidual_NC) {
+  const int64_t N = x_NC.size(0), C = x_NC.size(1);
+  const DType dtype = x_NC.dtype();
+  if (N == 0) return;
+  expect(dx_NC, "rmsnorm dx_NC", dtype, {N, C});
+  expect(dw_C, "rmsnorm dw_C", accumulate_type(dtype), {C});
+  expect(dy_NC, "rmsnorm dy_NC", dtype, {N, C});
+  expect(x_NC, "rmsnorm x_NC", dtype, {N, C});
+  expect(rstd_N, "rmsnorm rstd_N", accumulate_type(dtype), {N});
+  expect(w_C, "rmsnorm w_C", dtype, {C});
+  expect_optional(dresidual_NC, "rmsnorm dresidual_NC", dtype, {N, C});
+  dispatch_float(dtype, [&]<class A>() {
+    const auto dx = rows<A>(dx_NC);
+    const auto dy = rows<A>(dy_NC), x = rows<A>(x_NC), dresidual = rows<A>(dresidual_NC);
+    const A* w = w_C.data<A>();
+    const A* rstd = rstd_N.data<A>();
+    const RowGroups groups(N);
+    ScratchFrame frame;
+    A* partial = frame.take_zeros<A>(groups.count * C);
+    parallel_tasks(groups.count, [&](int64_t g) {
+      for (int64_t n = groups.begin(g); n < groups.end(g); ++n) {
+        norm_row_backward(dx[n], partial + g * C, dy[n], x[n], rstd[n], w,
+                          dresidual.data != nullptr ? dresidual[n] : nullptr, C);
+      }
+    });
+    add_lines(dw_C.data<A>(), partial, groups.count, C);
+  });
+}
+
+}  // namespace tmamba

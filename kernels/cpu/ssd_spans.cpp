@@ -1,0 +1,126 @@
+// The scan over spans: summaries side by side, then joined in order. And the adjoint op, which is the backward summary.
+#include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/parallel.h"
+#include "kernels/cpu/ssd_chunk.h"
+
+namespace tmamba {
+
+template <class A>
+void states_before_spans(const Scan<A>& scan, const SpanGrid& grid, const Cubes<const A>& initial,
+                         const SpanStates<A>& out) {
+  const int64_t heads = scan.B * scan.H, size = scan.state_size();
+  // Span s leaves its summary where the state before span s + 1 will stand.
+  parallel_tasks(heads * (grid.count - 1), [&](int64_t task) {
+    const int64_t head = task / (grid.count - 1), span = task % (grid.count - 1), b = head / scan.H, h = head % scan.H;
+    ScratchFrame frame;
+    ChunkDecays<A> decays(frame, grid.chunk);
+    A* keys = frame.take<A>(grid.chunk * scan.K);
+    A* state = out.state(head, span + 1);
+    std::fill_n(state, size, A(0));
+    double log_decay = 0;
+    for (int64_t chunk = grid.first_chunk(span); chunk < grid.last_chunk(span); ++chunk) {
+      scan.load(decays, b, h, grid.tokens(chunk));
+      scan.advance(state, decays, b, h, grid.tokens(chunk), keys);
+      log_decay += decays.log_total();
+    }
+    out.log_decay(head, span) = log_decay;
+  });
+  parallel_tasks(heads, [&](int64_t head) {
+    load_state(out.state(head, 0), initial, head / scan.H, head % scan.H, scan.K, scan.D);
+    for (int64_t span = 1; span < grid.count; ++span) {
+      add_decayed(out.state(head, span), out.state(head, span - 1), out.log_decay(head, span - 1), size);
+    }
+  });
+}
+
+template <class A>
+void gradients_behind_spans(const Scan<A>& scan, const SpanGrid& grid, const Cubes<const A>& dfinal,
+                            const SpanStates<A>& out) {
+  const int64_t heads = scan.B * scan.H, size = scan.state_size();
+  // Span s leaves its summary where the gradient behind span s - 1 will stand.
+  parallel_tasks(heads * (grid.count - 1), [&](int64_t task) {
+    const int64_t head = task / (grid.count - 1), span = task % (grid.count - 1) + 1, b = head / scan.H,
+                  h = head % scan.H;
+    ScratchFrame frame;
+    ChunkDecays<A> decays(frame, grid.chunk);
+    A* queries = frame.take<A>(grid.chunk * scan.K);
+    A* adjoint = out.state(head, span - 1);
+    std::fill_n(adjoint, size, A(0));
+    double log_decay = 0;
+    for (int64_t chunk = grid.last_chunk(span) - 1; chunk >= grid.first_chunk(span); --chunk) {
+      scan.load(decays, b, h, grid.tokens(chunk));
+      if (scan.q.data != nullptr) scan.retreat(adjoint, decays, b, h, grid.tokens(chunk), queries);
+      log_decay += decays.log_total();
+    }
+    out.log_decay(head, span) = log_decay;
+  });
+  parallel_tasks(heads, [&](int64_t head) {
+    load_state(out.state(head, grid.count - 1), dfinal, head / scan.H, head % scan.H, scan.K, scan.D);
+    for (int64_t span = grid.count - 2; span >= 0; --span) {
+      add_decayed(out.state(head, span), out.state(head, span + 1), out.log_decay(head, span + 1), size);
+    }
+  });
+}
+
+template void states_before_spans(const Scan<float>&, const SpanGrid&, const Cubes<const float>&,
+                                  const SpanStates<float>&);
+template void states_before_spans(const Scan<double>&, const SpanGrid&, const Cubes<const double>&,
+                                  const SpanStates<double>&);
+template void gradients_behind_spans(const Scan<float>&, const SpanGrid&, const Cubes<const float>&,
+                                     const SpanStates<float>&);
+template void gradients_behind_spans(const Scan<double>&, const SpanGrid&, const Cubes<const double>&,
+                                     const SpanStates<double>&);
+
+namespace {
+
+// The outputs' gradient at the start of span 0: what is behind it, carried back over it.
+template <class A>
+void adjoint(const Scan<A>& scan, const SpanGrid& grid, const Cubes<A>& dinitial, const Planes<A>& log_decay_BH) {
+  const int64_t heads = scan.B * scan.H;
+  ScratchFrame frame;
+  const SpanStates<A> behind(frame, heads, std::max<int64_t>(grid.count, 1), scan.state_size());
+  gradients_behind_spans(scan, grid, Cubes<const A>{}, behind);
+  parallel_tasks(heads, [&](int64_t head) {
+    const int64_t b = head / scan.H, h = head % scan.H;
+    ScratchFrame task_frame;
+    ChunkDecays<A> decays(task_frame, grid.chunk);
+    A* queries = task_frame.take<A>(grid.chunk * scan.K);
+    A* state = behind.state(head, 0);
+    double log_decay = 0;
+    for (int64_t chunk = grid.last_chunk(0) - 1; chunk >= 0; --chunk) {
+      scan.load(decays, b, h, grid.tokens(chunk));
+      scan.retreat(state, decays, b, h, grid.tokens(chunk), queries);
+      log_decay += decays.log_total();
+    }
+    for (int64_t span = 1; span < grid.count; ++span) log_decay += behind.log_decay(head, span);
+    store_state(dinitial, b, h, state, scan.K, scan.D);
+    if (log_decay_BH.data != nullptr) log_decay_BH.at(b, 0)[h] = static_cast<A>(log_decay);
+  });
+}
+
+}  // namespace
+
+void CpuOps::ssd_adjoint(Tensor dinitial_BHKD, Tensor log_decay_BH, ConstTensor q_BTHD, ConstTensor dy_BTHD,
+                         ConstTensor log_a_BTH, int64_t chunk) {
+  const int64_t B = q_BTHD.size(0), T = q_BTHD.size(1), H = q_BTHD.size(2), K = q_BTHD.size(3), D = dy_BTHD.size(3);
+  const DType dtype = q_BTHD.dtype(), acc = accumulate_type(dtype);
+  expect(dinitial_BHKD, "ssd_adjoint dinitial_BHKD", acc, {B, H, K, D});
+  expect_optional(log_decay_BH, "ssd_adjoint log_decay_BH", acc, {B, H});
+  expect(q_BTHD, "ssd_adjoint q_BTHD", dtype, {B, T, H, K});
+  expect(dy_BTHD, "ssd_adjoint dy_BTHD", dtype, {B, T, H, D});
+  expect(log_a_BTH, "ssd_adjoint log_a_BTH", acc, {B, T, H});
+  TM_CHECK(chunk >= 1, "ssd_adjoint: chunk is ", chunk);
+  if (T == 0) {
+    fill(dinitial_BHKD, 0);
+    if (!log_decay_BH.empty()) fill(log_decay_BH, 0);
+    return;
+  }
+  dispatch_float(dtype, [&]<class A>() {
+    Scan<A> scan{B, T, H, K, D, cubes<A>(q_BTHD), {}, {}, cubes<A>(dy_BTHD), {}, planes<A>(log_a_BTH)};
+    Planes<A> log_decay;
+    if (!log_decay_BH.empty()) log_decay = {log_decay_BH.data<A>(), log_decay_BH.stride(0), 0};
+    adjoint(scan, SpanGrid(T, chunk, B * H), cubes<A>(dinitial_BHKD), log_decay);
+  });
+}
+
+}  // namespace tmamba

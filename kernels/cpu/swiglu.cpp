@@ -1,0 +1,55 @@
+#include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/parallel.h"
+#include "kernels/cpu/vec_math.h"
+#include "kernels/cpu/views.h"
+
+namespace tmamba {
+
+void CpuOps::swiglu_forward(Tensor h_NF, ConstTensor gate_up_N2F) {
+  const int64_t N = h_NF.size(0), F = h_NF.size(1);
+  const DType dtype = h_NF.dtype();
+  expect(h_NF, "swiglu h_NF", dtype, {N, F});
+  expect(gate_up_N2F, "swiglu gate_up_N2F", dtype, {N, 2 * F});
+  dispatch_float(dtype, [&]<class A>() {
+    const auto h = rows<A>(h_NF);
+    const auto gate_up = rows<A>(gate_up_N2F);
+    parallel_blocks(N, rows_per_block(F), [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        const A* gate = gate_up[n];
+        const A* up = gate + F;
+        A* out = h[n];
+#pragma omp simd
+        for (int64_t f = 0; f < F; ++f) out[f] = gate[f] * sigmoid(gate[f]) * up[f];
+      }
+    });
+  });
+}
+
+void CpuOps::swiglu_backward(Tensor dgate_up_N2F, ConstTensor dh_NF, ConstTensor gate_up_N2F) {
+  const int64_t N = dh_NF.size(0), F = dh_NF.size(1);
+  const DType dtype = dh_NF.dtype();
+  expect(dgate_up_N2F, "swiglu dgate_up_N2F", dtype, {N, 2 * F});
+  expect(dh_NF, "swiglu dh_NF", dtype, {N, F});
+  expect(gate_up_N2F, "swiglu gate_up_N2F", dtype, {N, 2 * F});
+  dispatch_float(dtype, [&]<class A>() {
+    const auto dgate_up = rows<A>(dgate_up_N2F);
+    const auto dh = rows<A>(dh_NF), gate_up = rows<A>(gate_up_N2F);
+    parallel_blocks(N, rows_per_block(F), [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        const A* gate = gate_up[n];
+        const A* up = gate + F;
+        const A* d = dh[n];
+        A* dgate = dgate_up[n];
+        A* dup = dgate + F;
+#pragma omp simd
+        for (int64_t f = 0; f < F; ++f) {
+          const A s = sigmoid(gate[f]);
+          dgate[f] = d[f] * up[f] * s * (A(1) + gate[f] * (A(1) - s));
+          dup[f] = d[f] * gate[f] * s;
+        }
+      }
+    });
+  });
+}
+
+}  // namespace tmamba
