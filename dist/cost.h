@@ -138,6 +138,7 @@ struct MemoryUse {
 struct Prediction {
   StepTime time;
   MemoryUse memory;
+  double sp_bytes = 0;           // received by a rank in the sequence exchanges of one micro-batch, at most
   double balance = 1;            // balance_efficiency
   double mfu = 0;                // 3 x forward FLOPs / (seconds x ranks x peak)
   double tokens_per_second = 0;  // of the whole run
@@ -159,8 +160,11 @@ class CostModel {
 
   // `transports`: one for all layers, or one for each. Throws UserError where such a run cannot exist.
   Prediction predict(int tp, int sp, int dp, int fold, const std::vector<Transport>& transports);
-  // The transport of each layer that takes least time.
+  // The transport of each layer that takes least time; where all of it hides behind work, fewest bytes.
   std::vector<Transport> choose_transports(int tp, int sp, int dp, int fold);
+  // The fold to cut the sequence with, among 1, 2, 4, .. max_fold, each with its best transports: of those within 1 %
+  // of the fastest the one that splits fewest segments, then the smallest. Throws UserError where none can be cut.
+  int choose_fold(int tp, int sp, int dp, int max_fold = 16);
   // Every tp x sp x dp of exactly `ranks` ranks, fold 1, 2, 4, .. max_fold and transport that can run: those that fit
   // in memory first, then by predicted step time.
   std::vector<LayoutChoice> rank_layouts(int64_t ranks, int max_fold = 16);
@@ -188,6 +192,7 @@ class CostModel {
 // For dims.tp, sp, dp and fold.
 Prediction predict(const PlanDims& dims, const MachineModel& machine, const std::vector<Transport>& transports);
 std::vector<Transport> choose_transports(const PlanDims& dims, const MachineModel& machine);
+int choose_fold(const PlanDims& dims, const MachineModel& machine, int max_fold = 16);
 std::vector<LayoutChoice> rank_layouts(const PlanDims& dims, const MachineModel& machine, int64_t ranks,
                                        int max_fold = 16);
 

@@ -22,6 +22,7 @@ size_t index_of(const Transport& transport) {
 struct ExchangeCost {
   double first_bytes = 0, later_bytes = 0;  // the first are waited for: halos, and everything head-parallel
   int first = 0, later = 0;
+  double bytes() const { return first_bytes + later_bytes; }
 };
 
 // Seconds of `steps` exchanges among `size` ranks that stand `stride` apart.
@@ -60,6 +61,10 @@ struct CostModel::LayerCost {
   double load_max = 0;    // forward and backward of one rank
   int64_t ranges = 0, heads_ranges = 0;
   std::array<std::array<ExchangeCost, 2>, 5> exchanges{};  // by transport, forward and backward
+  double bytes(const Transport& transport) const {
+    const auto& [forward, backward] = exchanges[index_of(transport)];
+    return forward.bytes() + backward.bytes();
+  }
 };
 
 struct CostModel::SequenceCost {
@@ -260,7 +265,7 @@ MemoryUse CostModel::memory_use(const PlanDims& dims, const SequenceCost& cost,
     const Transport& transport = transports[transports.size() == 1 ? 0 : l];
     double layer_bytes = 0;
     for (const ExchangeCost& e_cost : cost.layers[distinct_of_[l]].exchanges[index_of(transport)]) {
-      layer_bytes = std::max(layer_bytes, (e_cost.first_bytes + e_cost.later_bytes) / dims.tp);
+      layer_bytes = std::max(layer_bytes, e_cost.bytes() / dims.tp);
     }
     memory.exchange = dims.keep_keys ? memory.exchange + layer_bytes : std::max(memory.exchange, layer_bytes);
   }
@@ -280,6 +285,9 @@ Prediction CostModel::predict(int tp, int sp, int dp, int fold, const std::vecto
   Prediction out;
   out.time = step_time(dims, cost, transports);
   out.memory = memory_use(dims, cost, transports);
+  for (size_t l = 0; l < distinct_of_.size(); ++l) {
+    out.sp_bytes += cost.layers[distinct_of_[l]].bytes(transports[transports.size() == 1 ? 0 : l]) / tp;
+  }
   out.balance = cost.balance;
   const double sequences = number(dims.micro_batches() * dims.batch * dims.dp);
   out.mfu = 3 * forward_flops_ * sequences / (out.time.total() * number(dims.ranks()) * machine_.peak_flops);
@@ -295,16 +303,40 @@ std::vector<Transport> CostModel::choose_transports(int tp, int sp, int dp, int 
   std::vector<Transport> chosen;
   for (size_t i : distinct_of_) {
     Transport best;
-    double least = 0;
+    std::pair<double, double> least;  // seconds, bytes
     for (const Transport& transport : all_transports()) {
       if (!transport_problem(dims, transport).empty()) continue;
       StepTime time;
       add_layer(time, dims, cost.layers[i], transport);
-      if (transport == all_transports().front() || time.total() < least) best = transport, least = time.total();
+      const std::pair<double, double> price{time.total(), cost.layers[i].bytes(transport)};
+      if (transport == all_transports().front() || price < least) best = transport, least = price;
     }
     chosen.push_back(best);
   }
   return chosen;
+}
+
+int CostModel::choose_fold(int tp, int sp, int dp, int max_fold) {
+  if (const std::string problem = dims_problem(with(tp, sp, dp, 1)); !problem.empty()) throw UserError(problem);
+  if (sp == 1) return 1;
+  struct Candidate {
+    int fold;
+    double seconds;
+    int split_layers;
+  };
+  std::vector<Candidate> candidates;
+  double least = 0;
+  for (int fold = 1; fold <= max_fold; fold *= 2) {
+    if (!dims_problem(with(tp, sp, dp, fold)).empty()) continue;
+    const double seconds = predict(tp, sp, dp, fold, choose_transports(tp, sp, dp, fold)).time.total();
+    candidates.push_back({fold, seconds, sequence_cost(sp, fold).split_layers});
+    least = fold == 1 ? seconds : std::min(least, seconds);
+  }
+  const Candidate* best = nullptr;
+  for (const Candidate& c : candidates) {
+    if (c.seconds <= 1.01 * least && (!best || c.split_layers < best->split_layers)) best = &c;
+  }
+  return best->fold;
 }
 
 std::vector<LayoutChoice> CostModel::rank_layouts(int64_t ranks, int max_fold) {
@@ -333,8 +365,8 @@ std::vector<LayoutChoice> CostModel::rank_layouts(int64_t ranks, int max_fold) {
     const Prediction &pa = a.prediction, &pb = b.prediction;
     if (pa.fits != pb.fits) return pa.fits;
     if (pa.time.total() != pb.time.total()) return pa.time.total() < pb.time.total();
-    if (a.split_layers != b.split_layers) return a.split_layers < b.split_layers;
-    return pa.memory.total() < pb.memory.total();
+    if (pa.sp_bytes != pb.sp_bytes) return pa.sp_bytes < pb.sp_bytes;
+    return a.split_layers < b.split_layers;
   });
   return choices;
 }
@@ -345,6 +377,10 @@ Prediction predict(const PlanDims& dims, const MachineModel& machine, const std:
 
 std::vector<Transport> choose_transports(const PlanDims& dims, const MachineModel& machine) {
   return CostModel(dims, machine).choose_transports(dims.tp, dims.sp, dims.dp, dims.fold);
+}
+
+int choose_fold(const PlanDims& dims, const MachineModel& machine, int max_fold) {
+  return CostModel(dims, machine).choose_fold(dims.tp, dims.sp, dims.dp, max_fold);
 }
 
 std::vector<LayoutChoice> rank_layouts(const PlanDims& dims, const MachineModel& machine, int64_t ranks, int max_fold) {

@@ -137,6 +137,9 @@ const char* name_of(ExchangeKind kind);
 // Of the backward pass alone. Keys travel in both.
 constexpr bool is_backward(ExchangeKind kind) { return kind >= ExchangeKind::adjoints; }
 
+// The collective that carries an exchange.
+Collective collective_of(ExchangeKind kind, const Transport& transport);
+
 struct Exchange {
   int layer = 0;
   bool backward = false;

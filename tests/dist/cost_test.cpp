@@ -395,6 +395,32 @@ TEST(Predict, ChoosesTheFasterTransport) {
   }
 }
 
+TEST(Predict, ChoosesAFastAlignedFold) {
+  const MachineModel machine = h200_machine(128);
+  for (int64_t tokens : {8192, 131072, 8192 + 37}) {
+    for (int sp : {1, 3, 8}) {
+      PlanDims dims = v9_dims(tokens, sp, 1);
+      const auto measure = [&](int fold) {
+        dims.fold = fold;
+        return std::pair(predict(dims, machine, choose_transports(dims, machine)).time.total(),
+                         SequenceLayout(dims.layout()).alignment().splits.size());
+      };
+      const int chosen = choose_fold(dims, machine);
+      const auto [seconds, splits] = measure(chosen);
+      double least = seconds;
+      for (int fold : {1, 2, 4, 8, 16}) least = std::min(least, measure(fold).first);
+      EXPECT_LE(seconds, 1.01 * least) << tokens << " sp " << sp;
+      for (int fold : {1, 2, 4, 8, 16}) {
+        const auto [other_seconds, other_splits] = measure(fold);
+        if (other_seconds <= 1.01 * least && sp > 1) {
+          EXPECT_GE(other_splits, splits) << tokens << " sp " << sp << " fold " << fold;
+        }
+      }
+    }
+  }
+  EXPECT_GE(choose_fold(v9_dims(131072, 8, 1), machine), 4);
+}
+
 TEST(Predict, KeysTravelSlowerBetweenNodes) {
   MachineModel machine = h200_machine(128);
   machine.overlap = 0;
