@@ -42,6 +42,8 @@ class World {
   // All ranks, named "world"; host tensors.
   Communicator& comm() { return *comm_; }
 
+  // For communicators of other kinds: tells what they start and wait for.
+  const std::shared_ptr<Watchdog>& watchdog() const { return watchdog_; }
   // From now on a rank that holds up the others is found and named, and the job ends. Collective. Throws UserError
   // where the folder cannot be used.
   void start_watchdog(WatchdogOptions options);
