@@ -40,7 +40,7 @@ TEST_F(BadInput, Configuration) {
   refused("train run.toml --set train.global_batch=-1", {"train.global_batch", "out of range"});
   refused("train run.toml --set model.heads=3", {"model.dim = 32", "not divisible", "model.heads = 3"});
   refused("train run.toml --set model.schedule=[0,65]", {"TransPoint 65", "sequence length 64"});
-  refused("train run.toml --set model.schedule=[\"3/2\"]", {"3/2", "fraction"});
+  refused("train run.toml --set 'model.schedule=[\"3/2\"]'", {"3/2", "fraction"});
   refused("train run.toml --set model.converter=mlp2", {"model.converter", "exact", "zero"});
   refused("train run.toml --set model.vocab=100", {"model.vocab = 100", "257"});
   refused("train run.toml --set train.global_batch=3", {"train.global_batch = 3", "2 data-parallel ranks"}, 2, 2);
@@ -72,10 +72,10 @@ TEST_F(BadInput, Data) {
   refused("train run.toml --set data.train=cut.h5", {"cut.h5"});
   refused("train run.toml --set data.seq_len=1000000 --set model.schedule=[0]", {"train.h5", "1000000"});
   ASSERT_EQ(shell("head -c 60000 text.txt > small.txt").code, 0);
-  ASSERT_EQ(transmamba("tokenizer train small.txt --vocab 300 --output tok.model").code, 0);
+  ASSERT_EQ(transmamba("tokenizer train small.txt --vocab 320 --output tok.model").code, 0);
   ASSERT_EQ(transmamba("prepare text.txt --output other --tokenizer tok.model --held-out 0.1").code, 0);
   refused("train run.toml --set data.valid=other/valid.h5", {"another tokenizer"});
-  refused("train run.toml --set run.dir=good --set data.train=other/train.h5 --set data.valid=other/valid.h5 --set model.vocab=300", {"another tokenizer"});
+  refused("train run.toml --set run.dir=good --set data.train=other/train.h5 --set data.valid=other/valid.h5 --set model.vocab=320", {"another tokenizer"});
   refused("eval good --data other/valid.h5", {"another tokenizer"});
   refused("prepare nothing.txt --output x", {"nothing.txt"});
 }
