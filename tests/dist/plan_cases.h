@@ -35,10 +35,9 @@ struct Case {
   Transport transport;
 };
 
-inline  // Schedule V9 of the paper scaled to a sequence length; the model of the balance figures: d 2048, 16 heads of
-        // 128.
-    inline PlanDims
-    v9_dims(int64_t tokens, int sp, int fold, int64_t layers = 8) {
+// Schedule V9 of the paper scaled to a sequence length; the model of the balance figures: d 2048, 16 heads of
+// 128.
+inline PlanDims v9_dims(int64_t tokens, int sp, int fold, int64_t layers = 8) {
   PlanDims dims{
       .dim = 2048, .heads = 16, .head_dim = 128, .ffn = 5632, .vocab = 32768, .tokens = tokens, .sp = sp, .fold = fold};
   constexpr std::array<int64_t, 8> v9{0, 128, 256, 512, 1024, 2048, 4096, 8192};
