@@ -3,7 +3,8 @@
 //
 // Files that are read are untrusted. H5File::open_read and H5File::dataset follow hard links only, load no plugins, and
 // refuse virtual datasets, external storage, foreign filters, element types that are not in H5Type, and a declared size
-// that the bytes in the file cannot hold. Failures on reading are UserErrors, on writing Errors; all name the file.
+// that the bytes in the file cannot hold. Failures on reading are UserErrors, on writing Errors; all name the file. A
+// file that could not be written is given up: nothing more can be done with it but to delete it.
 //
 // Calls may come from several threads; one runs at a time.
 #pragma once

@@ -120,6 +120,7 @@ void Trainer::resume_or_initialize() {
     load_params(reader, *table_, params_);
     load_optimizer(reader, *table_, *optimizer_);
     last_saved_ = state_.step;
+    last_checkpoint_ = newest;
   }
   folder_ = std::make_unique<RunFolder>(config_.run.dir, state_.step, main_);
   state_.config = to_toml(config_);
@@ -132,8 +133,9 @@ void Trainer::resume_or_initialize() {
 int Trainer::run() {
   print_header();
   if (state_.step >= total_steps_) {
-    if (main_) std::printf("This run is already complete: %lld of %lld steps. Nothing was changed.\n",
-                           static_cast<long long>(state_.step), static_cast<long long>(total_steps_));
+    if (main_) std::printf("all %lld steps of this run are done\n", static_cast<long long>(total_steps_));
+    // A run that ended between its last checkpoint and its summary gets the summary now.
+    if (broadcast_text(world_.comm(), main_ && folder_->has_summary() ? "yes" : "").empty()) finish();
     return kDone;
   }
   const double seconds_before = state_.seconds;
@@ -160,7 +162,8 @@ int Trainer::run() {
     }
     if (due(config_.train.eval_every) && !end) evaluate_and_log(false);
     if (due(config_.train.sample_every) && !end) write_sample();
-    if (due(config_.checkpoint.every) && !end) save();
+    // Not while steps are being skipped: what is on disk is then as good, and maybe better.
+    if (due(config_.checkpoint.every) && !end && skips_in_a_row_ == 0) save();
   }
   finish();
   return kDone;
@@ -320,6 +323,7 @@ void Trainer::save() {
                                      {.keep = config_.checkpoint.keep, .keep_every = config_.checkpoint.keep_every},
                                      reducer_->stage() > 0 || mesh_.shape().zero_rank(mesh_.coordinates()) == 0);
   last_saved_ = state_.step;
+  last_checkpoint_ = report.path.string();
   folder_->event("checkpoint", {{"step", state_.step}, {"path", report.path.string()}, {"bytes", report.bytes}, {"seconds", report.seconds}});
   if (main_) message_line(str("step ", state_.step, ": checkpoint ", report.path.string(), " (", bytes_text(report.bytes), ", ",
                               fixed(report.seconds, 2), " s)"));
@@ -332,12 +336,30 @@ void Trainer::finish() {
   const double tokens_per_s = static_cast<double>(state_.tokens) / state_.seconds;
   folder_->event("done", {{"step", state_.step}, {"tokens", state_.tokens}});
   nlohmann::json summary = {{"steps", state_.step}, {"tokens", state_.tokens}, {"seconds", state_.seconds}, {"tokens_per_s", tokens_per_s},
-                            {"skipped", state_.skipped}};
+                            {"skipped", state_.skipped}, {"checkpoint", last_checkpoint_}};
   if (valid_file_) summary["valid_bits_per_byte"] = last_valid_bits_;
   folder_->write_summary(summary);
-  if (!main_) return;
-  std::printf("trained %lld steps, %s tokens in %s, %s tok/s\n", static_cast<long long>(state_.step),
-              count_text(static_cast<double>(state_.tokens)).c_str(), duration(state_.seconds).c_str(), count_text(tokens_per_s).c_str());
+}
+
+void Trainer::print_summary(const std::vector<std::string>& compare, bool as_json) const {
+  const nlohmann::json summary = folder_->read_summary();
+  if (as_json) {
+    std::printf("%s\n", summary.dump(2).c_str());
+    return;
+  }
+  auto row = [](const std::string& name, const std::string& value) { std::printf("  %-28s %s\n", name.c_str(), value.c_str()); };
+  std::printf("\n");
+  if (summary.contains("valid_bits_per_byte")) row("held-out bits/byte", fixed(summary["valid_bits_per_byte"].get<double>(), 3));
+  for (const std::string& other : compare) {
+    const size_t equals = other.rfind('=');
+    row(other.substr(0, equals), equals == std::string::npos ? "" : other.substr(equals + 1));
+  }
+  row("steps, tokens", str(summary["steps"].get<int64_t>(), ", ", count_text(summary["tokens"].get<double>())));
+  row("training time", duration(summary["seconds"].get<double>()));
+  row("tokens/s", count_text(summary["tokens_per_s"].get<double>()));
+  row("checkpoint", summary["checkpoint"].get<std::string>());
+  row("metrics", (folder_->dir() / "metrics.jsonl").string());
+  row("samples", (folder_->dir() / "samples.txt").string());
 }
 
 }  // namespace tmamba

@@ -41,7 +41,10 @@ class Trainer {
   // One optimizer step (from 1) over the global batch.
   StepResult train_step(int64_t step);
 
-  void print_summary() const { folder_->print_summary(); }
+  // What came of the run, from its summary file: a table beside other methods ("NAME=BITS"), or JSON.
+  void print_summary(const std::vector<std::string>& compare, bool as_json) const;
+  // The flat parameters of this rank.
+  const Tensor& params() const { return params_; }
   const RunState& state() const { return state_; }
   const RunConfig& config() const { return config_; }
 
@@ -92,6 +95,7 @@ class Trainer {
   std::unique_ptr<RunFolder> folder_;
   RunState state_;
   int64_t last_saved_ = -1;
+  std::string last_checkpoint_;
   int stop_signal_ = 0;
   int skips_in_a_row_ = 0;
   double last_valid_bits_ = 0;

@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <csignal>
 #include <set>
+#include <thread>
 
 #include "data/fs.h"
 #include "dist/self_communicator.h"
@@ -59,7 +60,9 @@ TEST(Crash, KilledAtRandomInstantsTheLastWholeOneIsThere) {
   constexpr int64_t kRows = 20000;
   std::mt19937_64 random(kSeed);
   TempFolder folder;
-  int64_t newest = 0;
+  save(folder.path(), 1, kRows, {.keep = 2});
+  const double save_seconds = save(folder.path(), 2, kRows, {.keep = 2}).seconds;
+  int64_t newest = 2;
   int half_way = 0;
   for (int kill_number = 0; kill_number < 40; ++kill_number) {
     SCOPED_TRACE(testing::Message() << "kill " << kill_number << ", seed " << kSeed);
@@ -68,24 +71,23 @@ TEST(Crash, KilledAtRandomInstantsTheLastWholeOneIsThere) {
     if (child == 0) {
       for (int64_t step = newest + 1;; ++step) save(folder.path(), step, kRows, {.keep = 2});
     }
-    usleep(static_cast<useconds_t>(1000 + random() % 30000));
+    // Somewhere in the first three saves, whatever the disk.
+    std::this_thread::sleep_for(
+        std::chrono::duration<double>(save_seconds * static_cast<double>(random() % 3000) * 1e-3));
     kill(child, SIGKILL);
     waitpid(child, nullptr, 0);
     half_way += any_left_over(folder.path());
     const auto found = newest_checkpoint(folder.path(), never);
-    if (found) {
-      const int64_t step = CheckpointReader(*found).step();
-      EXPECT_GE(step, newest);
-      newest = step;
-    } else {
-      EXPECT_EQ(newest, 0);
-    }
+    ASSERT_TRUE(found);
+    const int64_t step = CheckpointReader(*found).step();
+    EXPECT_GE(step, newest);
+    newest = step;
     for (const fs::path& path : list_checkpoints(folder.path())) {
       EXPECT_TRUE(holds(path, CheckpointReader(path).step(), kRows)) << path;
     }
   }
   EXPECT_GT(half_way, 10) << "too few kills came in the middle of a save";
-  EXPECT_GT(newest, 0);
+  EXPECT_GT(newest, 2);
   save(folder.path(), newest + 1, kRows, {.keep = 2});
   EXPECT_FALSE(any_left_over(folder.path()));
 }
@@ -136,7 +138,7 @@ class EveryCall : public testing::TestWithParam<int64_t> {
     EXPECT_FALSE(any_left_over(now));
   }
 
-  TempFolder folder;
+  TempFolder folder{TempFolder::memory()};
   fs::path now = folder / "now";
   std::map<int64_t, std::string> names{{2, "step-00000002"}, {3, "step-00000003"}, {4, "step-00000004"}};
 };
@@ -182,7 +184,7 @@ TEST_P(EveryCall, FailedItIsReportedAndNothingIsLost) {
 // between any two of them must leave the old or the new one too.
 TEST(Crash, ReplacingWithoutSwappingNamesSurvivesTheSame) {
   constexpr int64_t kRows = 10;
-  TempFolder folder;
+  TempFolder folder{TempFolder::memory()};
   const fs::path now = folder / "now", path = now / "step-00000002";
   const auto traced = [&](const TraceOptions& options) {
     fs::remove_all(now);

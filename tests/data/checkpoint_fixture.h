@@ -21,8 +21,8 @@ namespace tmamba {
 // A fresh folder, removed with all in it at the end.
 class TempFolder {
  public:
-  TempFolder() {
-    std::string name = (std::filesystem::temp_directory_path() / "tmamba-checkpoint-XXXXXX").string();
+  explicit TempFolder(const std::filesystem::path& parent = std::filesystem::temp_directory_path()) {
+    std::string name = (parent / "tmamba-checkpoint-XXXXXX").string();
     if (mkdtemp(name.data()) == nullptr) throw Error("cannot make a temporary folder");
     path_ = name;
   }
@@ -32,6 +32,10 @@ class TempFolder {
   }
   TempFolder(const TempFolder&) = delete;
   TempFolder& operator=(const TempFolder&) = delete;
+  // One in memory where there is such a place, for tests that look at calls and would else wait for the disk.
+  static std::filesystem::path memory() {
+    return std::filesystem::is_directory("/dev/shm") ? "/dev/shm" : std::filesystem::temp_directory_path();
+  }
   const std::filesystem::path& path() const { return path_; }
   std::filesystem::path operator/(const std::string& name) const { return path_ / name; }
 

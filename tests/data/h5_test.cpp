@@ -158,8 +158,7 @@ TEST(H5, RefusesWhatIsNotAnHdf5File) {
   EXPECT_MESSAGE(UserError, "not a regular file", H5File::open_read("/dev/null"));
 }
 
-// --- Files from strangers, made with the C library
-// --------------------------------------------------------------------
+// --- Files from strangers, made with the C library ---
 
 class Hostile : public ::testing::Test {
  protected:

@@ -13,6 +13,7 @@
 
 namespace tmamba {
 namespace {
+using testing_files::message_of;
 using testing_files::read_file;
 using testing_files::TempFolder;
 using testing_files::write_file;
@@ -131,8 +132,7 @@ TEST(TokenFile, AnUnfinishedDocumentIsEnded) {
   EXPECT_EQ(file.token_bytes()[256], 0);
 }
 
-// --- Bad files
-// --------------------------------------------------------------------------------------------------------
+// --- Bad files ---
 
 class BadTokenFile : public ::testing::Test {
  protected:
@@ -353,13 +353,23 @@ TEST(TokenFileWriterErrors, FolderMissing) {
 
 TEST(TokenFileWriterErrors, NoSpaceLeft) {
   const TempFolder folder;
-  const testing_files::FileSizeLimit limit(100'000);
   const auto tokens = random_tokens(3'000'000, 300, 1);
-  EXPECT_MESSAGE(Error, "t.h5: cannot", {
-    TokenFileWriter writer(folder / "t.h5", info_with(300), std::vector<uint16_t>(300));
-    writer.append(tokens);
-    writer.close(0, "");
-  });
+  for (rlim_t bytes : {rlim_t{0}, rlim_t{100}, rlim_t{5'000}, rlim_t{100'000}, rlim_t{3'000'000}}) {
+    const testing_files::FileSizeLimit limit(bytes);
+    const auto message = message_of<Error>([&] {
+      TokenFileWriter writer(folder / "t.h5", info_with(300), std::vector<uint16_t>(300));
+      writer.append(tokens);
+      writer.close(0, "");
+    });
+    EXPECT_NE(message.find("t.h5: cannot"), std::string::npos) << message;
+    EXPECT_NE(message.find("File too large"), std::string::npos) << message;
+    std::filesystem::remove(folder / "t.h5");
+  }
+  {  // Given up by an exception before close(), with data still to be written.
+    const testing_files::FileSizeLimit limit(100'000);
+    TokenFileWriter writer(folder / "v.h5", info_with(300), std::vector<uint16_t>(300));
+    writer.append(std::span(tokens).first(100'000));
+  }
   // The library still works afterwards.
   write_tokens(folder / "u.h5", random_tokens(1000, 300, 1), 300);
   EXPECT_EQ(TokenFile(folder / "u.h5").info().documents, 1);
