@@ -3,19 +3,12 @@
 
 #include <gtest/gtest.h>
 
-#include <map>
 #include <sstream>
+
+#include "tests/dist/plan_cases.h"
 
 namespace tmamba {
 namespace {
-
-PlanDims v9_dims(int64_t tokens, int sp, int fold, int64_t layers = 24) {
-  PlanDims dims{
-      .dim = 2048, .heads = 16, .head_dim = 128, .ffn = 5632, .vocab = 32768, .tokens = tokens, .sp = sp, .fold = fold};
-  constexpr std::array<int64_t, 8> v9{0, 128, 256, 512, 1024, 2048, 4096, 8192};
-  for (int64_t l = 0; l < layers; ++l) dims.transpoints.push_back(v9[static_cast<size_t>(l % 8)] * tokens / 8192);
-  return dims;
-}
 
 std::vector<std::string> lines_of(const std::string& text) {
   std::vector<std::string> lines;
@@ -42,11 +35,11 @@ TEST(PlanText, EveryLineFits) {
       dims.global_batch = 4096;
       expect_printable(plan_report(dims, choose_transports(dims, machine), machine));
     }
-    PlanDims dims = v9_dims(tokens, 1, 1);
+    PlanDims dims = v9_dims(tokens, 1, 1, 24);
     dims.global_batch = 4096;
     expect_printable(ranking_table(rank_layouts(dims, machine, 1024), 30));
   }
-  expect_printable(check_text(make_plan(v9_dims(8192, 8, 4), Transport{})));
+  expect_printable(check_text(make_plan(v9_dims(8192, 8, 4, 24), Transport{})));
 }
 
 TEST(PlanText, PictureShowsEverySegmentOfEveryLayer) {
@@ -83,7 +76,7 @@ TEST(PlanText, LongSequencesShareColumns) {
 }
 
 TEST(PlanText, ExchangeTableSumsThePlan) {
-  const PlanDims dims = v9_dims(8192, 8, 4);
+  const PlanDims dims = v9_dims(8192, 8, 4, 24);
   const Plan plan = make_plan(dims, transport_named("group_cast+sliced"));
   double most = 0, mean = 0;
   for (size_t i = 0; i < plan.exchanges.size(); ++i) {
@@ -106,7 +99,7 @@ TEST(PlanText, ExchangeTableSumsThePlan) {
 }
 
 TEST(PlanText, TablesAddUp) {
-  const PlanDims dims = v9_dims(131072, 8, 4);
+  const PlanDims dims = v9_dims(131072, 8, 4, 24);
   const MachineModel machine = h200_machine(128);
   const Prediction prediction = predict(dims, machine, {Transport{}});
   double sum = 0, step = 0;
@@ -119,7 +112,7 @@ TEST(PlanText, TablesAddUp) {
   EXPECT_NEAR(sum, prediction.time.total() * 1e3, 0.01);
   EXPECT_NEAR(step, prediction.time.total() * 1e3, 0.001);
   EXPECT_NE(memory_table(prediction.memory, machine).find("free"), std::string::npos);
-  EXPECT_NE(memory_table(predict(v9_dims(int64_t{1} << 20, 2, 1), machine, {Transport{}}).memory, machine)
+  EXPECT_NE(memory_table(predict(v9_dims(int64_t{1} << 20, 2, 1, 24), machine, {Transport{}}).memory, machine)
                 .find("does not fit"),
             std::string::npos);
 }
