@@ -179,6 +179,8 @@ StepResult Trainer::train_step(int64_t step) {
   for (int64_t micro = 0; micro < micro_batches_; ++micro) {
     const int64_t first = (step - 1) * config_.train.global_batch + mesh_.dp().rank() * per_rank + micro * B;
     const Batch batch = loader_->load(first, B);
+    // Where every micro-batch is summed over the ranks at once, the next one starts from zero.
+    if (micro > 0 && reduces(micro - 1)) ops_->fill(grads_, 0);
     copy_blocking(tokens_2BT.select(0, 0), batch.tokens_BT);
     copy_blocking(tokens_2BT.select(0, 1), batch.targets_BT);
     model_->forward_backward(*ops_, scratch_, params_, grads_, {tokens_2BT.select(0, 0), tokens_2BT.select(0, 1)}, grad_scale,

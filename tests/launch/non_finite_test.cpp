@@ -38,6 +38,9 @@ class NonFinite : public testing::Test {
   fs::path folder_;
 };
 
+// An element of the embedding of the blank, which is in every batch.
+constexpr int64_t kPoisoned = ' ' * 32 + 5;
+
 std::vector<float> host_copy(const Tensor& flat) { return {flat.data<float>(), flat.data<float>() + flat.numel()}; }
 
 TEST_F(NonFinite, OneRankMakesAllSkipTheStep) {
@@ -45,7 +48,7 @@ TEST_F(NonFinite, OneRankMakesAllSkipTheStep) {
   Trainer trainer(load_config("run.toml", {}), world);
   EXPECT_FALSE(trainer.train_step(1).skipped);
   const std::vector<float> before = host_copy(trainer.params());
-  float* weight = trainer.params().data<float>() + 5;
+  float* weight = trainer.params().data<float>() + kPoisoned;
   const float kept = *weight;
   if (world.rank() == world.size() - 1) *weight = std::numeric_limits<float>::quiet_NaN();
   const StepResult poisoned = trainer.train_step(2);
@@ -66,7 +69,7 @@ TEST_F(NonFinite, ThreeInARowEndTheRunWithTheLastGoodCheckpoint) {
   }
   Trainer trainer(load_config("run.toml", {"train.warmup=0"}), world);
   ASSERT_EQ(trainer.state().step, 4);
-  if (world.rank() == world.size() - 1) trainer.params().data<float>()[5] = std::numeric_limits<float>::quiet_NaN();
+  if (world.rank() == world.size() - 1) trainer.params().data<float>()[kPoisoned] = std::numeric_limits<float>::quiet_NaN();
   try {
     trainer.run();
     FAIL() << "went on without a finite loss";

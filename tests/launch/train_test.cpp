@@ -108,7 +108,7 @@ TEST_F(Train, SignalsSaveAndStopWith85) {
     // The signal goes to one rank alone, after its first steps; both must agree on the step to stop at.
     const Outcome outcome = shell(
         command_line("train run.toml --set run.dir=" + run, 2) + " & job=$!; for i in $(seq 600); do [ -s " + run + "/metrics.jsonl ] && break; sleep 0.1; done; "
-        "victim=$(pgrep -f -- '--set run.dir=" + run + "' | tail -1); kill -" + signal + " $victim; wait $job");
+        "victim=$(pgrep -f '^[^ ]*/transmamba train .*run.dir=" + run + "' | tail -1); kill -" + signal + " $victim; wait $job");
     EXPECT_EQ(outcome.code, 85) << outcome.output;
     EXPECT_NE(outcome.output.find("saved step"), std::string::npos) << outcome.output;
     const std::vector<double> steps = series(run, "step");
