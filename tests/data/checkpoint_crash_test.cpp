@@ -76,6 +76,7 @@ TEST(Crash, KilledAtRandomInstantsTheLastWholeOneIsThere) {
         if (write(saved[1], "+", 1) != 1) _exit(1);
       }
     }
+    close(saved[1]);
     // Every other kill comes in the first save, the others in the one after it.
     char byte = 0;
     if (kill_number % 2 == 1) {
@@ -85,7 +86,7 @@ TEST(Crash, KilledAtRandomInstantsTheLastWholeOneIsThere) {
         std::chrono::duration<double>(save_seconds * static_cast<double>(random() % 1000) * 1e-3));
     kill(child, SIGKILL);
     waitpid(child, nullptr, 0);
-    close(saved[0]), close(saved[1]);
+    close(saved[0]);
     half_way += any_left_over(folder.path());
     const auto found = newest_checkpoint(folder.path(), never);
     ASSERT_TRUE(found);
