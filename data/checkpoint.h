@@ -1,6 +1,6 @@
-// Sharded checkpoints: a folder `step-00001000` of HDF5 files, one per writer, and `manifest.json`, which says which slice
-// of which tensor lies where, with a checksum of every slice and of every file. No rank layout in it: any layout loads it
-// by slices.
+// Sharded checkpoints: a folder `step-00001000` of HDF5 files, one per writer, and `manifest.json`, which says which
+// slice of which tensor lies where, with a checksum of every slice and of every file. No rank layout in it: any layout
+// loads it by slices.
 #pragma once
 
 #include <cstdint>
@@ -27,22 +27,34 @@ struct TensorSlice {
 };
 
 struct SaveOptions {
-  int64_t keep = 3;             // newest checkpoints to keep; 0 keeps all
-  int64_t keep_every = 0;       // checkpoints of steps divisible by this are never deleted; 0: none
+  int64_t keep = 3;        // newest checkpoints to keep; 0 keeps all
+  int64_t keep_every = 0;  // checkpoints of steps divisible by this are never deleted; 0: none
 };
 
 struct SaveReport {
   std::filesystem::path path;
-  int64_t bytes = 0;
+  int64_t bytes = 0;  // of all files of the checkpoint
   double seconds = 0;
+  // What failed after the checkpoint was whole and visible (an old one that could not be removed, say), one line each.
+  std::vector<std::string> warnings;
 };
 
 // Writes a checkpoint: all ranks of `comm` call it with the slices they own (together they cover every tensor once).
 // Files are written under a temporary name, closed, fsynced; then the manifest; then one rename; then the folder's
 // parent is fsynced and `latest` replaced. Throws on all ranks alike, leaving nothing visible, where any rank cannot
-// write (disk full, say). `state` goes into the manifest: step, configuration, whatever the run needs to go on.
+// write (disk full, say) or the slices leave a hole or overlap. Rank 0's `state` goes into the manifest: configuration,
+// data position, whatever the run needs to go on; anything that JSON can hold. A checkpoint of the same step is
+// replaced in one step; left-overs of crashed saves are removed. One save at a time per folder. All ranks get the same
+// report.
 SaveReport save_checkpoint(Communicator& comm, const std::filesystem::path& checkpoints, int64_t step,
-                           std::span<const TensorSlice> slices, const nlohmann::json& state, const SaveOptions& options);
+                           std::span<const TensorSlice> slices, const nlohmann::json& state,
+                           const SaveOptions& options);
+
+// Bytes that are missing, or are not those that were written. what() names the file and, where known, the tensor.
+class DamagedCheckpoint : public Error {
+ public:
+  using Error::Error;
+};
 
 struct StoredTensor {
   std::string name;
@@ -50,25 +62,36 @@ struct StoredTensor {
   std::vector<int64_t> shape;
 };
 
-// A checkpoint open for reading. Opening reads and checks the manifest alone: the schema, the sizes of the files, and that
-// the slices cover every tensor exactly. Errors name the file and the tensor.
+// When a reader looks at the files that hold tensors: at all of them when it is made, or at each when something in it
+// is asked for, which spares the file system where thousands of ranks read a checkpoint of thousands.
+enum class FileCheck : uint8_t { at_once, when_read };
+
+// A checkpoint open for reading. Opening reads and checks the manifest alone: the schema, the sizes of the files, and
+// that the slices cover every tensor exactly. The bytes are read by the manifest, not by the HDF5 library, so that a
+// file made to attack the library does nothing. Throws DamagedCheckpoint; UserError where the folder is no checkpoint
+// or is of another format version; FileError (data/fs.h) where the system refuses. May be read from several threads.
 class CheckpointReader {
  public:
-  explicit CheckpointReader(const std::filesystem::path& path);
+  explicit CheckpointReader(const std::filesystem::path& path, FileCheck check = FileCheck::at_once);
   ~CheckpointReader();
   CheckpointReader(CheckpointReader&&) noexcept;
 
   const std::filesystem::path& path() const;
   int64_t step() const;
   const nlohmann::json& state() const;
+  // Sorted by name.
   const std::vector<StoredTensor>& tensors() const;
   bool has(const std::string& name) const;
-  // Fills the host tensor `out` with the rectangle of tensor `name` that starts at `offset`. Element types are converted
-  // between float32, float64 and bfloat16. Every slice that is touched is verified against its checksum first; a
-  // mismatch throws Error naming file, tensor and offset.
+  // Bytes of all files that hold tensors.
+  int64_t bytes() const;
+  // Fills the host tensor `out` (any row stride) with the rectangle of tensor `name` that starts at `offset`. Element
+  // types are converted between float32, float64 and bfloat16, to the nearest number. A slice that is touched for the
+  // first time is read whole and verified; a mismatch throws DamagedCheckpoint naming file, tensor and offset, and
+  // leaves `out` undefined.
   void read(const std::string& name, std::span<const int64_t> offset, const Tensor& out) const;
-  // Checks every file hash and slice checksum. Returns the problems found, one line each; none means whole.
-  std::vector<std::string> verify() const;
+  // Checks every file's hash and every slice's checksum. Returns the problems found, one line each; none means whole.
+  // `part` of `parts` checks only its share of the files, so that ranks can divide the work. Uses all cores.
+  std::vector<std::string> verify(int64_t part = 0, int64_t parts = 1) const;
 
  private:
   struct Impl;
@@ -79,7 +102,14 @@ class CheckpointReader {
 std::vector<std::filesystem::path> list_checkpoints(const std::filesystem::path& checkpoints);
 
 // The newest checkpoint that verifies. A damaged one is renamed to `NAME.damaged` after `on_damage(path, problem)` was
-// called, and the one before it is tried. Called on one rank.
+// called (on rank 0), and the one before it is tried. What is no damage - permissions, too many open files, a newer
+// format version - throws and renames nothing. The ranks of `comm` share the work of verifying and all get the same
+// answer.
+std::optional<std::filesystem::path> newest_checkpoint(
+    Communicator& comm, const std::filesystem::path& checkpoints,
+    const std::function<void(const std::filesystem::path&, const std::string&)>& on_damage);
+
+// The same, called on one rank.
 std::optional<std::filesystem::path> newest_checkpoint(
     const std::filesystem::path& checkpoints,
     const std::function<void(const std::filesystem::path&, const std::string&)>& on_damage);

@@ -20,8 +20,8 @@ struct Batch {
   Tensor targets_BT;
 };
 
-// The file is cut into windows of seq_len + 1 tokens that overlap by one (window w starts at w * seq_len). Sequence i of
-// the run is window permutation_epoch(i mod windows) of epoch i / windows, whatever the ranks and the batch size.
+// The file is cut into windows of seq_len + 1 tokens that overlap by one (window w starts at w * seq_len). Sequence i
+// of the run is window permutation_epoch(i mod windows) of epoch i / windows, whatever the ranks and the batch size.
 class Loader {
  public:
   // Throws UserError where the file holds no whole window.

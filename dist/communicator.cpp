@@ -1,5 +1,6 @@
 #include "dist/communicator.h"
 
+#include <exception>
 #include <utility>
 
 namespace tmamba {
@@ -10,7 +11,18 @@ Work& Work::operator=(Work&& other) {
   return *this;
 }
 
-Work::~Work() { wait(); }
+Work::~Work() {
+  if (!state_) return;
+  if (std::uncaught_exceptions() > 0) {
+    state_->abandon();
+    return;
+  }
+  try {
+    wait();
+  } catch (const Error&) {
+    // A destructor cannot report it; the communicator keeps the error and throws it from its next call.
+  }
+}
 
 void Work::wait() {
   if (auto state = std::move(state_)) state->wait();

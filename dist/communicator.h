@@ -5,8 +5,13 @@
 // Rules
 // - Tensors are contiguous. All ranks of a communicator issue the same operations in the same order, from one thread.
 // - An operation is started by the call and finished by Work::wait(); until then its tensors must not be touched.
-//   A dropped Work waits in its destructor.
-// - Reductions combine in a fixed order: the same inputs on the same ranks give the same bits.
+//   A dropped Work waits in its destructor; one dropped by an exception is abandoned instead, for its peers may never
+//   arrive, and its communicator refuses all further work.
+// - Operations may be waited for in any order, and any number may be in flight. A Work must not outlive its
+// communicator.
+// - Reductions combine in a fixed order, rank 0 first: the same inputs on the same ranks give the same bits, and every
+//   rank gets them. Integer sums wrap; the maximum or minimum of anything with a NaN is NaN.
+// - A tensor of no elements may be the empty view.
 // - Every call is counted (calls and bytes per operation) and named for the watchdog.
 #pragma once
 
@@ -45,7 +50,10 @@ class Work {
   class State {
    public:
     virtual ~State() = default;
+    // Throws Error naming operation, communicator and rank where the operation failed.
     virtual void wait() = 0;
+    // Called instead of wait() where an exception is leaving the scope of the Work: must not wait for other ranks.
+    virtual void abandon() noexcept = 0;
   };
   Work() = default;
   explicit Work(std::unique_ptr<State> state) : state_(std::move(state)) {}
@@ -77,6 +85,7 @@ class Communicator {
   // x = op over ranks of x.
   virtual Work all_reduce(Tensor x, ReduceOp op) = 0;
   // out = this rank's piece of the sum over ranks of `in`; rank r's piece has counts[r] elements, pieces back to back.
+  // `out` may be its place in `in`.
   virtual Work reduce_scatter(Tensor out, ConstTensor in, std::span<const int64_t> counts) = 0;
   // out = the pieces of all ranks back to back; rank r's has counts[r] elements. `in` may be its place in `out`.
   virtual Work all_gather(Tensor out, ConstTensor in, std::span<const int64_t> counts) = 0;
@@ -89,7 +98,8 @@ class Communicator {
   virtual Work send_recv(std::span<const Message> messages) = 0;
   virtual void barrier() = 0;
 
-  // The ranks with the same `color`, ordered by `key`, as a new communicator.
+  // The ranks with the same `color` (0 or more), ordered by `key`, as a new communicator. Every rank takes part;
+  // operations in flight are finished first.
   virtual std::unique_ptr<Communicator> split(int color, int key, const std::string& name) = 0;
 
   const TrafficCounter& traffic() const { return traffic_; }

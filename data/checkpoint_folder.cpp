@@ -1,0 +1,166 @@
+#include "data/checkpoint_folder.h"
+
+#include <algorithm>
+#include <iomanip>
+#include <system_error>
+
+#include "data/fs.h"
+#include "data/manifest.h"
+
+namespace tmamba {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+constexpr std::string_view kPrefix = "step-";
+constexpr int kDigits = 8;
+constexpr const char* kLatest = "latest";
+
+// Removes a folder of ours and all in it, its manifest first and durably.
+void remove_tree(const fs::path& folder) {
+  const fs::path manifest = folder / kManifestName;
+  std::error_code error;
+  if (!fs::is_symlink(folder) && fs::exists(fs::symlink_status(manifest))) {
+    fs::remove(manifest, error);
+    if (error) throw FileError("remove", manifest, error.value());
+    sync_folder(folder);
+  }
+  fs::remove_all(folder, error);
+  if (error) throw FileError("remove", folder, error.value());
+}
+
+// The checkpoint that NAME.MARK-NONCE belongs to, or "latest"; empty for other names.
+std::string owner_of(const std::string& name, std::string_view mark) {
+  const size_t at = name.find(mark);
+  if (at == std::string::npos) return "";
+  const std::string owner = name.substr(0, at);
+  return owner == kLatest || step_of_name(owner) ? owner : "";
+}
+
+bool is_left_over(const std::string& name, const std::string& nonce) {
+  if (name.ends_with("-" + nonce)) return false;
+  return !owner_of(name, ".tmp-").empty() || !owner_of(name, ".old-").empty();
+}
+
+// For file systems that cannot swap two names. recover_set_aside() mends a crash between the renames.
+void replace_by_renames(const fs::path& temporary, const fs::path& final_path, const fs::path& aside) {
+  rename_new(final_path, aside);
+  try {
+    rename_new(temporary, final_path);
+    sync_folder(final_path.parent_path());
+  } catch (...) {
+    if (fs::exists(final_path)) rename_new(final_path, temporary);
+    rename_new(aside, final_path);
+    throw;
+  }
+  rename_new(aside, temporary);
+}
+
+void remove_old(const fs::path& current, const SaveOptions& options, const std::string& nonce,
+                const std::function<void(const std::function<void()>&)>& attempt) {
+  std::vector<fs::path> others = list_checkpoints(current.parent_path());
+  std::erase(others, current);
+  int64_t kept = 1;
+  for (auto path = others.rbegin(); path != others.rend(); ++path) {
+    const int64_t step = step_of_name(path->filename().string()).value();
+    if (options.keep == 0 || kept++ < options.keep) continue;
+    if (options.keep_every > 0 && step % options.keep_every == 0) continue;
+    attempt([&] { remove_checkpoint(*path, nonce); });
+  }
+}
+
+}  // namespace
+
+std::string checkpoint_name(int64_t step) {
+  std::ostringstream name;
+  name << kPrefix << std::setw(kDigits) << std::setfill('0') << step;
+  return name.str();
+}
+
+std::optional<int64_t> step_of_name(const std::string& name) {
+  if (!name.starts_with(kPrefix)) return std::nullopt;
+  const std::string digits = name.substr(kPrefix.size());
+  if (digits.empty() || digits.size() > 18 || digits.find_first_not_of("0123456789") != std::string::npos) {
+    return std::nullopt;
+  }
+  const int64_t step = std::stoll(digits);
+  if (checkpoint_name(step) != name) return std::nullopt;
+  return step;
+}
+
+std::string temporary_name(int64_t step, const std::string& nonce) { return checkpoint_name(step) + ".tmp-" + nonce; }
+
+void publish_checkpoint(const fs::path& temporary, const fs::path& final_path, const std::string& nonce) {
+  const bool replaces = fs::exists(fs::symlink_status(final_path));
+  if (replaces && !exchange(temporary, final_path)) {
+    replace_by_renames(temporary, final_path, final_path.string() + ".old-" + nonce);
+    return;
+  }
+  if (!replaces) rename_new(temporary, final_path);
+  try {
+    sync_folder(final_path.parent_path());
+  } catch (...) {
+    // It may not be on the disk, so it must not be visible either.
+    if (replaces) {
+      exchange(temporary, final_path);
+    } else {
+      rename_new(final_path, temporary);
+    }
+    throw;
+  }
+}
+
+void recover_set_aside(const fs::path& checkpoints) {
+  for (const fs::path& path : folder_entries(checkpoints)) {
+    const std::string owner = owner_of(path.filename().string(), ".old-");
+    if (owner.empty() || fs::exists(checkpoints / owner)) continue;
+    rename_new(path, checkpoints / owner);
+    sync_folder(checkpoints);
+  }
+}
+
+void remove_checkpoint(const fs::path& path, const std::string& nonce) {
+  const fs::path hidden = path.string() + ".tmp-" + nonce;
+  rename_new(path, hidden);
+  sync_folder(path.parent_path());
+  remove_tree(hidden);
+}
+
+std::vector<std::string> tidy_checkpoints(const fs::path& current, const SaveOptions& options,
+                                          const std::string& nonce) {
+  std::vector<std::string> problems;
+  const auto attempt = [&](const std::function<void()>& work) {
+    try {
+      work();
+    } catch (const std::exception& error) {
+      problems.emplace_back(error.what());
+    }
+  };
+  const fs::path folder = current.parent_path();
+  attempt([&] { replace_text_durably(folder / kLatest, current.filename().string() + "\n", nonce); });
+  attempt([&] { remove_old(current, options, nonce, attempt); });
+  attempt([&] {
+    const fs::path replaced = current.string() + ".tmp-" + nonce;
+    if (fs::exists(fs::symlink_status(replaced))) remove_tree(replaced);
+    for (const fs::path& path : folder_entries(folder)) {
+      if (is_left_over(path.filename().string(), nonce)) attempt([&] { remove_tree(path); });
+    }
+  });
+  return problems;
+}
+
+std::vector<fs::path> list_checkpoints(const fs::path& checkpoints) {
+  std::vector<std::pair<int64_t, fs::path>> found;
+  for (const fs::path& path : folder_entries(checkpoints)) {
+    std::error_code error;
+    const auto step = step_of_name(path.filename().string());
+    if (step && fs::is_regular_file(path / kManifestName, error)) found.emplace_back(*step, path);
+  }
+  std::sort(found.begin(), found.end());
+  std::vector<fs::path> paths;
+  for (auto& [step, path] : found) paths.push_back(std::move(path));
+  return paths;
+}
+
+}  // namespace tmamba

@@ -1,0 +1,42 @@
+// The folder of checkpoints: names, retention, left-overs. Everything here is called on one rank.
+//   step-00001000                a checkpoint, whole where it holds a manifest
+//   step-00001000.tmp-NONCE      being written, or being removed; of no worth to anyone else
+//   step-00001000.old-NONCE      set aside while another of the same step takes its place (only where the file system
+//                                cannot swap two names)
+//   step-00001000.damaged[-N]    found damaged when it was to be loaded
+//   latest                       text: the name of the newest
+#pragma once
+
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "data/checkpoint.h"
+
+namespace tmamba {
+
+// "step-00001000".
+std::string checkpoint_name(int64_t step);
+// The step of such a name; nothing for any other name.
+std::optional<int64_t> step_of_name(const std::string& name);
+// "step-00001000.tmp-NONCE".
+std::string temporary_name(int64_t step, const std::string& nonce);
+
+// Gives the finished folder `temporary` its name and makes that durable. A folder that is there under this name is
+// replaced, in one step where the file system can; it ends up under a temporary name.
+void publish_checkpoint(const std::filesystem::path& temporary, const std::filesystem::path& final_path,
+                        const std::string& nonce);
+
+// Puts back a checkpoint that a crash in publish_checkpoint left set aside. Nothing to do where the folder is missing.
+void recover_set_aside(const std::filesystem::path& checkpoints);
+
+// Removes a checkpoint: first it loses its name, then its manifest, then its files.
+void remove_checkpoint(const std::filesystem::path& path, const std::string& nonce);
+
+// After `current` was published: replaces `latest`, removes checkpoints beyond the retention and left-overs of crashed
+// runs. Returns what did not work, one line each; the checkpoint is whole all the same.
+std::vector<std::string> tidy_checkpoints(const std::filesystem::path& current, const SaveOptions& options,
+                                          const std::string& nonce);
+
+}  // namespace tmamba

@@ -1,0 +1,223 @@
+// transmamba bench: times of ops and of whole steps, beside the rates this machine reaches for a plain matrix product
+// and a plain copy in the same run.
+#include <omp.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include "kernels/base/rng.h"
+#include "kernels/counting_ops.h"
+#include "kernels/timed_ops.h"
+#include "launch/command.h"
+#include "launch/config.h"
+#include "launch/progress.h"
+#include "launch/trainer.h"
+#include "launch/verbs.h"
+#include "model/optimizer.h"
+#include "model/transmamba.h"
+
+namespace tmamba {
+
+namespace po = boost::program_options;
+
+namespace {
+
+using nlohmann::json;
+using Clock = std::chrono::steady_clock;
+
+double seconds_of(Ops& ops, const auto& work) {
+  ops.synchronize();
+  const auto begin = Clock::now();
+  work();
+  ops.synchronize();
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+void fill_random(const Tensor& flat, double std) {
+  Buffer host({flat.numel()}, flat.dtype());
+  dispatch_float(flat.dtype(), [&]<class T>() {
+    T* data = host.tensor({flat.numel()}, flat.dtype()).data<T>();
+    const Philox random(7, 7);
+#pragma omp parallel for
+    for (int64_t i = 0; i < flat.numel(); ++i) data[i] = static_cast<T>(std * random.normal(static_cast<uint64_t>(i)));
+  });
+  copy_blocking(flat, host.tensor({flat.numel()}, flat.dtype()));
+}
+
+struct Roof {
+  double flops = 0;  // per second, of a 2048^3 matrix product of random numbers
+  double bytes = 0;  // per second read and written by a copy that does not fit the caches
+};
+
+Roof measure_roof(Ops& ops, DType dtype) {
+  const int64_t n = 2048, copied = int64_t{1} << 26;
+  Buffer a({n, n}, dtype, ops.device()), b({n, n}, dtype, ops.device()), c({n, n}, dtype, ops.device());
+  for (const Buffer* buffer : {&a, &b}) fill_random(buffer->tensor({n * n}, dtype), 1);
+  Buffer from({copied}, dtype, ops.device()), to({copied}, dtype, ops.device());
+  std::vector<double> product, copy;
+  for (int i = 0; i < 6; ++i) {
+    product.push_back(seconds_of(ops, [&] { ops.linear_forward(c.tensor({n, n}, dtype), a.tensor({n, n}, dtype), b.tensor({n, n}, dtype)); }));
+    copy.push_back(seconds_of(ops, [&] { ops.copy(to.tensor({copied}, dtype), from.tensor({copied}, dtype)); }));
+  }
+  return {.flops = 2.0 * static_cast<double>(n * n * n) / median(product),
+          .bytes = 2.0 * static_cast<double>(copied) * static_cast<double>(size_of(dtype)) / median(copy)};
+}
+
+// One rank's training step on random tokens: forward, backward, gradient norm, AdamW.
+class StepBench {
+ public:
+  StepBench(const RunConfig& config, Ops& ops) : config_(config), table_(config.model) {
+    const Device device = ops.device();
+    shape_ = {.batch = std::max<int64_t>(config.train.micro_batch, 1), .tokens = config.data.seq_len, .dtype = config.dtype()};
+    points_ = transpoints(config.model.schedule, config.model.layers, shape_.tokens);
+    const DType acc = accumulate_type(shape_.dtype);
+    const int64_t B = shape_.batch, T = shape_.tokens, size = table_.flat_size();
+    Arena saved(device), scratch(device);
+    const auto counter = make_counting_ops(device);
+    TransMamba dry(config_.model, table_, points_, shape_, saved);
+    tokens_ = Tensor(nullptr, {2, B, T}, DType::i32, device), sums_ = Tensor(nullptr, {3}, DType::f64, device);
+    params_ = Tensor(nullptr, {size}, shape_.dtype, device), grads_ = Tensor(nullptr, {size}, acc, device);
+    run(dry, *counter, scratch);
+    counts_ = counter->counts();
+    saved_ = Arena(saved.peak(), device), scratch_ = Arena(scratch.peak(), device);
+    params_buffer_ = Buffer({size}, shape_.dtype, device), grads_buffer_ = Buffer({size}, acc, device);
+    tokens_buffer_ = Buffer({2, B, T}, DType::i32, device), sums_buffer_ = Buffer({3}, DType::f64, device);
+    params_ = params_buffer_.tensor({size}, shape_.dtype), grads_ = grads_buffer_.tensor({size}, acc);
+    tokens_ = tokens_buffer_.tensor({2, B, T}, DType::i32), sums_ = sums_buffer_.tensor({3}, DType::f64);
+    table_.initialize(params_, 1);
+    random_tokens();
+    model_ = std::make_unique<TransMamba>(config_.model, table_, points_, shape_, saved_);
+    optimizer_ = std::make_unique<Optimizer>(all_rows(table_), shape_.dtype, device);
+    for (const OwnedRows& rows : optimizer_->owned()) gradients_.push_back(Optimizer::rows_of(grads_, rows));
+  }
+
+  void step(Ops& ops) {
+    ops.fill(grads_, 0);
+    run(*model_, ops, scratch_);
+    const ConstTensor grads = grads_;
+    ops.sum_squares(sums_.slice(0, 2, 1), {&grads, 1});
+    optimizer_->step(ops, params_, gradients_, adamw_step(1, 1e-4, 0.9, 0.95, 1e-8, 0.1, 1));
+  }
+
+  const OpCounts& counts() const { return counts_; }
+  int64_t tokens() const { return shape_.batch * shape_.tokens; }
+  int64_t parameters() const { return table_.global_size(); }
+  const TransMamba::Shape& shape() const { return shape_; }
+  size_t activation_bytes() const { return saved_.peak() + scratch_.peak(); }
+
+ private:
+  void run(TransMamba& model, Ops& ops, Arena& scratch) {
+    model.forward_backward(ops, scratch, params_, grads_, {tokens_.select(0, 0), tokens_.select(0, 1)}, 1.0 / static_cast<double>(tokens()),
+                           {.loss_1 = sums_.slice(0, 0, 1), .count_1 = sums_.slice(0, 1, 1), .loss_N = {}}, [](int) {});
+  }
+
+  void random_tokens() {
+    std::vector<int32_t> host(static_cast<size_t>(2 * tokens()));
+    for (size_t i = 0; i < host.size(); ++i) host[i] = static_cast<int32_t>(Philox(3, 3).words(i)[0] % static_cast<uint64_t>(config_.model.vocab));
+    copy_blocking(tokens_, ConstTensor(host.data(), {2, shape_.batch, shape_.tokens}, DType::i32));
+  }
+
+  const RunConfig config_;
+  ParameterTable table_;
+  TransMamba::Shape shape_;
+  std::vector<int64_t> points_;
+  OpCounts counts_;
+  Arena saved_{Device::cpu}, scratch_{Device::cpu};
+  Buffer params_buffer_, grads_buffer_, tokens_buffer_, sums_buffer_;
+  Tensor params_, grads_, tokens_, sums_;
+  std::unique_ptr<TransMamba> model_;
+  std::unique_ptr<Optimizer> optimizer_;
+  std::vector<Tensor> gradients_;
+};
+
+json bench_step(const RunConfig& config, Ops& ops, int64_t steps, const Roof& roof) {
+  StepBench bench(config, ops);
+  std::vector<double> times;
+  for (int64_t i = 0; i <= steps; ++i) times.push_back(seconds_of(ops, [&] { bench.step(ops); }));
+  times.erase(times.begin());  // the first one warms caches and pages
+  const double seconds = median(times), flops = bench.counts().matmul() / seconds;
+  return {{"parameters", bench.parameters()}, {"batch", bench.shape().batch}, {"seq_len", bench.shape().tokens},
+          {"step_ms", seconds * 1e3}, {"tokens_per_s", static_cast<double>(bench.tokens()) / seconds},
+          {"gflop", bench.counts().matmul() / 1e9}, {"gflop_linear", bench.counts().linear / 1e9},
+          {"gflop_attention", bench.counts().attention / 1e9}, {"gflop_ssd", bench.counts().ssd / 1e9},
+          {"gflops", flops / 1e9}, {"gemm_gflops", roof.flops / 1e9}, {"fraction_of_gemm", flops / roof.flops},
+          {"activation_bytes", bench.activation_bytes()}};
+}
+
+json bench_ops(const RunConfig& config, Ops& ops, int64_t steps, const Roof& roof) {
+  StepBench bench(config, ops);
+  const auto timed = make_timed_ops(ops);
+  bench.step(*timed);
+  timed->reset();
+  for (int64_t i = 0; i < steps; ++i) bench.step(*timed);
+  json rows = json::array();
+  for (const auto& [name, t] : timed->timings()) {
+    const double seconds = t.seconds / static_cast<double>(steps);
+    rows.push_back({{"op", name}, {"calls", t.calls / steps}, {"ms", seconds * 1e3}, {"gflops", t.flops / t.seconds / 1e9},
+                    {"gb_per_s", t.bytes / t.seconds / 1e9},
+                    {"fraction_of_roof", std::max(t.flops / t.seconds / roof.flops, t.bytes / t.seconds / roof.bytes)}});
+  }
+  std::sort(rows.begin(), rows.end(), [](const json& a, const json& b) { return a["ms"] > b["ms"]; });
+  return rows;
+}
+
+RunConfig default_config() {
+  return parse_config("[model]\nvocab = 4096\ndim = 256\nheads = 4\nlayers = 8\nffn = 688\n"
+                      "schedule = [0, \"1/64\", \"1/32\", \"1/16\", \"1/8\", \"1/4\", \"1/2\", \"1/1\"]\n"
+                      "[data]\nseq_len = 1024\n[train]\nmicro_batch = 8\n", "bench's own configuration", {});
+}
+
+}  // namespace
+
+int bench_verb(const Arguments& arguments) {
+  Command command("bench ops|step [CONFIG] [options]",
+                  "step  one rank's training step (forward, backward, gradient norm, AdamW) on random tokens\n"
+                  "ops   the same step op by op: ms per step, GFLOP/s, GB/s, and the larger share of the two roofs\n"
+                  "Roofs are a 2048^3 matrix product and a copy, measured in the same run with the same threads.");
+  command.options()("set", po::value<std::vector<std::string>>(), "override a key: --set model.dim=512 (repeatable)")(
+      "steps", po::value<int64_t>()->default_value(5), "steps to time; the median counts")(
+      "threads", po::value<int>()->default_value(0), "CPU threads; 0: all");
+  command.positional("what");
+  command.positional("config");
+  if (!command.parse(arguments)) return kDone;
+  const std::string what = command.required("what");
+  if (what != "ops" && what != "step") throw UserError(str("bench ", what, ": there is no such benchmark; one of ops, step"));
+  if (command.get<int>("threads") > 0) omp_set_num_threads(command.get<int>("threads"));
+  RunConfig config = command.has("config") ? load_config(command.required("config"), {}) : default_config();
+  config = parse_config(to_toml(config), "configuration", command.list("set"));
+  if (config.model.vocab == 0) config.model.vocab = 4096;
+  const auto ops = make_ops(config.run.device == "cuda" ? Device::cuda : Device::cpu);
+  const Roof roof = measure_roof(*ops, config.dtype());
+  const json result = what == "step" ? bench_step(config, *ops, command.get<int64_t>("steps"), roof)
+                                     : bench_ops(config, *ops, command.get<int64_t>("steps"), roof);
+  if (command.json()) {
+    std::printf("%s\n", result.dump(2).c_str());
+    return kDone;
+  }
+  std::printf("%d threads, %s: matrix product %.1f GFLOP/s, copy %.1f GB/s\n", omp_get_max_threads(), name_of(config.dtype()),
+              roof.flops / 1e9, roof.bytes / 1e9);
+  if (what == "step") {
+    std::printf("%s parameters, B=%lld, T=%lld: %.1f ms a step, %s tokens/s\n", count_text(result["parameters"].get<double>()).c_str(),
+                result["batch"].get<long long>(), result["seq_len"].get<long long>(), result["step_ms"].get<double>(),
+                count_text(result["tokens_per_s"].get<double>()).c_str());
+    std::printf("%.1f GFLOP a step (linear %.1f, attention %.1f, SSD %.1f): %.1f GFLOP/s = %.1f %% of the matrix product's rate\n",
+                result["gflop"].get<double>(), result["gflop_linear"].get<double>(), result["gflop_attention"].get<double>(),
+                result["gflop_ssd"].get<double>(), result["gflops"].get<double>(), 100 * result["fraction_of_gemm"].get<double>());
+    return kDone;
+  }
+  std::printf("%-24s %6s %10s %10s %9s %7s\n", "op", "calls", "ms/step", "GFLOP/s", "GB/s", "roof");
+  for (const json& row : result) {
+    std::printf("%-24s %6lld %10.2f %10.1f %9.1f %6.0f%%\n", row["op"].get<std::string>().c_str(), row["calls"].get<long long>(),
+                row["ms"].get<double>(), row["gflops"].get<double>(), row["gb_per_s"].get<double>(), 100 * row["fraction_of_roof"].get<double>());
+  }
+  return kDone;
+}
+
+}  // namespace tmamba

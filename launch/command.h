@@ -1,0 +1,40 @@
+// One verb of the program: its options (Boost.Program_options), its help text, its parsed values.
+#pragma once
+
+#include <boost/program_options.hpp>
+#include <string>
+#include <vector>
+
+namespace tmamba {
+
+class Command {
+ public:
+  // `usage` as in "train CONFIG [options]"; every command gets --help and --json.
+  Command(const std::string& usage, const std::string& summary);
+
+  boost::program_options::options_description_easy_init options() { return visible_.add_options(); }
+  // A positional argument; `count` of them, -1 for all that are left.
+  void positional(const std::string& name, int count = 1);
+
+  // Returns false where --help was asked for and printed (by the rank with `print` only). Throws UserError for mistakes.
+  bool parse(const std::vector<std::string>& arguments, bool print = true);
+
+  bool has(const std::string& name) const { return values_.count(name) > 0; }
+  bool json() const { return has("json"); }
+  template <class T>
+  T get(const std::string& name) const {
+    return values_[name].as<T>();
+  }
+  // The positional argument, or UserError saying that it is missing.
+  std::string required(const std::string& name) const;
+  std::vector<std::string> list(const std::string& name) const;
+  std::string help() const;
+
+ private:
+  std::string usage_, summary_;
+  boost::program_options::options_description visible_{"options"}, hidden_;
+  boost::program_options::positional_options_description positional_;
+  boost::program_options::variables_map values_;
+};
+
+}  // namespace tmamba

@@ -1,0 +1,316 @@
+#include "launch/config.h"
+
+#include <algorithm>
+#include <fstream>
+#include <functional>
+#include <iomanip>
+#include <limits>
+#include <optional>
+#include <sstream>
+#include <toml++/toml.h>
+
+#include "kernels/base/check.h"
+
+namespace tmamba {
+
+namespace {
+
+constexpr double kInf = std::numeric_limits<double>::infinity();
+
+struct Limits {
+  double min = 0, max = kInf;
+};
+using Choices = std::vector<std::string>;
+
+// Calls v(key, member, limits or choices, what it means) for every key, in the order they are printed.
+template <class Config, class Visitor>
+void visit_fields(Config& c, Visitor&& v) {
+  v("model.vocab", c.model.vocab, Limits{0, 2147483648.0}, "rows of the embedding; 0: as many as the tokenizer has tokens");
+  v("model.dim", c.model.dim, Limits{1, 1 << 20}, "width d of the residual stream");
+  v("model.heads", c.model.heads, Limits{1, 1 << 16}, "heads; dim / heads is the head width and the state width");
+  v("model.layers", c.model.layers, Limits{1, 1 << 16}, "pairs of mixer and MLP");
+  v("model.ffn", c.model.ffn, Limits{1, 1 << 22}, "width of the SwiGLU MLP");
+  v("model.schedule", c.model.schedule, Limits{}, "TransPoints, cycled over the layers: tokens (512) or fractions (\"1/4\") of the sequence");
+  v("model.conv", c.model.conv, Limits{2, 8}, "taps of the causal convolution");
+  v("model.chunk", c.model.chunk, Limits{1, 1024}, "tokens per chunk of the SSM scan");
+  v("model.tied_head", c.model.tied_head, Limits{}, "use the embedding's weight as the head's");
+  v("model.z_gate", c.model.z_gate, Limits{}, "gate the SSM outputs by SiLU(z)");
+  v("model.converter", c.model.converter, Choices{"exact", "zero"}, "state at the TransPoint: the Memory Converter's, or zero");
+  v("model.norm_eps", c.model.norm_eps, Limits{0, 1}, "epsilon of every RMSNorm");
+  v("model.rope_theta", c.model.rope_theta, Limits{1, 1e12}, "base of the rotary angles");
+  v("model.init_std", c.model.init_std, Limits{0, 10}, "standard deviation of initial weights");
+
+  v("data.train", c.data.train, Limits{}, "token file to train on, from `transmamba prepare`");
+  v("data.valid", c.data.valid, Limits{}, "token file held out for evaluation");
+  v("data.tokenizer", c.data.tokenizer, Limits{}, "\"bytes\" or a tokenizer file; empty: the one beside the token file");
+  v("data.seq_len", c.data.seq_len, Limits{1, 1e9}, "tokens per sequence T");
+  v("data.seed", c.data.seed, Limits{}, "seed of the order of the data");
+
+  v("train.steps", c.train.steps, Limits{}, "optimizer steps to train for; the learning rate ends here");
+  v("train.tokens", c.train.tokens, Limits{}, "tokens to train for, in place of train.steps");
+  v("train.minutes", c.train.minutes, Limits{}, "stop after this wall time even if steps are left; 0: no limit");
+  v("train.global_batch", c.train.global_batch, Limits{1, 1e9}, "sequences per optimizer step, over all ranks");
+  v("train.micro_batch", c.train.micro_batch, Limits{}, "sequences per forward and backward on one rank; 0: as many as fall to it");
+  v("train.lr", c.train.lr, Limits{0, 10}, "peak learning rate");
+  v("train.min_lr", c.train.min_lr, Limits{0, 10}, "learning rate at the end of the cosine");
+  v("train.warmup", c.train.warmup, Limits{}, "steps of linear warm-up");
+  v("train.weight_decay", c.train.weight_decay, Limits{0, 10}, "decoupled weight decay, of matrices only");
+  v("train.clip", c.train.clip, Limits{}, "clip the global gradient norm to this; 0: never");
+  v("train.betas", c.train.betas, Limits{0, 0.99999999}, "decay rates of AdamW's two moments");
+  v("train.eps", c.train.eps, Limits{0, 1}, "epsilon of AdamW");
+  v("train.dtype", c.train.dtype, Choices{"float32", "float64"}, "type of weights and activations");
+  v("train.seed", c.train.seed, Limits{}, "seed of the initial weights and of sampling");
+  v("train.eval_every", c.train.eval_every, Limits{}, "steps between evaluations on data.valid; 0: only at the end");
+  v("train.eval_sequences", c.train.eval_sequences, Limits{}, "sequences per evaluation during training; 0: all; the last one is always over all");
+  v("train.sample_every", c.train.sample_every, Limits{}, "steps between samples of text; 0: only at the end");
+  v("train.sample_tokens", c.train.sample_tokens, Limits{1, 1e6}, "tokens per sample");
+  v("train.sample_prompt", c.train.sample_prompt, Limits{}, "what a sample starts with");
+  v("train.temperature", c.train.temperature, Limits{0, 100}, "temperature of samples; 0: greedy");
+  v("train.max_skips", c.train.max_skips, Limits{1, 1e6}, "stop after this many steps in a row with a loss or gradient that is not finite");
+
+  v("parallel.tp", c.parallel.tp, Limits{1, 65536}, "tensor-parallel ranks");
+  v("parallel.sp", c.parallel.sp, Limits{1, 65536}, "sequence-parallel ranks");
+  v("parallel.dp", c.parallel.dp, Limits{0, 1048576}, "data-parallel ranks; 0: all that are left");
+  v("parallel.fold", c.parallel.fold, Limits{1, 64}, "segments per sequence rank, in snake order");
+  v("parallel.sp_transport", c.parallel.sp_transport, Choices{"auto", "group_cast", "gather", "head_parallel"}, "how sequence ranks exchange the prefix");
+  v("parallel.zero", c.parallel.zero, Limits{0, 2}, "ZeRO stage: 0 replicates optimizer states, 1 shards them, 2 shards gradients too");
+
+  v("checkpoint.every", c.checkpoint.every, Limits{}, "steps between checkpoints; 0: only at the end and on a signal");
+  v("checkpoint.keep", c.checkpoint.keep, Limits{}, "newest checkpoints to keep; 0: all");
+  v("checkpoint.keep_every", c.checkpoint.keep_every, Limits{}, "keep checkpoints of steps divisible by this for good; 0: none");
+
+  v("run.dir", c.run.dir, Limits{}, "folder of the run: checkpoints, metrics, samples");
+  v("run.device", c.run.device, Choices{"cpu", "cuda"}, "where to compute");
+  v("run.log_every", c.run.log_every, Limits{1, 1e9}, "steps between progress lines");
+  v("run.threads", c.run.threads, Limits{0, 4096}, "CPU threads per rank; 0: the cores of this host shared by its ranks");
+}
+
+// --- text of a value ---------------------------------------------------------------------------------------------------
+
+std::string quoted(const std::string& text) {
+  std::string out = "\"";
+  for (char c : text) {
+    if (c == '"' || c == '\\') out += '\\';
+    out += c == '\n' ? "\\n" : c == '\t' ? "\\t" : std::string(1, c);
+  }
+  return out + "\"";
+}
+std::string text_of(int64_t x) { return std::to_string(x); }
+std::string text_of(bool x) { return x ? "true" : "false"; }
+std::string text_of(const std::string& x) { return quoted(x); }
+std::string text_of(Converter x) { return x == Converter::exact ? "\"exact\"" : "\"zero\""; }
+std::string text_of(double x) {
+  std::ostringstream out;
+  out << std::setprecision(17) << x;
+  double parsed = 0;
+  for (int digits = 1; digits <= 17; ++digits) {  // the shortest text that reads back as x
+    std::ostringstream shorter;
+    shorter << std::setprecision(digits) << x;
+    std::istringstream(shorter.str()) >> parsed;
+    if (parsed == x) {
+      out.str(shorter.str());
+      break;
+    }
+  }
+  const std::string text = out.str();
+  return text.find_first_of(".en") == std::string::npos ? text + ".0" : text;
+}
+std::string text_of(const std::array<double, 2>& x) { return "[" + text_of(x[0]) + ", " + text_of(x[1]) + "]"; }
+std::string text_of(const std::vector<TransPoint>& x) {
+  std::string out = "[";
+  for (const TransPoint& p : x) out += (out.size() > 1 ? ", " : "") + (p.denominator ? quoted(to_string(p)) : to_string(p));
+  return out + "]";
+}
+
+// --- value of a TOML node ----------------------------------------------------------------------------------------------
+
+struct Source {
+  std::string key, where;  // "train.lr", "run.toml:12"
+  [[noreturn]] void fail(const std::string& problem) const { throw UserError(str(where, ": ", key, " ", problem)); }
+};
+
+void check(const Source& source, double value, const Limits& limits) {
+  if (value >= limits.min && value <= limits.max) return;
+  source.fail(str("= ", text_of(value), " is out of range: it must be ",
+                  limits.max == kInf ? str("at least ", limits.min) : str("between ", limits.min, " and ", limits.max)));
+}
+
+void read(const Source& s, const toml::node& node, int64_t& out, const Limits& limits) {
+  if (!node.is_integer()) s.fail("must be an integer");
+  out = node.as_integer()->get();
+  check(s, static_cast<double>(out), limits);
+}
+void read(const Source& s, const toml::node& node, double& out, const Limits& limits) {
+  if (!node.is_number()) s.fail("must be a number");
+  out = *node.value<double>();
+  check(s, out, limits);
+}
+void read(const Source& s, const toml::node& node, bool& out, const Limits&) {
+  if (!node.is_boolean()) s.fail("must be true or false");
+  out = node.as_boolean()->get();
+}
+void read(const Source& s, const toml::node& node, std::string& out, const Limits&) {
+  if (!node.is_string()) s.fail("must be a string");
+  out = node.as_string()->get();
+}
+void read(const Source& s, const toml::node& node, std::string& out, const Choices& choices) {
+  read(s, node, out, Limits{});
+  if (std::find(choices.begin(), choices.end(), out) != choices.end()) return;
+  std::string list;
+  for (const std::string& choice : choices) list += (list.empty() ? "" : ", ") + quoted(choice);
+  s.fail(str("= ", quoted(out), " must be one of ", list));
+}
+void read(const Source& s, const toml::node& node, Converter& out, const Choices& choices) {
+  std::string name;
+  read(s, node, name, choices);
+  out = name == "exact" ? Converter::exact : Converter::zero;
+}
+void read(const Source& s, const toml::node& node, std::array<double, 2>& out, const Limits& limits) {
+  const toml::array* array = node.as_array();
+  if (!array || array->size() != 2) s.fail("must be a list of two numbers, for example [0.9, 0.95]");
+  for (size_t i = 0; i < 2; ++i) read(s, (*array)[i], out[i], limits);
+}
+void read(const Source& s, const toml::node& node, std::vector<TransPoint>& out, const Limits&) {
+  const toml::array* array = node.as_array();
+  if (!array || array->empty()) s.fail("must be a list of TransPoints, for example [0, 128, \"1/4\"]");
+  out.clear();
+  for (const toml::node& entry : *array) {
+    if (!entry.is_integer() && !entry.is_string()) s.fail("holds an entry that is neither tokens (512) nor a fraction (\"1/4\")");
+    try {
+      out.push_back(parse_transpoint(entry.is_string() ? entry.as_string()->get() : std::to_string(entry.as_integer()->get())));
+    } catch (const UserError& error) {
+      s.fail(str(": ", error.what()));
+    }
+  }
+}
+
+// --- reading a table ---------------------------------------------------------------------------------------------------
+
+size_t edit_distance(const std::string& a, const std::string& b) {
+  std::vector<size_t> row(b.size() + 1);
+  for (size_t j = 0; j <= b.size(); ++j) row[j] = j;
+  for (size_t i = 1; i <= a.size(); ++i) {
+    size_t diagonal = row[0];
+    row[0] = i;
+    for (size_t j = 1; j <= b.size(); ++j) {
+      const size_t above = row[j];
+      row[j] = std::min({above + 1, row[j - 1] + 1, diagonal + (a[i - 1] != b[j - 1])});
+      diagonal = above;
+    }
+  }
+  return row[b.size()];
+}
+
+// The valid key that is most like `key`: the distance of the whole, or of the last part alone for a wrong section.
+std::string nearest_key(const std::string& key) {
+  std::string best;
+  size_t best_distance = std::string::npos;
+  const std::string leaf = key.substr(key.rfind('.') + 1);
+  RunConfig config;
+  visit_fields(config, [&](const std::string& name, auto&, const auto&, const char*) {
+    const size_t distance = std::min(2 * edit_distance(key, name), 2 * edit_distance(leaf, name.substr(name.find('.') + 1)) + 1);
+    if (distance < best_distance) best_distance = distance, best = name;
+  });
+  return best;
+}
+
+void apply_leaf(RunConfig& config, const Source& source, const toml::node& node) {
+  bool known = false;
+  visit_fields(config, [&](const std::string& name, auto& member, const auto& rule, const char*) {
+    if (name != source.key) return;
+    read(source, node, member, rule);
+    config.origin[name] = source.where;
+    known = true;
+  });
+  if (!known) throw UserError(str(source.where, ": unknown key ", source.key, "; did you mean ", nearest_key(source.key), "?"));
+}
+
+void apply_table(RunConfig& config, const toml::table& table, const std::string& prefix,
+                 const std::function<std::string(const toml::node&)>& where) {
+  for (const auto& [key, node] : table) {
+    const std::string path = prefix.empty() ? std::string(key.str()) : prefix + "." + std::string(key.str());
+    if (const toml::table* section = node.as_table()) {
+      apply_table(config, *section, path, where);
+    } else {
+      apply_leaf(config, {path, where(node)}, node);
+    }
+  }
+}
+
+void apply_override(RunConfig& config, const std::string& text) {
+  const size_t equals = text.find('=');
+  if (equals == std::string::npos || equals == 0) throw UserError(str("--set ", text, ": expected section.key=value"));
+  const std::string key = text.substr(0, equals), value = text.substr(equals + 1), where = str("--set ", text);
+  auto parse = [&](const std::string& right) { return toml::parse(str("x = ", right)); };
+  toml::table table;
+  try {
+    table = parse(value);
+  } catch (const toml::parse_error&) {
+    table = parse(quoted(value));
+  }
+  if (table.size() != 1) throw UserError(str(where, ": one value expected"));
+  apply_leaf(config, {key, where}, *table.get("x"));
+  config.origin[key] = "--set";
+}
+
+}  // namespace
+
+RunConfig parse_config(const std::string& text, const std::string& name, const std::vector<std::string>& overrides) {
+  RunConfig config;
+  visit_fields(config, [&](const std::string& key, auto&, const auto&, const char*) { config.origin[key] = "default"; });
+  try {
+    const toml::table table = toml::parse(text, name);
+    apply_table(config, table, "", [&](const toml::node& node) { return str(name, ":", node.source().begin.line); });
+  } catch (const toml::parse_error& error) {
+    throw UserError(str(name, ":", error.source().begin.line, ":", error.source().begin.column, ": ", error.description()));
+  }
+  for (const std::string& entry : overrides) apply_override(config, entry);
+  return config;
+}
+
+RunConfig load_config(const std::filesystem::path& file, const std::vector<std::string>& overrides) {
+  std::ifstream in(file, std::ios::binary);
+  if (!in || std::filesystem::is_directory(file)) throw UserError(str(file.string(), ": cannot read this configuration file"));
+  std::ostringstream text;
+  text << in.rdbuf();
+  return parse_config(text.str(), file.string(), overrides);
+}
+
+std::string to_toml(const RunConfig& config) {
+  std::ostringstream out;
+  std::string section;
+  visit_fields(config, [&](const std::string& key, const auto& member, const auto&, const char*) {
+    const size_t dot = key.find('.');
+    if (key.substr(0, dot) != section) {
+      out << (section.empty() ? "[" : "\n[") << (section = key.substr(0, dot)) << "]\n";
+    }
+    const auto origin = config.origin.find(key);
+    out << key.substr(dot + 1) << " = " << text_of(member) << "  # " << (origin == config.origin.end() ? "default" : origin->second) << "\n";
+  });
+  return out.str();
+}
+
+std::string explain_keys(const std::string& key) {
+  std::ostringstream out;
+  RunConfig config;
+  visit_fields(config, [&](const std::string& name, const auto& member, const auto&, const char* meaning) {
+    if (key.empty() || key == name) out << std::left << std::setw(24) << name << " " << std::setw(14) << text_of(member) << " " << meaning << "\n";
+  });
+  if (out.str().empty()) throw UserError(str("unknown key ", key, "; did you mean ", nearest_key(key), "?"));
+  return out.str();
+}
+
+void validate(const RunConfig& c) {
+  validate(c.model);
+  auto require = [](bool condition, const std::string& message) {
+    if (!condition) throw UserError(message);
+  };
+  transpoints(c.model.schedule, c.model.layers, c.data.seq_len);
+  require(c.train.min_lr <= c.train.lr, str("train.min_lr = ", c.train.min_lr, " is over train.lr = ", c.train.lr));
+  require(c.train.steps > 0 || c.train.tokens > 0, "give train.steps or train.tokens: how long to train");
+  require(c.train.steps == 0 || c.train.tokens == 0, "give train.steps or train.tokens, not both");
+  require(!c.run.dir.empty(), "run.dir must be given: the folder of the run");
+  require(!c.data.train.empty(), "data.train must be given: a token file written by `transmamba prepare`");
+}
+
+}  // namespace tmamba

@@ -1,0 +1,95 @@
+// The configuration of a run: plain structs, filled from a TOML file and `--set section.key=value`. One table of keys
+// (visit_fields in config.cpp) names, documents, checks, parses and prints every one of them.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "kernels/base/dtype.h"
+#include "model/config.h"
+
+namespace tmamba {
+
+struct DataConfig {
+  std::string train, valid;
+  std::string tokenizer;
+  int64_t seq_len = 1024;
+  int64_t seed = 1234;
+};
+
+struct TrainConfig {
+  int64_t steps = 0;
+  int64_t tokens = 0;
+  double minutes = 0;
+  int64_t global_batch = 8;
+  int64_t micro_batch = 0;
+  double lr = 2.5e-4, min_lr = 2.5e-5;
+  int64_t warmup = 100;
+  double weight_decay = 0.1;
+  double clip = 1.0;
+  std::array<double, 2> betas{0.9, 0.95};
+  double eps = 1e-8;
+  std::string dtype = "float32";
+  int64_t seed = 42;
+  int64_t eval_every = 0;
+  int64_t eval_sequences = 0;
+  int64_t sample_every = 0;
+  int64_t sample_tokens = 128;
+  std::string sample_prompt = "The ";
+  double temperature = 0.8;
+  int64_t max_skips = 3;
+};
+
+struct ParallelConfig {
+  int64_t tp = 1, sp = 1, dp = 0;
+  int64_t fold = 1;
+  std::string sp_transport = "auto";
+  int64_t zero = 1;
+};
+
+struct CheckpointConfig {
+  int64_t every = 0;
+  int64_t keep = 3;
+  int64_t keep_every = 0;
+};
+
+struct RunSection {
+  std::string dir;
+  std::string device = "cpu";
+  int64_t log_every = 1;
+  int64_t threads = 0;
+};
+
+struct RunConfig {
+  ModelConfig model;
+  DataConfig data;
+  TrainConfig train;
+  ParallelConfig parallel;
+  CheckpointConfig checkpoint;
+  RunSection run;
+  // Where each key's value comes from: "FILE:LINE", "--set", or "default".
+  std::map<std::string, std::string> origin;
+
+  DType dtype() const { return dtype_named(train.dtype); }
+};
+
+// Reads a TOML file and applies the overrides ("train.lr=3e-4"; a value that is not TOML is taken as a string).
+// Throws UserError naming file, line, key and, for an unknown key, the nearest valid one.
+RunConfig load_config(const std::filesystem::path& file, const std::vector<std::string>& overrides);
+// The same from the text of a file, as stored in a checkpoint; `name` stands for the file in messages.
+RunConfig parse_config(const std::string& text, const std::string& name, const std::vector<std::string>& overrides);
+
+// The effective configuration as a TOML file, each value with its origin as a comment.
+std::string to_toml(const RunConfig& config);
+
+// One line per key: name, default, what it means. With a key, that one alone; throws UserError for an unknown key.
+std::string explain_keys(const std::string& key = "");
+
+// Checks that need several keys at once. Throws UserError.
+void validate(const RunConfig& config);
+
+}  // namespace tmamba

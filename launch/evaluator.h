@@ -1,0 +1,24 @@
+// Held-out loss over a token file.
+#pragma once
+
+#include <cstdint>
+
+#include "data/loader.h"
+#include "dist/communicator.h"
+#include "model/transmamba.h"
+
+namespace tmamba {
+
+struct EvalResult {
+  double nats = 0;      // summed over targets
+  int64_t tokens = 0;   // targets
+  int64_t bytes = 0;    // of text that they stand for
+  double loss() const { return nats / static_cast<double>(tokens); }
+  double bits_per_byte() const;
+};
+
+// The first `sequences` windows of `file` (0: all), dealt to the ranks of `dp` in turn; the sums come back on every rank.
+EvalResult evaluate(Ops& ops, Arena& scratch, TransMamba& model, const TransMamba::Shape& shape, const Tensor& params,
+                    const TokenFile& file, int64_t sequences, Communicator& dp);
+
+}  // namespace tmamba

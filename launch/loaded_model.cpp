@@ -1,0 +1,54 @@
+#include "launch/loaded_model.h"
+
+#include "data/checkpoint.h"
+
+namespace tmamba {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+// The newest checkpoint of a run, or the path itself where it is one.
+fs::path checkpoint_at(const fs::path& path) {
+  if (!fs::exists(path)) throw UserError(str(path.string(), ": there is no such checkpoint or run folder"));
+  if (fs::exists(path / "manifest.json")) return path;
+  const fs::path folder = fs::exists(path / "checkpoints") ? path / "checkpoints" : path;
+  const std::vector<fs::path> all = list_checkpoints(folder);
+  if (all.empty()) throw UserError(str(folder.string(), ": no checkpoints"));
+  return all.back();
+}
+
+}  // namespace
+
+LoadedModel load_model(const fs::path& path, const std::vector<std::string>& overrides, Ops& ops) {
+  LoadedModel loaded{.path = checkpoint_at(path), .config = {}, .state = {}, .table = {}, .buffer = {}, .params = {}};
+  const CheckpointReader reader(loaded.path);
+  loaded.state = read_state(reader);
+  loaded.config = parse_config(loaded.state.config, loaded.path.string() + " (configuration)", overrides);
+  loaded.table = std::make_unique<ParameterTable>(loaded.config.model);
+  const int64_t size = loaded.table->flat_size();
+  Buffer host({size}, loaded.config.dtype());
+  load_params(reader, *loaded.table, host.tensor({size}, loaded.config.dtype()));
+  if (ops.device() == Device::cpu) {
+    loaded.buffer = std::move(host);
+  } else {
+    loaded.buffer = Buffer({size}, loaded.config.dtype(), ops.device());
+    copy_blocking(loaded.buffer.tensor({size}, loaded.config.dtype()), host.tensor({size}, loaded.config.dtype()));
+  }
+  loaded.params = loaded.buffer.tensor({size}, loaded.config.dtype());
+  return loaded;
+}
+
+std::unique_ptr<Tokenizer> load_tokenizer_of(const TokenFile& file, const std::string& override_name) {
+  const TokenFileInfo& info = file.info();
+  const std::string name = !override_name.empty()             ? override_name
+                           : info.tokenizer_file == "bytes"   ? "bytes"
+                                                              : (info.path.parent_path() / info.tokenizer_file).string();
+  std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(name);
+  if (tokenizer->hash() != info.tokenizer_hash) {
+    throw UserError(str("the tokenizer ", name, " is not the one that ", info.path.string(), " was made with"));
+  }
+  return tokenizer;
+}
+
+}  // namespace tmamba

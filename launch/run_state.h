@@ -1,0 +1,43 @@
+// What a checkpoint holds of a run, and how it is written and read: parameters, optimizer state, and a small JSON state.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+
+#include "data/checkpoint.h"
+#include "dist/communicator.h"
+#include "launch/config.h"
+#include "model/optimizer.h"
+#include "model/parameters.h"
+
+namespace tmamba {
+
+// Everything but tensors that a run needs to go on from a step.
+struct RunState {
+  int64_t step = 0;           // optimizer steps taken, skipped ones included
+  int64_t tokens = 0;         // tokens consumed
+  int64_t skipped = 0;        // steps skipped because of a loss or gradient that is not finite
+  double seconds = 0;         // time spent training
+  std::string config;         // effective configuration, TOML
+  std::string tokenizer_hash; // of the data trained on
+  double bytes_per_token = 0; // of the training text
+};
+
+// Called by all ranks; each writes the rows that its optimizer owns, unless another rank owns the same (`writes` false).
+SaveReport save_run(Communicator& comm, const std::filesystem::path& checkpoints, const ParameterTable& table,
+                    const Tensor& params, const Optimizer& optimizer, const RunState& state, const SaveOptions& options,
+                    bool writes);
+
+RunState read_state(const CheckpointReader& reader);
+
+// Fills this rank's shards of all parameters. Throws UserError where the checkpoint's tensors do not have the shapes of
+// the table: it is of another model.
+void load_params(const CheckpointReader& reader, const ParameterTable& table, const Tensor& params);
+// Fills the owned optimizer state.
+void load_optimizer(const CheckpointReader& reader, const ParameterTable& table, Optimizer& optimizer);
+
+// `text` of rank `root`, on every rank.
+std::string broadcast_text(Communicator& comm, const std::string& text, int root = 0);
+
+}  // namespace tmamba

@@ -1,0 +1,46 @@
+#include <cstdio>
+
+#include "dist/world.h"
+#include "launch/command.h"
+#include "launch/signals.h"
+#include "launch/trainer.h"
+#include "launch/verbs.h"
+
+namespace tmamba {
+
+namespace po = boost::program_options;
+
+int train_verb(const Arguments& arguments) {
+  install_signal_handlers();
+  return run_main([&](World& world) {
+    Command command("train CONFIG [options]",
+                    "Trains a model. Started by mpirun or srun, every rank is a data-parallel worker. The run resumes by itself\n"
+                    "from the newest whole checkpoint of its folder; SIGINT, SIGTERM and SIGUSR1 save at the next step boundary\n"
+                    "and stop with exit code 85. --json prints the run's summary as JSON at the end.");
+    command.options()("set", po::value<std::vector<std::string>>(), "override a key: --set train.lr=3e-4 (repeatable)")(
+        "compare", po::value<std::vector<std::string>>(),
+        "NAME=BITS: a row of the final table, bits per byte of another method on the same text (repeatable)")("check", "check configuration and data, print the effective configuration and stop");
+    command.positional("config");
+    if (!command.parse(arguments, world.rank() == 0)) return static_cast<int>(kDone);
+    const RunConfig config = load_config(command.required("config"), command.list("set"));
+    if (command.has("check")) {
+      validate(config);
+      if (world.rank() == 0) std::printf("%s", to_toml(config).c_str());
+      return static_cast<int>(kDone);
+    }
+    Trainer trainer(config, world);
+    const int code = trainer.run();
+    if (code == kDone && world.rank() == 0) trainer.print_summary(command.list("compare"), command.json());
+    return code;
+  });
+}
+
+int explain_verb(const Arguments& arguments) {
+  Command command("explain [KEY]", "What every configuration key means, with its default; or one key.");
+  command.positional("key");
+  if (!command.parse(arguments)) return kDone;
+  std::printf("%s", explain_keys(command.has("key") ? command.required("key") : "").c_str());
+  return kDone;
+}
+
+}  // namespace tmamba

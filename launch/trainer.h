@@ -1,0 +1,106 @@
+// The training loop: the whole path of a batch, from the loader to the checkpoint.
+#pragma once
+
+#include <chrono>
+#include <memory>
+
+#include "data/loader.h"
+#include "data/tokenizer.h"
+#include "dist/grad_reducer.h"
+#include "dist/mesh.h"
+#include "dist/world.h"
+#include "launch/config.h"
+#include "launch/evaluator.h"
+#include "launch/run_folder.h"
+#include "launch/run_state.h"
+#include "model/optimizer.h"
+#include "model/transmamba.h"
+
+namespace tmamba {
+
+// Exit codes of the program (design.md section 2).
+enum ExitCode : int { kDone = 0, kFailed = 1, kBadInput = 2, kSavedAndStopped = 85, kNoProgress = 93 };
+
+struct StepResult {
+  double loss = 0;        // nats per token, over the global batch
+  double grad_norm = 0;   // before clipping
+  double lr = 0;
+  bool skipped = false;   // loss or gradient was not finite: nothing was updated
+  int stop_votes = 0;     // ranks that want to stop at this boundary
+};
+
+class Trainer {
+ public:
+  // Reads data and tokenizer, plans and allocates memory, resumes from the newest whole checkpoint of the run folder.
+  // Mistakes in configuration and data are thrown as UserError before anything is allocated.
+  Trainer(RunConfig config, World& world);
+
+  // Trains to the end or to a signal. Returns the exit code.
+  int run();
+
+  // One optimizer step (from 1) over the global batch.
+  StepResult train_step(int64_t step);
+
+  // What came of the run, from its summary file: a table beside other methods ("NAME=BITS"), or JSON.
+  void print_summary(const std::vector<std::string>& compare, bool as_json) const;
+  // The flat parameters of this rank.
+  const Tensor& params() const { return params_; }
+  const RunState& state() const { return state_; }
+  const RunConfig& config() const { return config_; }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  void open_data();
+  void plan_memory();
+  void resume_or_initialize();
+  bool due(int64_t every) const { return every > 0 && state_.step % every == 0; }
+  void log_step(const StepResult& result, double step_seconds);
+  void print_header() const;
+  void evaluate_and_log(bool full);
+  void write_sample();
+  void save();
+  void finish();
+  bool reduces(int64_t micro) const;
+  void reduce_bucket(int bucket, int64_t micro);
+  std::vector<ConstTensor> counted_gradients() const;
+  bool wants_to_stop() const;
+  bool pending_stop();
+  int stop_for_signal();
+  LearningRate lr_schedule() const;
+  int64_t memory_bytes() const;
+  double elapsed() const { return std::chrono::duration<double>(Clock::now() - started_).count(); }
+
+  RunConfig config_;
+  World& world_;
+  Mesh mesh_;
+  bool main_;  // rank 0: prints and writes logs
+  std::unique_ptr<Ops> ops_;
+  std::unique_ptr<TokenFile> train_file_, valid_file_;
+  std::unique_ptr<Tokenizer> tokenizer_;
+  std::vector<int64_t> transpoints_;
+  std::unique_ptr<ParameterTable> table_;
+  TransMamba::Shape shape_;
+  int64_t micro_batches_ = 1;
+  int64_t total_steps_ = 0;
+  Arena saved_{Device::cpu}, scratch_{Device::cpu};
+  double flops_per_step_ = 0;  // of the matrix products of one rank
+  Buffer params_buffer_, grads_buffer_, token_buffer_, sum_buffer_;
+  Tensor params_, grads_;
+  std::unique_ptr<TransMamba> model_;
+  std::unique_ptr<GradReducer> reducer_;
+  std::unique_ptr<Optimizer> optimizer_;
+  std::vector<Tensor> gradients_;  // of what the optimizer owns
+  std::unique_ptr<Loader> loader_;
+  std::unique_ptr<RunFolder> folder_;
+  RunState state_;
+  int64_t last_saved_ = -1;
+  std::string last_checkpoint_;
+  int stop_signal_ = 0;
+  int skips_in_a_row_ = 0;
+  double last_valid_bits_ = 0;
+  double recent_tokens_per_s_ = 0;
+  Clock::time_point started_;
+};
+
+}  // namespace tmamba

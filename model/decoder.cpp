@@ -1,0 +1,181 @@
+#include "model/decoder.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "model/mixer.h"
+#include "model/mlp.h"
+
+namespace tmamba {
+
+Decoder::Decoder(const ModelConfig& config, const ParameterTable& table, const std::vector<int64_t>& transpoints,
+                 int64_t batch, int64_t max_tokens, DType dtype, Device device, int64_t prefill_chunk)
+    : config_(config), table_(table), batch_(batch), max_tokens_(max_tokens),
+      prefill_chunk_(std::min(prefill_chunk, max_tokens)), heads_(config.heads), head_dim_(config.head_dim()),
+      ffn_(config.ffn), dtype_(dtype), acc_(accumulate_type(dtype)), device_(device) {
+  const int64_t B = batch, n = prefill_chunk_, H = heads_, D = head_dim_, C = config.dim, X = 3 * C, W = config.conv;
+  for (int64_t P : transpoints) {
+    Layer layer{.transpoint = P, .capacity = std::min(P, max_tokens), .tail_BWX = Buffer({B, W - 1, X}, dtype, device),
+                .keys_BPHD = {}, .values_BPHD = {}, .dt_BPH = {}, .log_a_BPH = {}, .state_BHDD = {}};
+    if (P == 0) {
+      layer.state_BHDD = Buffer({B, H, D, D}, acc_, device);
+    } else {
+      layer.keys_BPHD = Buffer({B, layer.capacity, H, D}, dtype, device);
+      layer.values_BPHD = Buffer({B, layer.capacity, H, D}, dtype, device);
+      layer.dt_BPH = Buffer({B, layer.capacity, H}, acc_, device);
+      layer.log_a_BPH = Buffer({B, layer.capacity, H}, acc_, device);
+    }
+    layers_.push_back(std::move(layer));
+  }
+  auto rows = [&](int64_t width) { return Buffer({B * n, width}, dtype, device); };
+  auto stats = [&](int64_t width) { return Buffer({B * n, width}, acc_, device); };
+  work_ = {.h = rows(C), .delta = rows(C), .u = rows(C), .rstd = stats(1), .pre = rows(X), .qkv = rows(X),
+           .tail = Buffer({B, W - 1, X}, dtype, device), .raw = rows(H), .dt = stats(H), .log_a = stats(H), .z = rows(C),
+           .y = rows(C), .gate_rstd = stats(H), .lse = stats(H), .mixed = rows(C), .gate_up = rows(2 * ffn_),
+           .act = rows(ffn_), .last = Buffer({B, C}, dtype, device), .logits = Buffer({B, config.vocab}, dtype, device)};
+}
+
+int64_t Decoder::cache_bytes() const {
+  size_t bytes = 0;
+  for (const Layer& l : layers_) {
+    bytes += l.tail_BWX.bytes() + l.keys_BPHD.bytes() + l.values_BPHD.bytes() + l.dt_BPH.bytes() + l.log_a_BPH.bytes() + l.state_BHDD.bytes();
+  }
+  return static_cast<int64_t>(bytes);
+}
+
+Tensor Decoder::acts(const Buffer& buffer, int64_t n, int64_t width) const { return buffer.tensor({batch_, n, width}, dtype_); }
+
+Tensor Decoder::heads_of(const Buffer& buffer, int64_t n) const { return buffer.tensor({batch_, n, heads_}, acc_); }
+
+Tensor Decoder::part(int64_t n, int64_t which, int64_t begin, int64_t count) const {
+  const int64_t width = heads_ * head_dim_;
+  return acts(work_.qkv, n, 3 * width).slice(1, begin, count).slice(2, which * width, width).split(2, heads_, head_dim_);
+}
+
+Tensor Decoder::cached(const Buffer& buffer, const Layer& layer) const {
+  return buffer.tensor({batch_, layer.capacity, heads_, head_dim_}, dtype_);
+}
+
+Tensor Decoder::feed(Ops& ops, const Tensor& params, ConstTensor tokens_Bn) {
+  const int64_t n = tokens_Bn.size(1);
+  TM_CHECK(n > 0 && position_ + n <= max_tokens_, n, " tokens at position ", position_, " of at most ", max_tokens_);
+  for (int64_t begin = 0; begin < n; begin += prefill_chunk_) {
+    feed_chunk(ops, params, tokens_Bn.slice(1, begin, std::min(prefill_chunk_, n - begin)));
+  }
+  return work_.logits.tensor({batch_, config_.vocab}, dtype_);
+}
+
+void Decoder::feed_chunk(Ops& ops, const Tensor& params, ConstTensor tokens_Bn) {
+  const int64_t B = batch_, n = tokens_Bn.size(1), N = B * n, C = config_.dim;
+  const double eps = config_.norm_eps;
+  const Tensor h_NC = work_.h.tensor({N, C}, dtype_), delta_NC = work_.delta.tensor({N, C}, dtype_);
+  const Tensor u_NC = work_.u.tensor({N, C}, dtype_), rstd_N = work_.rstd.tensor({N}, acc_);
+  for (int64_t b = 0; b < B; ++b) {
+    ops.embedding_forward(h_NC.slice(0, b * n, n), table_.view(params, "embedding.weight"), tokens_Bn.select(0, b), 0);
+  }
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    ops.rmsnorm_forward(u_NC, rstd_N, {}, h_NC, {}, table_.view(params, str("layers.", i, ".mixer.norm.weight")), eps);
+    mixer(ops, params, i, delta_NC, u_NC, n);
+    ops.add(h_NC, delta_NC);
+    ops.rmsnorm_forward(u_NC, rstd_N, {}, h_NC, {}, table_.view(params, str("layers.", i, ".mlp.norm.weight")), eps);
+    const MlpParams mlp = MlpParams::of(table_, params, static_cast<int64_t>(i));
+    const Tensor gate_up_N2F = work_.gate_up.tensor({N, 2 * ffn_}, dtype_), act_NF = work_.act.tensor({N, ffn_}, dtype_);
+    ops.linear_forward(gate_up_N2F, u_NC, mlp.gate_up_2FC);
+    ops.swiglu_forward(act_NF, gate_up_N2F);
+    ops.linear_forward(delta_NC, act_NF, mlp.down_CF);
+    ops.add(h_NC, delta_NC);
+  }
+  position_ += n;
+  ops.rmsnorm_forward(u_NC, rstd_N, {}, h_NC, {}, table_.view(params, "norm.weight"), eps);
+  const Tensor last_BC = work_.last.tensor({B, C}, dtype_);
+  ops.copy(last_BC, u_NC.view({B, n, C}).select(1, n - 1));
+  ops.linear_forward(work_.logits.tensor({B, config_.vocab}, dtype_), last_BC,
+                     table_.view(params, config_.tied_head ? "embedding.weight" : "head.weight"));
+}
+
+void Decoder::mixer(Ops& ops, const Tensor& params, size_t index, Tensor out_NC, ConstTensor u_NC, int64_t n) {
+  Layer& layer = layers_[index];
+  const MixerParams w = MixerParams::of(table_, params, config_, static_cast<int64_t>(index));
+  const int64_t B = batch_, N = B * n, C = config_.dim, H = heads_;
+  const int64_t attention = std::clamp<int64_t>(layer.transpoint - position_, 0, n);
+  const Tensor pre_BnX = acts(work_.pre, n, 3 * C);
+  ops.linear_forward(pre_BnX.view({N, 3 * C}), u_NC, w.qkv_XC);
+  ops.conv_silu_forward(acts(work_.qkv, n, 3 * C), pre_BnX, layer.tail_BWX.tensor({B, config_.conv - 1, 3 * C}, dtype_),
+                        w.conv_XW, w.conv_bias_X);
+  shift_tail(ops, layer, pre_BnX);
+  const Tensor raw_NH = work_.raw.tensor({N, H}, dtype_);
+  ops.linear_forward(raw_NH, u_NC, w.dt_HC);
+  ops.dt_forward(work_.dt.tensor({N, H}, acc_), work_.log_a.tensor({N, H}, acc_), raw_NH, w.dt_bias_H, w.A_log_H);
+  if (attention > 0) {
+    attend(ops, layer, n, attention);
+    if (position_ + attention == layer.transpoint) collapse(ops, layer);
+  }
+  if (attention < n) scan(ops, layer, n, attention, params, index, u_NC);
+  ops.linear_forward(out_NC, acts(work_.mixed, n, C).view({N, C}), w.out_CC);
+}
+
+// The tail becomes the last W-1 rows of (tail, pre).
+void Decoder::shift_tail(Ops& ops, Layer& layer, const Tensor& pre_BnX) {
+  const int64_t rows = config_.conv - 1, n = pre_BnX.size(1), fresh = std::min(n, rows);
+  const Tensor tail = layer.tail_BWX.tensor({batch_, rows, pre_BnX.size(2)}, dtype_);
+  const Tensor next = work_.tail.tensor({batch_, rows, pre_BnX.size(2)}, dtype_);
+  if (fresh < rows) ops.copy(next.slice(1, 0, rows - fresh), tail.slice(1, fresh, rows - fresh));
+  ops.copy(next.slice(1, rows - fresh, fresh), pre_BnX.slice(1, n - fresh, fresh));
+  ops.copy(tail, next);
+}
+
+// The first `count` of the n new tokens attend to the cache, which they join.
+void Decoder::attend(Ops& ops, Layer& layer, int64_t n, int64_t count) {
+  const int64_t B = batch_;
+  const Tensor q = part(n, 0, 0, count);
+  const Tensor keys = cached(layer.keys_BPHD, layer), values = cached(layer.values_BPHD, layer);
+  ops.rope_forward(q, q, position_, config_.rope_theta);
+  ops.rope_forward(keys.slice(1, position_, count), part(n, 1, 0, count), position_, config_.rope_theta);
+  ops.copy(values.slice(1, position_, count), part(n, 2, 0, count));
+  ops.copy(layer.dt_BPH.tensor({B, layer.capacity, heads_}, acc_).slice(1, position_, count), heads_of(work_.dt, n).slice(1, 0, count));
+  ops.copy(layer.log_a_BPH.tensor({B, layer.capacity, heads_}, acc_).slice(1, position_, count), heads_of(work_.log_a, n).slice(1, 0, count));
+  ops.attention_forward({.o_BTHD = acts(work_.mixed, n, config_.dim).slice(1, 0, count).split(2, heads_, head_dim_),
+                         .lse_BTH = heads_of(work_.lse, count), .q_BTHD = q,
+                         .k_BSHD = keys.slice(1, 0, position_ + count), .v_BSHD = values.slice(1, 0, position_ + count),
+                         .q_begin = position_, .scale = 1.0 / std::sqrt(static_cast<double>(head_dim_))});
+}
+
+// The cache becomes the state: the Memory Converter. The cached keys are rotated, the state wants them as they were.
+void Decoder::collapse(Ops& ops, Layer& layer) {
+  const int64_t B = batch_, P = layer.transpoint;
+  layer.state_BHDD = Buffer({B, heads_, head_dim_, head_dim_}, acc_, device_);
+  if (config_.converter == Converter::exact) {
+    const Tensor keys = cached(layer.keys_BPHD, layer);
+    ops.rope_backward(keys, keys, 0, config_.rope_theta);
+    ops.ssd_forward({.y_BTHD = {}, .final_state_BHKD = layer.state_BHDD.tensor({B, heads_, head_dim_, head_dim_}, acc_),
+                     .log_decay_BH = {}, .q_BTHD = {}, .k_BTHD = keys, .v_BTHD = cached(layer.values_BPHD, layer),
+                     .dt_BTH = layer.dt_BPH.tensor({B, P, heads_}, acc_),
+                     .log_a_BTH = layer.log_a_BPH.tensor({B, P, heads_}, acc_), .D_H = {}, .initial_state_BHKD = {},
+                     .chunk = config_.chunk});
+  }
+  ops.synchronize();
+  for (Buffer* buffer : {&layer.keys_BPHD, &layer.values_BPHD, &layer.dt_BPH, &layer.log_a_BPH}) *buffer = Buffer();
+}
+
+// The SSM takes new tokens [begin, n).
+void Decoder::scan(Ops& ops, Layer& layer, int64_t n, int64_t begin, const Tensor& params, size_t index, ConstTensor u_NC) {
+  const MixerParams w = MixerParams::of(table_, params, config_, static_cast<int64_t>(index));
+  const int64_t count = n - begin, B = batch_, C = config_.dim;
+  const Tensor state = layer.state_BHDD.tensor({B, heads_, head_dim_, head_dim_}, acc_);
+  const Tensor y = acts(work_.y, count, C).split(2, heads_, head_dim_);
+  ops.ssd_forward({.y_BTHD = y, .final_state_BHKD = state, .log_decay_BH = {}, .q_BTHD = part(n, 0, begin, count),
+                   .k_BTHD = part(n, 1, begin, count), .v_BTHD = part(n, 2, begin, count),
+                   .dt_BTH = heads_of(work_.dt, n).slice(1, begin, count),
+                   .log_a_BTH = heads_of(work_.log_a, n).slice(1, begin, count), .D_H = w.D_H,
+                   .initial_state_BHKD = state, .chunk = config_.chunk});
+  Tensor z;
+  if (config_.z_gate) {
+    const Tensor z_BnC = acts(work_.z, count, C);
+    for (int64_t b = 0; b < B; ++b) ops.linear_forward(z_BnC.select(0, b), u_NC.slice(0, b * n + begin, count), w.z_CC);
+    z = z_BnC.split(2, heads_, head_dim_);
+  }
+  ops.gated_norm_forward(acts(work_.mixed, n, C).slice(1, begin, count).split(2, heads_, head_dim_),
+                         heads_of(work_.gate_rstd, count), y, z, w.out_norm_HD, config_.norm_eps);
+}
+
+}  // namespace tmamba

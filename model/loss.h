@@ -1,0 +1,28 @@
+// The language-model head: logits, cross-entropy and, in the same pass, their gradients. Rows are taken in chunks, so
+// the logits of all tokens never exist together. N rows, C model width, V vocabulary.
+#pragma once
+
+#include "kernels/base/buffer.h"
+#include "kernels/ops.h"
+
+namespace tmamba {
+
+// Where a model's losses go: host-or-device scalars that forward passes add to.
+struct LossSums {
+  Tensor loss_1;   // float64, sum of -log p(target) in nats over counted targets
+  Tensor count_1;  // float64, how many were counted
+  Tensor loss_N;   // [acc] the loss of every row, written over; may be empty
+};
+
+struct HeadLoss {
+  ConstTensor x_NC;       // normed outputs of the last layer
+  ConstTensor head_VC;
+  ConstTensor targets_N;  // int32; negative: not counted
+  Tensor dx_NC;           // written over; empty: no gradients at all
+  Tensor dhead_VC;        // [acc] added
+  double grad_scale = 0;  // gradients are those of loss sum * grad_scale
+};
+
+void head_loss(Ops& ops, Arena& scratch, const HeadLoss& args, const LossSums& sums);
+
+}  // namespace tmamba

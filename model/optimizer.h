@@ -1,0 +1,66 @@
+// AdamW on the rows of parameters that this rank owns, and the learning-rate schedule (spec.md section 7). Knows no ranks.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "kernels/base/buffer.h"
+#include "kernels/ops.h"
+#include "model/parameters.h"
+
+namespace tmamba {
+
+// Rows [begin, begin + rows) of a local parameter.
+struct OwnedRows {
+  const Parameter* parameter;
+  int64_t begin, rows;
+};
+
+// Every row of every parameter: what one rank owns where optimizer states are not sharded.
+std::vector<OwnedRows> all_rows(const ParameterTable& table);
+
+class Optimizer {
+ public:
+  // State of `owned`, zero-filled; where the parameters' type is not the accumulate type, master copies too.
+  Optimizer(std::vector<OwnedRows> owned, DType param_dtype, Device device);
+
+  // Updates the state and the owned rows of `params` (a flat buffer of a ParameterTable). gradients[i] [acc] is that of
+  // owned()[i], in the shape of m(i).
+  void step(Ops& ops, const Tensor& params, std::span<const Tensor> gradients, const AdamwStep& step);
+
+  // Sets the master copies from `params`, as at the start of a run.
+  void reset_master(Ops& ops, const Tensor& params);
+
+  const std::vector<OwnedRows>& owned() const { return owned_; }
+  bool has_master() const { return has_master_; }
+  // The state of owned()[i], [rows, cols] or [rows].
+  Tensor m(size_t i) const { return state(0, i); }
+  Tensor v(size_t i) const { return state(1, i); }
+  Tensor master(size_t i) const { return state(2, i); }
+  // The owned rows of a flat buffer, in the shape of m(i).
+  static Tensor rows_of(const Tensor& flat, const OwnedRows& owned);
+  int64_t state_bytes() const { return static_cast<int64_t>(state_.bytes()); }
+
+ private:
+  Tensor state(int64_t kind, size_t i) const;
+
+  std::vector<OwnedRows> owned_;
+  std::vector<int64_t> offset_;  // of owned_[i] in each kind of state
+  bool has_master_;
+  DType acc_;
+  int64_t size_ = 0;
+  Buffer state_;  // m, v, and master where it is kept
+};
+
+struct LearningRate {
+  double peak = 2.5e-4, min = 2.5e-5;
+  int64_t warmup = 0, steps = 1;
+
+  // Linear from 0 to peak over `warmup` steps, then a cosine to `min` at `steps`. Steps count from 1.
+  double at(int64_t step) const;
+};
+
+// Bias corrections and hyper-parameters of one step (from 1).
+AdamwStep adamw_step(int64_t step, double lr, double beta1, double beta2, double eps, double weight_decay, double grad_scale);
+
+}  // namespace tmamba

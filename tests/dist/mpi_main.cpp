@@ -1,0 +1,37 @@
+#include "tests/dist/mpi_main.h"
+
+#include <gtest/gtest.h>
+
+namespace tmamba {
+
+namespace {
+World* current = nullptr;
+
+// Ranks other than 0 print only what fails, with their rank.
+class FailurePrinter : public testing::EmptyTestEventListener {
+  void OnTestPartResult(const testing::TestPartResult& result) override {
+    if (!result.failed()) return;
+    std::fprintf(stderr, "rank %d: %s:%d: %s\n", current->rank(), result.file_name(), result.line_number(),
+                 result.summary());
+  }
+};
+}  // namespace
+
+World& test_world() { return *current; }
+
+}  // namespace tmamba
+
+int main(int argc, char** argv) {
+  testing::InitGoogleTest(&argc, argv);
+  // An exception on one rank must end the job, not leave the others in a collective of the test it left.
+  testing::GTEST_FLAG(catch_exceptions) = false;
+  return tmamba::run_main([](tmamba::World& world) {
+    tmamba::current = &world;
+    if (world.rank() != 0) {
+      auto& listeners = testing::UnitTest::GetInstance()->listeners();
+      delete listeners.Release(listeners.default_result_printer());
+      listeners.Append(new tmamba::FailurePrinter);
+    }
+    return RUN_ALL_TESTS();
+  });
+}

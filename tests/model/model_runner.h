@@ -1,0 +1,70 @@
+// One model on one rank, with everything it needs, for tests.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "kernels/counting_ops.h"
+#include "model/transmamba.h"
+
+namespace tmamba {
+
+class ModelRunner {
+ public:
+  ModelRunner(const ModelConfig& config, const std::vector<int64_t>& transpoints, TransMamba::Shape shape)
+      : config_(config), table_(config_), shape_(shape), ops_(make_ops(Device::cpu)) {
+    Arena saved(Device::cpu), scratch(Device::cpu);
+    const int64_t size = table_.flat_size();
+    const auto counting = make_counting_ops(Device::cpu);
+    const Tensor none(nullptr, {size}, shape.dtype), none_BT(nullptr, {shape.batch, shape.tokens}, DType::i32), none_1(nullptr, {1}, DType::f64);
+    TransMamba dry(config_, table_, transpoints, shape, saved);
+    dry.forward_backward(*counting, scratch, none, Tensor(nullptr, {size}, acc()), {none_BT, none_BT}, 1, {none_1, none_1, {}}, [](int) {});
+    saved_ = Arena(saved.peak(), Device::cpu), scratch_ = Arena(scratch.peak(), Device::cpu);
+    params_buffer_ = Buffer({size}, shape.dtype), grads_buffer_ = Buffer({size}, acc()), sums_buffer_ = Buffer({2}, DType::f64);
+    model_ = std::make_unique<TransMamba>(config_, table_, transpoints, shape, saved_);
+  }
+
+  // Loss of [B, T + 1] tokens; gradients of the mean loss where asked for.
+  double run(const std::vector<int32_t>& tokens_BT1, bool backward) {
+    const int64_t B = shape_.batch, T = shape_.tokens;
+    inputs_.clear(), targets_.clear();
+    for (int64_t b = 0; b < B; ++b) {
+      const auto row = tokens_BT1.begin() + b * (T + 1);
+      inputs_.insert(inputs_.end(), row, row + T), targets_.insert(targets_.end(), row + 1, row + T + 1);
+    }
+    const TokenBatch batch{ConstTensor(inputs_.data(), {B, T}, DType::i32), ConstTensor(targets_.data(), {B, T}, DType::i32)};
+    const Tensor sums = sums_buffer_.tensor({2}, DType::f64);
+    ops_->fill(sums, 0), ops_->fill(grads(), 0);
+    const LossSums to{sums.slice(0, 0, 1), sums.slice(0, 1, 1), {}};
+    buckets_.clear();
+    if (backward) {
+      model_->forward_backward(*ops_, scratch_, params(), grads(), batch, 1.0 / static_cast<double>(B * T), to, [&](int b) { buckets_.push_back(b); });
+    } else {
+      model_->forward(*ops_, scratch_, params(), batch, to);
+    }
+    return sums.data<double>()[0] / sums.data<double>()[1];
+  }
+
+  Tensor params() const { return params_buffer_.tensor({table_.flat_size()}, shape_.dtype); }
+  Tensor grads() const { return grads_buffer_.tensor({table_.flat_size()}, acc()); }
+  const ParameterTable& table() const { return table_; }
+  TransMamba& model() { return *model_; }
+  Ops& ops() { return *ops_; }
+  // The order in which buckets were reported complete by the last backward.
+  const std::vector<int>& buckets() const { return buckets_; }
+
+ private:
+  DType acc() const { return accumulate_type(shape_.dtype); }
+
+  ModelConfig config_;
+  ParameterTable table_;
+  TransMamba::Shape shape_;
+  std::unique_ptr<Ops> ops_;
+  Arena saved_{Device::cpu}, scratch_{Device::cpu};
+  Buffer params_buffer_, grads_buffer_, sums_buffer_;
+  std::unique_ptr<TransMamba> model_;
+  std::vector<int32_t> inputs_, targets_;
+  std::vector<int> buckets_;
+};
+
+}  // namespace tmamba
