@@ -3,7 +3,9 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -54,8 +56,9 @@ struct Logical {
       : name(std::move(tensor)), dtype(type), shape(std::move(sizes)) {
     bytes.resize(static_cast<size_t>(checked_bytes(shape, dtype)));
     const Philox random(seed, stream_id(name));
-    for (size_t i = 0; i < bytes.size(); ++i) {
-      bytes[i] = static_cast<uint8_t>(random.words(i / 16)[i / 4 % 4] >> (8 * (i % 4)));
+    for (size_t begin = 0; begin < bytes.size(); begin += 16) {
+      const auto words = random.words(begin / 16);
+      std::memcpy(bytes.data() + begin, words.data(), std::min<size_t>(16, bytes.size() - begin));
     }
   }
 
