@@ -332,8 +332,11 @@ int64_t H5Dataset::position() const {
 
 H5File::H5File(std::shared_ptr<FileHandle> handle) : handle_(std::move(handle)) {}
 
-H5File H5File::create(const std::filesystem::path& path) {
+H5File H5File::create(const std::filesystem::path& path, H5Format format) {
   const Guard guard;
+  const bool checksummed = format == H5Format::checksummed;
+  const H5F_libver_t lowest = checksummed ? H5F_LIBVER_V110 : H5F_LIBVER_EARLIEST;
+  const H5F_libver_t highest = checksummed ? H5F_LIBVER_V110 : H5F_LIBVER_V18;
   auto handle = std::make_shared<FileHandle>();
   handle->path = path;
   const Id access = handle->own(H5Pcreate(H5P_FILE_ACCESS), H5Pclose, "cannot create the file");
@@ -341,9 +344,12 @@ H5File H5File::create(const std::filesystem::path& path) {
   handle->check(H5Pset_fclose_degree(access, H5F_CLOSE_STRONG), "cannot create the file");
   // Contiguous data is written at once, so that closing a dataset writes nothing, see FileHandle::abandon.
   handle->check(H5Pset_sieve_buf_size(access, 0), "cannot create the file");
-  handle->check(H5Pset_libver_bounds(access, H5F_LIBVER_EARLIEST, H5F_LIBVER_V18), "cannot create the file");
+  handle->check(H5Pset_libver_bounds(access, lowest, highest), "cannot create the file");
+  const Id creation = handle->own(H5Pcreate(H5P_FILE_CREATE), H5Pclose, "cannot create the file");
+  // Times would make two files with the same content differ.
+  handle->check(H5Pset_obj_track_times(creation, false), "cannot create the file");
   handle->id =
-      handle->own(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access), H5Fclose, "cannot create the file");
+      handle->own(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, creation, access), H5Fclose, "cannot create the file");
   return H5File(std::move(handle));
 }
 

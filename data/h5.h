@@ -29,6 +29,11 @@ const char* name_of(H5Type type);
 // The type that stores a DType; bfloat16 is stored as the uint16 of its bits.
 H5Type h5_type(DType dtype);
 
+enum class H5Format : uint8_t {
+  earliest,     // read by every version of HDF5
+  checksummed,  // by HDF5 1.10 (2016) and later; damage to anything but the data itself is found by checksums
+};
+
 struct H5Info {
   H5Type type = H5Type::u8;
   std::vector<int64_t> shape;  // empty: a scalar
@@ -79,8 +84,8 @@ class H5Dataset {
 
 class H5File {
  public:
-  // A new file; one that is there is written over. Old file format, which every HDF5 reads.
-  static H5File create(const std::filesystem::path& path);
+  // A new file; one that is there is written over.
+  static H5File create(const std::filesystem::path& path, H5Format format = H5Format::earliest);
   // Throws UserError where the file is missing, a folder, empty, not HDF5, truncated or damaged.
   static H5File open_read(const std::filesystem::path& path);
 
