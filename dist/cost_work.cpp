@@ -67,7 +67,7 @@ std::vector<RankWork> rank_work(const LayoutSpec& spec, int64_t transpoint) {
 std::vector<RankTraffic> rank_traffic(const LayoutSpec& spec, int64_t transpoint) {
   const SequenceCut cut(spec);
   std::vector<RankTraffic> traffic(static_cast<size_t>(spec.ranks));
-  int64_t feeding = 0, inflow = 0;
+  int64_t feeding = 0, adjoints = 0;
   for (int64_t k = 0; k < cut.segments; ++k) {
     const int owner = snake_rank(k, spec.ranks);
     RankTraffic& t = traffic[static_cast<size_t>(owner)];
@@ -77,11 +77,12 @@ std::vector<RankTraffic> rank_traffic(const LayoutSpec& spec, int64_t transpoint
       traffic[static_cast<size_t>(snake_rank(k - 1, spec.ranks))].halo_grad_rows += spec.conv_width - 1;
     }
     if (transpoint < cut.tokens && k + 1 < cut.segments) ++t.feeding_own, ++feeding;
-    if (k > 0 && cut.begin(k + 1) > transpoint) ++t.inflow_own, ++inflow;
+    if (k > 0 && transpoint < cut.tokens) ++t.inflow_own;
+    if (k > 0 && cut.begin(k + 1) > transpoint) ++t.adjoints_own, ++adjoints;
   }
   for (RankTraffic& t : traffic) {
     t.feeding_others = feeding - t.feeding_own;
-    t.inflow_others = inflow - t.inflow_own;
+    t.adjoints_others = adjoints - t.adjoints_own;
     t.tokens_others = cut.tokens - t.tokens_own;
   }
   count_keys(cut, spec.ranks, transpoint, traffic);
@@ -116,9 +117,9 @@ int64_t exchange_bytes(const PlanDims& dims, const Transport& transport, Exchang
     case ExchangeKind::inflow_slices:
       return sliced ? traffic.inflow_own * bytes(Payload::inflow, state - slice) : 0;
     case ExchangeKind::adjoints:
-      return sliced ? 0 : traffic.inflow_others * bytes(Payload::adjoint, state);
+      return sliced ? 0 : traffic.adjoints_others * bytes(Payload::adjoint, state);
     case ExchangeKind::adjoint_slices:
-      return sliced ? traffic.inflow_others * bytes(Payload::adjoint, slice) : 0;
+      return sliced ? traffic.adjoints_others * bytes(Payload::adjoint, slice) : 0;
     case ExchangeKind::outflow_slices:
       return sliced ? traffic.feeding_own * bytes(Payload::outflow_grad, state - slice) : 0;
     case ExchangeKind::to_heads:

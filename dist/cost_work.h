@@ -30,7 +30,8 @@ struct RankTraffic {
   int64_t key_tokens_cast = 0, key_tokens_gather = 0;            // K, and as many of V
   int64_t key_grad_tokens_cast = 0, key_grad_tokens_gather = 0;  // dK, and as many of dV
   int64_t feeding_own = 0, feeding_others = 0;                   // segments whose summary some later segment needs
-  int64_t inflow_own = 0, inflow_others = 0;                     // segments that need the state before them
+  int64_t inflow_own = 0;                                        // segments that need the state before them
+  int64_t adjoints_own = 0, adjoints_others = 0;                 // segments that deliver a gradient to it
   int64_t tokens_own = 0, tokens_others = 0;
 };
 

@@ -151,14 +151,14 @@ class LayerPlanner {
     if (transport_.state == StateTransport::all_gather) {
       ExchangeWriter writer(plan_, exchange(true, ExchangeKind::adjoints));
       for (const Segment& s : layout_.segments()) {
-        if (at_.needs_inflow(s)) to_all(writer, Payload::adjoint, s, {0, state_elements_});
+        if (at_.delivers_adjoint(s)) to_all(writer, Payload::adjoint, s, {0, state_elements_});
       }
       return;
     }
     {
       ExchangeWriter writer(plan_, exchange(true, ExchangeKind::adjoint_slices));
       for (const Segment& s : layout_.segments()) {
-        if (at_.needs_inflow(s)) slices_out(writer, Payload::adjoint, s);
+        if (at_.delivers_adjoint(s)) slices_out(writer, Payload::adjoint, s);
       }
     }
     ExchangeWriter writer(plan_, exchange(true, ExchangeKind::outflow_slices));

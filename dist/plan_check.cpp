@@ -112,7 +112,7 @@ class Needs {
         }
         break;
       case ExchangeKind::inflow_slices:
-        if (s.begin > 0 && !at_.ssm_part(s).empty()) add_slices(Payload::inflow, s);
+        if (s.begin > 0 && at_.transpoint() < layout_.tokens()) add_slices(Payload::inflow, s);
         break;
       case ExchangeKind::outflow_slices:
         if (has_next) add_slices(Payload::outflow_grad, s);
