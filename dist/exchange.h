@@ -76,7 +76,7 @@ class SequenceExchange {
                    ConstTensor state_sBHE, ConstTensor decay_sBH);
   // The same against the sequence: outflow_sBHE[i] = the gradient of the state after local segment i, from
   // adjoint_sBHE[i], the gradient that segment i delivers to the state before it with zero outflow (of segments that
-  // need no inflow it is not read), and from what scan_states of this layer left in decays_KBH.
+  // deliver none it is not read), and from what scan_states of this layer left in decays_KBH.
   void scan_adjoints(Arena& scratch, const LayerLayout& layer, Tensor outflow_sBHE, ConstTensor adjoint_sBHE,
                      ConstTensor decays_KBH);
 

@@ -19,7 +19,7 @@ struct SequenceExchange::Scan {
   ConstTensor decay_KBH;  // decay of all segments
   bool reverse = false;
 
-  bool gives(const Segment& s) const { return reverse ? layer.needs_inflow(s) : layer.feeds_state(s); }
+  bool gives(const Segment& s) const { return reverse ? layer.delivers_adjoint(s) : layer.feeds_state(s); }
   bool takes(const Segment& s) const { return reverse ? layer.feeds_state(s) : layer.needs_inflow(s); }
   bool gathers_decays() const { return !reverse; }
 

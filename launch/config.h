@@ -47,7 +47,7 @@ struct TrainConfig {
 struct ParallelConfig {
   int64_t tp = 1, sp = 1, dp = 0;
   int64_t fold = 1;
-  std::string sp_transport = "auto";
+  std::string keys = "group_cast", states = "all_gather";
   int64_t zero = 1;
 };
 

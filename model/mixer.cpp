@@ -33,16 +33,14 @@ Mixer::Mixer(const ModelConfig& config, const LayerLayout& layer, SequenceExchan
   qkv_BnX_ = saved.take({B, n, 3 * H * D}, dtype);
   mixed_BnC_ = saved.take({B, n, H * D}, dtype);
   if (!alone()) halo_sBWX_ = saved.take({s, B, config.conv - 1, 3 * H * D}, dtype);
-  if (prefix_ > 0) {
-    k_rot_BPHD_ = saved.take({B, prefix_, H, D}, dtype);
-    lse_BPH_ = saved.take({B, prefix_, H}, acc_);
-  }
+  k_rot_BPHD_ = saved.take({B, prefix_, H, D}, dtype);
+  lse_BPH_ = saved.take({B, prefix_, H}, acc_);
   if (!has_ssm()) return;
   raw_BnH_ = saved.take({B, n, H}, dtype);
   dt_BnH_ = saved.take({B, n, H}, acc_);
   log_a_BnH_ = saved.take({B, n, H}, acc_);
   if (!alone()) {
-    decay_sBH_ = saved.take({s, B, H}, acc_);
+    decays_KBH_ = saved.take({static_cast<int64_t>(sequence.layout().segments().size()), B, H}, acc_);
     inflow_sBHDD_ = saved.take({s, B, H, D, D}, acc_);
   }
   if (suffix_ == 0) return;
@@ -60,6 +58,11 @@ Tensor Mixer::part(const Tensor& qkv_BnX, int64_t which, int64_t begin, int64_t 
 
 Tensor Mixer::heads(const Tensor& rows_BnC, int64_t begin, int64_t count) const {
   return rows_BnC.slice(1, begin, count).split(2, heads_, head_dim_);
+}
+
+// Room for the keys, or values, that the queries of this rank see; none without queries.
+Tensor Mixer::all_keys(Arena& scratch) const {
+  return keys_ > 0 ? scratch.take({batch_, keys_, heads_, head_dim_}, dtype_) : Tensor();
 }
 
 Tensor Mixer::flat_states(const Tensor& states_sBHDD) const {
@@ -80,7 +83,7 @@ void Mixer::forward(Ops& ops, Arena& scratch, const MixerParams& w, Tensor out_N
   attention_forward(ops, scratch);
   if (suffix_ > 0) {
     if (config_.z_gate) project_suffix(ops, u_NC, w.z_CC);
-    ssm_forward(ops, scratch, w);
+    ssm_forward(ops, w);
   }
   ops.linear_forward(out_NC, mixed_BnC_.view({N, width}), w.out_CC);
 }
@@ -107,11 +110,11 @@ void Mixer::attention_forward(Ops& ops, Arena& scratch) {
     ops.rope_forward(k_rot_BPHD_.slice(1, p.row, p.count), part(qkv_BnX_, 1, p.row, p.count), p.position, config_.rope_theta);
     ops.rope_forward(q, q, p.position, config_.rope_theta);
   }
-  Tensor k = k_rot_BPHD_, v = prefix_ > 0 ? part(qkv_BnX_, 2, 0, prefix_) : Tensor();
+  const Tensor local_v = part(qkv_BnX_, 2, 0, prefix_);
+  Tensor k = k_rot_BPHD_, v = local_v;
   if (!keys_are_local_) {
-    const Tensor local_k = k, local_v = v;
-    k = scratch.take({batch_, keys_, heads_, head_dim_}, dtype_), v = scratch.take({batch_, keys_, heads_, head_dim_}, dtype_);
-    sequence_.gather_keys(scratch, layer_, k, v, local_k, local_v);
+    k = all_keys(scratch), v = all_keys(scratch);
+    sequence_.gather_keys(scratch, layer_, k, v, k_rot_BPHD_, local_v);
   }
   for (const Part& p : attention_) {
     ops.attention_forward({.o_BTHD = heads(mixed_BnC_, p.row, p.count), .lse_BTH = lse_BPH_.slice(1, p.row, p.count),
@@ -130,20 +133,21 @@ void Mixer::summarize_segments(Ops& ops, Arena& scratch) {
   const auto segments = sequence_.segments();
   const int64_t s = static_cast<int64_t>(segments.size());
   const Tensor state_sBHDD = scratch.take({s, batch_, heads_, head_dim_, head_dim_}, acc_);
+  const Tensor decay_sBH = scratch.take({s, batch_, heads_}, acc_);
   for (int64_t i = 0; i < s; ++i) {
     const Segment& segment = segments[static_cast<size_t>(i)];
     const TokenRange tokens = exact() ? segment.range() : layer_.ssm_part(segment);
     if (tokens.empty()) {
-      ops.fill(state_sBHDD.select(0, i), 0), ops.fill(decay_sBH_.select(0, i), 0);
+      ops.fill(state_sBHDD.select(0, i), 0), ops.fill(decay_sBH.select(0, i), 0);
       continue;
     }
     const int64_t row = segment.row(tokens.begin);
-    ops.ssd_forward({.final_state_BHKD = state_sBHDD.select(0, i), .log_decay_BH = decay_sBH_.select(0, i),
+    ops.ssd_forward({.final_state_BHKD = state_sBHDD.select(0, i), .log_decay_BH = decay_sBH.select(0, i),
                      .k_BTHD = part(qkv_BnX_, 1, row, tokens.size()), .v_BTHD = part(qkv_BnX_, 2, row, tokens.size()),
                      .dt_BTH = dt_BnH_.slice(1, row, tokens.size()), .log_a_BTH = log_a_BnH_.slice(1, row, tokens.size()),
                      .chunk = config_.chunk});
   }
-  sequence_.scan_states(scratch, layer_, flat_states(inflow_sBHDD_), flat_states(state_sBHDD), decay_sBH_);
+  sequence_.scan_states(scratch, layer_, flat_states(inflow_sBHDD_), decays_KBH_, flat_states(state_sBHDD), decay_sBH);
   scratch.rewind(mark);
 }
 
@@ -156,7 +160,7 @@ void Mixer::converter_forward(Ops& ops, const Part& prefix, Tensor state_BHDD) {
                    .chunk = config_.chunk});
 }
 
-void Mixer::ssm_forward(Ops& ops, Arena&, const MixerParams& w) {
+void Mixer::ssm_forward(Ops& ops, const MixerParams& w) {
   for (const Part& p : ssm_) {
     const bool at_transpoint = p.position == layer_.transpoint();
     const bool splits = !attention_.empty() && attention_.back().segment == p.segment;
@@ -237,16 +241,14 @@ void Mixer::convolve_backward(Ops& ops, Arena& scratch, const MixerParams& w, co
 void Mixer::attention_backward(Ops& ops, Arena& scratch, const Tensor& dqkv_BnX, const Tensor& dmixed_BnC) {
   const size_t mark = scratch.used();
   const int64_t B = batch_, H = heads_, D = head_dim_;
-  const bool queries = prefix_ > 0;
-  const Tensor dk_rot_BPHD = queries ? scratch.take({B, prefix_, H, D}, dtype_) : Tensor();
-  const Tensor local_dv = queries ? part(dqkv_BnX, 2, 0, prefix_) : Tensor(), local_v = queries ? part(qkv_BnX_, 2, 0, prefix_) : Tensor();
+  const Tensor dk_rot_BPHD = scratch.take({B, prefix_, H, D}, dtype_);
+  const Tensor local_dv = part(dqkv_BnX, 2, 0, prefix_), local_v = part(qkv_BnX_, 2, 0, prefix_);
   Tensor k = k_rot_BPHD_, v = local_v, dk = dk_rot_BPHD, dv = local_dv;
   if (!keys_are_local_) {
-    auto all_keys = [&] { return scratch.take({B, keys_, H, D}, dtype_); };
-    k = all_keys(), v = all_keys(), dk = all_keys(), dv = all_keys();
+    k = all_keys(scratch), v = all_keys(scratch), dk = all_keys(scratch), dv = all_keys(scratch);
     sequence_.gather_keys(scratch, layer_, k, v, k_rot_BPHD_, local_v);
   }
-  if (queries) ops.fill(dk, 0), ops.fill(dv, 0);
+  if (prefix_ > 0) ops.fill(dk, 0), ops.fill(dv, 0);
   for (const Part& p : attention_) {
     const int64_t seen = p.position + p.count;
     ops.attention_backward({.dq_BTHD = part(dqkv_BnX, 0, p.row, p.count), .dk_BSHD = dk.slice(1, 0, seen), .dv_BSHD = dv.slice(1, 0, seen),
@@ -277,9 +279,9 @@ void Mixer::segment_outflows(Ops& ops, Arena& scratch, const Tensor& outflow_sBH
     if (splits && !exact()) continue;
     ops.ssd_adjoint(adjoint, {}, part(qkv_BnX_, 0, p.row, p.count), dy_BSHD.slice(1, p.row - prefix_, p.count),
                     log_a_BnH_.slice(1, p.row, p.count), config_.chunk);
-    if (splits) ops.decay_states(adjoint, log_a_BnH_.slice(1, attention_.back().row, attention_.back().count));
+    if (splits) ops.ssd_decay(adjoint, log_a_BnH_.slice(1, attention_.back().row, attention_.back().count));
   }
-  sequence_.scan_adjoints(scratch, layer_, flat_states(outflow_sBHDD), flat_states(adjoint_sBHDD), decay_sBH_);
+  sequence_.scan_adjoints(scratch, layer_, flat_states(outflow_sBHDD), flat_states(adjoint_sBHDD), decays_KBH_);
   scratch.rewind(mark);
 }
 

@@ -56,13 +56,14 @@ class Mixer {
   // q, k or v (0, 1, 2) of local rows [begin, begin + count) in a [B, n, X] tensor, as [B, count, H, D].
   Tensor part(const Tensor& qkv_BnX, int64_t which, int64_t begin, int64_t count) const;
   Tensor heads(const Tensor& rows_BnC, int64_t begin, int64_t count) const;
+  Tensor all_keys(Arena& scratch) const;
   // [H, D, D] states seen as vectors of D * D elements, for the scan over segments.
   Tensor flat_states(const Tensor& states_sBHDD) const;
 
   void convolve(Ops& ops, Arena& scratch, const MixerParams& w);
   void attention_forward(Ops& ops, Arena& scratch);
   void summarize_segments(Ops& ops, Arena& scratch);
-  void ssm_forward(Ops& ops, Arena& scratch, const MixerParams& w);
+  void ssm_forward(Ops& ops, const MixerParams& w);
   void converter_forward(Ops& ops, const Part& prefix, Tensor state_BHDD);
   void project_suffix(Ops& ops, ConstTensor u_NC, const Tensor& w_CC);
 
@@ -91,7 +92,8 @@ class Mixer {
   Tensor lse_BPH_;
   Tensor raw_BnH_;       // before softplus
   Tensor dt_BnH_, log_a_BnH_;
-  Tensor decay_sBH_, inflow_sBHDD_;  // of each local segment: log-decay, state before it
+  Tensor decays_KBH_;                // log-decays of all segments of the sequence
+  Tensor inflow_sBHDD_;              // the state before each local segment
   Tensor state_BHDD_, final_state_BHDD_;
   Tensor z_BSC_, y_BSHD_, rstd_BSH_;
   Tensor mixed_BnC_;     // what `out` multiplies: attention outputs, then gated and normed SSM outputs

@@ -402,7 +402,7 @@ class Step {
     Host in({K(), B(), H(), E()}, 0), out({K(), B(), H(), E()}, 0), decays({K(), B(), H()}, 0);
     in.fill([&](const Index& i) {
       const Segment& s = layout_.segment(static_cast<int>(i[0]));
-      return (reverse ? layer.needs_inflow(s) : layer.feeds_state(s)) ? value(reverse ? "adjoint" : "state", l, i) : 0;
+      return (reverse ? layer.delivers_adjoint(s) : layer.feeds_state(s)) ? value(reverse ? "adjoint" : "state", l, i) : 0;
     });
     decays.fill([&](const Index& i) { return decay(l, i[0], i[1], i[2]); });
     host_ops().scan(out.x, in.x, decays.x, reverse);
@@ -448,7 +448,7 @@ class Step {
     const LayerLayout layer = layout_.layer(l);
     Host adjoint({local_segments(), B(), H(), E()}, pad_), outflow({local_segments(), B(), H(), E()}, pad_);
     adjoint.fill([&](const Index& i) {
-      return layer.needs_inflow(local(i[0])) ? value("adjoint", l, {local(i[0]).index, i[1], i[2], i[3]}) : kNaN;
+      return layer.delivers_adjoint(local(i[0])) ? value("adjoint", l, {local(i[0]).index, i[1], i[2], i[3]}) : kNaN;
     });
     const Host& decays = *decays_[static_cast<size_t>(l)];
     measure_and_run([&](Arena& arena, bool m) {
