@@ -64,7 +64,7 @@ class TransMamba {
   void layers_forward(Ops& ops, Arena& scratch, const Tensor& params, const TokenBatch& batch);
   void layer_backward(Ops& ops, Arena& scratch, const Tensor& params, const Tensor& grads, int64_t layer, Tensor dh_NC);
   HeadLoss head_args(const Tensor& params, const TokenBatch& batch) const;
-  int64_t vocab_begin() const { return ranks_.tensor().rank() * table_.find("embedding.weight").local_rows; }
+  int64_t vocab_begin() const { return shard_of(config_.vocab, ranks_.tensor().rank(), ranks_.tensor().size()).begin; }
 
   const ModelConfig& config_;
   const ParameterTable& table_;
