@@ -83,6 +83,7 @@ void visit_fields(Config& c, Visitor&& v) {
   v("run.dir", c.run.dir, Limits{}, "folder of the run: checkpoints, metrics, samples");
   v("run.device", c.run.device, Choices{"cpu", "cuda"}, "where to compute");
   v("run.log_every", c.run.log_every, Limits{1, 1e9}, "steps between progress lines");
+  v("run.hang_timeout", c.run.hang_timeout, Limits{}, "seconds after which an operation between ranks that does not end stops the job, naming the rank that is missing; 0: never");
   v("run.threads", c.run.threads, Limits{0, 4096}, "CPU threads per rank; 0: the cores of this host shared by its ranks");
 }
 

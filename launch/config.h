@@ -62,6 +62,7 @@ struct RunSection {
   std::string device = "cpu";
   int64_t log_every = 1;
   int64_t threads = 0;
+  double hang_timeout = 600;
 };
 
 struct RunConfig {
