@@ -29,6 +29,7 @@ int train_verb(const Arguments& arguments) {
       return static_cast<int>(kDone);
     }
     Trainer trainer(config, world);
+    trainer.start_watchdog();
     const int code = trainer.run();
     if (code == kDone && world.rank() == 0) trainer.print_summary(command.list("compare"), command.json());
     return code;

@@ -130,7 +130,6 @@ void Trainer::resume_or_initialize() {
     last_checkpoint_ = newest;
   }
   folder_ = std::make_unique<RunFolder>(config_.run.dir, state_.step, main_);
-  if (config_.run.hang_timeout > 0 && world_.size() > 1) start_watchdog();
   state_.config = to_toml(config_);
   state_.tokenizer_hash = train_file_->info().tokenizer_hash;
   state_.bytes_per_token = static_cast<double>(train_file_->info().source_bytes) / static_cast<double>(train_file_->info().tokens);
@@ -140,6 +139,7 @@ void Trainer::resume_or_initialize() {
 
 // Heartbeats lie in the run folder, which all hosts see.
 void Trainer::start_watchdog() {
+  if (config_.run.hang_timeout <= 0 || world_.size() == 1) return;
   const std::filesystem::path folder = folder_->dir() / "heartbeat";
   if (main_) std::filesystem::create_directories(folder);
   world_.comm().barrier();

@@ -35,6 +35,9 @@ class Trainer {
   // Mistakes in configuration and data are thrown as UserError before anything is allocated.
   Trainer(RunConfig config, World& world);
 
+  // Finds a rank that hangs from now on, names it and ends the job (run.hang_timeout). Once per process.
+  void start_watchdog();
+
   // Trains to the end or to a signal. Returns the exit code.
   int run();
 
@@ -54,7 +57,7 @@ class Trainer {
   void open_data();
   void plan_memory();
   void resume_or_initialize();
-  void start_watchdog();
+
   bool due(int64_t every) const { return every > 0 && state_.step % every == 0; }
   void log_step(const StepResult& result, double step_seconds);
   void print_header() const;
