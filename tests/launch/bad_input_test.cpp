@@ -45,6 +45,9 @@ TEST_F(BadInput, Configuration) {
   refused("train run.toml --set model.vocab=100", {"model.vocab = 100", "257"});
   refused("train run.toml --set train.global_batch=3", {"train.global_batch = 3", "2 data-parallel ranks"}, 2, 2);
   refused("train run.toml --set parallel.tp=3", {"parallel.tp"}, 2, 2);
+  refused("train run.toml --set parallel.tp=4 --set model.heads=2", {"parallel.tp = 4", "model.heads = 2"}, 2, 4);
+  refused("train run.toml --set parallel.sp=2 --set model.chunk=64", {"segments"}, 2, 2);
+  refused("plan run.toml --set model.heads=3", {"not divisible"});
   refused("train run.toml --set run.device=cuda", {"CUDA"});
   refused("train missing.toml", {"missing.toml", "cannot read"});
   std::ofstream("broken.toml") << "[model]\ndim = 32\nheads = = 2\n";

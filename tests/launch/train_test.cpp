@@ -68,6 +68,40 @@ TEST_F(Train, TwoRanksGiveTheCurveOfOne) {
   }
 }
 
+TEST_F(Train, EveryAxisGivesTheCurveOfOneRank) {
+  write_config("run.toml", "steps = 20\nglobal_batch = 4\nmicro_batch = 2\ndtype = \"float64\"");
+  ASSERT_EQ(train("--set run.dir=one").code, 0);
+  const std::vector<double> loss = series("one", "loss"), norm = series("one", "grad_norm"), valid = series("one", "valid_loss");
+  for (const char* layout : {"--set parallel.tp=2 --set parallel.sp=2", "--set parallel.sp=2 --set parallel.dp=2 --set parallel.fold=2 --set parallel.zero=2",
+                             "--set parallel.sp=4 --set parallel.keys=gather --set parallel.states=sliced"}) {
+    fs::remove_all("many");
+    const Outcome many = train(std::string("--set run.dir=many ") + layout, 4);
+    ASSERT_EQ(many.code, 0) << many.output;
+    EXPECT_LT(largest_relative_difference(series("many", "loss"), loss), 1e-10) << layout;
+    EXPECT_LT(largest_relative_difference(series("many", "grad_norm"), norm), 1e-8) << layout;
+    EXPECT_LT(largest_relative_difference(series("many", "valid_loss"), valid), 1e-10) << layout;
+  }
+}
+
+// A checkpoint has no layout in it: saved on one, it goes on on another.
+TEST_F(Train, CheckpointsMoveBetweenLayouts) {
+  write_config("run.toml", "steps = 8\nglobal_batch = 4\nmicro_batch = 2\ndtype = \"float64\"\n[checkpoint]\nevery = 4\nkeep = 0");
+  ASSERT_EQ(train("--set run.dir=whole").code, 0);
+  const std::vector<double> loss = series("whole", "loss");
+  const std::vector<std::pair<std::string, int>> layouts = {{"--set parallel.tp=2 --set parallel.sp=2", 4}, {"", 1}, {"--set parallel.sp=2 --set parallel.fold=2", 2}, {"--set parallel.tp=2", 4}};
+  for (size_t i = 0; i < layouts.size(); ++i) {
+    const auto& [save, save_ranks] = layouts[i];
+    const auto& [load, load_ranks] = layouts[(i + 1) % layouts.size()];
+    fs::remove_all("moved");
+    ASSERT_EQ(train("--set run.dir=moved " + save, save_ranks).code, 0);
+    fs::remove_all("moved/checkpoints/step-00000008"), fs::remove("moved/summary.json");
+    const Outcome resumed = train("--set run.dir=moved " + load, load_ranks);
+    ASSERT_EQ(resumed.code, 0) << resumed.output;
+    EXPECT_NE(resumed.output.find("resumed from step 4"), std::string::npos) << resumed.output;
+    EXPECT_LT(largest_relative_difference(series("moved", "loss"), loss), 1e-12) << save << " to " << load;
+  }
+}
+
 TEST_F(Train, SameSeedSameBits) {
   write_config("run.toml", "steps = 12\nglobal_batch = 4");
   ASSERT_EQ(train("--set run.dir=a", 2).code, 0);
