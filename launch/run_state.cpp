@@ -35,7 +35,8 @@ void require_same_shape(const CheckpointReader& reader, const std::string& name,
 }  // namespace
 
 SaveReport save_run(Communicator& comm, const std::filesystem::path& checkpoints, const ParameterTable& table,
-                    const Tensor& params, const Optimizer& optimizer, const RunState& state, const SaveOptions& options, bool writes) {
+                    const Tensor& params, const Optimizer& optimizer, const RunState& state, const SaveOptions& options, bool writes,
+                    bool writes_replicated) {
   std::vector<TensorSlice> slices;
   auto add = [&](const std::string& folder, const OwnedRows& owned, const Tensor& local) {
     each_range(table, owned, local, [&](const StoredRange& range, const Tensor& rows) {
@@ -44,7 +45,7 @@ SaveReport save_run(Communicator& comm, const std::filesystem::path& checkpoints
   };
   for (size_t i = 0; writes && i < optimizer.owned().size(); ++i) {
     const OwnedRows& owned = optimizer.owned()[i];
-    if (owned.rows == 0) continue;
+    if (owned.rows == 0 || (owned.parameter->shard == Shard::none && !writes_replicated)) continue;
     add("model/", owned, Optimizer::rows_of(params, owned));
     add("optim/m/", owned, optimizer.m(i));
     add("optim/v/", owned, optimizer.v(i));

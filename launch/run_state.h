@@ -24,10 +24,11 @@ struct RunState {
   double bytes_per_token = 0; // of the training text
 };
 
-// Called by all ranks; each writes the rows that its optimizer owns, unless another rank owns the same (`writes` false).
+// Called by all ranks; each writes the rows that its optimizer owns, unless another rank has the same ones and writes
+// them: all of them (`writes` false), or those of parameters that tensor-parallel ranks all hold whole.
 SaveReport save_run(Communicator& comm, const std::filesystem::path& checkpoints, const ParameterTable& table,
                     const Tensor& params, const Optimizer& optimizer, const RunState& state, const SaveOptions& options,
-                    bool writes);
+                    bool writes, bool writes_replicated);
 
 RunState read_state(const CheckpointReader& reader);
 

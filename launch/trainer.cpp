@@ -349,7 +349,7 @@ void Trainer::save() {
   if (last_saved_ == state_.step) return;
   const SaveReport report = save_run(world_.comm(), folder_->checkpoints(), *table_, params_, *optimizer_, state_,
                                      {.keep = config_.checkpoint.keep, .keep_every = config_.checkpoint.keep_every},
-                                     reducer_->stage() > 0 || mesh_.shape().zero_rank(mesh_.coordinates()) == 0);
+                                     reducer_->stage() > 0 || mesh_.shape().zero_rank(mesh_.coordinates()) == 0, mesh_.coordinates().tp == 0);
   last_saved_ = state_.step;
   last_checkpoint_ = report.path.string();
   folder_->event("checkpoint", {{"step", state_.step}, {"path", report.path.string()}, {"bytes", report.bytes}, {"seconds", report.seconds}});
