@@ -9,8 +9,8 @@ namespace tmamba::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int64_t kBlock = 8192;   // elements that one block updates
-constexpr int kTensors = 256;      // per launch: they travel as a kernel parameter
+constexpr int64_t kBlock = 8192;  // elements that one block updates
+constexpr int kTensors = 256;     // per launch: they travel as a kernel parameter
 
 template <class T>
 struct Coefficients {
@@ -118,9 +118,16 @@ typename List<T>::Entry entry_of(const AdamwTensor& x, int64_t first_block) {
                         static_cast<const void*>(x.m.raw()), static_cast<const void*>(x.v.raw()), x.grad.raw()}) {
     addresses |= reinterpret_cast<uint64_t>(p);
   }
-  return {x.master.data<T>(), x.m.data<T>(), x.v.data<T>(), x.grad.data<T>(),
-          x.param.raw() == x.master.raw() ? nullptr : x.param.raw(), x.master.numel(), first_block, x.param.dtype(),
-          x.decay, addresses % 16 == 0};
+  return {x.master.data<T>(),
+          x.m.data<T>(),
+          x.v.data<T>(),
+          x.grad.data<T>(),
+          x.param.raw() == x.master.raw() ? nullptr : x.param.raw(),
+          x.master.numel(),
+          first_block,
+          x.param.dtype(),
+          x.decay,
+          addresses % 16 == 0};
 }
 
 template <class T>

@@ -1,6 +1,5 @@
 // The attention ops: checks, choice of kernels, and do . o.
 #include "kernels/cuda/attention.cuh"
-
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/views.h"
 
@@ -45,8 +44,8 @@ void CudaOps::attention_forward(const AttentionForward& args) {
   expect(args.q_BTHD, "attention q_BTHD", dtype, {B, T, H, D});
   expect(args.k_BSHD, "attention k_BSHD", dtype, {B, S, H, D});
   expect(args.v_BSHD, "attention v_BSHD", dtype, {B, S, H, D});
-  const AttentionSizes size{B, T, H, D, args.q_begin, args.scale,
-                            wide_rows({args.o_BTHD, args.q_BTHD, args.k_BSHD, args.v_BSHD})};
+  const AttentionSizes size{
+      B, T, H, D, args.q_begin, args.scale, wide_rows({args.o_BTHD, args.q_BTHD, args.k_BSHD, args.v_BSHD})};
   check_sizes(size, S);
   if (B * T * H * D == 0) return;
   dispatch_activation(dtype, [&]<class A>() {
@@ -76,7 +75,12 @@ void CudaOps::attention_backward(const AttentionBackward& args) {
   expect(args.q_BTHD, "attention q_BTHD", dtype, {B, T, H, D});
   expect(args.k_BSHD, "attention k_BSHD", dtype, {B, S, H, D});
   expect(args.v_BSHD, "attention v_BSHD", dtype, {B, S, H, D});
-  const AttentionSizes size{B, T, H, D, args.q_begin, args.scale,
+  const AttentionSizes size{B,
+                            T,
+                            H,
+                            D,
+                            args.q_begin,
+                            args.scale,
                             wide_rows({args.dq_BTHD, args.dk_BSHD, args.dv_BSHD, args.do_BTHD, args.o_BTHD, args.q_BTHD,
                                        args.k_BSHD, args.v_BSHD})};
   check_sizes(size, S);

@@ -1,5 +1,5 @@
-// Attention backward on tensor cores, without atomics: one kernel owns keys and walks the queries that see them (dk, dv),
-// another owns queries and walks the keys they see (dq). Both compute the probabilities again from lse.
+// Attention backward on tensor cores, without atomics: one kernel owns keys and walks the queries that see them (dk,
+// dv), another owns queries and walks the keys they see (dq). Both compute the probabilities again from lse.
 //   p = exp(q . k scale - lse);  dp = do . v;  ds = p (dp - do . o)
 //   dv = p^T do;  dk = scale ds^T q;  dq = scale ds k
 #include "kernels/cuda/attention.cuh"
@@ -17,7 +17,8 @@ constexpr int kOwnTile = 16;
 template <int D>
 constexpr int kOther = D == 128 ? 32 : 64;
 
-// Scores and dp of one warp's tile in, p and ds out. visible(m, n): whether row m, column n of the thread's fragment is.
+// Scores and dp of one warp's tile in, p and ds out. visible(m, n): whether row m, column n of the thread's fragment
+// is.
 template <int kN, class RowValue, class ColValue, class Visible>
 __device__ void gradient_tile(float (&score)[1][kN][4], float (&dp)[1][kN][4], float scale, const RowValue& lse,
                               const ColValue& delta, const Visible& visible) {

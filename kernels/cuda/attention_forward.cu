@@ -1,5 +1,5 @@
-// Attention forward on tensor cores (after FlashAttention-2): a block of four warps owns kQueries queries of one head and
-// walks the tiles of keys they see; each warp keeps maximum, sum and output of its 32 queries in registers.
+// Attention forward on tensor cores (after FlashAttention-2): a block of four warps owns kQueries queries of one head
+// and walks the tiles of keys they see; each warp keeps maximum, sum and output of its 32 queries in registers.
 #include <limits>
 
 #include "kernels/cuda/attention.cuh"
@@ -31,8 +31,8 @@ struct Softmax {
 // Scores in, exp2(score - maximum) out; older output is scaled to the new maximum. `key` is the position of this
 // thread's first column, `position` that of its first row.
 template <int kN, int kOut>
-__device__ void softmax_tile(float (&score)[kM][kN][4], float (&out)[kM][kOut][4], Softmax& soft, float scale, bool masks,
-                             int64_t key, int64_t position) {
+__device__ void softmax_tile(float (&score)[kM][kN][4], float (&out)[kM][kOut][4], Softmax& soft, float scale,
+                             bool masks, int64_t key, int64_t position) {
 #pragma unroll
   for (int m = 0; m < kM; ++m) {
 #pragma unroll
@@ -72,8 +72,8 @@ __device__ void softmax_tile(float (&score)[kM][kN][4], float (&out)[kM][kOut][4
 }
 
 template <int D>
-__device__ void store_output(const AttentionForwardViews<bf16_t>& f, const float (&out)[kM][D / 8][4], const Softmax& soft,
-                             int64_t b, int64_t h, int64_t first_query) {
+__device__ void store_output(const AttentionForwardViews<bf16_t>& f, const float (&out)[kM][D / 8][4],
+                             const Softmax& soft, int64_t b, int64_t h, int64_t first_query) {
   const int lane = threadIdx.x % kWarp;
 #pragma unroll
   for (int m = 0; m < kM; ++m) {

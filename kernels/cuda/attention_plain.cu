@@ -28,8 +28,8 @@ __device__ Tile<T> take_tile(T*& memory, int64_t D) {
 
 // Rows [begin, end) of a tensor, at most kTile; zeros below.
 template <class A, class T>
-__device__ void fill_tile(const Tile<T>& tile, const Cubes<const A>& from, int64_t b, int64_t begin, int64_t end, int64_t h,
-                          int64_t D) {
+__device__ void fill_tile(const Tile<T>& tile, const Cubes<const A>& from, int64_t b, int64_t begin, int64_t end,
+                          int64_t h, int64_t D) {
   for (int row = threadIdx.x / kWarp; row < kTile; row += kWarps) {
     for (int64_t c = threadIdx.x % kWarp; c < D; c += kWarp) {
       tile[row][c] = begin + row < end ? static_cast<T>(widen(from.at(b, begin + row, h)[c])) : T(0);

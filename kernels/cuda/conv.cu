@@ -196,10 +196,18 @@ __global__ void __launch_bounds__(kColumns* kStrips) backward_kernel(Backward<A>
 }
 
 template <class A>
-Conv<A> make_conv(const ConstTensor& x_BTC, const ConstTensor& halo_BWC, const ConstTensor& w_CW, const ConstTensor& b_C,
-                  bool wide) {
-  return {planes<A>(x_BTC), planes<A>(halo_BWC), rows<A>(w_CW), b_C.data<A>(), x_BTC.size(0),
-          x_BTC.size(1),    x_BTC.size(2),       w_CW.size(1),  ceil_div(x_BTC.size(1), kStrip * kStrips), wide};
+Conv<A> make_conv(const ConstTensor& x_BTC, const ConstTensor& halo_BWC, const ConstTensor& w_CW,
+                  const ConstTensor& b_C, bool wide) {
+  return {planes<A>(x_BTC),
+          planes<A>(halo_BWC),
+          rows<A>(w_CW),
+          b_C.data<A>(),
+          x_BTC.size(0),
+          x_BTC.size(1),
+          x_BTC.size(2),
+          w_CW.size(1),
+          ceil_div(x_BTC.size(1), kStrip * kStrips),
+          wide};
 }
 
 void expect_inputs(const ConstTensor& x_BTC, const ConstTensor& halo_BWC, const ConstTensor& w_CW,
@@ -261,9 +269,8 @@ void CudaOps::conv_silu_backward(Tensor dx_BTC, Tensor dhalo_BWC, Tensor dw_CW, 
     const Grid grid = grid_of(conv);
     Acc<A>* partial = workspace_.take<Acc<A>>(grid.y * (W + 1) * C);
     const Backward<A> f{conv, planes<A>(dx_BTC), planes<A>(dhalo_BWC), planes<A>(dy_BTC), partial};
-    dispatch_taps(W, [&]<int kTaps>() {
-      launch(stream(), grid, dim3(kColumns, kStrips), 0, backward_kernel<A, kTaps>, f);
-    });
+    dispatch_taps(
+        W, [&]<int kTaps>() { launch(stream(), grid, dim3(kColumns, kStrips), 0, backward_kernel<A, kTaps>, f); });
     // Two targets in lines of (W + 1) C: the taps go to dw transposed, the rest to db.
     const int64_t width = (W + 1) * C;
     add_lines<Acc<A>>(stream(), {dw_CW.data<Acc<A>>(), C, 1, dw_CW.stride(0)}, partial, grid.y, W * C, width);

@@ -143,8 +143,14 @@ void CudaOps::cross_entropy_stats(Tensor max_N, Tensor sum_exp_N, Tensor target_
   if (N == 0) return;
   const bool wide = wide_rows({logits_NV});
   dispatch_activation(logits_NV.dtype(), [&]<class A>() {
-    const Stats<A> f{max_N.data<Acc<A>>(),  sum_exp_N.data<Acc<A>>(),  target_N.data<Acc<A>>(), rows<A>(logits_NV),
-                     targets_N.data<int32_t>(), V, vocab_begin, wide};
+    const Stats<A> f{max_N.data<Acc<A>>(),
+                     sum_exp_N.data<Acc<A>>(),
+                     target_N.data<Acc<A>>(),
+                     rows<A>(logits_NV),
+                     targets_N.data<int32_t>(),
+                     V,
+                     vocab_begin,
+                     wide};
     launch(stream(), {N}, kThreads, 0, stats_kernel<A>, f);
   });
 }
@@ -179,8 +185,14 @@ void CudaOps::cross_entropy_gradient(Tensor logits_NV, ConstTensor max_N, ConstT
   if (N == 0) return;
   const bool wide = wide_rows({logits_NV});
   dispatch_activation(logits_NV.dtype(), [&]<class A>() {
-    const Gradient<A> f{rows<A>(logits_NV), max_N.data<Acc<A>>(), sum_exp_N.data<Acc<A>>(), targets_N.data<int32_t>(),
-                        V,                  vocab_begin,          static_cast<Acc<A>>(scale), wide};
+    const Gradient<A> f{rows<A>(logits_NV),
+                        max_N.data<Acc<A>>(),
+                        sum_exp_N.data<Acc<A>>(),
+                        targets_N.data<int32_t>(),
+                        V,
+                        vocab_begin,
+                        static_cast<Acc<A>>(scale),
+                        wide};
     launch(stream(), {N}, kThreads, 0, gradient_kernel<A>, f);
   });
 }

@@ -1,6 +1,6 @@
-// class CudaOps: every op on one NVIDIA GPU (compute capability 8.0 or later), in bfloat16 and float32; also in float64,
-// where a kernel's tiles fit shared memory. Everything runs on one stream, no op waits for the device, and nothing is
-// allocated once every op of a step has run (see Workspace). One file per group of ops, as in kernels/cpu.
+// class CudaOps: every op on one NVIDIA GPU (compute capability 8.0 or later), in bfloat16 and float32; also in
+// float64, where a kernel's tiles fit shared memory. Everything runs on one stream, no op waits for the device, and
+// nothing is allocated once every op of a step has run (see Workspace). One file per group of ops, as in kernels/cpu.
 //
 // Each op runs on the device that was current when CudaOps was made; it must be current in the calling thread.
 #pragma once

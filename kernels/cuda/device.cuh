@@ -13,7 +13,8 @@ namespace tmamba::cuda {
 
 inline constexpr int kWarp = 32;
 
-// --- Numbers: storage type A, arithmetic in Acc<A> --------------------------------------------------------------------
+// --- Numbers: storage type A, arithmetic in Acc<A>
+// --------------------------------------------------------------------
 
 template <class A>
 using Acc = std::conditional_t<std::is_same_v<A, double>, double, float>;
@@ -74,7 +75,8 @@ decltype(auto) dispatch_activation(DType dtype, F&& f) {
   return dispatch_float(dtype, f);
 }
 
-// --- 16-byte accesses -------------------------------------------------------------------------------------------------
+// --- 16-byte accesses
+// -------------------------------------------------------------------------------------------------
 
 // Elements of type A in 16 bytes.
 template <class A>
@@ -117,7 +119,8 @@ __device__ inline void store(A* to, const Raw<A, N>& x, int64_t left, bool wide)
   }
 }
 
-// --- Reductions: in a fixed order, the same result in every thread ----------------------------------------------------
+// --- Reductions: in a fixed order, the same result in every thread
+// ----------------------------------------------------
 
 // Over groups of kLanes neighbouring lanes.
 template <int kLanes = kWarp, class T>
@@ -140,7 +143,8 @@ __device__ inline T block_sum(T x, T* scratch) {
   return sum;
 }
 
-// --- Views --------------------------------------------------------------------------------------------------------------
+// --- Views
+// --------------------------------------------------------------------------------------------------------------
 
 // [N, C], rows at any distance.
 template <class T>
@@ -222,7 +226,8 @@ struct DivMod {
   }
 };
 
-// --- Launching ----------------------------------------------------------------------------------------------------------
+// --- Launching
+// ----------------------------------------------------------------------------------------------------------
 
 struct Grid {
   int64_t x = 1, y = 1, z = 1;
@@ -230,7 +235,8 @@ struct Grid {
 
 // Launches a kernel with `shared` bytes of dynamic shared memory; throws where the launch is refused.
 template <class... Parameters, class... Args>
-void launch(cudaStream_t stream, Grid grid, dim3 block, size_t shared, void (*kernel)(Parameters...), const Args&... args) {
+void launch(cudaStream_t stream, Grid grid, dim3 block, size_t shared, void (*kernel)(Parameters...),
+            const Args&... args) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   TM_CHECK(grid.x < (int64_t{1} << 31) && grid.y < 65536 && grid.z < 65536, "a CUDA grid of ", grid.x, " x ", grid.y,
            " x ", grid.z, " blocks is too large");

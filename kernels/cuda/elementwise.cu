@@ -98,7 +98,8 @@ void check_same(const ConstTensor& y, const ConstTensor& x, const char* what) {
   TM_CHECK(same, what, ": y is ", y.shape(), ", x is ", x.shape());
 }
 
-// --- sum_squares --------------------------------------------------------------------------------------------------------
+// --- sum_squares
+// --------------------------------------------------------------------------------------------------------
 
 constexpr int kSumThreads = 512;
 constexpr int64_t kSumBlock = 65536;  // elements that one block adds up
@@ -142,7 +143,8 @@ __device__ double block_squares(const T* data, int64_t count, bool wide) {
   return sum;
 }
 
-__global__ void __launch_bounds__(kSumThreads) sum_squares_kernel(double* partial, const __grid_constant__ SumList list) {
+__global__ void __launch_bounds__(kSumThreads)
+    sum_squares_kernel(double* partial, const __grid_constant__ SumList list) {
   __shared__ double scratch[kSumThreads / kWarp];
   const int64_t block = blockIdx.x;
   const SumList::Entry& entry = list.entry[entry_of(list, block)];
@@ -193,8 +195,8 @@ void CudaOps::add(Tensor y, ConstTensor x) {
 }
 
 void CudaOps::sum_squares(Tensor out_1, std::span<const ConstTensor> tensors) {
-  TM_CHECK(out_1.numel() == 1 && out_1.dtype() == DType::f64 && out_1.device() == Device::cuda,
-           "sum_squares out is ", out_1.shape(), " ", name_of(out_1.dtype()), ", expected [1] float64 on the GPU");
+  TM_CHECK(out_1.numel() == 1 && out_1.dtype() == DType::f64 && out_1.device() == Device::cuda, "sum_squares out is ",
+           out_1.shape(), " ", name_of(out_1.dtype()), ", expected [1] float64 on the GPU");
   int64_t blocks = 0;
   for (const ConstTensor& x : tensors) {
     TM_CHECK(x.device() == Device::cuda && x.contiguous() && (x.dtype() == DType::f32 || x.dtype() == DType::f64),

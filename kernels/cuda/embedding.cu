@@ -11,8 +11,8 @@ namespace {
 constexpr int kThreads = 256;
 
 template <class A>
-__global__ void __launch_bounds__(kThreads)
-    forward_kernel(Rows<A> y, Rows<const A> table, const int32_t* tokens, int64_t C, int64_t V, int64_t vocab_begin, bool wide) {
+__global__ void __launch_bounds__(kThreads) forward_kernel(Rows<A> y, Rows<const A> table, const int32_t* tokens,
+                                                           int64_t C, int64_t V, int64_t vocab_begin, bool wide) {
   const int64_t n = blockIdx.x, row = tokens[n] - vocab_begin;
   const bool here = row >= 0 && row < V;
   for (int64_t c = threadIdx.x * kVec<A>; c < C; c += kThreads * kVec<A>) {
@@ -21,7 +21,8 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// --- Sorting ------------------------------------------------------------------------------------------------------------
+// --- Sorting
+// ------------------------------------------------------------------------------------------------------------
 
 constexpr int kTile = 2048;  // keys sorted in shared memory by one block
 constexpr int kSortThreads = kTile / 2;
@@ -55,7 +56,8 @@ __global__ void __launch_bounds__(kSortThreads)
 
 // Merges neighbouring sorted runs of `run` keys: a key's new place is its own in its run plus how many keys of the
 // other run are smaller.
-__global__ void __launch_bounds__(kThreads) merge_kernel(uint64_t* out, const uint64_t* keys, int64_t count, int64_t run) {
+__global__ void __launch_bounds__(kThreads)
+    merge_kernel(uint64_t* out, const uint64_t* keys, int64_t count, int64_t run) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= count) return;
   const uint64_t key = keys[i];
@@ -74,13 +76,13 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(uint64_t* out, const ui
 }
 
 // Sorted keys of the tokens; takes two arrays of ceil(N / kTile) * kTile keys.
-const uint64_t* sort_tokens(cudaStream_t stream, uint64_t* keys, uint64_t* other, const int32_t* tokens, int64_t N, int64_t V,
-                            int64_t vocab_begin) {
+const uint64_t* sort_tokens(cudaStream_t stream, uint64_t* keys, uint64_t* other, const int32_t* tokens, int64_t N,
+                            int64_t V, int64_t vocab_begin) {
   const int64_t count = round_up(N, kTile);
   launch(stream, {count / kTile}, kSortThreads, 0, sort_tiles_kernel, keys, tokens, N, V, vocab_begin);
   for (int64_t run = kTile; run < count; run *= 2) {
-    launch(stream, {ceil_div(count, kThreads)}, kThreads, 0, merge_kernel, other, static_cast<const uint64_t*>(keys), count,
-           run);
+    launch(stream, {ceil_div(count, kThreads)}, kThreads, 0, merge_kernel, other, static_cast<const uint64_t*>(keys),
+           count, run);
     std::swap(keys, other);
   }
   return keys;
@@ -88,14 +90,15 @@ const uint64_t* sort_tokens(cudaStream_t stream, uint64_t* keys, uint64_t* other
 
 // Block x takes the run of equal rows that begins at sorted place x, if one does.
 template <class A>
-__global__ void __launch_bounds__(kThreads)
-    backward_kernel(Rows<Acc<A>> dtable, Rows<const A> dy, const uint64_t* keys, int64_t N, int64_t C, bool wide, bool wide_table) {
+__global__ void __launch_bounds__(kThreads) backward_kernel(Rows<Acc<A>> dtable, Rows<const A> dy, const uint64_t* keys,
+                                                            int64_t N, int64_t C, bool wide, bool wide_table) {
   constexpr int V = kVec<A>, kAhead = 8;
   const int64_t begin = blockIdx.x;
   const uint32_t row = static_cast<uint32_t>(keys[begin] >> 32);
   if (row == kNoRow) return;
   if (begin > 0 && static_cast<uint32_t>(keys[begin - 1] >> 32) == row) return;
-  for (int64_t c = (static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x) * V; c < C; c += gridDim.y * kThreads * V) {
+  for (int64_t c = (static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x) * V; c < C;
+       c += gridDim.y * kThreads * V) {
     const int64_t left = C - c;
     Raw<Acc<A>, V> sum = load<Acc<A>, V>(dtable[row] + c, left, wide_table);
     for (int64_t i = begin; i < N; i += kAhead) {
@@ -129,8 +132,8 @@ void CudaOps::embedding_forward(Tensor y_NC, ConstTensor table_VC, ConstTensor t
   if (N * C == 0) return;
   const bool wide = wide_rows({y_NC, table_VC});
   dispatch_activation(y_NC.dtype(), [&]<class A>() {
-    launch(stream(), {N}, kThreads, 0, forward_kernel<A>, rows<A>(y_NC), rows<A>(table_VC), tokens_N.data<int32_t>(), C, V,
-           vocab_begin, wide);
+    launch(stream(), {N}, kThreads, 0, forward_kernel<A>, rows<A>(y_NC), rows<A>(table_VC), tokens_N.data<int32_t>(), C,
+           V, vocab_begin, wide);
   });
 }
 

@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(Forward<A> f) {
     Acc<A> squares = 0;
 #pragma unroll
     for (int j = 0; j < kSteps; ++j) {
-      const int64_t c = (place.lane + j * kLanes<A>) * V, left = here ? p.D - c : 0;
+      const int64_t c = (place.lane + j * kLanes<A>)*V, left = here ? p.D - c : 0;
       if (left <= 0) continue;
       const Raw<A> y = load(p.y.at(b, t, h) + c, left, p.wide), z = load(p.z.at(b, t, h) + c, left, p.wide);
 #pragma unroll
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(Forward<A> f) {
     if (here && place.lane == 0) f.rstd.at(b, t)[h] = rstd;
 #pragma unroll
     for (int j = 0; j < kSteps; ++j) {
-      const int64_t c = (place.lane + j * kLanes<A>) * V, left = here ? p.D - c : 0;
+      const int64_t c = (place.lane + j * kLanes<A>)*V, left = here ? p.D - c : 0;
       if (left <= 0) continue;
       const Raw<A> w = load(p.w[h] + c, left, p.wide);
       Raw<A> out;
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(Backward<A> f) {
     Acc<A> dot = 0;  // sum of w dout g
 #pragma unroll
     for (int j = 0; j < kSteps; ++j) {
-      const int64_t c = (place.lane + j * kLanes<A>) * V, left = here ? p.D - c : 0;
+      const int64_t c = (place.lane + j * kLanes<A>)*V, left = here ? p.D - c : 0;
       if (left <= 0) continue;
       y[j] = load(p.y.at(b, t, h) + c, left, p.wide);
       z[j] = load(p.z.at(b, t, h) + c, left, p.wide);
@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(Backward<A> f) {
     const Acc<A> along = dot * rstd * rstd * rstd / static_cast<Acc<A>>(p.D);
 #pragma unroll
     for (int j = 0; j < kSteps; ++j) {
-      const int64_t c = (place.lane + j * kLanes<A>) * V, left = here ? p.D - c : 0;
+      const int64_t c = (place.lane + j * kLanes<A>)*V, left = here ? p.D - c : 0;
       if (left <= 0) continue;
       const Raw<A> w = load(p.w[h] + c, left, p.wide);
       Raw<A> dy, dz;
@@ -157,7 +157,7 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(Backward<A> f) {
 #pragma unroll
     for (int e = 0; e < V; ++e) scratch[threadIdx.x * V + e] = dw[j][e];
     __syncthreads();
-    const int64_t c = (place.lane + j * kLanes<A>) * V;
+    const int64_t c = (place.lane + j * kLanes<A>)*V;
     if (place.slot >= p.heads || place.h >= p.H || c >= p.D) continue;
     Acc<A>* line = f.dw_partial + (blockIdx.x * p.H + place.h) * p.D;
 #pragma unroll
@@ -172,10 +172,18 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(Backward<A> f) {
 }
 
 template <class A>
-Problem<A> make_problem(const ConstTensor& y_BTHD, const ConstTensor& z_BTHD, const ConstTensor& w_HD, int64_t most_blocks,
-                        bool wide) {
-  Problem<A> p{cubes<A>(y_BTHD), cubes<A>(z_BTHD), rows<A>(w_HD),   y_BTHD.size(0), y_BTHD.size(1),
-               y_BTHD.size(2),   y_BTHD.size(3),   1,               0,              wide};
+Problem<A> make_problem(const ConstTensor& y_BTHD, const ConstTensor& z_BTHD, const ConstTensor& w_HD,
+                        int64_t most_blocks, bool wide) {
+  Problem<A> p{cubes<A>(y_BTHD),
+               cubes<A>(z_BTHD),
+               rows<A>(w_HD),
+               y_BTHD.size(0),
+               y_BTHD.size(1),
+               y_BTHD.size(2),
+               y_BTHD.size(3),
+               1,
+               0,
+               wide};
   constexpr int64_t kMost = int64_t{kLanes<A>} * kSteps * kVec<A>;
   TM_CHECK(p.D <= kMost, "gated_norm: heads of ", p.D, " channels, at most ", kMost, " are supported on the GPU");
   while (p.heads < p.H && p.heads < kGroups<A>) p.heads *= 2;
@@ -227,7 +235,8 @@ void CudaOps::gated_norm_backward(Tensor dy_BTHD, Tensor dz_BTHD, Tensor dw_HD, 
     const Problem<A> p = make_problem<A>(y_BTHD, z_BTHD, w_HD, 528, wide);
     const Grid grid = grid_of(p);
     Acc<A>* partial = workspace_.take<Acc<A>>(grid.x * H * D);
-    const Backward<A> f{p, cubes<A>(dy_BTHD), cubes<A>(dz_BTHD), partial, cubes<A>(dout_BTHD), planes<Acc<A>>(rstd_BTH)};
+    const Backward<A> f{p,       cubes<A>(dy_BTHD),   cubes<A>(dz_BTHD),
+                        partial, cubes<A>(dout_BTHD), planes<Acc<A>>(rstd_BTH)};
     launch(stream(), grid, kThreads, 0, backward_kernel<A>, f);
     add_lines<Acc<A>>(stream(), {dw_HD.data<Acc<A>>(), D, dw_HD.stride(0), 1}, partial, grid.x, H * D);
   });

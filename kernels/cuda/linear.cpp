@@ -1,5 +1,5 @@
-// y = x w^T and its gradients. cublasLt is column-major, where a row-major [rows, cols] is a [cols, rows]: every product
-// is written for the transposed output.
+// y = x w^T and its gradients. cublasLt is column-major, where a row-major [rows, cols] is a [cols, rows]: every
+// product is written for the transposed output.
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/views.h"
 
@@ -10,8 +10,8 @@ namespace {
 // The distance of two rows; of a single row it may be anything.
 int64_t pitch_of(const ConstTensor& x) { return x.size(0) > 1 ? x.stride(0) : x.size(1); }
 
-GemmProblem problem_of(const ConstTensor& a, bool transpose_a, const ConstTensor& b, bool transpose_b, const Tensor& out,
-                       int64_t contracted, bool accumulate) {
+GemmProblem problem_of(const ConstTensor& a, bool transpose_a, const ConstTensor& b, bool transpose_b,
+                       const Tensor& out, int64_t contracted, bool accumulate) {
   return {.in = a.dtype(),
           .out = out.dtype(),
           .transpose_a = transpose_a,

@@ -13,15 +13,16 @@ Stream checked_stream() {
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status != cudaSuccess || count == 0) {
     cudaGetLastError();
-    throw UserError(str("no NVIDIA GPU can be used on this machine (", status != cudaSuccess ? cudaGetErrorString(status) : "there is none",
+    throw UserError(str("no NVIDIA GPU can be used on this machine (",
+                        status != cudaSuccess ? cudaGetErrorString(status) : "there is none",
                         "); set run.device = \"cpu\" to run without one"));
   }
   TM_CUDA(cudaGetDevice(&device));
   TM_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
   TM_CUDA(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
   if (major < 8) {
-    throw UserError(str("GPU ", device, " has compute capability ", major, ".", minor,
-                        "; 8.0 (A100) or later is needed"));
+    throw UserError(
+        str("GPU ", device, " has compute capability ", major, ".", minor, "; 8.0 (A100) or later is needed"));
   }
   return Stream();
 }

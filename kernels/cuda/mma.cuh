@@ -1,6 +1,6 @@
-// Matrix products of one warp on tensor cores: mma.sync m16n8k16, bfloat16 in, float32 sums (compute capability 8.0 on).
-// Layouts of the fragments are those of the PTX manual: lane = 4 g + q holds of an accumulator tile [16, 8] the elements
-// (g, 2q), (g, 2q + 1), (g + 8, 2q), (g + 8, 2q + 1).
+// Matrix products of one warp on tensor cores: mma.sync m16n8k16, bfloat16 in, float32 sums (compute capability 8.0
+// on). Layouts of the fragments are those of the PTX manual: lane = 4 g + q holds of an accumulator tile [16, 8] the
+// elements (g, 2q), (g, 2q + 1), (g + 8, 2q), (g + 8, 2q + 1).
 #pragma once
 
 #include "kernels/cuda/device.cuh"
@@ -56,17 +56,19 @@ __device__ inline void load_b(uint32_t (&r)[4], const bf16_t* tile, int pitch) {
   }
 }
 
-// acc [kM * 16, kN * 8] += a [kM * 16, kK * 16] b [kK * 16, kN * 8], both in shared memory: a stored m by k (k by m where
-// kTransposeA), b stored n by k (k by n where kTransposeB).
+// acc [kM * 16, kN * 8] += a [kM * 16, kK * 16] b [kK * 16, kN * 8], both in shared memory: a stored m by k (k by m
+// where kTransposeA), b stored n by k (k by n where kTransposeB).
 template <int kM, int kN, int kK, bool kTransposeA, bool kTransposeB>
-__device__ inline void warp_product(float (&acc)[kM][kN][4], const bf16_t* a, int a_pitch, const bf16_t* b, int b_pitch) {
+__device__ inline void warp_product(float (&acc)[kM][kN][4], const bf16_t* a, int a_pitch, const bf16_t* b,
+                                    int b_pitch) {
   static_assert(kN % 2 == 0);
 #pragma unroll
   for (int k = 0; k < kK; ++k) {
     uint32_t a_frag[kM][4];
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
-      load_a<kTransposeA>(a_frag[m], a + (kTransposeA ? k * 16 * a_pitch + m * 16 : m * 16 * a_pitch + k * 16), a_pitch);
+      load_a<kTransposeA>(a_frag[m], a + (kTransposeA ? k * 16 * a_pitch + m * 16 : m * 16 * a_pitch + k * 16),
+                          a_pitch);
     }
 #pragma unroll
     for (int n = 0; n < kN; n += 2) {
@@ -83,7 +85,8 @@ __device__ inline void warp_product(float (&acc)[kM][kN][4], const bf16_t* a, in
 
 // The same with a in registers, as fragments: a[k] is [kM * 16, 16].
 template <int kM, int kN, int kK, bool kTransposeB>
-__device__ inline void warp_product(float (&acc)[kM][kN][4], const uint32_t (&a)[kM][kK][4], const bf16_t* b, int b_pitch) {
+__device__ inline void warp_product(float (&acc)[kM][kN][4], const uint32_t (&a)[kM][kK][4], const bf16_t* b,
+                                    int b_pitch) {
   static_assert(kN % 2 == 0);
 #pragma unroll
   for (int k = 0; k < kK; ++k) {
@@ -117,7 +120,8 @@ __device__ inline void to_fragments(uint32_t (&a)[kM][kK][4], const float (&acc)
   }
 }
 
-// --- Tiles between global and shared memory -----------------------------------------------------------------------------
+// --- Tiles between global and shared memory
+// -----------------------------------------------------------------------------
 
 // 16 bytes, asynchronously; zeros where `here` is false.
 __device__ inline void copy_async_16(void* to, const void* from, bool here) {

@@ -183,9 +183,15 @@ void CudaOps::rmsnorm_forward(Tensor y_NC, Tensor rstd_N, Tensor sum_NC, ConstTe
   TM_CHECK(sum_NC.empty() == delta_NC.empty(), "rmsnorm: sum_NC and delta_NC come together");
   expect(w_C, "rmsnorm w_C", dtype, {C});
   dispatch_activation(dtype, [&]<class A>() {
-    const Forward<A> f{rows<A>(y_NC),     rows<A>(sum_NC),  rstd_N.data<Acc<A>>(),
-                       rows<A>(x_NC),     rows<A>(delta_NC), w_C.data<A>(),
-                       N,                 C,                 eps,
+    const Forward<A> f{rows<A>(y_NC),
+                       rows<A>(sum_NC),
+                       rstd_N.data<Acc<A>>(),
+                       rows<A>(x_NC),
+                       rows<A>(delta_NC),
+                       w_C.data<A>(),
+                       N,
+                       C,
+                       eps,
                        wide_rows({y_NC, sum_NC, x_NC, delta_NC, w_C})};
     dispatch_group<A>(C, [&]<int kGroup>() {
       launch(stream(), {ceil_div(N, kBlock<kGroup> / kGroup)}, kBlock<kGroup>, 0, forward_kernel<A, kGroup>, f);
@@ -208,13 +214,19 @@ void CudaOps::rmsnorm_backward(Tensor dx_NC, Tensor dw_C, ConstTensor dy_NC, Con
   dispatch_activation(dtype, [&]<class A>() {
     const int64_t rows_per_line = ceil_div(N, partial_lines(N, 8)), lines = ceil_div(N, rows_per_line);
     Acc<A>* partial = workspace_.take<Acc<A>>(lines * C);
-    const Backward<A> f{rows<A>(dx_NC),          partial,       rows<A>(dy_NC),
-                        rows<A>(x_NC),           rstd_N.data<Acc<A>>(), w_C.data<A>(),
-                        rows<A>(dresidual_NC),   N,             C,
-                        rows_per_line,           wide_rows({dx_NC, dy_NC, x_NC, w_C, dresidual_NC})};
-    dispatch_group<A>(C, [&]<int kGroup>() {
-      launch(stream(), {lines}, kBlock<kGroup>, 0, backward_kernel<A, kGroup>, f);
-    });
+    const Backward<A> f{rows<A>(dx_NC),
+                        partial,
+                        rows<A>(dy_NC),
+                        rows<A>(x_NC),
+                        rstd_N.data<Acc<A>>(),
+                        w_C.data<A>(),
+                        rows<A>(dresidual_NC),
+                        N,
+                        C,
+                        rows_per_line,
+                        wide_rows({dx_NC, dy_NC, x_NC, w_C, dresidual_NC})};
+    dispatch_group<A>(
+        C, [&]<int kGroup>() { launch(stream(), {lines}, kBlock<kGroup>, 0, backward_kernel<A, kGroup>, f); });
     add_lines<Acc<A>>(stream(), {dw_C.data<Acc<A>>(), C, C, 1}, partial, lines, C);
   });
 }

@@ -1,9 +1,8 @@
 // The ops of the SSM scan: checks, the cut of a sequence, the join of its segments, and sums over chunks.
-#include "kernels/cuda/ssd.cuh"
-
 #include <algorithm>
 
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/ssd.cuh"
 #include "kernels/cuda/views.h"
 
 namespace tmamba::cuda {
@@ -24,7 +23,8 @@ SsdGrid make_grid(int64_t T, int64_t chunk, int64_t heads) {
   return grid;
 }
 
-// --- Join -----------------------------------------------------------------------------------------------------------------
+// --- Join
+// -----------------------------------------------------------------------------------------------------------------
 
 template <class T>
 struct Join {
@@ -55,17 +55,20 @@ __global__ void __launch_bounds__(kThreads) join_kernel(Join<T> f) {
 
 // out [B, H] = the sum of log_a over a sequence: a block per head.
 template <class T>
-__global__ void __launch_bounds__(kThreads) log_decay_kernel(T* out, int64_t out_stride, Planes<const T> log_a, int64_t T_count) {
+__global__ void __launch_bounds__(kThreads)
+    log_decay_kernel(T* out, int64_t out_stride, Planes<const T> log_a, int64_t T_count) {
   __shared__ double scratch[kThreads / kWarp];
   double sum = 0;
-  for (int64_t t = threadIdx.x; t < T_count; t += kThreads) sum += static_cast<double>(log_a.at(blockIdx.y, t)[blockIdx.x]);
+  for (int64_t t = threadIdx.x; t < T_count; t += kThreads)
+    sum += static_cast<double>(log_a.at(blockIdx.y, t)[blockIdx.x]);
   sum = block_sum<kThreads>(sum, scratch);
   if (threadIdx.x == 0) out[blockIdx.y * out_stride + blockIdx.x] = static_cast<T>(sum);
 }
 
 // out_h += sum over sequences and chunks: a block per head.
 template <class T>
-__global__ void __launch_bounds__(kThreads) skip_sum_kernel(T* out_H, const T* partial, int64_t B, int64_t H, int64_t chunks) {
+__global__ void __launch_bounds__(kThreads)
+    skip_sum_kernel(T* out_H, const T* partial, int64_t B, int64_t H, int64_t chunks) {
   __shared__ double scratch[kThreads / kWarp];
   double sum = 0;
   for (int64_t b = 0; b < B; ++b) {
@@ -83,7 +86,8 @@ void sum_log_decays(cudaStream_t stream, const Tensor& out_BH, const Planes<cons
          log_a, T_count);
 }
 
-// --- A scan: its inputs, its cut and its kernels ------------------------------------------------------------------------
+// --- A scan: its inputs, its cut and its kernels
+// ------------------------------------------------------------------------
 
 template <class A>
 struct Scan {
@@ -106,7 +110,9 @@ struct Scan {
 
   size_t segment_bytes() const { return sizeof(T) * static_cast<size_t>(in.heads() * grid.segments * in.state_size()); }
   size_t decay_bytes() const { return sizeof(T) * static_cast<size_t>(in.heads() * grid.segments); }
-  size_t chunk_bytes_per_head() const { return kernels.state_bytes * static_cast<size_t>(grid.chunks * in.state_size()); }
+  size_t chunk_bytes_per_head() const {
+    return kernels.state_bytes * static_cast<size_t>(grid.chunks * in.state_size());
+  }
   // Heads whose states before all chunks are kept at once, `kinds` arrays of them.
   int64_t heads_at_once(size_t kinds) const {
     const size_t fit = kMostStateBytes / (kinds * chunk_bytes_per_head());
@@ -114,9 +120,18 @@ struct Scan {
   }
 
   SsdWalk<A> walk(bool reverse) const {
-    return {.in = in, .grid = grid, .reverse = reverse, .first_segment = 0, .segment_count = grid.segments,
-            .first_head = 0, .head_count = in.heads(), .entry = nullptr, .exit = nullptr, .log_decay = nullptr,
-            .chunk_states = nullptr, .last = {}};
+    return {.in = in,
+            .grid = grid,
+            .reverse = reverse,
+            .first_segment = 0,
+            .segment_count = grid.segments,
+            .first_head = 0,
+            .head_count = in.heads(),
+            .entry = nullptr,
+            .exit = nullptr,
+            .log_decay = nullptr,
+            .chunk_states = nullptr,
+            .last = {}};
   }
 
   // Leaves the states that enter the segments; with `final_state`, also the one that leaves the last.
@@ -136,9 +151,17 @@ struct Scan {
 
 template <class A>
 SsdInputs<A> forward_inputs(const SsdForward& args) {
-  return {.B = args.k_BTHD.size(0), .T = args.k_BTHD.size(1), .H = args.k_BTHD.size(2), .K = args.k_BTHD.size(3),
-          .D = args.v_BTHD.size(3), .q = cubes<A>(args.q_BTHD), .k = cubes<A>(args.k_BTHD), .v = cubes<A>(args.v_BTHD),
-          .dy = {}, .dt = planes<Acc<A>>(args.dt_BTH), .log_a = planes<Acc<A>>(args.log_a_BTH),
+  return {.B = args.k_BTHD.size(0),
+          .T = args.k_BTHD.size(1),
+          .H = args.k_BTHD.size(2),
+          .K = args.k_BTHD.size(3),
+          .D = args.v_BTHD.size(3),
+          .q = cubes<A>(args.q_BTHD),
+          .k = cubes<A>(args.k_BTHD),
+          .v = cubes<A>(args.v_BTHD),
+          .dy = {},
+          .dt = planes<Acc<A>>(args.dt_BTH),
+          .log_a = planes<Acc<A>>(args.log_a_BTH),
           .skip_H = vector_of<A>(args.D_H),
           .wide = wide_rows({args.q_BTHD, args.k_BTHD, args.v_BTHD, args.y_BTHD})};
 }
@@ -170,12 +193,20 @@ void forward(cudaStream_t stream, Workspace& workspace, const SsdForward& args) 
 
 template <class A>
 SsdInputs<A> backward_inputs(const SsdBackward& args) {
-  return {.B = args.k_BTHD.size(0), .T = args.k_BTHD.size(1), .H = args.k_BTHD.size(2), .K = args.k_BTHD.size(3),
-          .D = args.v_BTHD.size(3), .q = cubes<A>(args.q_BTHD), .k = cubes<A>(args.k_BTHD), .v = cubes<A>(args.v_BTHD),
-          .dy = cubes<A>(args.dy_BTHD), .dt = planes<Acc<A>>(args.dt_BTH), .log_a = planes<Acc<A>>(args.log_a_BTH),
+  return {.B = args.k_BTHD.size(0),
+          .T = args.k_BTHD.size(1),
+          .H = args.k_BTHD.size(2),
+          .K = args.k_BTHD.size(3),
+          .D = args.v_BTHD.size(3),
+          .q = cubes<A>(args.q_BTHD),
+          .k = cubes<A>(args.k_BTHD),
+          .v = cubes<A>(args.v_BTHD),
+          .dy = cubes<A>(args.dy_BTHD),
+          .dt = planes<Acc<A>>(args.dt_BTH),
+          .log_a = planes<Acc<A>>(args.log_a_BTH),
           .skip_H = vector_of<A>(args.D_H),
-          .wide = wide_rows({args.q_BTHD, args.k_BTHD, args.v_BTHD, args.dy_BTHD, args.dq_BTHD, args.dk_BTHD,
-                             args.dv_BTHD})};
+          .wide = wide_rows(
+              {args.q_BTHD, args.k_BTHD, args.v_BTHD, args.dy_BTHD, args.dq_BTHD, args.dk_BTHD, args.dv_BTHD})};
 }
 
 template <class A>
@@ -206,8 +237,8 @@ void backward(cudaStream_t stream, Workspace& workspace, const SsdBackward& args
                                     planes<T>(args.dlog_a_BTH), skip_partial, args.accumulate_kv});
   }
   if (args.q_BTHD.empty() || args.dD_H.empty()) return;
-  launch(stream, {in.H}, kThreads, 0, skip_sum_kernel<T>, args.dD_H.data<T>(), static_cast<const T*>(skip_partial), in.B,
-         in.H, scan.grid.chunks);
+  launch(stream, {in.H}, kThreads, 0, skip_sum_kernel<T>, args.dD_H.data<T>(), static_cast<const T*>(skip_partial),
+         in.B, in.H, scan.grid.chunks);
 }
 
 void expect_forward(const SsdForward& args, int64_t B, int64_t T, int64_t H, int64_t K, int64_t D) {
@@ -300,8 +331,18 @@ void CudaOps::ssd_adjoint(Tensor dinitial_BHKD, Tensor log_decay_BH, ConstTensor
   }
   if (B * H * K * D == 0) return;
   dispatch_activation(dtype, [&]<class A>() {
-    const SsdInputs<A> in{.B = B, .T = T, .H = H, .K = K, .D = D, .q = cubes<A>(q_BTHD), .k = {}, .v = {},
-                          .dy = cubes<A>(dy_BTHD), .dt = {}, .log_a = planes<Acc<A>>(log_a_BTH), .skip_H = nullptr,
+    const SsdInputs<A> in{.B = B,
+                          .T = T,
+                          .H = H,
+                          .K = K,
+                          .D = D,
+                          .q = cubes<A>(q_BTHD),
+                          .k = {},
+                          .v = {},
+                          .dy = cubes<A>(dy_BTHD),
+                          .dt = {},
+                          .log_a = planes<Acc<A>>(log_a_BTH),
+                          .skip_H = nullptr,
                           .wide = wide_rows({q_BTHD, dy_BTHD})};
     const Scan<A> scan(stream(), in);
     sum_log_decays<Acc<A>>(stream(), log_decay_BH, in.log_a, T);

@@ -1,5 +1,5 @@
-// What the kernels of the SSM scan share. A sequence is cut in chunks (matrices between the tokens of one chunk) and its
-// chunks in segments (which blocks walk side by side):
+// What the kernels of the SSM scan share. A sequence is cut in chunks (matrices between the tokens of one chunk) and
+// its chunks in segments (which blocks walk side by side):
 //   1. walk: the summary of every segment, from a state of zero;
 //   2. join: the summaries in order, which gives the state that enters each segment;
 //   3. walk: again, leaving the state before every chunk;
@@ -87,10 +87,11 @@ inline bool has_ssd_tiles(DType dtype, int64_t K, int64_t D) {
   return dtype == DType::bf16 && K == D && (D == 64 || D == 96 || D == 128);
 }
 
-// --- In kernels -----------------------------------------------------------------------------------------------------------
+// --- In kernels
+// -----------------------------------------------------------------------------------------------------------
 
-// The decays of one chunk of up to kChunk tokens of one head, in shared memory. Tokens beyond the last neither decay nor
-// contribute (dt = 0).
+// The decays of one chunk of up to kChunk tokens of one head, in shared memory. Tokens beyond the last neither decay
+// nor contribute (dt = 0).
 template <class A, int kChunk>
 struct Decays {
   using T = Acc<A>;

@@ -24,8 +24,8 @@ __device__ Tile<T> take_tile(T*& memory, int64_t width) {
 }
 
 template <class A, class T>
-__device__ void fill_tile(const Tile<T>& tile, const Cubes<const A>& from, int64_t b, int64_t begin, int count, int64_t h,
-                          int64_t width) {
+__device__ void fill_tile(const Tile<T>& tile, const Cubes<const A>& from, int64_t b, int64_t begin, int count,
+                          int64_t h, int64_t width) {
   for (int row = threadIdx.x / kWarp; row < kTokens; row += kWarps) {
     for (int64_t c = threadIdx.x % kWarp; c < width; c += kWarp) {
       tile[row][c] = row < count ? static_cast<T>(widen(from.at(b, begin + row, h)[c])) : T(0);
@@ -247,7 +247,8 @@ size_t tile_bytes(int64_t width) {
 
 template <class T>
 size_t gradient_bytes(int64_t K, int64_t D) {
-  return 2 * tile_bytes<T>(K) + 2 * tile_bytes<T>(D) + 3 * tile_bytes<T>(kTokens) + sizeof(T) * (2 * kTokens + 2 * kWarps);
+  return 2 * tile_bytes<T>(K) + 2 * tile_bytes<T>(D) + 3 * tile_bytes<T>(kTokens) +
+         sizeof(T) * (2 * kTokens + 2 * kWarps);
 }
 
 template <class A>
@@ -264,7 +265,8 @@ void outputs(cudaStream_t stream, const SsdOutputs<A>& f) {
 
 template <class A>
 void gradients(cudaStream_t stream, const SsdGradients<A>& f) {
-  launch(stream, {f.grid.chunks, f.head_count}, kThreads, gradient_bytes<Acc<A>>(f.in.K, f.in.D), gradient_kernel<A>, f);
+  launch(stream, {f.grid.chunks, f.head_count}, kThreads, gradient_bytes<Acc<A>>(f.in.K, f.in.D), gradient_kernel<A>,
+         f);
 }
 
 }  // namespace
@@ -275,9 +277,12 @@ SsdKernels<A> ssd_plain_kernels(int64_t K, int64_t D) {
   TM_CUDA(cudaGetDevice(&device));
   TM_CUDA(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   const size_t needed = gradient_bytes<Acc<A>>(K, D) + sizeof(Decays<A, kTokens>);
-  TM_CHECK(needed <= static_cast<size_t>(most), "ssd: heads of ", K, " x ", D, " in ", name_of(DTypeOf<A>::value), " need ",
-           needed, " bytes of shared memory, this GPU has ", most, " per block");
-  return {.chunk = kTokens, .state_bytes = sizeof(Acc<A>), .walk = walk<A>, .outputs = outputs<A>,
+  TM_CHECK(needed <= static_cast<size_t>(most), "ssd: heads of ", K, " x ", D, " in ", name_of(DTypeOf<A>::value),
+           " need ", needed, " bytes of shared memory, this GPU has ", most, " per block");
+  return {.chunk = kTokens,
+          .state_bytes = sizeof(Acc<A>),
+          .walk = walk<A>,
+          .outputs = outputs<A>,
           .gradients = gradients<A>};
 }
 

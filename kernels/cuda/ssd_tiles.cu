@@ -7,7 +7,8 @@ namespace tmamba::cuda {
 
 namespace {
 
-// --- Walk: the warps of a block share out the state, kRowWarps by kColWarps --------------------------------------------
+// --- Walk: the warps of a block share out the state, kRowWarps by kColWarps
+// --------------------------------------------
 
 template <int D>
 struct WalkShape {
@@ -114,9 +115,10 @@ __global__ void __launch_bounds__(WalkShape<D>::kThreads) walk_kernel(SsdWalk<bf
     __syncthreads();
     load_chunk(n + 1);
     if (w.chunk_states != nullptr) {
-      bf16_t* out = static_cast<bf16_t*>(w.chunk_states) +
-                    ((place.head - w.first_head) * w.grid.chunks + place.chunk(n)) * D * D;
-      for_each_pair<D>(state, [&](int i, int c, float first, float second) { store_pair(out + i * D + c, first, second, true); });
+      bf16_t* out =
+          static_cast<bf16_t*>(w.chunk_states) + ((place.head - w.first_head) * w.grid.chunks + place.chunk(n)) * D * D;
+      for_each_pair<D>(
+          state, [&](int i, int c, float first, float second) { store_pair(out + i * D + c, first, second, true); });
     }
     const Decays<bf16_t, kChunk>& decays = shared.decays[n % 2];
     log_decay += decays.log_total;
@@ -139,7 +141,8 @@ __global__ void __launch_bounds__(WalkShape<D>::kThreads) walk_kernel(SsdWalk<bf
   }
 }
 
-// --- Outputs: a block per chunk and head, 16 tokens per warp ------------------------------------------------------------
+// --- Outputs: a block per chunk and head, 16 tokens per warp
+// ------------------------------------------------------------
 
 constexpr int kOutputThreads = kChunk / 16 * kWarp;
 
@@ -214,7 +217,10 @@ void outputs(cudaStream_t stream, const SsdOutputs<bf16_t>& f) {
 
 template <int D>
 SsdKernels<bf16_t> kernels() {
-  return {.chunk = kChunk, .state_bytes = sizeof(bf16_t), .walk = walk<D>, .outputs = outputs<D>,
+  return {.chunk = kChunk,
+          .state_bytes = sizeof(bf16_t),
+          .walk = walk<D>,
+          .outputs = outputs<D>,
           .gradients = ssd_tile_gradients<D>};
 }
 

@@ -12,8 +12,8 @@ namespace tmamba::cuda {
 namespace {
 
 constexpr int kWarps = 8, kThreads = kWarps * kWarp;
-constexpr int kHalf = kChunk / 2;         // columns of a matrix between tokens that a warp computes
-constexpr int kPairs = kPitch<kChunk>;    // pitch of those matrices in shared memory
+constexpr int kHalf = kChunk / 2;       // columns of a matrix between tokens that a warp computes
+constexpr int kPairs = kPitch<kChunk>;  // pitch of those matrices in shared memory
 
 template <int D>
 struct Shared {
@@ -84,8 +84,8 @@ __device__ float pairs_of_tokens(Shared<D>& shared, const WarpPlace& at) {
 // Scales the rows of a warp's accumulators and leaves the products with the same part of `tile`, summed over the
 // columns, in `sums`.
 template <int D, class Factor>
-__device__ void scale_and_dot(float (&acc)[1][D / 16][4], const bf16_t* tile, float (&sums)[2][kChunk], const WarpPlace& at,
-                              const Factor& factor) {
+__device__ void scale_and_dot(float (&acc)[1][D / 16][4], const bf16_t* tile, float (&sums)[2][kChunk],
+                              const WarpPlace& at, const Factor& factor) {
   float sum[2] = {};
 #pragma unroll
   for (int n = 0; n < D / 16; ++n) {
@@ -126,7 +126,8 @@ __device__ void query_gradient(const SsdGradients<bf16_t>& f, Shared<D>& shared,
                                const WarpPlace& at) {
   constexpr int P = kPitch<D>;
   float acc[1][D / 16][4] = {};
-  warp_product<1, D / 16, D / 16, false, false>(acc, shared.dy + at.rows * 16 * P, P, shared.state + at.half * (D / 2) * P, P);
+  warp_product<1, D / 16, D / 16, false, false>(acc, shared.dy + at.rows * 16 * P, P,
+                                                shared.state + at.half * (D / 2) * P, P);
   scale_and_dot<D>(acc, shared.q, shared.by_query, at, [&](int t) { return shared.decays.from_start[t]; });
   warp_product<1, D / 16, kChunk / 16, false, true>(acc, shared.dscores + at.rows * 16 * kPairs, kPairs,
                                                     shared.k + at.half * (D / 2), P);
@@ -134,11 +135,12 @@ __device__ void query_gradient(const SsdGradients<bf16_t>& f, Shared<D>& shared,
 }
 
 template <int D>
-__device__ void key_gradient(const SsdGradients<bf16_t>& f, Shared<D>& shared, const ChunkPlace& place, const WarpPlace& at,
-                             bool outputs) {
+__device__ void key_gradient(const SsdGradients<bf16_t>& f, Shared<D>& shared, const ChunkPlace& place,
+                             const WarpPlace& at, bool outputs) {
   constexpr int P = kPitch<D>;
   float acc[1][D / 16][4] = {};
-  warp_product<1, D / 16, D / 16, false, false>(acc, shared.v + at.rows * 16 * P, P, shared.adjoint + at.half * (D / 2) * P, P);
+  warp_product<1, D / 16, D / 16, false, false>(acc, shared.v + at.rows * 16 * P, P,
+                                                shared.adjoint + at.half * (D / 2) * P, P);
   scale_and_dot<D>(acc, shared.k, shared.by_key, at,
                    [&](int s) { return shared.decays.to_end[s] * shared.decays.dt[s]; });
   if (outputs) {
@@ -153,7 +155,8 @@ __device__ void value_gradient(const SsdGradients<bf16_t>& f, Shared<D>& shared,
                                const WarpPlace& at, bool outputs) {
   constexpr int P = kPitch<D>;
   float acc[1][D / 16][4] = {};
-  warp_product<1, D / 16, D / 16, false, true>(acc, shared.k + at.rows * 16 * P, P, shared.adjoint + at.half * (D / 2), P);
+  warp_product<1, D / 16, D / 16, false, true>(acc, shared.k + at.rows * 16 * P, P, shared.adjoint + at.half * (D / 2),
+                                               P);
 #pragma unroll
   for (int n = 0; n < D / 16; ++n) {
 #pragma unroll
@@ -193,7 +196,8 @@ __device__ void decay_gradient(const SsdGradients<bf16_t>& f, const Shared<D>& s
       float columns = 0;
 #pragma unroll
       for (int rows = 0; rows < kChunk / 16; ++rows) columns += shared.column_pairs[rows][t];
-      sum += shared.by_query[0][t] + shared.by_query[1][t] + (shared.row_pairs[0][t] + shared.row_pairs[1][t] - columns);
+      sum +=
+          shared.by_query[0][t] + shared.by_query[1][t] + (shared.row_pairs[0][t] + shared.row_pairs[1][t] - columns);
     }
   }
   f.dlog_a.at(place.b, place.begin + j)[place.h] = sum;

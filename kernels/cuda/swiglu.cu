@@ -27,8 +27,8 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class A>
-__global__ void __launch_bounds__(kThreads) backward_kernel(Rows<A> dgate_up, Rows<const A> dh, Rows<const A> gate_up,
-                                                            int64_t N, int64_t F, bool wide) {
+__global__ void __launch_bounds__(kThreads)
+    backward_kernel(Rows<A> dgate_up, Rows<const A> dh, Rows<const A> gate_up, int64_t N, int64_t F, bool wide) {
   const int64_t f = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kVec<A>, left = F - f;
   if (left <= 0) return;
   for (int64_t n = blockIdx.y; n < N; n += gridDim.y) {

@@ -35,8 +35,9 @@ struct Step {
   }
 
   Arrays read() {
-    return {{"o", t.read(o)}, {"dq", t.read(dq)}, {"dk", t.read(dk)}, {"dv", t.read(dv)},
-            {"y", t.read(y)}, {"state", t.read(state)}, {"dw", t.read(dw)}, {"dx", t.read(dx)}, {"dnorm_w", t.read(dnorm_w)}};
+    return {{"o", t.read(o)},   {"dq", t.read(dq)}, {"dk", t.read(dk)},
+            {"dv", t.read(dv)}, {"y", t.read(y)},   {"state", t.read(state)},
+            {"dw", t.read(dw)}, {"dx", t.read(dx)}, {"dnorm_w", t.read(dnorm_w)}};
   }
 };
 

@@ -1,5 +1,5 @@
-// What the tests of the CUDA ops share. A body calls ops on named inputs; it is run on the CPU in float64, and on the GPU
-// in bfloat16, float32 and float64, contiguous and padded. All inputs are numbers that every type holds exactly.
+// What the tests of the CUDA ops share. A body calls ops on named inputs; it is run on the CPU in float64, and on the
+// GPU in bfloat16, float32 and float64, contiguous and padded. All inputs are numbers that every type holds exactly.
 #pragma once
 
 #include <functional>
@@ -28,8 +28,8 @@ class Inputs {
   Random random_;
 };
 
-// Tensors of one run, on the device of its ops. With `pad` every dimension but the first is laid out with `pad` elements
-// too many. Tensors to be written over start as NaN.
+// Tensors of one run, on the device of its ops. With `pad` every dimension but the first is laid out with `pad`
+// elements too many. Tensors to be written over start as NaN.
 class Tensors {
  public:
   Tensors(Ops& ops, DType dtype, int64_t pad) : ops_(ops), dtype_(dtype), pad_(pad) {}
