@@ -181,7 +181,7 @@ void expect_equal(const std::map<std::string, Tensors::Result>& a, const std::ma
 // The error that a result of the GPU may have.
 double limit_of(const Check& check, const std::string& name, DType activation, DType result, const Array& exact,
                 const Arrays& plain) {
-  if (result == DType::f64) return activation == DType::f64 ? 1e-12 : 1e-6;
+  if (result == DType::f64) return activation == DType::f64 ? check.f64_error : 1e-6;
   if (activation == DType::f32) return check.f32_units * 0x1p-24;
   double limit = result == DType::bf16 ? 0 : check.acc_error;
   if (plain.contains(name)) return std::max(limit, 2 * relative_error(plain.at(name), exact));
