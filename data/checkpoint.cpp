@@ -90,7 +90,7 @@ int64_t write_all(Crew& crew, const fs::path& temporary, const fs::path& final_p
                   const std::string& nonce, std::span<const TensorSlice> slices, const json& state, int64_t step) {
   std::optional<RankFile> written;
   crew.first_does([&] {
-    fs::create_directories(temporary.parent_path());
+    make_folders(temporary.parent_path());
     recover_set_aside(temporary.parent_path());
     make_folder(temporary);
   });
@@ -116,14 +116,17 @@ SaveReport save_checkpoint(Communicator& comm, const fs::path& checkpoints, int6
                            std::span<const TensorSlice> slices, const json& state, const SaveOptions& options) {
   const auto start = std::chrono::steady_clock::now();
   Crew crew(comm);
-  crew.together([&] { check_request(step, slices, state, options); });
+  crew.together([&] {
+    if (checkpoints.empty()) throw UserError("no folder for checkpoints is given");
+    check_request(step, slices, state, options);
+  });
   // A hole or an overlap is found before anything is written.
   const auto announcements = crew.gather(announce(step, slices, nullptr).dump());
   crew.first_does([&] { check_tensors(assemble(announcements).tensors); });
 
   const std::string nonce = crew.from_first(crew.first() ? random_nonce() : "");
-  const fs::path temporary = checkpoints / temporary_name(step, nonce),
-                 final_path = checkpoints / checkpoint_name(step);
+  const fs::path folder = fs::absolute(checkpoints);
+  const fs::path temporary = folder / temporary_name(step, nonce), final_path = folder / checkpoint_name(step);
   json report;
   try {
     report["bytes"] = write_all(crew, temporary, final_path, rank_file_name(comm.rank()), nonce, slices, state, step);

@@ -62,13 +62,17 @@ struct StoredTensor {
   std::vector<int64_t> shape;
 };
 
+// When a reader looks at the files that hold tensors: at all of them when it is made, or at each when something in it
+// is asked for, which spares the file system where thousands of ranks read a checkpoint of thousands.
+enum class FileCheck : uint8_t { at_once, when_read };
+
 // A checkpoint open for reading. Opening reads and checks the manifest alone: the schema, the sizes of the files, and
 // that the slices cover every tensor exactly. The bytes are read by the manifest, not by the HDF5 library, so that a
 // file made to attack the library does nothing. Throws DamagedCheckpoint; UserError where the folder is no checkpoint
 // or is of another format version; FileError (data/fs.h) where the system refuses. May be read from several threads.
 class CheckpointReader {
  public:
-  explicit CheckpointReader(const std::filesystem::path& path);
+  explicit CheckpointReader(const std::filesystem::path& path, FileCheck check = FileCheck::at_once);
   ~CheckpointReader();
   CheckpointReader(CheckpointReader&&) noexcept;
 

@@ -144,7 +144,22 @@ void check_slice(const TensorSlice& slice) {
   }
 }
 
+namespace {
+
+// Makes the file and takes and gives back the space that it will need: a full disk is found here, with the system's own
+// message, and not somewhere inside HDF5.
+void try_space(const std::filesystem::path& path, std::span<const TensorSlice> slices) {
+  int64_t bytes = 0;
+  for (const TensorSlice& slice : slices) bytes += slice.data.bytes();
+  File file = File::create(path);
+  file.reserve(bytes);
+  file.close();
+}
+
+}  // namespace
+
 RankFile write_rank_file(const std::filesystem::path& path, std::span<const TensorSlice> slices) {
+  try_space(path, slices);
   RankFile out{{path.filename().string(), 0, ""}, lay_out(path, slices)};
   File file = File::open_update(path);
   out.file.bytes = file.bytes();

@@ -30,13 +30,6 @@ void remove_tree(const fs::path& folder) {
   if (error) throw FileError("remove", folder, error.value());
 }
 
-std::vector<fs::path> entries(const fs::path& folder) {
-  std::vector<fs::path> out;
-  for (const auto& entry : fs::directory_iterator(folder)) out.push_back(entry.path());
-  std::sort(out.begin(), out.end());
-  return out;
-}
-
 // The checkpoint that NAME.MARK-NONCE belongs to, or "latest"; empty for other names.
 std::string owner_of(const std::string& name, std::string_view mark) {
   const size_t at = name.find(mark);
@@ -119,8 +112,7 @@ void publish_checkpoint(const fs::path& temporary, const fs::path& final_path, c
 }
 
 void recover_set_aside(const fs::path& checkpoints) {
-  if (!fs::is_directory(checkpoints)) return;
-  for (const fs::path& path : entries(checkpoints)) {
+  for (const fs::path& path : folder_entries(checkpoints)) {
     const std::string owner = owner_of(path.filename().string(), ".old-");
     if (owner.empty() || fs::exists(checkpoints / owner)) continue;
     rename_new(path, checkpoints / owner);
@@ -151,7 +143,7 @@ std::vector<std::string> tidy_checkpoints(const fs::path& current, const SaveOpt
   attempt([&] {
     const fs::path replaced = current.string() + ".tmp-" + nonce;
     if (fs::exists(fs::symlink_status(replaced))) remove_tree(replaced);
-    for (const fs::path& path : entries(folder)) {
+    for (const fs::path& path : folder_entries(folder)) {
       if (is_left_over(path.filename().string(), nonce)) attempt([&] { remove_tree(path); });
     }
   });
@@ -160,11 +152,10 @@ std::vector<std::string> tidy_checkpoints(const fs::path& current, const SaveOpt
 
 std::vector<fs::path> list_checkpoints(const fs::path& checkpoints) {
   std::vector<std::pair<int64_t, fs::path>> found;
-  if (fs::is_directory(checkpoints)) {
-    for (const fs::path& path : entries(checkpoints)) {
-      const auto step = step_of_name(path.filename().string());
-      if (step && fs::is_regular_file(path / kManifestName)) found.emplace_back(*step, path);
-    }
+  for (const fs::path& path : folder_entries(checkpoints)) {
+    std::error_code error;
+    const auto step = step_of_name(path.filename().string());
+    if (step && fs::is_regular_file(path / kManifestName, error)) found.emplace_back(*step, path);
   }
   std::sort(found.begin(), found.end());
   std::vector<fs::path> paths;

@@ -14,7 +14,7 @@ namespace {
 // Why the checkpoint cannot be used, looking at every size'th file from number `rank`; empty where it is whole.
 std::string damage_of(const fs::path& path, int rank, int size) {
   try {
-    const CheckpointReader reader(path);
+    const CheckpointReader reader(path, FileCheck::when_read);  // verify() looks
     if (checkpoint_name(reader.step()) != path.filename()) {
       return str(path.string(), ": its manifest is that of step ", reader.step());
     }

@@ -94,8 +94,9 @@ struct CheckpointReader::Impl {
   size_t open_index = 0;
   std::shared_ptr<const File> open;
 
-  explicit Impl(const fs::path& folder);
+  Impl(const fs::path& folder, FileCheck check);
 
+  std::shared_ptr<const File> open_checked(size_t index) const;
   std::shared_ptr<const File> file(size_t index);
   const ManifestTensor* find(const std::string& name) const;
   void read_slice(const ManifestTensor& tensor, size_t slice, const Target& target);
@@ -103,7 +104,7 @@ struct CheckpointReader::Impl {
   std::string at(size_t file_index) const { return (path / manifest.files[file_index].name).string(); }
 };
 
-CheckpointReader::Impl::Impl(const fs::path& folder) : path(folder) {
+CheckpointReader::Impl::Impl(const fs::path& folder, FileCheck check) : path(folder) {
   const fs::path manifest_path = path / kManifestName;
   if (!fs::is_directory(path)) throw UserError(path.string() + ": no such folder; expected a checkpoint");
   if (!fs::exists(fs::symlink_status(manifest_path))) {
@@ -118,7 +119,9 @@ CheckpointReader::Impl::Impl(const fs::path& folder) : path(folder) {
   } catch (const Error& error) {
     throw DamagedCheckpoint(str(manifest_path.string(), ": ", error.what()));
   }
-  for (size_t i = 0; i < manifest.files.size(); ++i) file(i);
+  if (check == FileCheck::at_once) {
+    for (size_t i = 0; i < manifest.files.size(); ++i) file(i);
+  }
   std::sort(manifest.tensors.begin(), manifest.tensors.end(),
             [](const ManifestTensor& a, const ManifestTensor& b) { return a.name < b.name; });
   size_t slices = 0;
@@ -130,20 +133,25 @@ CheckpointReader::Impl::Impl(const fs::path& folder) : path(folder) {
   verified = std::make_unique<std::atomic<bool>[]>(slices);
 }
 
-// Opens a file, or returns it where it was the last one asked for; its size is checked.
-std::shared_ptr<const File> CheckpointReader::Impl::file(size_t index) {
-  const std::lock_guard lock(mutex);
-  if (open && open_index == index) return open;
+// Throws where the file's size is not the manifest's.
+std::shared_ptr<const File> CheckpointReader::Impl::open_checked(size_t index) const {
   return or_damaged([&] {
     auto opened = std::make_shared<const File>(File::open_read(at(index)));
-    if (opened->bytes() != manifest.files[index].bytes) {
-      throw DamagedCheckpoint(str(at(index), ": has ", opened->bytes(), " bytes, the manifest says ",
-                                  manifest.files[index].bytes, ": it is cut short or was changed"));
-    }
-    open = opened;
-    open_index = index;
-    return open;
+    const int64_t bytes = opened->bytes(), expected = manifest.files[index].bytes;
+    if (bytes == expected) return opened;
+    throw DamagedCheckpoint(
+        str(at(index), ": has ", bytes, " bytes, the manifest says ", expected, ": it is cut short or was changed"));
   });
+}
+
+// The file, open; it is opened again unless it was the last one asked for.
+std::shared_ptr<const File> CheckpointReader::Impl::file(size_t index) {
+  const std::lock_guard lock(mutex);
+  if (!open || open_index != index) {
+    open = open_checked(index);
+    open_index = index;
+  }
+  return open;
 }
 
 const ManifestTensor* CheckpointReader::Impl::find(const std::string& name) const {
@@ -184,7 +192,8 @@ void CheckpointReader::Impl::read_slice(const ManifestTensor& tensor, size_t sli
   known.store(true);
 }
 
-CheckpointReader::CheckpointReader(const fs::path& path) : impl_(std::make_unique<Impl>(path)) {}
+CheckpointReader::CheckpointReader(const fs::path& path, FileCheck check)
+    : impl_(std::make_unique<Impl>(path, check)) {}
 CheckpointReader::~CheckpointReader() = default;
 CheckpointReader::CheckpointReader(CheckpointReader&&) noexcept = default;
 
@@ -261,12 +270,12 @@ std::vector<std::string> CheckpointReader::Impl::verify_file(size_t index) const
   std::vector<Running> slices = slices_in(manifest, index);
   Sha256 sha;
   try {
-    const File source = File::open_read(at(index));
+    const auto source = open_checked(index);
     std::vector<char> block(static_cast<size_t>(kBlock));
     size_t first = 0;
     for (int64_t begin = 0; begin < expected.bytes; begin += kBlock) {
       const int64_t end = std::min(begin + kBlock, expected.bytes);
-      source.read(begin, block.data(), static_cast<size_t>(end - begin));
+      source->read(begin, block.data(), static_cast<size_t>(end - begin));
       sha.add(block.data(), static_cast<size_t>(end - begin));
       while (first < slices.size() && slices[first].end <= begin) ++first;
       for (size_t i = first; i < slices.size() && slices[i].begin < end; ++i) {
@@ -276,6 +285,8 @@ std::vector<std::string> CheckpointReader::Impl::verify_file(size_t index) const
     }
   } catch (const FileError& error) {
     if (!means_damage(error)) throw;
+    return {error.what()};
+  } catch (const DamagedCheckpoint& error) {
     return {error.what()};
   }
   for (const Running& slice : slices) {

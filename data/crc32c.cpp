@@ -53,8 +53,4 @@ uint32_t crc32c(uint32_t crc, const void* data, size_t bytes) {
   return implementation(crc, data, bytes);
 }
 
-uint32_t crc32c_combine(uint32_t crc_a, uint32_t crc_b, uint64_t bytes_b) {
-  return crc32c_detail::multiply(crc_a, crc32c_detail::zero_bytes_factor(bytes_b)) ^ crc_b;
-}
-
 }  // namespace tmamba

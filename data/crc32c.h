@@ -11,9 +11,6 @@ namespace tmamba {
 // Takes the CPU's instruction where there is one (tens of GB/s), tables otherwise. Same value on every machine.
 uint32_t crc32c(uint32_t crc, const void* data, size_t bytes);
 
-// The checksum of A followed by B, from the checksum of each and the length of B.
-uint32_t crc32c_combine(uint32_t crc_a, uint32_t crc_b, uint64_t bytes_b);
-
 namespace crc32c_detail {
 
 // The same by eight table look-ups for eight bytes.

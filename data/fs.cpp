@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <system_error>
@@ -161,6 +162,30 @@ void sync_folder(const fs::path& folder) {
 
 void make_folder(const fs::path& folder) {
   if (::mkdir(folder.c_str(), 0777) != 0) throw FileError("make the folder", folder, errno);
+}
+
+void make_folders(const fs::path& folder) {
+  std::error_code error;
+  if (fs::is_directory(folder, error)) return;
+  const fs::path above = folder.has_filename() ? folder.parent_path() : folder.parent_path().parent_path();
+  if (!above.empty()) make_folders(above);
+  // Another process may have been faster.
+  if (::mkdir(folder.c_str(), 0777) != 0) {
+    const int code = errno;
+    if (code != EEXIST) throw FileError("make the folder", folder, code);
+    if (!fs::is_directory(folder, error)) throw FileError("make the folder", folder, ENOTDIR);
+  }
+  sync_folder(above.empty() ? fs::path(".") : above);
+}
+
+std::vector<fs::path> folder_entries(const fs::path& folder) {
+  std::vector<fs::path> out;
+  std::error_code error;
+  fs::directory_iterator entry(folder, error);
+  for (; !error && entry != fs::directory_iterator(); entry.increment(error)) out.push_back(entry->path());
+  if (error && error != std::errc::no_such_file_or_directory) throw FileError("list", folder, error.value());
+  std::sort(out.begin(), out.end());
+  return out;
 }
 
 void rename_new(const fs::path& from, const fs::path& to) {

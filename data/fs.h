@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "kernels/base/check.h"
 
@@ -67,6 +68,10 @@ void replace_text_durably(const std::filesystem::path& path, std::string_view te
 void sync_folder(const std::filesystem::path& folder);
 // Makes one folder; one that is there is an error.
 void make_folder(const std::filesystem::path& folder);
+// Makes a folder and those above it as far as they are missing, on the disk when it returns.
+void make_folders(const std::filesystem::path& folder);
+// The paths in a folder, sorted; none where there is no such folder.
+std::vector<std::filesystem::path> folder_entries(const std::filesystem::path& folder);
 // Renames; `to` must not exist.
 void rename_new(const std::filesystem::path& from, const std::filesystem::path& to);
 // Swaps two existing names in one step; false where the file system cannot.

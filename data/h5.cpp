@@ -1,5 +1,8 @@
 #include "data/h5.h"
 
+#include <unistd.h>
+
+#include <algorithm>
 #include <array>
 #include <cstdlib>
 #include <fstream>
@@ -33,18 +36,28 @@ void set_up_library() {
 }
 
 herr_t collect(unsigned, const H5E_error2_t* error, void* out) {
-  auto& text = *static_cast<std::string*>(out);
+  auto& parts = *static_cast<std::vector<std::string>*>(out);
   const std::string part = error->desc == nullptr ? "" : error->desc;
-  if (part.empty() || text.find(part) != std::string::npos) return 0;
-  text += (text.empty() ? "" : "; ") + part;
+  if (!part.empty() && std::find(parts.begin(), parts.end(), part) == parts.end()) parts.push_back(part);
   return 0;
 }
 
+// What HDF5 says, from the call down to its cause. Where the system refused, its reason alone, without the addresses
+// and times that HDF5 puts around it.
 std::string error_stack() {
-  std::string text;
-  H5Ewalk2(H5E_DEFAULT, H5E_WALK_DOWNWARD, collect, &text);
+  std::vector<std::string> parts;
+  H5Ewalk2(H5E_DEFAULT, H5E_WALK_DOWNWARD, collect, &parts);
   H5Eclear2(H5E_DEFAULT);
-  return text.empty() ? "HDF5 gives no reason" : "HDF5: " + text;
+  if (parts.empty()) return "HDF5 gives no reason";
+  constexpr std::string_view kBefore = "error message = '";
+  for (const std::string& part : parts) {
+    const size_t begin = part.find(kBefore), end = part.find('\'', begin + kBefore.size());
+    if (begin == std::string::npos || end == std::string::npos) continue;
+    return "HDF5: " + parts[0] + ": " + part.substr(begin + kBefore.size(), end - begin - kBefore.size());
+  }
+  std::string text = "HDF5: ";
+  for (size_t i = 0; i < parts.size(); ++i) text += (i == 0 ? "" : "; ") + parts[i];
+  return text;
 }
 
 std::vector<hsize_t> to_hsize(std::span<const int64_t> sizes) {
@@ -141,8 +154,7 @@ Id access_properties(const FileHandle& file, int64_t cache_bytes) {
 }
 }  // namespace
 
-// --- Types
-// ------------------------------------------------------------------------------------------------------------
+// --- Types ---
 
 int64_t H5Info::numel() const {
   int64_t n = 1;
@@ -203,29 +215,44 @@ Guard::Guard() : lock_(library_mutex()) {
 
 FileHandle::~FileHandle() {
   const Guard guard;
+  if (id >= 0 && !reading && H5Fflush(id, H5F_SCOPE_LOCAL) < 0) abandon(error_stack());
   id.close();
 }
 
 DatasetHandle::~DatasetHandle() {
   const Guard guard;
+  const bool written = chunked && file->id >= 0 && !file->reading;
+  if (written && H5Dflush(id) < 0) file->abandon("cannot be written (" + error_stack() + ")");
+  if (!file->abandoned.empty()) id.leak();
   id.close();
 }
 
+void FileHandle::abandon(const std::string& why) const {
+  if (id < 0) return;
+  void* descriptor = nullptr;
+  const bool found = H5Fget_vfd_handle(id, H5P_DEFAULT, &descriptor) >= 0;
+  // Best effort: there is an error to report already.
+  if (found && ftruncate(*static_cast<int*>(descriptor), 0) != 0) H5Eclear2(H5E_DEFAULT);
+  id.leak();
+  abandoned = why;
+}
+
 void FileHandle::fail(const std::string& what) const {
-  const std::string message = path.string() + ": " + what + " (" + error_stack() + ")";
-  if (reading) throw UserError(message);
-  throw Error(message);
+  const std::string why = what + " (" + error_stack() + ")";
+  if (reading) throw UserError(path.string() + ": " + why);
+  abandon(why);
+  throw Error(path.string() + ": " + why);
 }
 
 hid_t FileHandle::open_id() const {
+  if (!abandoned.empty()) throw Error(path.string() + ": " + abandoned);
   TM_CHECK(id >= 0, path.string(), " is closed");
   return id;
 }
 
 }  // namespace h5_detail
 
-// --- H5Dataset
-// --------------------------------------------------------------------------------------------------------
+// --- H5Dataset ---
 
 H5Dataset::H5Dataset(std::shared_ptr<DatasetHandle> handle, H5Info info)
     : handle_(std::move(handle)), info_(std::move(info)) {}
@@ -301,21 +328,28 @@ int64_t H5Dataset::position() const {
   return static_cast<int64_t>(address);
 }
 
-// --- H5File
-// -----------------------------------------------------------------------------------------------------------
+// --- H5File ---
 
 H5File::H5File(std::shared_ptr<FileHandle> handle) : handle_(std::move(handle)) {}
 
-H5File H5File::create(const std::filesystem::path& path) {
+H5File H5File::create(const std::filesystem::path& path, H5Format format) {
   const Guard guard;
+  const bool checksummed = format == H5Format::checksummed;
+  const H5F_libver_t lowest = checksummed ? H5F_LIBVER_V110 : H5F_LIBVER_EARLIEST;
+  const H5F_libver_t highest = checksummed ? H5F_LIBVER_V110 : H5F_LIBVER_V18;
   auto handle = std::make_shared<FileHandle>();
   handle->path = path;
   const Id access = handle->own(H5Pcreate(H5P_FILE_ACCESS), H5Pclose, "cannot create the file");
   handle->check(H5Pset_fapl_sec2(access), "cannot create the file");
   handle->check(H5Pset_fclose_degree(access, H5F_CLOSE_STRONG), "cannot create the file");
-  handle->check(H5Pset_libver_bounds(access, H5F_LIBVER_EARLIEST, H5F_LIBVER_V18), "cannot create the file");
+  // Contiguous data is written at once, so that closing a dataset writes nothing, see FileHandle::abandon.
+  handle->check(H5Pset_sieve_buf_size(access, 0), "cannot create the file");
+  handle->check(H5Pset_libver_bounds(access, lowest, highest), "cannot create the file");
+  const Id creation = handle->own(H5Pcreate(H5P_FILE_CREATE), H5Pclose, "cannot create the file");
+  // Times would make two files with the same content differ.
+  handle->check(H5Pset_obj_track_times(creation, false), "cannot create the file");
   handle->id =
-      handle->own(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access), H5Fclose, "cannot create the file");
+      handle->own(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, creation, access), H5Fclose, "cannot create the file");
   return H5File(std::move(handle));
 }
 
@@ -354,13 +388,9 @@ void H5File::flush() {
 
 void H5File::close() {
   const Guard guard;
-  if (handle_->id < 0) return;
-  // A failed flush leaves the error; closing comes all the same.
-  const bool flushed = handle_->reading || H5Fflush(handle_->id, H5F_SCOPE_LOCAL) >= 0;
-  const std::string reason = flushed ? "" : error_stack();
-  const bool closed = handle_->id.close() >= 0;
-  if (!flushed) throw Error(handle_->path.string() + ": cannot be written (" + reason + ")");
-  if (!closed) handle_->fail("cannot be closed");
+  if (handle_->id < 0 && handle_->abandoned.empty()) return;
+  if (!handle_->reading) flush();  // so that closing writes nothing, see FileHandle::abandon
+  if (handle_->id.close() < 0) handle_->fail("cannot be closed");
 }
 
 H5Dataset H5File::create_dataset(const std::string& name, H5Type type, std::vector<int64_t> shape,
@@ -382,6 +412,7 @@ H5Dataset H5File::create_dataset(const std::string& name, H5Type type, std::vect
   auto dataset = std::make_shared<DatasetHandle>();
   dataset->file = handle_;
   dataset->name = name;
+  dataset->chunked = !options.chunk.empty();
   dataset->id =
       file.own(H5Dcreate2(file.open_id(), name.c_str(), h5_detail::file_type(type), space, links, properties, access),
                H5Dclose, what);

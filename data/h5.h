@@ -3,7 +3,8 @@
 //
 // Files that are read are untrusted. H5File::open_read and H5File::dataset follow hard links only, load no plugins, and
 // refuse virtual datasets, external storage, foreign filters, element types that are not in H5Type, and a declared size
-// that the bytes in the file cannot hold. Failures on reading are UserErrors, on writing Errors; all name the file.
+// that the bytes in the file cannot hold. Failures on reading are UserErrors, on writing Errors; all name the file. A
+// file that could not be written is given up: nothing more can be done with it but to delete it.
 //
 // Calls may come from several threads; one runs at a time.
 #pragma once
@@ -27,6 +28,11 @@ size_t size_of(H5Type type);
 const char* name_of(H5Type type);
 // The type that stores a DType; bfloat16 is stored as the uint16 of its bits.
 H5Type h5_type(DType dtype);
+
+enum class H5Format : uint8_t {
+  earliest,     // read by every version of HDF5
+  checksummed,  // by HDF5 1.10 (2016) and later; damage to anything but the data itself is found by checksums
+};
 
 struct H5Info {
   H5Type type = H5Type::u8;
@@ -78,8 +84,8 @@ class H5Dataset {
 
 class H5File {
  public:
-  // A new file; one that is there is written over. Old file format, which every HDF5 reads.
-  static H5File create(const std::filesystem::path& path);
+  // A new file; one that is there is written over.
+  static H5File create(const std::filesystem::path& path, H5Format format = H5Format::earliest);
   // Throws UserError where the file is missing, a folder, empty, not HDF5, truncated or damaged.
   static H5File open_read(const std::filesystem::path& path);
 

@@ -35,6 +35,8 @@ class Id {
   ~Id() { close(); }
 
   operator hid_t() const { return id_; }  // NOLINT(google-explicit-constructor): it stands for the id in C calls
+  // Forgets the id without closing it.
+  void leak() { id_ = H5I_INVALID_HID; }
   // Negative where the library could not close it; it is gone either way.
   herr_t close() { return id_ < 0 ? 0 : close_(std::exchange(id_, H5I_INVALID_HID)); }
 
@@ -47,11 +49,16 @@ struct FileHandle {
   std::filesystem::path path;
   bool reading = false;  // opened by open_read: untrusted, and failures are the user's
   int64_t bytes = 0;     // size of the file when it was opened for reading
-  Id id;
+  mutable Id id;
+  mutable std::string abandoned;  // why the file was given up; empty: it was not
 
   ~FileHandle();
-  // Throws what failed: PATH: WHAT (error stack of HDF5).
+  // Gives up a file that could not be written: HDF5 crashes when it closes one, so it is never closed, only emptied.
+  // Its descriptor stays open too: the library takes a new file with the same inode for this one.
+  void abandon(const std::string& why) const;
+  // Throws what failed: PATH: WHAT (error stack of HDF5). A file being written is given up.
   [[noreturn]] void fail(const std::string& what) const;
+
   // `result` unless it is negative.
   template <class Result>
   Result check(Result result, const std::string& what) const {
@@ -61,13 +68,14 @@ struct FileHandle {
   Id own(hid_t id_or_error, Id::Close close, const std::string& what) const {
     return Id(check(id_or_error, what), close);
   }
-  // Throws where the file is closed already.
+  // Throws where the file is closed already, or was given up.
   hid_t open_id() const;
 };
 
 struct DatasetHandle {
   std::shared_ptr<FileHandle> file;
   std::string name;
+  bool chunked = false;  // chunks may wait in memory to be written
   Id id;
 
   ~DatasetHandle();
@@ -76,8 +84,7 @@ struct DatasetHandle {
 hid_t memory_type(H5Type type);
 hid_t file_type(H5Type type);
 
-// h5_untrusted.cpp
-// -----------------------------------------------------------------------------------------------------
+// --- h5_untrusted.cpp ---
 
 // The object `name`; throws unless it is there and every step to it is a hard link. `wanted`: H5O_TYPE_DATASET,
 // H5O_TYPE_GROUP, or H5O_TYPE_UNKNOWN for either.

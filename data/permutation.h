@@ -7,11 +7,12 @@
 namespace tmamba {
 
 // Place of `index` in a permutation of [0, size) drawn by `random`. A Feistel network permutes the smallest 4^k >= size
-// numbers; results outside [0, size) are sent through again (cycle walking), on average fewer than four times.
+// numbers; results outside [0, size) are sent through again (cycle walking), on average fewer than four times. At least
+// 4^3 numbers: with fewer, some orders are noticeably more likely than others.
 inline int64_t permute(int64_t index, int64_t size, const Philox& random) {
   TM_CHECK(index >= 0 && index < size, "index ", index, " of ", size);
-  constexpr uint64_t kRounds = 6;
-  int half = 1;
+  constexpr uint64_t kRounds = 8;
+  int half = 3;
   while (half < 31 && (int64_t{1} << (2 * half)) < size) ++half;
   const uint64_t mask = (uint64_t{1} << half) - 1;
   auto place = static_cast<uint64_t>(index);

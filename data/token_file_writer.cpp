@@ -65,9 +65,10 @@ TokenFileWriter::TokenFileWriter(const std::filesystem::path& path, const TokenF
            " entries for a vocabulary of ", info.vocab_size);
   TM_CHECK(info.document_end >= 0 && info.document_end < info.vocab_size, "document_end ", info.document_end,
            " is out of the vocabulary of ", info.vocab_size);
-  auto file = H5File::create(path);
+  auto file = H5File::create(path, H5Format::checksummed);
   const H5Type type = info.vocab_size <= 65536 ? H5Type::u16 : H5Type::u32;
-  file.create_dataset("token_bytes", H5Type::u16, {info.vocab_size})
+  file.create_dataset("token_bytes", H5Type::u16, {info.vocab_size},
+                      {.chunk = {std::min(info.vocab_size, kChunk)}, .fletcher32 = true})
       .write(std::array<int64_t, 1>{0}, std::array{info.vocab_size}, H5Type::u16, token_bytes.data());
   auto tokens = file.create_dataset("tokens", type, {0}, {.chunk = {kChunk}, .growable = true, .fletcher32 = true});
   auto documents = file.create_dataset("documents", H5Type::i64, {0},

@@ -7,7 +7,8 @@
 // - An operation is started by the call and finished by Work::wait(); until then its tensors must not be touched.
 //   A dropped Work waits in its destructor; one dropped by an exception is abandoned instead, for its peers may never
 //   arrive, and its communicator refuses all further work.
-// - Operations may be waited for in any order, and any number may be in flight.
+// - Operations may be waited for in any order, and any number may be in flight. A Work must not outlive its
+// communicator.
 // - Reductions combine in a fixed order, rank 0 first: the same inputs on the same ranks give the same bits, and every
 //   rank gets them. Integer sums wrap; the maximum or minimum of anything with a NaN is NaN.
 // - A tensor of no elements may be the empty view.

@@ -32,12 +32,6 @@ TokenRange intersect(const TokenRange& a, const TokenRange& b) {
   return shared.empty() ? TokenRange{} : shared;
 }
 
-TokenRange even_slice(int64_t n, int64_t parts, int64_t index) {
-  const int64_t base = n / parts, extra = n % parts;
-  const int64_t begin = index * base + std::min(index, extra);
-  return {begin, begin + base + (index < extra ? 1 : 0)};
-}
-
 std::string cut_problem(const LayoutSpec& spec) {
   if (std::string problem = number_problem(spec); !problem.empty()) return problem;
   const auto [chunks, segments, base, extra] = cut_of(spec);
@@ -198,7 +192,11 @@ std::vector<int> LayerLayout::key_receivers(const Segment& segment) const {
   return receivers;
 }
 
-bool LayerLayout::needs_inflow(const Segment& segment) const { return segment.index > 0 && segment.end > transpoint_; }
+bool LayerLayout::needs_inflow(const Segment& segment) const {
+  return segment.index > 0 && transpoint_ < layout_->tokens();
+}
+
+bool LayerLayout::delivers_adjoint(const Segment& segment) const { return segment.index > 0 && segment.end > transpoint_; }
 
 bool LayerLayout::feeds_state(const Segment& segment) const {
   return transpoint_ < layout_->tokens() && segment.index + 1 < static_cast<int>(layout_->segments().size());

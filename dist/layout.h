@@ -29,9 +29,6 @@ struct TokenRange {
 // What two ranges share; {0, 0} where that is nothing.
 TokenRange intersect(const TokenRange& a, const TokenRange& b);
 
-// Piece `index` of [0, n) cut into `parts` pieces that differ by at most one.
-TokenRange even_slice(int64_t n, int64_t parts, int64_t index);
-
 struct LayoutSpec {
   int64_t tokens = 0;
   int ranks = 1;
@@ -180,12 +177,14 @@ class LayerLayout {
   // The other ranks that need keys of the segment, ascending.
   std::vector<int> key_receivers(const Segment& segment) const;
 
-  // The state scan runs over all segments in order. needs_inflow: the state before the segment is read, because it has
-  // SSM tokens and is not the first. feeds_state: some later segment reads a state that the summary of this one is part
-  // of; prefix segments do so too (the Memory Converter). In backward the roles swap: a segment that needs inflow
-  // delivers a state gradient, one that feeds the state receives one.
+  // The state scan runs over all segments in order. needs_inflow: the state before the segment is read, by its SSM tokens
+  // in forward, and by the decay gradients of all its tokens, prefix ones too, in backward. feeds_state: some later
+  // segment reads a state that the summary of this one is part of; prefix segments do so too (the Memory Converter).
+  // delivers_adjoint: in backward, it gives the state before it a gradient of its own: it has SSM tokens and is not the
+  // first. A segment that feeds the state receives a gradient.
   bool needs_inflow(const Segment& segment) const;
   bool feeds_state(const Segment& segment) const;
+  bool delivers_adjoint(const Segment& segment) const;
   bool rank_needs_inflow(int rank) const;
 
   // Anything to exchange between ranks in this layer.

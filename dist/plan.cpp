@@ -4,6 +4,8 @@
 #include <numeric>
 #include <tuple>
 
+#include "dist/shard.h"
+
 namespace tmamba {
 
 namespace {
@@ -79,9 +81,11 @@ class LayerPlanner {
   }
 
  private:
-  Exchange exchange(bool backward, ExchangeKind kind, Collective op) const { return {layer_, backward, kind, op}; }
+  Exchange exchange(bool backward, ExchangeKind kind) const {
+    return {layer_, backward, kind, collective_of(kind, transport_)};
+  }
   bool gathers_keys() const { return transport_.keys == KeyTransport::gather; }
-  TokenRange slice(int rank) const { return even_slice(state_elements_, layout_.ranks(), rank); }
+  TokenRange slice(int rank) const { return state_slice(plan_.dims, rank); }
   // The keys of `segment` that `rank` gets: what its queries need, or all of the prefix.
   TokenRange keys_for(int rank, const Segment& segment) const {
     return gathers_keys() ? at_.attention_part(segment) : at_.keys_needed(rank, segment);
@@ -89,7 +93,7 @@ class LayerPlanner {
 
   void halo(bool backward) {
     const auto kind = backward ? ExchangeKind::halo_grads : ExchangeKind::halo;
-    ExchangeWriter writer(plan_, exchange(backward, kind, Collective::send_recv));
+    ExchangeWriter writer(plan_, exchange(backward, kind));
     for (const Halo& h : layout_.halos()) {
       if (backward) {
         writer.transfer(Payload::halo_grad, h.to_rank, h.from_rank, h.to_segment, h.rows);
@@ -100,8 +104,7 @@ class LayerPlanner {
   }
 
   void keys(bool backward) {
-    const auto op = gathers_keys() ? Collective::all_gather : Collective::send_recv;
-    ExchangeWriter writer(plan_, exchange(backward, ExchangeKind::keys, op));
+    ExchangeWriter writer(plan_, exchange(backward, ExchangeKind::keys));
     for (const Segment& s : layout_.segments()) {
       for (int to = 0; to < layout_.ranks(); ++to) {
         writer.transfer(Payload::key, s.rank, to, s.index, keys_for(to, s));
@@ -111,8 +114,7 @@ class LayerPlanner {
   }
 
   void key_gradients() {
-    const auto op = gathers_keys() ? Collective::reduce_scatter : Collective::send_recv;
-    ExchangeWriter writer(plan_, exchange(true, ExchangeKind::key_grads, op));
+    ExchangeWriter writer(plan_, exchange(true, ExchangeKind::key_grads));
     for (const Segment& s : layout_.segments()) {
       for (int from = 0; from < layout_.ranks(); ++from) {
         writer.transfer(Payload::key_grad, from, s.rank, s.index, keys_for(from, s));
@@ -123,22 +125,22 @@ class LayerPlanner {
 
   void state() {
     if (transport_.state == StateTransport::all_gather) {
-      ExchangeWriter writer(plan_, exchange(false, ExchangeKind::summaries, Collective::all_gather));
+      ExchangeWriter writer(plan_, exchange(false, ExchangeKind::summaries));
       feeding_to_all(writer, Payload::log_decay, {0, 1});
       feeding_to_all(writer, Payload::state, {0, state_elements_});
       return;
     }
     {
-      ExchangeWriter writer(plan_, exchange(false, ExchangeKind::decays, Collective::all_gather));
+      ExchangeWriter writer(plan_, exchange(false, ExchangeKind::decays));
       feeding_to_all(writer, Payload::log_decay, {0, 1});
     }
     {
-      ExchangeWriter writer(plan_, exchange(false, ExchangeKind::state_slices, Collective::all_to_all));
+      ExchangeWriter writer(plan_, exchange(false, ExchangeKind::state_slices));
       for (const Segment& s : layout_.segments()) {
         if (at_.feeds_state(s)) slices_out(writer, Payload::state, s);
       }
     }
-    ExchangeWriter writer(plan_, exchange(false, ExchangeKind::inflow_slices, Collective::all_to_all));
+    ExchangeWriter writer(plan_, exchange(false, ExchangeKind::inflow_slices));
     for (const Segment& s : layout_.segments()) {
       if (at_.needs_inflow(s)) slices_back(writer, Payload::inflow, s);
     }
@@ -147,19 +149,19 @@ class LayerPlanner {
   // The log-decays are kept from forward.
   void state_gradient() {
     if (transport_.state == StateTransport::all_gather) {
-      ExchangeWriter writer(plan_, exchange(true, ExchangeKind::adjoints, Collective::all_gather));
+      ExchangeWriter writer(plan_, exchange(true, ExchangeKind::adjoints));
       for (const Segment& s : layout_.segments()) {
-        if (at_.needs_inflow(s)) to_all(writer, Payload::adjoint, s, {0, state_elements_});
+        if (at_.delivers_adjoint(s)) to_all(writer, Payload::adjoint, s, {0, state_elements_});
       }
       return;
     }
     {
-      ExchangeWriter writer(plan_, exchange(true, ExchangeKind::adjoint_slices, Collective::all_to_all));
+      ExchangeWriter writer(plan_, exchange(true, ExchangeKind::adjoint_slices));
       for (const Segment& s : layout_.segments()) {
-        if (at_.needs_inflow(s)) slices_out(writer, Payload::adjoint, s);
+        if (at_.delivers_adjoint(s)) slices_out(writer, Payload::adjoint, s);
       }
     }
-    ExchangeWriter writer(plan_, exchange(true, ExchangeKind::outflow_slices, Collective::all_to_all));
+    ExchangeWriter writer(plan_, exchange(true, ExchangeKind::outflow_slices));
     for (const Segment& s : layout_.segments()) {
       if (at_.feeds_state(s)) slices_back(writer, Payload::outflow_grad, s);
     }
@@ -184,14 +186,14 @@ class LayerPlanner {
   }
 
   void to_heads(bool backward, ExchangeKind kind, std::initializer_list<Payload> payloads) {
-    ExchangeWriter writer(plan_, exchange(backward, kind, Collective::all_to_all));
+    ExchangeWriter writer(plan_, exchange(backward, kind));
     for (const Segment& s : layout_.segments()) {
       for (Payload what : payloads) to_all(writer, what, s, s.range());
     }
   }
 
   void to_tokens(bool backward, ExchangeKind kind, std::initializer_list<Payload> payloads) {
-    ExchangeWriter writer(plan_, exchange(backward, kind, Collective::all_to_all));
+    ExchangeWriter writer(plan_, exchange(backward, kind));
     for (const Segment& s : layout_.segments()) {
       for (int from = 0; from < layout_.ranks(); ++from) {
         for (Payload what : payloads) writer.transfer(what, from, s.rank, s.index, s.range());
@@ -293,6 +295,11 @@ int64_t payload_bytes(const PlanDims& dims, Payload what, const TokenRange& rang
       return per_head * heads / dims.sp * dims.activation_bytes;
   }
   throw Error("unknown payload");
+}
+
+TokenRange state_slice(const PlanDims& dims, int rank) {
+  const Slice slice = shard_of(dims.head_dim * dims.head_dim, rank, dims.sp);
+  return {slice.begin, slice.end()};
 }
 
 Plan make_plan(const PlanDims& dims, const Transport& transport) {

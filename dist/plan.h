@@ -60,6 +60,7 @@ struct PlanDims {
   int64_t conv_width = 4;  // W
   int64_t chunk = 64;      // Q
   bool tied_head = false;
+  bool z_gate = true;
   int64_t tokens = 0;                     // T
   std::vector<int64_t> transpoints = {};  // P of each layer
   int64_t batch = 1;                      // sequences of a micro-batch
@@ -69,6 +70,7 @@ struct PlanDims {
   int tp = 1, sp = 1, dp = 1;
   int fold = 1;
   int zero = 1;            // 0, 1 or 2
+  bool recompute = false;  // norms, convolution, gated norm and SwiGLU are computed again in backward
   bool keep_keys = false;  // keep the gathered K and V for backward instead of exchanging them again
 
   int64_t layers() const { return static_cast<int64_t>(transpoints.size()); }
@@ -110,6 +112,9 @@ const char* name_of(Payload payload);
 // Bytes of a message for the whole micro-batch, on one tensor-parallel rank.
 int64_t payload_bytes(const PlanDims& dims, Payload what, const TokenRange& range);
 
+// The elements of every D x D state that a rank scans in the sliced transport.
+TokenRange state_slice(const PlanDims& dims, int rank);
+
 enum class ExchangeKind : uint8_t {
   halo,
   keys,
@@ -129,6 +134,11 @@ enum class ExchangeKind : uint8_t {
 };
 inline constexpr int kExchangeKinds = 15;
 const char* name_of(ExchangeKind kind);
+// Of the backward pass alone. Keys travel in both.
+constexpr bool is_backward(ExchangeKind kind) { return kind >= ExchangeKind::adjoints; }
+
+// The collective that carries an exchange.
+Collective collective_of(ExchangeKind kind, const Transport& transport);
 
 struct Exchange {
   int layer = 0;

@@ -1,8 +1,8 @@
 // check_plan: looks at a plan from the receivers' side. What a rank needs is derived from the layout, segment by
 // segment; what it gets is what the plan says; the two must be the same. make_plan() is not asked.
 #include <algorithm>
-#include <map>
 #include <set>
+#include <span>
 #include <tuple>
 
 #include "dist/plan.h"
@@ -62,7 +62,8 @@ std::vector<Exchange> required_exchanges(const Plan& plan, const LayerLayout& at
 class Needs {
  public:
   Needs(const Plan& plan, const SequenceLayout& layout, const Exchange& exchange, int rank)
-      : layout_(layout),
+      : dims_(plan.dims),
+        layout_(layout),
         at_(layout.layer(exchange.layer)),
         gather_(plan.transports[static_cast<size_t>(exchange.layer)].keys == KeyTransport::gather),
         elements_(plan.dims.head_dim * plan.dims.head_dim),
@@ -86,7 +87,7 @@ class Needs {
     for (int from = 0; from < layout_.ranks(); ++from) add(what, from, s, range);
   }
   void add_slices(Payload what, const Segment& s) {
-    for (int from = 0; from < layout_.ranks(); ++from) add(what, from, s, even_slice(elements_, layout_.ranks(), from));
+    for (int from = 0; from < layout_.ranks(); ++from) add(what, from, s, state_slice(dims_, from));
   }
 
   // The rank owns the segment: it needs what others computed for it, and the rows before it.
@@ -111,7 +112,7 @@ class Needs {
         }
         break;
       case ExchangeKind::inflow_slices:
-        if (s.begin > 0 && !at_.ssm_part(s).empty()) add_slices(Payload::inflow, s);
+        if (s.begin > 0 && at_.transpoint() < layout_.tokens()) add_slices(Payload::inflow, s);
         break;
       case ExchangeKind::outflow_slices:
         if (has_next) add_slices(Payload::outflow_grad, s);
@@ -132,7 +133,7 @@ class Needs {
   void of_other_segment(ExchangeKind kind, const Segment& s) {
     const bool has_next = s.index + 1 < static_cast<int>(layout_.segments().size());
     const bool has_ssm_inflow = s.begin > 0 && !at_.ssm_part(s).empty();
-    const TokenRange my_slice = even_slice(elements_, layout_.ranks(), rank_);
+    const TokenRange my_slice = state_slice(dims_, rank_);
     switch (kind) {
       case ExchangeKind::keys: {
         const TokenRange range = gather_ ? at_.attention_part(s) : at_.keys_needed(rank_, s);
@@ -167,6 +168,7 @@ class Needs {
     }
   }
 
+  const PlanDims& dims_;
   const SequenceLayout& layout_;
   LayerLayout at_;
   bool gather_;
@@ -258,19 +260,19 @@ class Checker {
   void check_messages(int rank) {
     for (const PlanStep& s : plan_.programs[static_cast<size_t>(rank)]) {
       for (const auto* messages : {&s.sends, &s.receives}) {
-        const std::string where = str(describe(plan_.exchanges[static_cast<size_t>(s.exchange)]), ", rank ", rank, ", ",
-                                      messages == &s.sends ? "send" : "receive", " ");
-        for (size_t i = 0; i < messages->size(); ++i) check_message((*messages)[i], i, rank, where);
-        const auto unsorted = std::is_sorted_until(messages->begin(), messages->end(), message_before);
-        if (unsorted != messages->end()) report(where, unsorted - messages->begin(), ": out of order");
+        const auto where = [&](size_t index) {
+          return str(describe(plan_.exchanges[static_cast<size_t>(s.exchange)]), ", rank ", rank, ", ",
+                     messages == &s.sends ? "send " : "receive ", index);
+        };
+        for (size_t i = 0; i < messages->size(); ++i) {
+          const PlanMessage& m = (*messages)[i];
+          if (m.peer < 0 || m.peer >= plan_.dims.sp || m.peer == rank) report(where(i), ": peer ", m.peer);
+          if (m.range.empty() || m.bytes != payload_bytes(plan_.dims, m.what, m.range)) {
+            report(where(i), ": ", describe(m.what, m.segment, m.range), " has ", m.bytes, " bytes");
+          }
+          if (i > 0 && message_before(m, (*messages)[i - 1])) report(where(i), ": out of order");
+        }
       }
-    }
-  }
-
-  void check_message(const PlanMessage& m, size_t index, int rank, const std::string& where) {
-    if (m.peer < 0 || m.peer >= plan_.dims.sp || m.peer == rank) report(where, index, ": peer ", m.peer);
-    if (m.range.empty() || m.bytes != payload_bytes(plan_.dims, m.what, m.range)) {
-      report(where, index, ": ", describe(m.what, m.segment, m.range), " has ", m.bytes, " bytes");
     }
   }
 
@@ -291,16 +293,15 @@ class Checker {
 
   // What `from` sends to `to` is, in order, what `to` receives from `from`.
   void check_pair(size_t exchange, int from, int to) {
+    // Sorted by peer: check_messages has seen to it.
     const auto with = [](const std::vector<PlanMessage>& messages, int peer) {
-      std::vector<PlanMessage> chosen;
-      for (const PlanMessage& m : messages) {
-        if (m.peer == peer) chosen.push_back(m);
-      }
-      return chosen;
+      const auto first = std::partition_point(messages.begin(), messages.end(), [&](auto& m) { return m.peer < peer; });
+      const auto last = std::partition_point(first, messages.end(), [&](auto& m) { return m.peer == peer; });
+      return std::span(first, last);
     };
     const auto sends = with(step(from, exchange).sends, to), receives = with(step(to, exchange).receives, from);
     for (size_t i = 0; i < std::max(sends.size(), receives.size()); ++i) {
-      const auto text = [i](const std::vector<PlanMessage>& list) {
+      const auto text = [i](std::span<const PlanMessage> list) {
         return i < list.size() ? describe(list[i].what, list[i].segment, list[i].range) : std::string("nothing");
       };
       if (i < sends.size() && i < receives.size()) {

@@ -16,11 +16,12 @@ template <class Dims, class Visit>
 void for_each_field(Dims& dims, Visit&& visit) {
   visit("dim", dims.dim), visit("heads", dims.heads), visit("head_dim", dims.head_dim), visit("ffn", dims.ffn);
   visit("vocab", dims.vocab), visit("conv_width", dims.conv_width), visit("chunk", dims.chunk);
-  visit("tied_head", dims.tied_head), visit("tokens", dims.tokens), visit("transpoints", dims.transpoints);
+  visit("tied_head", dims.tied_head), visit("z_gate", dims.z_gate), visit("tokens", dims.tokens),
+      visit("transpoints", dims.transpoints);
   visit("batch", dims.batch), visit("global_batch", dims.global_batch);
   visit("activation_bytes", dims.activation_bytes), visit("state_bytes", dims.state_bytes);
   visit("tp", dims.tp), visit("sp", dims.sp), visit("dp", dims.dp), visit("fold", dims.fold), visit("zero", dims.zero);
-  visit("keep_keys", dims.keep_keys);
+  visit("recompute", dims.recompute), visit("keep_keys", dims.keep_keys);
 }
 
 // The value among 0 .. count-1 with this name.

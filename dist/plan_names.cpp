@@ -1,4 +1,4 @@
-// The names of everything in a plan, as its JSON, the configuration and the tables print them.
+// The names of everything in a plan, as its JSON, the configuration and the tables print them, and small tables.
 #include "dist/plan.h"
 
 namespace tmamba {
@@ -16,6 +16,25 @@ const char* name_of(ExchangeKind kind) {
       "inflow_slices",  "to_heads",  "to_tokens",  "adjoints",       "adjoint_slices",
       "outflow_slices", "key_grads", "halo_grads", "grads_to_heads", "grads_to_tokens"};
   return names[static_cast<size_t>(kind)];
+}
+
+Collective collective_of(ExchangeKind kind, const Transport& transport) {
+  const bool gather = transport.keys == KeyTransport::gather;
+  switch (kind) {
+    case ExchangeKind::halo:
+    case ExchangeKind::halo_grads:
+      return Collective::send_recv;
+    case ExchangeKind::keys:
+      return gather ? Collective::all_gather : Collective::send_recv;
+    case ExchangeKind::key_grads:
+      return gather ? Collective::reduce_scatter : Collective::send_recv;
+    case ExchangeKind::summaries:
+    case ExchangeKind::decays:
+    case ExchangeKind::adjoints:
+      return Collective::all_gather;
+    default:
+      return Collective::all_to_all;
+  }
 }
 
 std::string name_of(const Transport& transport) {

@@ -135,7 +135,7 @@ void World::find_hosts() {
 
 World::~World() { watchdog_->stop(); }
 
-void World::start_watchdog(WatchdogOptions options) {
+void World::start_watchdog(const WatchdogOptions& options) {
   if (size_ == 1 || options.timeout_seconds <= 0) return;
   watchdog_folder_ = options.folder;
   if (watchdog_folder_.empty()) {

@@ -42,9 +42,11 @@ class World {
   // All ranks, named "world"; host tensors.
   Communicator& comm() { return *comm_; }
 
+  // For communicators of other kinds: tells what they start and wait for.
+  const std::shared_ptr<Watchdog>& watchdog() const { return watchdog_; }
   // From now on a rank that holds up the others is found and named, and the job ends. Collective. Throws UserError
   // where the folder cannot be used.
-  void start_watchdog(WatchdogOptions options);
+  void start_watchdog(const WatchdogOptions& options);
 
   // Waits for all ranks and ends MPI. Every Communicator and Work must be gone.
   void finish();

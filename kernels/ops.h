@@ -182,6 +182,7 @@ class Ops {
                            ConstTensor log_a_BTH, int64_t chunk) = 0;
 
   // --- Gated norm per head: g = y * SiLU(z);  out = g * rstd * w_HD, rstd over D -------------------------------------
+  // Without z (z and dz empty) g = y.
   virtual void gated_norm_forward(Tensor out_BTHD, Tensor rstd_BTH, ConstTensor y_BTHD, ConstTensor z_BTHD,
                                   ConstTensor w_HD, double eps) = 0;
   // dy, dz written over (dy may be the same memory as dout); dw_HD [acc] added.

@@ -95,6 +95,7 @@ class StepBench {
     random_tokens();
     model_ = std::make_unique<TransMamba>(config_.model, table_, points_, shape_, saved_);
     optimizer_ = std::make_unique<Optimizer>(all_rows(table_), shape_.dtype, device);
+    for (const OwnedRows& rows : optimizer_->owned()) gradients_.push_back(Optimizer::rows_of(grads_, rows));
   }
 
   void step(Ops& ops) {
@@ -102,7 +103,7 @@ class StepBench {
     run(*model_, ops, scratch_);
     const ConstTensor grads = grads_;
     ops.sum_squares(sums_.slice(0, 2, 1), {&grads, 1});
-    optimizer_->step(ops, params_, grads_, adamw_step(1, 1e-4, 0.9, 0.95, 1e-8, 0.1, 1));
+    optimizer_->step(ops, params_, gradients_, adamw_step(1, 1e-4, 0.9, 0.95, 1e-8, 0.1, 1));
   }
 
   const OpCounts& counts() const { return counts_; }
@@ -133,6 +134,7 @@ class StepBench {
   Tensor params_, grads_, tokens_, sums_;
   std::unique_ptr<TransMamba> model_;
   std::unique_ptr<Optimizer> optimizer_;
+  std::vector<Tensor> gradients_;
 };
 
 json bench_step(const RunConfig& config, Ops& ops, int64_t steps, const Roof& roof) {

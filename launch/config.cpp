@@ -131,7 +131,7 @@ struct Source {
 
 void check(const Source& source, double value, const Limits& limits) {
   if (value >= limits.min && value <= limits.max) return;
-  source.fail(str("= ", text_of(value), " is out of range: it must be ",
+  source.fail(str("= ", value, " is out of range: it must be ",
                   limits.max == kInf ? str("at least ", limits.min) : str("between ", limits.min, " and ", limits.max)));
 }
 

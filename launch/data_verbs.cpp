@@ -119,10 +119,12 @@ int prepare_verb(const Arguments& arguments) {
                          .separator = separator, .json_field = command.get<std::string>("field"),
                          .seed = command.get<uint64_t>("seed"), .overwrite = command.has("overwrite")};
   if (!command.json()) {
-    options.progress = [](const PrepareProgress& p) {
+    options.progress = [shown = -0.1](const PrepareProgress& p) mutable {
       const double share = p.bytes_total > 0 ? static_cast<double>(p.bytes_done) / static_cast<double>(p.bytes_total) : 1;
-      progress_line(str("prepare ", fixed(100 * share, 0), " %  ", bytes_text(p.bytes_done), " of ", bytes_text(p.bytes_total), "  ",
-                        count_text(static_cast<double>(p.tokens)), " tokens"), share >= 1);
+      if (share < shown + 0.1) return;  // every tenth
+      shown = share;
+      message_line(str("prepare ", fixed(100 * share, 0), " %  ", bytes_text(p.bytes_done), " of ", bytes_text(p.bytes_total), "  ",
+                        count_text(static_cast<double>(p.tokens)), " tokens"));
     };
   }
   const PrepareReport report = prepare(options);

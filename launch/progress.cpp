@@ -1,7 +1,5 @@
 #include "launch/progress.h"
 
-#include <unistd.h>
-
 #include <array>
 #include <cstdio>
 
@@ -14,8 +12,6 @@ std::string formatted(const char* format, auto... values) {
   std::snprintf(text.data(), text.size(), format, values...);
   return text.data();
 }
-
-bool g_open_line = false;
 
 }  // namespace
 
@@ -56,19 +52,7 @@ std::string indent(const std::string& text) {
   return out;
 }
 
-void progress_line(const std::string& text, bool keep) {
-  if (isatty(STDOUT_FILENO) == 0) {
-    std::printf("%s\n", text.c_str());
-  } else {
-    std::printf("\r\033[K%s%s", text.c_str(), keep ? "\n" : "");
-    g_open_line = !keep;
-  }
-  std::fflush(stdout);
-}
-
 void message_line(const std::string& text) {
-  if (g_open_line) std::printf("\r\033[K");
-  g_open_line = false;
   std::printf("%s\n", text.c_str());
   std::fflush(stdout);
 }

@@ -1,4 +1,4 @@
-// Text for people: numbers in short form, and a progress line that fits a terminal and a log file alike.
+// Text for people: numbers in short form, and progress lines.
 #pragma once
 
 #include <cstdint>
@@ -14,9 +14,8 @@ std::string duration(double seconds);   // "3:07", "1:02:03"
 // Every line indented by four blanks; control characters but newline shown as blanks.
 std::string indent(const std::string& text);
 
-// On a terminal the line replaces the progress line before it, elsewhere it is a line of its own. `keep` ends it.
-void progress_line(const std::string& text, bool keep = false);
-// A line that stays; a progress line in the way is cleared first.
+// One line to standard output, flushed. Progress is written as whole lines, never over each other: mpirun and batch
+// systems give ranks a terminal of their own even where the output ends in a log file.
 void message_line(const std::string& text);
 
 }  // namespace tmamba

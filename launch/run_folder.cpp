@@ -2,7 +2,6 @@
 
 #include <chrono>
 #include <ctime>
-#include <iostream>
 #include <nlohmann/json.hpp>
 
 #include "kernels/base/check.h"
@@ -78,9 +77,11 @@ void RunFolder::sample(int64_t step, const std::string& text) {
   if (write_) write_line(samples_, dir_ / "samples.txt", str("--- step ", step, "\n", text));
 }
 
-void RunFolder::print_summary() const {
+nlohmann::json RunFolder::read_summary() const {
   std::ifstream in(dir_ / "summary.json");
-  if (in) std::cout << in.rdbuf() << std::flush;
+  const nlohmann::json summary = nlohmann::json::parse(in, nullptr, false);
+  if (!summary.is_object()) throw UserError(str((dir_ / "summary.json").string(), ": missing or damaged; delete it and start the run again"));
+  return summary;
 }
 
 void RunFolder::write_summary(const nlohmann::json& summary) {

@@ -24,8 +24,9 @@ class RunFolder {
   void metric(const nlohmann::json& line);
   void event(const std::string& kind, const nlohmann::json& details);
   void sample(int64_t step, const std::string& text);
-  // Copies summary.json to standard output.
-  void print_summary() const;
+  bool has_summary() const { return std::filesystem::exists(dir_ / "summary.json"); }
+  // Throws UserError where the run was not finished.
+  nlohmann::json read_summary() const;
   void write_summary(const nlohmann::json& summary);
 
  private:

@@ -35,14 +35,14 @@ void require_same_shape(const CheckpointReader& reader, const std::string& name,
 }  // namespace
 
 SaveReport save_run(Communicator& comm, const std::filesystem::path& checkpoints, const ParameterTable& table,
-                    const Tensor& params, const Optimizer& optimizer, const RunState& state, const SaveOptions& options) {
+                    const Tensor& params, const Optimizer& optimizer, const RunState& state, const SaveOptions& options, bool writes) {
   std::vector<TensorSlice> slices;
   auto add = [&](const std::string& folder, const OwnedRows& owned, const Tensor& local) {
     each_range(table, owned, local, [&](const StoredRange& range, const Tensor& rows) {
       slices.push_back({.name = folder + range.name, .shape = range.shape, .offset = range.offset, .data = rows});
     });
   };
-  for (size_t i = 0; i < optimizer.owned().size(); ++i) {
+  for (size_t i = 0; writes && i < optimizer.owned().size(); ++i) {
     const OwnedRows& owned = optimizer.owned()[i];
     if (owned.rows == 0) continue;
     add("model/", owned, Optimizer::rows_of(params, owned));

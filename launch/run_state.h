@@ -24,8 +24,10 @@ struct RunState {
   double bytes_per_token = 0; // of the training text
 };
 
+// Called by all ranks; each writes the rows that its optimizer owns, unless another rank owns the same (`writes` false).
 SaveReport save_run(Communicator& comm, const std::filesystem::path& checkpoints, const ParameterTable& table,
-                    const Tensor& params, const Optimizer& optimizer, const RunState& state, const SaveOptions& options);
+                    const Tensor& params, const Optimizer& optimizer, const RunState& state, const SaveOptions& options,
+                    bool writes);
 
 RunState read_state(const CheckpointReader& reader);
 

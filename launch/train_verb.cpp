@@ -16,9 +16,10 @@ int train_verb(const Arguments& arguments) {
     Command command("train CONFIG [options]",
                     "Trains a model. Started by mpirun or srun, every rank is a data-parallel worker. The run resumes by itself\n"
                     "from the newest whole checkpoint of its folder; SIGINT, SIGTERM and SIGUSR1 save at the next step boundary\n"
-                    "and stop with exit code 85. --json prints the effective configuration's summary file at the end.");
+                    "and stop with exit code 85. --json prints the run's summary as JSON at the end.");
     command.options()("set", po::value<std::vector<std::string>>(), "override a key: --set train.lr=3e-4 (repeatable)")(
-        "check", "check configuration and data, print the effective configuration and stop");
+        "compare", po::value<std::vector<std::string>>(),
+        "NAME=BITS: a row of the final table, bits per byte of another method on the same text (repeatable)")("check", "check configuration and data, print the effective configuration and stop");
     command.positional("config");
     if (!command.parse(arguments, world.rank() == 0)) return static_cast<int>(kDone);
     const RunConfig config = load_config(command.required("config"), command.list("set"));
@@ -29,7 +30,7 @@ int train_verb(const Arguments& arguments) {
     }
     Trainer trainer(config, world);
     const int code = trainer.run();
-    if (command.json() && world.rank() == 0) trainer.print_summary();
+    if (code == kDone && world.rank() == 0) trainer.print_summary(command.list("compare"), command.json());
     return code;
   });
 }

@@ -12,12 +12,13 @@
 #include "launch/loaded_model.h"
 #include "launch/progress.h"
 #include "launch/sampler.h"
+#include "launch/sharding.h"
 #include "launch/signals.h"
 
 namespace tmamba {
 
 Trainer::Trainer(RunConfig config, World& world)
-    : config_(std::move(config)), world_(world), dp_(world.comm()), main_(world.rank() == 0), started_(Clock::now()) {
+    : config_(std::move(config)), world_(world), mesh_(world.comm(), mesh_shape(config_.parallel.tp, config_.parallel.sp, config_.parallel.dp, world.size())), main_(world.rank() == 0), started_(Clock::now()) {
   validate(config_);
   const int threads = config_.run.threads > 0 ? static_cast<int>(config_.run.threads)
                                               : std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / world.local_size());
@@ -47,15 +48,15 @@ void Trainer::open_data() {
   }
   loader_ = std::make_unique<Loader>(*train_file_, config_.data.seq_len, static_cast<uint64_t>(config_.data.seed));
 
-  const int64_t per_rank = config_.train.global_batch / dp_.size();
-  if (per_rank * dp_.size() != config_.train.global_batch) {
-    throw UserError(str("train.global_batch = ", config_.train.global_batch, " is not divisible by the ", dp_.size(),
+  const int64_t per_rank = config_.train.global_batch / mesh_.dp().size();
+  if (per_rank * mesh_.dp().size() != config_.train.global_batch) {
+    throw UserError(str("train.global_batch = ", config_.train.global_batch, " is not divisible by the ", mesh_.dp().size(),
                         " data-parallel ranks"));
   }
   const int64_t micro = config_.train.micro_batch > 0 ? config_.train.micro_batch : per_rank;
   if (per_rank % micro != 0) {
     throw UserError(str("train.micro_batch = ", micro, " does not divide the ", per_rank, " sequences of each of ",
-                        dp_.size(), " data-parallel ranks (train.global_batch = ", config_.train.global_batch, ")"));
+                        mesh_.dp().size(), " data-parallel ranks (train.global_batch = ", config_.train.global_batch, ")"));
   }
   micro_batches_ = per_rank / micro;
   shape_ = {.batch = micro, .tokens = config_.data.seq_len, .dtype = config_.dtype()};
@@ -83,7 +84,12 @@ void Trainer::plan_memory() {
   grads_buffer_ = Buffer({table_->flat_size()}, acc, device);
   params_ = params_buffer_.tensor({table_->flat_size()}, shape_.dtype);
   grads_ = grads_buffer_.tensor({table_->flat_size()}, acc);
-  optimizer_ = std::make_unique<Optimizer>(all_rows(*table_), shape_.dtype, device);
+  reducer_ = std::make_unique<GradReducer>(
+      mesh_.zero(), mesh_.tp(), reduction_buckets(*table_),
+      GradReducerOptions{.stage = static_cast<int>(config_.parallel.zero), .dtype = acc, .device = device,
+                         .add = [this](Tensor y, ConstTensor x) { ops_->add(y, x); }});
+  optimizer_ = std::make_unique<Optimizer>(owned_rows(*table_, *reducer_), shape_.dtype, device);
+  gradients_ = owned_gradients(*table_, *reducer_, grads_);
   saved_ = Arena(saved.peak(), device);
   scratch_ = Arena(scratch.peak(), device);
   token_buffer_ = Buffer({2, B, T}, DType::i32, device);
@@ -114,6 +120,7 @@ void Trainer::resume_or_initialize() {
     load_params(reader, *table_, params_);
     load_optimizer(reader, *table_, *optimizer_);
     last_saved_ = state_.step;
+    last_checkpoint_ = newest;
   }
   folder_ = std::make_unique<RunFolder>(config_.run.dir, state_.step, main_);
   state_.config = to_toml(config_);
@@ -126,8 +133,9 @@ void Trainer::resume_or_initialize() {
 int Trainer::run() {
   print_header();
   if (state_.step >= total_steps_) {
-    if (main_) std::printf("This run is already complete: %lld of %lld steps. Nothing was changed.\n",
-                           static_cast<long long>(state_.step), static_cast<long long>(total_steps_));
+    if (main_) std::printf("all %lld steps of this run are done\n", static_cast<long long>(total_steps_));
+    // A run that ended between its last checkpoint and its summary gets the summary now.
+    if (broadcast_text(world_.comm(), main_ && folder_->has_summary() ? "yes" : "").empty()) finish();
     return kDone;
   }
   const double seconds_before = state_.seconds;
@@ -154,7 +162,8 @@ int Trainer::run() {
     }
     if (due(config_.train.eval_every) && !end) evaluate_and_log(false);
     if (due(config_.train.sample_every) && !end) write_sample();
-    if (due(config_.checkpoint.every) && !end) save();
+    // Not while steps are being skipped: what is on disk is then as good, and maybe better.
+    if (due(config_.checkpoint.every) && !end && skips_in_a_row_ == 0) save();
   }
   finish();
   return kDone;
@@ -166,32 +175,56 @@ StepResult Trainer::train_step(int64_t step) {
   const double grad_scale = 1.0 / static_cast<double>(config_.train.global_batch * T);
   ops_->fill(grads_, 0);
   ops_->fill(sums_3, 0);
+  reducer_->begin_step();
   for (int64_t micro = 0; micro < micro_batches_; ++micro) {
-    const int64_t first = (step - 1) * config_.train.global_batch + dp_.rank() * per_rank + micro * B;
+    const int64_t first = (step - 1) * config_.train.global_batch + mesh_.dp().rank() * per_rank + micro * B;
     const Batch batch = loader_->load(first, B);
+    // Where every micro-batch is summed over the ranks at once, the next one starts from zero.
+    if (micro > 0 && reduces(micro - 1)) ops_->fill(grads_, 0);
     copy_blocking(tokens_2BT.select(0, 0), batch.tokens_BT);
     copy_blocking(tokens_2BT.select(0, 1), batch.targets_BT);
     model_->forward_backward(*ops_, scratch_, params_, grads_, {tokens_2BT.select(0, 0), tokens_2BT.select(0, 1)}, grad_scale,
-                             {.loss_1 = sums_3.slice(0, 0, 1), .count_1 = sums_3.slice(0, 1, 1), .loss_N = {}}, [](int) {});
+                             {.loss_1 = sums_3.slice(0, 0, 1), .count_1 = sums_3.slice(0, 1, 1), .loss_N = {}}, [&](int bucket) { reduce_bucket(bucket, micro); });
+    if (reduces(micro)) reducer_->finish();
   }
-  dp_.all_reduce(grads_, ReduceOp::sum).wait();
-  const ConstTensor grads = grads_;
-  ops_->sum_squares(sums_3.slice(0, 2, 1), {&grads, 1});
+  const std::vector<ConstTensor> gradients = counted_gradients();
+  ops_->sum_squares(sums_3.slice(0, 2, 1), gradients);
   ops_->synchronize();
 
-  // One small message decides for all ranks alike: the loss, and who wants to stop.
+  // One small message decides for all ranks alike: the loss, the gradient's norm, and who wants to stop.
   double sums[4] = {0, 0, 0, wants_to_stop() ? 1.0 : 0.0};
   copy_blocking(Tensor(sums, {3}, DType::f64), sums_3);
+  world_.comm().all_reduce(Tensor(sums, {4}, DType::f64), ReduceOp::sum).wait();
   const double grad_norm = std::sqrt(sums[2]);
-  dp_.all_reduce(Tensor(sums, {4}, DType::f64), ReduceOp::sum).wait();
   StepResult result{.loss = sums[0] / sums[1], .grad_norm = grad_norm, .lr = lr_schedule().at(step), .skipped = false,
                     .stop_votes = static_cast<int>(sums[3])};
   result.skipped = !std::isfinite(result.loss) || !std::isfinite(grad_norm);
   if (result.skipped) return result;
   const TrainConfig& t = config_.train;
   const double clip = t.clip > 0 && grad_norm > t.clip ? t.clip / grad_norm : 1.0;
-  optimizer_->step(*ops_, params_, grads_, adamw_step(step - state_.skipped, result.lr, t.betas[0], t.betas[1], t.eps, t.weight_decay, clip));
+  optimizer_->step(*ops_, params_, gradients_, adamw_step(step - state_.skipped, result.lr, t.betas[0], t.betas[1], t.eps, t.weight_decay, clip));
+  reducer_->gather_parameters(params_);
   return result;
+}
+
+// Gradients are summed over ranks after the last micro-batch, or after every one where each keeps only its own (ZeRO-2).
+bool Trainer::reduces(int64_t micro) const { return micro + 1 == micro_batches_ || reducer_->stage() == 2; }
+
+void Trainer::reduce_bucket(int bucket, int64_t micro) {
+  if (!reduces(micro)) return;
+  const Slice range = reducer_->bucket_range(bucket);
+  reducer_->start(bucket, grads_.slice(0, range.begin, range.count));
+}
+
+// The gradients whose squares this rank adds to the global norm: together the ranks count every element once.
+std::vector<ConstTensor> Trainer::counted_gradients() const {
+  std::vector<ConstTensor> counted;
+  const bool copies_others = reducer_->stage() == 0 && mesh_.shape().zero_rank(mesh_.coordinates()) > 0;
+  for (size_t i = 0; i < gradients_.size() && !copies_others; ++i) {
+    const bool replicated = optimizer_->owned()[i].parameter->shard == Shard::none;
+    if (!replicated || mesh_.coordinates().tp == 0) counted.push_back(gradients_[i]);
+  }
+  return counted;
 }
 
 LearningRate Trainer::lr_schedule() const {
@@ -205,7 +238,7 @@ bool Trainer::wants_to_stop() const {
 // Whether any rank saw a signal; agreed, since only some may have.
 bool Trainer::pending_stop() {
   double signal = pending_signal();
-  dp_.all_reduce(Tensor(&signal, {1}, DType::f64), ReduceOp::max).wait();
+  mesh_.dp().all_reduce(Tensor(&signal, {1}, DType::f64), ReduceOp::max).wait();
   stop_signal_ = static_cast<int>(signal);
   return stop_signal_ != 0;
 }
@@ -235,10 +268,9 @@ void Trainer::log_step(const StepResult& result, double step_seconds) {
   if (!main_ || (state_.step % config_.run.log_every != 0 && !result.skipped && state_.step != total_steps_)) return;
   double eta = static_cast<double>(total_steps_ - state_.step) * step_tokens / recent_tokens_per_s_;
   if (config_.train.minutes > 0) eta = std::min(eta, 60 * config_.train.minutes - elapsed());
-  progress_line(str("step ", state_.step, "/", total_steps_, "  loss ", fixed(result.loss, 4), "  ", fixed(bits, 3), " bits/byte  norm ",
+  message_line(str("step ", state_.step, "/", total_steps_, "  loss ", fixed(result.loss, 4), "  ", fixed(bits, 3), " bits/byte  norm ",
                     fixed(result.grad_norm, 2), "  lr ", scientific(result.lr), "  ", count_text(recent_tokens_per_s_), " tok/s  ETA ",
-                    duration(eta), result.skipped ? "  SKIPPED: not finite" : ""),
-                result.skipped || state_.step == total_steps_);
+                    duration(eta), result.skipped ? "  SKIPPED: not finite" : ""));
 }
 
 int64_t Trainer::memory_bytes() const {
@@ -256,8 +288,8 @@ void Trainer::print_header() const {
               count_text(static_cast<double>(table_->global_size())).c_str(), static_cast<long long>(m.dim), static_cast<long long>(m.heads),
               static_cast<long long>(m.head_dim()), static_cast<long long>(m.layers), static_cast<long long>(m.vocab));
   std::printf("TransPoints of %lld tokens: %s\n", static_cast<long long>(shape_.tokens), points.c_str());
-  std::printf("%d data-parallel rank%s, %d thread%s each; %lld sequences a step, %lld at a time on a rank; %s per rank\n", dp_.size(),
-              dp_.size() == 1 ? "" : "s", omp_get_max_threads(), omp_get_max_threads() == 1 ? "" : "s",
+  std::printf("%d data-parallel rank%s, %d thread%s each; %lld sequences a step, %lld at a time on a rank; %s per rank\n", mesh_.shape().dp,
+              mesh_.shape().dp == 1 ? "" : "s", omp_get_max_threads(), omp_get_max_threads() == 1 ? "" : "s",
               static_cast<long long>(config_.train.global_batch), static_cast<long long>(shape_.batch), bytes_text(memory_bytes()).c_str());
   std::printf("data: %s, %s tokens, %.2f bytes each; run folder: %s\n", config_.data.train.c_str(),
               count_text(static_cast<double>(train_file_->info().tokens)).c_str(), state_.bytes_per_token, config_.run.dir.c_str());
@@ -268,7 +300,7 @@ void Trainer::print_header() const {
 void Trainer::evaluate_and_log(bool full) {
   if (!valid_file_) return;
   const auto begin = Clock::now();
-  const EvalResult result = evaluate(*ops_, scratch_, *model_, shape_, params_, *valid_file_, full ? 0 : config_.train.eval_sequences, dp_);
+  const EvalResult result = evaluate(*ops_, scratch_, *model_, shape_, params_, *valid_file_, full ? 0 : config_.train.eval_sequences, mesh_.dp());
   last_valid_bits_ = result.bits_per_byte();
   folder_->metric({{"step", state_.step}, {"valid_loss", result.loss()}, {"valid_bits_per_byte", last_valid_bits_},
                    {"valid_tokens", result.tokens}, {"eval_s", std::chrono::duration<double>(Clock::now() - begin).count()}});
@@ -290,8 +322,10 @@ void Trainer::write_sample() {
 void Trainer::save() {
   if (last_saved_ == state_.step) return;
   const SaveReport report = save_run(world_.comm(), folder_->checkpoints(), *table_, params_, *optimizer_, state_,
-                                     {.keep = config_.checkpoint.keep, .keep_every = config_.checkpoint.keep_every});
+                                     {.keep = config_.checkpoint.keep, .keep_every = config_.checkpoint.keep_every},
+                                     reducer_->stage() > 0 || mesh_.shape().zero_rank(mesh_.coordinates()) == 0);
   last_saved_ = state_.step;
+  last_checkpoint_ = report.path.string();
   folder_->event("checkpoint", {{"step", state_.step}, {"path", report.path.string()}, {"bytes", report.bytes}, {"seconds", report.seconds}});
   if (main_) message_line(str("step ", state_.step, ": checkpoint ", report.path.string(), " (", bytes_text(report.bytes), ", ",
                               fixed(report.seconds, 2), " s)"));
@@ -304,12 +338,30 @@ void Trainer::finish() {
   const double tokens_per_s = static_cast<double>(state_.tokens) / state_.seconds;
   folder_->event("done", {{"step", state_.step}, {"tokens", state_.tokens}});
   nlohmann::json summary = {{"steps", state_.step}, {"tokens", state_.tokens}, {"seconds", state_.seconds}, {"tokens_per_s", tokens_per_s},
-                            {"skipped", state_.skipped}};
+                            {"skipped", state_.skipped}, {"checkpoint", last_checkpoint_}};
   if (valid_file_) summary["valid_bits_per_byte"] = last_valid_bits_;
   folder_->write_summary(summary);
-  if (!main_) return;
-  std::printf("trained %lld steps, %s tokens in %s, %s tok/s\n", static_cast<long long>(state_.step),
-              count_text(static_cast<double>(state_.tokens)).c_str(), duration(state_.seconds).c_str(), count_text(tokens_per_s).c_str());
+}
+
+void Trainer::print_summary(const std::vector<std::string>& compare, bool as_json) const {
+  const nlohmann::json summary = folder_->read_summary();
+  if (as_json) {
+    std::printf("%s\n", summary.dump(2).c_str());
+    return;
+  }
+  auto row = [](const std::string& name, const std::string& value) { std::printf("  %-28s %s\n", name.c_str(), value.c_str()); };
+  std::printf("\n");
+  if (summary.contains("valid_bits_per_byte")) row("held-out bits/byte", fixed(summary["valid_bits_per_byte"].get<double>(), 3));
+  for (const std::string& other : compare) {
+    const size_t equals = other.rfind('=');
+    row(other.substr(0, equals), equals == std::string::npos ? "" : other.substr(equals + 1));
+  }
+  row("steps, tokens", str(summary["steps"].get<int64_t>(), ", ", count_text(summary["tokens"].get<double>())));
+  row("training time", duration(summary["seconds"].get<double>()));
+  row("tokens/s", count_text(summary["tokens_per_s"].get<double>()));
+  row("checkpoint", summary["checkpoint"].get<std::string>());
+  row("metrics", (folder_->dir() / "metrics.jsonl").string());
+  row("samples", (folder_->dir() / "samples.txt").string());
 }
 
 }  // namespace tmamba

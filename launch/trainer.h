@@ -6,6 +6,8 @@
 
 #include "data/loader.h"
 #include "data/tokenizer.h"
+#include "dist/grad_reducer.h"
+#include "dist/mesh.h"
 #include "dist/world.h"
 #include "launch/config.h"
 #include "launch/evaluator.h"
@@ -39,7 +41,10 @@ class Trainer {
   // One optimizer step (from 1) over the global batch.
   StepResult train_step(int64_t step);
 
-  void print_summary() const { folder_->print_summary(); }
+  // What came of the run, from its summary file: a table beside other methods ("NAME=BITS"), or JSON.
+  void print_summary(const std::vector<std::string>& compare, bool as_json) const;
+  // The flat parameters of this rank.
+  const Tensor& params() const { return params_; }
   const RunState& state() const { return state_; }
   const RunConfig& config() const { return config_; }
 
@@ -56,6 +61,9 @@ class Trainer {
   void write_sample();
   void save();
   void finish();
+  bool reduces(int64_t micro) const;
+  void reduce_bucket(int bucket, int64_t micro);
+  std::vector<ConstTensor> counted_gradients() const;
   bool wants_to_stop() const;
   bool pending_stop();
   int stop_for_signal();
@@ -65,7 +73,7 @@ class Trainer {
 
   RunConfig config_;
   World& world_;
-  Communicator& dp_;
+  Mesh mesh_;
   bool main_;  // rank 0: prints and writes logs
   std::unique_ptr<Ops> ops_;
   std::unique_ptr<TokenFile> train_file_, valid_file_;
@@ -80,11 +88,14 @@ class Trainer {
   Buffer params_buffer_, grads_buffer_, token_buffer_, sum_buffer_;
   Tensor params_, grads_;
   std::unique_ptr<TransMamba> model_;
+  std::unique_ptr<GradReducer> reducer_;
   std::unique_ptr<Optimizer> optimizer_;
+  std::vector<Tensor> gradients_;  // of what the optimizer owns
   std::unique_ptr<Loader> loader_;
   std::unique_ptr<RunFolder> folder_;
   RunState state_;
   int64_t last_saved_ = -1;
+  std::string last_checkpoint_;
   int stop_signal_ = 0;
   int skips_in_a_row_ = 0;
   double last_valid_bits_ = 0;

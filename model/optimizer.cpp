@@ -32,13 +32,14 @@ Tensor Optimizer::state(int64_t kind, size_t i) const {
   return o.parameter->dims == 1 ? range : range.split(0, o.rows, o.parameter->local_cols);
 }
 
-void Optimizer::step(Ops& ops, const Tensor& params, const Tensor& grads, const AdamwStep& step) {
+void Optimizer::step(Ops& ops, const Tensor& params, std::span<const Tensor> gradients, const AdamwStep& step) {
+  TM_CHECK(gradients.size() == owned_.size(), gradients.size(), " gradients for ", owned_.size(), " pieces");
   std::vector<AdamwTensor> tensors;
   for (size_t i = 0; i < owned_.size(); ++i) {
     if (owned_[i].rows == 0) continue;
     const Tensor param = rows_of(params, owned_[i]);
     tensors.push_back({.param = param, .master = has_master_ ? master(i) : param, .m = m(i), .v = v(i),
-                       .grad = rows_of(grads, owned_[i]), .decay = owned_[i].parameter->decay});
+                       .grad = gradients[i], .decay = owned_[i].parameter->decay});
   }
   ops.adamw(tensors, step);
 }

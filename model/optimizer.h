@@ -1,6 +1,7 @@
 // AdamW on the rows of parameters that this rank owns, and the learning-rate schedule (spec.md section 7). Knows no ranks.
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include "kernels/base/buffer.h"
@@ -23,8 +24,9 @@ class Optimizer {
   // State of `owned`, zero-filled; where the parameters' type is not the accumulate type, master copies too.
   Optimizer(std::vector<OwnedRows> owned, DType param_dtype, Device device);
 
-  // Reads `grads`, updates the state and the owned rows of `params` (flat buffers of a ParameterTable).
-  void step(Ops& ops, const Tensor& params, const Tensor& grads, const AdamwStep& step);
+  // Updates the state and the owned rows of `params` (a flat buffer of a ParameterTable). gradients[i] [acc] is that of
+  // owned()[i], in the shape of m(i).
+  void step(Ops& ops, const Tensor& params, std::span<const Tensor> gradients, const AdamwStep& step);
 
   // Sets the master copies from `params`, as at the start of a run.
   void reset_master(Ops& ops, const Tensor& params);

@@ -43,6 +43,8 @@ class TransMamba {
   // Of the last forward, for tests: the residual stream before layer i, and after its mixer, [N, C]; layer i's mixer.
   ConstTensor residual(int64_t layer) const { return layers_[static_cast<size_t>(layer)].h_NC; }
   ConstTensor residual_after_mixer(int64_t layer) const { return layers_[static_cast<size_t>(layer)].h_mid_NC; }
+  // What the head multiplies, [N, C].
+  ConstTensor normed_output() const { return u_out_NC_; }
   const Mixer& mixer(int64_t layer) const { return layers_[static_cast<size_t>(layer)].mixer; }
 
  private:

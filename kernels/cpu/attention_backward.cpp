@@ -46,37 +46,50 @@ void add_rows(const Cubes<A>& to, int64_t b, int64_t begin, int64_t h, const A* 
   }
 }
 
-// One tile of keys of one head: adds to dk, dv and (in whatever memory `dq` is) to dq.
+// One head: its queries and output gradients packed, and the memory that collects dq.
 template <class A>
-void backward_keys(const Backward<A>& f, int64_t b, int64_t h, const TileRange& keys, A* dq, int64_t dq_stride) {
-  const int64_t N = keys.count(), D = f.D, tile = kAttentionTile;
+struct Head {
+  int64_t b, h;
+  const A *q, *d_o, *delta;
+  A* dq;
+  int64_t dq_stride;
+};
+
+// One tile of keys of one head: adds to dk, dv and dq.
+template <class A>
+void backward_keys(const Backward<A>& f, const Head<A>& head, const TileRange& keys) {
+  const int64_t D = f.D, count = keys.count();
   ScratchFrame frame;
-  A* probs = frame.take<A>(tile * tile);
-  A* dscores = frame.take<A>(tile * tile);
-  A* dk = frame.take<A>(N * D);
-  A* dv = frame.take<A>(N * D);
-  const A* k = f.k.at(b, keys.begin, h);
-  const A* v = f.v.at(b, keys.begin, h);
-  const A* delta = f.delta_BHT + (b * f.H + h) * f.T;
-  const TileGrid grid(std::max(keys.begin, f.q_begin), f.q_begin + f.T);
+  A* probs = frame.take<A>(kQueryTile * kKeyTile);
+  A* dscores = frame.take<A>(kQueryTile * kKeyTile);
+  A* dk = frame.take_zeros<A>(count * D);
+  A* dv = frame.take_zeros<A>(count * D);
+  A* k_rows = frame.take<A>(count * D);
+  A* k_columns = frame.take<A>(D * kKeyTile);
+  A* v_columns = frame.take<A>(D * kKeyTile);
+  const A* k = f.k.at(head.b, keys.begin, head.h);
+  pack_rows(k_rows, k, f.k.t, count, D);
+  pack_columns(k_columns, k, f.k.t, count, D);
+  pack_columns(v_columns, f.v.at(head.b, keys.begin, head.h), f.v.t, count, D);
+  const TileGrid grid(std::max(keys.begin, f.q_begin), f.q_begin + f.T, kQueryTile);
   for (int64_t j = 0; j < grid.count; ++j) {
     const TileRange queries = grid[j];
     const int64_t M = queries.count(), first = queries.begin - f.q_begin;
-    const A* q = f.q.at(b, first, h);
-    const A* d_o = f.d_o.at(b, first, h);
-    gemm(M, N, D, f.scale, {q, f.q.t}, transposed(k, f.k.t), 0.0, probs, tile);
-    gemm(M, N, D, 1.0, {d_o, f.d_o.t}, transposed(v, f.v.t), 0.0, dscores, tile);
+    const int64_t N = visible_keys(queries.end - 1, keys);
+    const A* q = head.q + first * D;
+    const A* d_o = head.d_o + first * D;
+    gemm(M, N, D, f.scale, {q, D}, {k_columns, kKeyTile}, 0.0, probs, kKeyTile);
+    gemm(M, N, D, 1.0, {d_o, D}, {v_columns, kKeyTile}, 0.0, dscores, kKeyTile);
     for (int64_t i = 0; i < M; ++i) {
-      gradient_row(probs + i * tile, dscores + i * tile, visible_keys(queries.begin + i, keys), N,
-                   f.lse.at(b, first + i)[h], delta[first + i]);
+      gradient_row(probs + i * kKeyTile, dscores + i * kKeyTile, visible_keys(queries.begin + i, keys), N,
+                   f.lse.at(head.b, first + i)[head.h], head.delta[first + i]);
     }
-    const double keep = j == 0 ? 0.0 : 1.0;
-    gemm(N, D, M, 1.0, transposed<A>(probs, tile), {d_o, f.d_o.t}, keep, dv, D);
-    gemm(N, D, M, f.scale, transposed<A>(dscores, tile), {q, f.q.t}, keep, dk, D);
-    gemm(M, D, N, f.scale, {dscores, tile}, {k, f.k.t}, 1.0, dq + first * dq_stride, dq_stride);
+    gemm(N, D, M, 1.0, transposed<A>(probs, kKeyTile), {d_o, D}, 1.0, dv, D);
+    gemm(N, D, M, f.scale, transposed<A>(dscores, kKeyTile), {q, D}, 1.0, dk, D);
+    gemm(M, D, N, f.scale, {dscores, kKeyTile}, {k_rows, D}, 1.0, head.dq + first * head.dq_stride, head.dq_stride);
   }
-  add_rows(f.dk, b, keys.begin, h, dk, N, D);
-  add_rows(f.dv, b, keys.begin, h, dv, N, D);
+  add_rows(f.dk, head.b, keys.begin, head.h, dk, count, D);
+  add_rows(f.dv, head.b, keys.begin, head.h, dv, count, D);
 }
 
 template <class A>
@@ -99,7 +112,7 @@ void prepare(const Backward<A>& f) {
 
 template <class A>
 void backward(Backward<A> f) {
-  const TileGrid key_grid(0, f.q_begin + f.T);
+  const TileGrid key_grid(0, f.q_begin + f.T, kKeyTile);
   const int64_t heads = f.B * f.H, part = f.T * f.D;
   const int64_t shares = std::clamp<int64_t>(kTasks / heads, 1, key_grid.count);
   ScratchFrame frame;
@@ -108,11 +121,18 @@ void backward(Backward<A> f) {
   prepare(f);
   parallel_tasks(heads * shares, [&](int64_t task) {
     const int64_t share = task % shares, b = task / shares / f.H, h = task / shares % f.H;
-    A* dq = share == 0 ? f.dq.at(b, 0, h) : dq_parts + (task / shares * (shares - 1) + share - 1) * part;
-    if (share > 0) std::fill_n(dq, part, A(0));
-    for (int64_t j = share; j < key_grid.count; j += shares) {
-      backward_keys(f, b, h, key_grid[j], dq, share == 0 ? f.dq.t : f.D);
+    ScratchFrame task_frame;
+    A* q = task_frame.take<A>(part);
+    A* d_o = task_frame.take<A>(part);
+    pack_rows(q, f.q.at(b, 0, h), f.q.t, f.T, f.D);
+    pack_rows(d_o, f.d_o.at(b, 0, h), f.d_o.t, f.T, f.D);
+    Head<A> head{b, h, q, d_o, f.delta_BHT + task / shares * f.T, f.dq.at(b, 0, h), f.dq.t};
+    if (share > 0) {
+      head.dq = dq_parts + (task / shares * (shares - 1) + share - 1) * part;
+      head.dq_stride = f.D;
+      std::fill_n(head.dq, part, A(0));
     }
+    for (int64_t j = share; j < key_grid.count; j += shares) backward_keys(f, head, key_grid[j]);
   });
   if (shares == 1) return;
   parallel_tasks(heads, [&](int64_t head) {

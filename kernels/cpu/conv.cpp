@@ -1,5 +1,7 @@
 // Depthwise causal convolution and SiLU. A task owns some tokens and some channels of one sequence; the rows before
 // its first token come from x or, before the sequence, from the halo (or are zeros).
+#include <array>
+
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/partial_sums.h"
 #include "kernels/cpu/scratch.h"
@@ -13,6 +15,49 @@ namespace {
 constexpr int64_t kTokens = 64;
 constexpr int64_t kChannels = 256;
 
+// Rows that one pass over the channels multiplies and adds.
+constexpr int64_t kTerms = 4;
+
+// Products of pairs of rows. Each pass takes up to kTerms pairs; missing ones are rows of zeros.
+template <class A>
+class ProductSum {
+ public:
+  // out, of `count` elements, starts as `start` (which may be out itself).
+  ProductSum(A* out, const A* start, const A* zeros, int64_t count)
+      : out_(out), start_(start), zeros_(zeros), count_(count) {}
+  ~ProductSum() {
+    if (terms_ > 0 || start_ != out_) pass();
+  }
+  ProductSum(const ProductSum&) = delete;
+  ProductSum& operator=(const ProductSum&) = delete;
+
+  void add(const A* a, const A* b) {
+    a_[terms_] = a, b_[terms_] = b;
+    if (++terms_ == kTerms) pass();
+  }
+
+ private:
+  void pass() {
+    while (terms_ < kTerms) a_[terms_] = zeros_, b_[terms_] = zeros_, ++terms_;
+    multiply_add(out_, start_, a_[0], b_[0], a_[1], b_[1], a_[2], b_[2], a_[3], b_[3], count_);
+    start_ = out_, terms_ = 0;
+  }
+
+  static void multiply_add(A* out, const A* start, const A* a0, const A* b0, const A* a1, const A* b1, const A* a2,
+                           const A* b2, const A* a3, const A* b3, int64_t count) {
+#pragma omp simd
+    for (int64_t i = 0; i < count; ++i) {
+      out[i] = start[i] + ((a0[i] * b0[i] + a1[i] * b1[i]) + (a2[i] * b2[i] + a3[i] * b3[i]));
+    }
+  }
+
+  A* out_;
+  const A* start_;
+  const A* zeros_;
+  int64_t count_, terms_ = 0;
+  std::array<const A*, kTerms> a_, b_;
+};
+
 template <class A>
 struct Conv {
   int64_t B, T, C, W;
@@ -20,6 +65,7 @@ struct Conv {
   const A* w_WC;  // the taps, transposed
   const A* bias;
   const A* zeros;  // kChannels of them
+  const A* ones;
 
   // The input row of token t >= -(W-1), channels from c on.
   const A* input(int64_t b, int64_t t, int64_t c) const {
@@ -29,22 +75,31 @@ struct Conv {
 
   // out = bias + sum_j w_j x_{t-(W-1)+j} for `count` channels from c on.
   void pre_activation(A* out, int64_t b, int64_t t, int64_t c, int64_t count) const {
-    for (int64_t i = 0; i < count; ++i) out[i] = bias[c + i];
-    for (int64_t j = 0; j < W; ++j) {
-      const A* row = input(b, t - (W - 1) + j, c);
-      const A* tap = w_WC + j * C + c;
-#pragma omp simd
-      for (int64_t i = 0; i < count; ++i) out[i] += tap[i] * row[i];
-    }
+    ProductSum<A> sum(out, bias + c, zeros, count);
+    for (int64_t j = 0; j < W; ++j) sum.add(w_WC + j * C + c, input(b, t - (W - 1) + j, c));
   }
 };
 
 template <class A>
+A* filled(ScratchFrame& frame, int64_t count, A value) {
+  A* out = frame.take<A>(count);
+  std::fill_n(out, count, value);
+  return out;
+}
+
+template <class A>
 Conv<A> make_conv(ScratchFrame& frame, const ConstTensor& x_BTC, const ConstTensor& halo_BWC, const ConstTensor& w_CW,
                   const ConstTensor& b_C) {
-  Conv<A> conv{x_BTC.size(0), x_BTC.size(1),    x_BTC.size(2),
-               w_CW.size(1),  planes<A>(x_BTC), planes<A>(halo_BWC),
-               nullptr,       b_C.data<A>(),    frame.take_zeros<A>(kChannels)};
+  Conv<A> conv{.B = x_BTC.size(0),
+               .T = x_BTC.size(1),
+               .C = x_BTC.size(2),
+               .W = w_CW.size(1),
+               .x = planes<A>(x_BTC),
+               .halo = planes<A>(halo_BWC),
+               .w_WC = nullptr,
+               .bias = b_C.data<A>(),
+               .zeros = filled(frame, kChannels, A(0)),
+               .ones = filled(frame, kChannels, A(1))};
   A* w_WC = frame.take<A>(conv.W * conv.C);
   const auto w = rows<A>(w_CW);
   for (int64_t c = 0; c < conv.C; ++c) {
@@ -82,10 +137,11 @@ void pre_gradient(A* dpre, const A* dy, int64_t count) {
 }
 
 // The tokens [begin, end) of one sequence and `count` channels from c on: dx of these tokens (dhalo, where they are
-// the first), and their share of dw (taps-major, [W, count]) and db. dpre: (end - begin + W - 1) x count of scratch.
+// the first), and their share of dw and db (`lines`: one per tap, then the bias). dpre: (end - begin + W - 1) x count
+// of scratch.
 template <class A>
 void backward_block(const Conv<A>& conv, const ConvGradients<A>& d, int64_t b, int64_t begin, int64_t end, int64_t c,
-                    int64_t count, A* dpre, A* dw_lines, int64_t dw_stride) {
+                    int64_t count, A* dpre, A* lines, int64_t line_stride) {
   const int64_t W = conv.W;
   const int64_t last = std::min(end + W - 1, conv.T);  // dx of the last tokens needs dpre of the next W-1
   for (int64_t t = begin; t < last; ++t) {
@@ -93,25 +149,18 @@ void backward_block(const Conv<A>& conv, const ConvGradients<A>& d, int64_t b, i
     conv.pre_activation(row, b, t, c, count);
     pre_gradient(row, d.dy.at(b, t) + c, count);
   }
-  for (int64_t t = begin; t < end; ++t) {
-    const A* row = dpre + (t - begin) * count;
-    for (int64_t j = 0; j < W; ++j) {
-      const A* x = conv.input(b, t - (W - 1) + j, c);
-      A* dw = dw_lines + j * dw_stride;
-#pragma omp simd
-      for (int64_t i = 0; i < count; ++i) dw[i] += row[i] * x[i];
+  for (int64_t j = 0; j <= W; ++j) {
+    A* line = lines + j * line_stride;
+    ProductSum<A> sum(line, line, conv.zeros, count);
+    for (int64_t t = begin; t < end; ++t) {
+      sum.add(dpre + (t - begin) * count, j == W ? conv.ones : conv.input(b, t - (W - 1) + j, c));
     }
-    A* db = dw_lines + W * dw_stride;
-    for (int64_t i = 0; i < count; ++i) db[i] += row[i];
   }
   // Input row t feeds outputs t .. t + W - 1, by tap W - 1 first.
   const auto input_gradient = [&](A* out, int64_t t) {
-    for (int64_t i = 0; i < count; ++i) out[i] = 0;
+    ProductSum<A> sum(out, conv.zeros, conv.zeros, count);
     for (int64_t to = std::max<int64_t>(t, 0); to < std::min(t + W, conv.T); ++to) {
-      const A* tap = conv.w_WC + (W - 1 - (to - t)) * conv.C + c;
-      const A* row = dpre + (to - begin) * count;
-#pragma omp simd
-      for (int64_t i = 0; i < count; ++i) out[i] += tap[i] * row[i];
+      sum.add(conv.w_WC + (W - 1 - (to - t)) * conv.C + c, dpre + (to - begin) * count);
     }
   };
   for (int64_t t = begin; t < end; ++t) input_gradient(d.dx.at(b, t) + c, t);

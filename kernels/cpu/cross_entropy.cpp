@@ -11,7 +11,7 @@ namespace tmamba {
 
 namespace {
 
-constexpr int64_t kTokens = 1024;
+constexpr int64_t kTokens = 1024;  // of a block of the loss, summed in order
 
 template <class A>
 A row_max(const A* x, int64_t count) {
@@ -21,12 +21,19 @@ A row_max(const A* x, int64_t count) {
   return out;
 }
 
+// Summed in float64 over blocks: a vocabulary is long enough for a float32 sum to lose digits.
 template <class A>
 A row_sum_exp(const A* x, A max, int64_t count) {
-  A out = 0;
-#pragma omp simd reduction(+ : out)
-  for (int64_t i = 0; i < count; ++i) out += fast_exp(x[i] - max);
-  return out;
+  constexpr int64_t kBlock = 1024;
+  double total = 0;
+  for (int64_t begin = 0; begin < count; begin += kBlock) {
+    const int64_t end = std::min(begin + kBlock, count);
+    A sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = begin; i < end; ++i) sum += fast_exp(x[i] - max);
+    total += static_cast<double>(sum);
+  }
+  return static_cast<A>(total);
 }
 
 }  // namespace

@@ -96,6 +96,14 @@ To narrow(From x) {
   }
 }
 
+template <class T>
+double sum_of_squares(const T* x, int64_t count) {
+  double sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < count; ++i) sum += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+  return sum;
+}
+
 void check_same(const Tensor& y, const ConstTensor& x, const char* what) {
   bool same = y.dims() == x.dims() && y.device() == Device::cpu && x.device() == Device::cpu;
   for (int i = 0; same && i < y.dims(); ++i) same = y.size(i) == x.size(i);
@@ -127,9 +135,7 @@ void CpuOps::fill(Tensor x, double value) {
   dispatch_storage(x.dtype(), [&]<class T>() {
     T* data = x.data<T>();
     const T filler = narrow<T>(value);
-    Runs(x).for_each([&](int64_t offset, int64_t, int64_t length) {
-      for (int64_t i = 0; i < length; ++i) data[offset + i] = filler;
-    });
+    Runs(x).for_each([&](int64_t offset, int64_t, int64_t length) { std::fill_n(data + offset, length, filler); });
   });
 }
 
@@ -150,7 +156,8 @@ void CpuOps::scale(Tensor x, double factor) {
     using Wide = decltype(widen(T{}));
     const Wide by = static_cast<Wide>(factor);
     Runs(x).for_each([&](int64_t offset, int64_t, int64_t length) {
-      for (int64_t i = 0; i < length; ++i) data[offset + i] = narrow<T>(widen(data[offset + i]) * by);
+      T* piece = data + offset;
+      for (int64_t i = 0; i < length; ++i) piece[i] = narrow<T>(widen(piece[i]) * by);
     });
   });
 }
@@ -164,10 +171,7 @@ void CpuOps::sum_squares(Tensor out_1, std::span<const ConstTensor> tensors) {
     dispatch_float(x.dtype(), [&]<class T>() {
       const T* data = x.data<T>();
       parallel_blocks(x.numel(), kBlock, [&](int64_t begin, int64_t end) {
-        double sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t i = begin; i < end; ++i) sum += static_cast<double>(data[i]) * static_cast<double>(data[i]);
-        partial[static_cast<size_t>(begin / kBlock)] = sum;
+        partial[static_cast<size_t>(begin / kBlock)] = sum_of_squares(data + begin, end - begin);
       });
     });
     for (double sum : partial) total += sum;

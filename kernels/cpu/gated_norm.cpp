@@ -10,13 +10,14 @@ namespace tmamba {
 
 namespace {
 
-// out = g rstd w with g = y SiLU(z); returns rstd.
-template <class A>
+// out = g rstd w with g = y SiLU(z), or g = y without a gate; returns rstd.
+template <bool gated, class A>
 A forward_row(A* out, const A* y, const A* z, const A* w, int64_t D, double eps) {
   A squares = 0;
 #pragma omp simd reduction(+ : squares)
   for (int64_t i = 0; i < D; ++i) {
-    const A g = y[i] * (z[i] * sigmoid(z[i]));
+    A g = y[i];
+    if constexpr (gated) g *= z[i] * sigmoid(z[i]);
     out[i] = g;
     squares += g * g;
   }
@@ -27,15 +28,19 @@ A forward_row(A* out, const A* y, const A* z, const A* w, int64_t D, double eps)
 }
 
 // silu, silu_slope: D numbers of scratch each. dy may be dout.
-template <class A>
+template <bool gated, class A>
 void backward_row(A* dy, A* dz, A* dw, const A* dout, const A* y, const A* z, A rstd, const A* w, int64_t D, A* silu,
                   A* silu_slope) {
   A dot = 0;  // sum of w dout g
 #pragma omp simd reduction(+ : dot)
   for (int64_t i = 0; i < D; ++i) {
-    const A s = sigmoid(z[i]);
-    silu[i] = z[i] * s;
-    silu_slope[i] = s * (A(1) + z[i] * (A(1) - s));
+    if constexpr (gated) {
+      const A s = sigmoid(z[i]);
+      silu[i] = z[i] * s;
+      silu_slope[i] = s * (A(1) + z[i] * (A(1) - s));
+    } else {
+      silu[i] = A(1);
+    }
     dot += w[i] * dout[i] * (y[i] * silu[i]);
   }
   const A along = dot * rstd * rstd * rstd / static_cast<A>(D);
@@ -45,7 +50,7 @@ void backward_row(A* dy, A* dz, A* dw, const A* dout, const A* y, const A* z, A 
     dw[i] += dout[i] * g * rstd;
     const A dg = rstd * w[i] * dout[i] - g * along;
     dy[i] = dg * silu[i];
-    dz[i] = dg * y[i] * silu_slope[i];
+    if constexpr (gated) dz[i] = dg * y[i] * silu_slope[i];
   }
 }
 
@@ -59,7 +64,8 @@ void CpuOps::gated_norm_forward(Tensor out_BTHD, Tensor rstd_BTH, ConstTensor y_
   expect(out_BTHD, "gated_norm out_BTHD", dtype, {B, T, H, D});
   expect(rstd_BTH, "gated_norm rstd_BTH", accumulate_type(dtype), {B, T, H});
   expect(y_BTHD, "gated_norm y_BTHD", dtype, {B, T, H, D});
-  expect(z_BTHD, "gated_norm z_BTHD", dtype, {B, T, H, D});
+  const bool gated = !z_BTHD.empty();
+  if (gated) expect(z_BTHD, "gated_norm z_BTHD", dtype, {B, T, H, D});
   expect(w_HD, "gated_norm w_HD", dtype, {H, D});
   dispatch_float(dtype, [&]<class A>() {
     const auto out = cubes<A>(out_BTHD);
@@ -70,7 +76,9 @@ void CpuOps::gated_norm_forward(Tensor out_BTHD, Tensor rstd_BTH, ConstTensor y_
       for (int64_t n = begin; n < end; ++n) {
         const int64_t b = n / T, t = n % T;
         for (int64_t h = 0; h < H; ++h) {
-          rstd.at(b, t)[h] = forward_row(out.at(b, t, h), y.at(b, t, h), z.at(b, t, h), w[h], D, eps);
+          A* out_row = out.at(b, t, h);
+          rstd.at(b, t)[h] = gated ? forward_row<true, A>(out_row, y.at(b, t, h), z.at(b, t, h), w[h], D, eps)
+                                   : forward_row<false, A>(out_row, y.at(b, t, h), nullptr, w[h], D, eps);
         }
       }
     });
@@ -83,11 +91,12 @@ void CpuOps::gated_norm_backward(Tensor dy_BTHD, Tensor dz_BTHD, Tensor dw_HD, C
   const DType dtype = y_BTHD.dtype();
   if (B * T * H * D == 0) return;
   expect(dy_BTHD, "gated_norm dy_BTHD", dtype, {B, T, H, D});
-  expect(dz_BTHD, "gated_norm dz_BTHD", dtype, {B, T, H, D});
   expect(dw_HD, "gated_norm dw_HD", accumulate_type(dtype), {H, D});
   expect(dout_BTHD, "gated_norm dout_BTHD", dtype, {B, T, H, D});
   expect(y_BTHD, "gated_norm y_BTHD", dtype, {B, T, H, D});
-  expect(z_BTHD, "gated_norm z_BTHD", dtype, {B, T, H, D});
+  const bool gated = !z_BTHD.empty();
+  if (gated) expect(z_BTHD, "gated_norm z_BTHD", dtype, {B, T, H, D});
+  if (gated) expect(dz_BTHD, "gated_norm dz_BTHD", dtype, {B, T, H, D});
   expect(rstd_BTH, "gated_norm rstd_BTH", accumulate_type(dtype), {B, T, H});
   expect(w_HD, "gated_norm w_HD", dtype, {H, D});
   dispatch_float(dtype, [&]<class A>() {
@@ -105,8 +114,14 @@ void CpuOps::gated_norm_backward(Tensor dy_BTHD, Tensor dz_BTHD, Tensor dw_HD, C
       for (int64_t n = groups.begin(g); n < groups.end(g); ++n) {
         const int64_t b = n / T, t = n % T;
         for (int64_t h = 0; h < H; ++h) {
-          backward_row(dy.at(b, t, h), dz.at(b, t, h), partial + (g * H + h) * D, dout.at(b, t, h), y.at(b, t, h),
-                       z.at(b, t, h), rstd.at(b, t)[h], w[h], D, silu, silu_slope);
+          A* dw_row = partial + (g * H + h) * D;
+          if (gated) {
+            backward_row<true, A>(dy.at(b, t, h), dz.at(b, t, h), dw_row, dout.at(b, t, h), y.at(b, t, h),
+                                  z.at(b, t, h), rstd.at(b, t)[h], w[h], D, silu, silu_slope);
+          } else {
+            backward_row<false, A>(dy.at(b, t, h), nullptr, dw_row, dout.at(b, t, h), y.at(b, t, h), nullptr,
+                                   rstd.at(b, t)[h], w[h], D, silu, silu_slope);
+          }
         }
       }
     });

@@ -1,7 +1,7 @@
 // y = x w^T and its gradients: tiles of a fixed size, each one BLAS product on one thread.
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/gemm.h"
-#include "kernels/cpu/partial_sums.h"
+#include "kernels/cpu/parallel.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/views.h"
 
@@ -21,34 +21,50 @@ void parallel_tiles(int64_t rows, int64_t cols, int64_t tile_rows, int64_t tile_
 
 constexpr int64_t kTileRows = 256, kTileCols = 1024;
 constexpr int64_t kWeightTile = 256;
-// Weights of fewer elements than a tile sum over blocks of this many rows of the batch in parallel.
-constexpr int64_t kBatchBlock = 1024;
+// A weight of few tiles is summed over parts of the batch side by side: enough for about this many tasks, but of at
+// least kBatchPart rows.
+constexpr int64_t kTasks = 16, kBatchPart = 512;
+
+// dw += dy^T x over the rows [n, n + count).
+template <class A>
+struct WeightTile {
+  Rows<const A> dy, x;
+  void run(A* dw, int64_t dw_stride, double keep, int64_t n, int64_t n_count, int64_t o, int64_t o_count, int64_t i,
+           int64_t i_count) const {
+    gemm(o_count, i_count, n_count, 1.0, transposed(dy[n] + o, dy.stride), {x[n] + i, x.stride}, keep, dw, dw_stride);
+  }
+};
 
 template <class A>
 void weight_gradient(Rows<A> dw, Rows<const A> dy, Rows<const A> x, int64_t N, int64_t O, int64_t I) {
-  parallel_tiles(O, I, kWeightTile, kWeightTile, [&](int64_t o, int64_t o_count, int64_t i, int64_t i_count) {
-    gemm(o_count, i_count, N, 1.0, transposed(dy.data + o, dy.stride), {x.data + i, x.stride}, 1.0, dw[o] + i,
-         dw.stride);
-  });
-}
-
-// The same for a weight too small to be split: partial sums over blocks of rows, added in order.
-template <class A>
-void small_weight_gradient(Rows<A> dw, Rows<const A> dy, Rows<const A> x, int64_t N, int64_t O, int64_t I) {
-  const int64_t blocks = ceil_div(N, kBatchBlock);
-  ScratchFrame frame;
-  A* partial = frame.take<A>(blocks * O * I);
-  parallel_tasks(blocks, [&](int64_t block) {
-    const int64_t n = block * kBatchBlock;
-    gemm(O, I, std::min(kBatchBlock, N - n), 1.0, transposed(dy[n], dy.stride), {x[n], x.stride}, 0.0,
-         partial + block * O * I, I);
-  });
-  for (int64_t block = 0; block < blocks; ++block) {
-    for (int64_t o = 0; o < O; ++o) {
-      const A* from = partial + (block * O + o) * I;
-      for (int64_t i = 0; i < I; ++i) dw[o][i] += from[i];
-    }
+  const WeightTile<A> tile{dy, x};
+  const int64_t tiles = ceil_div(O, kWeightTile) * ceil_div(I, kWeightTile);
+  const int64_t parts = std::clamp<int64_t>(N / kBatchPart, 1, ceil_div(kTasks, tiles));
+  if (parts == 1) {
+    parallel_tiles(O, I, kWeightTile, kWeightTile, [&](int64_t o, int64_t o_count, int64_t i, int64_t i_count) {
+      tile.run(dw[o] + i, dw.stride, 1.0, 0, N, o, o_count, i, i_count);
+    });
+    return;
   }
+  ScratchFrame frame;
+  A* sums = frame.take<A>(parts * O * I);
+  const int64_t rows = ceil_div(N, parts);
+  parallel_tiles(parts * O, I, O, kWeightTile, [&](int64_t row, int64_t, int64_t i, int64_t i_count) {
+    const int64_t n = row / O * rows, n_count = std::clamp<int64_t>(N - n, 0, rows);
+    for (int64_t o = 0; o < O; o += kWeightTile) {
+      const int64_t o_count = std::min(kWeightTile, O - o);
+      tile.run(sums + (row + o) * I + i, I, 0.0, n, n_count, o, o_count, i, i_count);
+    }
+  });
+  parallel_blocks(O, rows_per_block(I), [&](int64_t begin, int64_t end) {
+    for (int64_t o = begin; o < end; ++o) {
+      A* to = dw[o];
+      for (int64_t part = 0; part < parts; ++part) {
+        const A* from = sums + (part * O + o) * I;
+        for (int64_t i = 0; i < I; ++i) to[i] += from[i];
+      }
+    }
+  });
 }
 
 }  // namespace
@@ -91,13 +107,7 @@ void CpuOps::linear_backward_weight(Tensor dw_OI, ConstTensor dy_NO, ConstTensor
   expect(dy_NO, "linear dy_NO", dtype, {N, O});
   expect(x_NI, "linear x_NI", dtype, {N, I});
   if (N == 0) return;
-  dispatch_float(dtype, [&]<class A>() {
-    if (O * I < kWeightTile * kWeightTile && N > kBatchBlock) {
-      small_weight_gradient(rows<A>(dw_OI), rows<A>(dy_NO), rows<A>(x_NI), N, O, I);
-    } else {
-      weight_gradient(rows<A>(dw_OI), rows<A>(dy_NO), rows<A>(x_NI), N, O, I);
-    }
-  });
+  dispatch_float(dtype, [&]<class A>() { weight_gradient(rows<A>(dw_OI), rows<A>(dy_NO), rows<A>(x_NI), N, O, I); });
 }
 
 }  // namespace tmamba

@@ -9,24 +9,31 @@
 #include <exception>
 
 #include "kernels/base/check.h"
+#include "kernels/cpu/denormals.h"
 
 namespace tmamba {
 
-// Calls f(0) .. f(tasks - 1), each once, on any threads; the first exception is thrown again here.
+// Calls f(0) .. f(tasks - 1), each once, on any threads, with denormals flushed; the first exception is thrown again
+// here.
 template <class F>
 void parallel_tasks(int64_t tasks, const F& f) {
   if (tasks <= 1 || omp_get_max_threads() == 1) {
+    const FlushDenormals flush;
     for (int64_t i = 0; i < tasks; ++i) f(i);
     return;
   }
   std::exception_ptr failure;
-#pragma omp parallel for schedule(dynamic, 1)
-  for (int64_t i = 0; i < tasks; ++i) {
-    try {
-      f(i);
-    } catch (...) {
+#pragma omp parallel
+  {
+    const FlushDenormals flush;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t i = 0; i < tasks; ++i) {
+      try {
+        f(i);
+      } catch (...) {
 #pragma omp critical(tmamba_parallel_tasks)
-      if (!failure) failure = std::current_exception();
+        if (!failure) failure = std::current_exception();
+      }
     }
   }
   if (failure) std::rethrow_exception(failure);

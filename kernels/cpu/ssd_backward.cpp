@@ -109,7 +109,7 @@ void within_chunk(const ChunkTask<A>& c) {
       dscores[s] = dscore * decay;
       exchange[s] = score * dscore;
     });
-    for (int64_t s = round_up(t + 1, 16); s < L; ++s) scores[s] = 0, dscores[s] = 0;
+    for (int64_t s = round_up(t + 1, kLanes); s < L; ++s) scores[s] = 0, dscores[s] = 0;
   }
   A* dq = c.out.dq.at(c.b, c.first, c.h);
   gemm(L, K, L, 1.0, {w.dscores, stride}, {c.k(), c.scan.k.t}, 1.0, dq, c.out.dq.t);

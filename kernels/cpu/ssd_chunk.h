@@ -61,7 +61,7 @@ class ChunkDecays {
       low_[t] = static_cast<A>(sum - static_cast<double>(high_[t]));
     }
     log_total_ = sum;
-    for (int64_t t = 0; t < count; ++t) from_start_[t] = fast_exp(high_[t]);
+    for (int64_t t = 0; t < count; ++t) from_start_[t] = fast_exp(high_[t]) * (A(1) + low_[t]);
     const A high = high_[count - 1], low = low_[count - 1];
     for (int64_t t = 0; t < count; ++t) to_end_[t] = fast_exp((high - high_[t]) + (low - low_[t]));
   }
@@ -91,7 +91,6 @@ class ChunkDecays {
   }
 
  private:
-  static constexpr int64_t kLanes = 16;
   int64_t stride_, count_ = 0;
   double log_total_ = 0;
   A* high_;  // c_t is high + low: one number of type A would lose digits of small differences of large sums

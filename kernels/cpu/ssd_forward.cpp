@@ -35,7 +35,7 @@ void chunk_outputs(const Scan<A>& scan, const Cubes<A>& y, const A* state, Works
     const A* dt = work.dt;
     work.decays.row(t, [=](int64_t s, bool visible, A decay) { row[s] = visible ? row[s] * decay * dt[s] : A(0); });
     row[t] += skip;  // D v_t is one more weight on v_t
-    for (int64_t s = round_up(t + 1, 16); s < L; ++s) row[s] = 0;
+    for (int64_t s = round_up(t + 1, kLanes); s < L; ++s) row[s] = 0;
   }
   A* out = y.at(b, first, h);
   gemm(L, scan.D, L, 1.0, {work.scores, stride}, {scan.v.at(b, first, h), scan.v.t}, 0.0, out, y.t);

@@ -9,6 +9,10 @@
 
 namespace tmamba {
 
+// Rows of scores are padded to this many elements, so that a masked row ends on a whole vector and not in a scalar
+// rest, which would cost as much as the row.
+inline constexpr int64_t kLanes = 16;
+
 // e^x within 2 units in the last place. Below -87.3 (where e^x is no normal number) it is 0, above 88.3 infinity.
 // e^x = 2^n e^r with n = round(x / ln 2), |r| <= ln 2 / 2; e^r by a minimax polynomial of degree 7.
 inline float fast_exp(float x) {

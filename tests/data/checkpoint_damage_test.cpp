@@ -42,7 +42,7 @@ class DamageTest : public testing::Test {
     return nullptr;
   }
 
-  TempFolder folder;
+  TempFolder folder{TempFolder::memory()};
   std::vector<Logical> tensors;
   std::vector<ManifestTensor> stored;
   fs::path path, file;
@@ -138,6 +138,19 @@ TEST_F(DamageTest, FilesThatAreNotWhatTheManifestSaysAreRefused) {
   fs::remove(file);
   put_text(file, good);
   EXPECT_EQ(open(), "");
+}
+
+TEST_F(DamageTest, FilesMayBeLookedAtWhenTheyAreRead) {
+  const std::string good = file_text(file);
+  fs::remove(file);
+  const CheckpointReader reader(path, FileCheck::when_read);
+  EXPECT_EQ(reader.state(), (nlohmann::json{{"note", "state"}}));
+  EXPECT_THAT(thrown<DamagedCheckpoint>([&] { read_whole(reader, tensors[0]); }), HasSubstr("No such file"));
+  put_text(file, good + "x");
+  EXPECT_THAT(thrown<DamagedCheckpoint>([&] { read_whole(reader, tensors[0]); }), HasSubstr("the manifest says"));
+  EXPECT_THAT(reader.verify().at(0), HasSubstr("the manifest says"));
+  put_text(file, good);
+  EXPECT_EQ(read_whole(reader, tensors[0]), tensors[0].bytes);
 }
 
 TEST_F(DamageTest, AFileThatGoesAfterOpeningIsDamage) {

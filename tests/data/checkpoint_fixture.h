@@ -3,7 +3,9 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -21,8 +23,8 @@ namespace tmamba {
 // A fresh folder, removed with all in it at the end.
 class TempFolder {
  public:
-  TempFolder() {
-    std::string name = (std::filesystem::temp_directory_path() / "tmamba-checkpoint-XXXXXX").string();
+  explicit TempFolder(const std::filesystem::path& parent = std::filesystem::temp_directory_path()) {
+    std::string name = (parent / "tmamba-checkpoint-XXXXXX").string();
     if (mkdtemp(name.data()) == nullptr) throw Error("cannot make a temporary folder");
     path_ = name;
   }
@@ -32,6 +34,10 @@ class TempFolder {
   }
   TempFolder(const TempFolder&) = delete;
   TempFolder& operator=(const TempFolder&) = delete;
+  // One in memory where there is such a place, for tests that look at calls and would else wait for the disk.
+  static std::filesystem::path memory() {
+    return std::filesystem::is_directory("/dev/shm") ? "/dev/shm" : std::filesystem::temp_directory_path();
+  }
   const std::filesystem::path& path() const { return path_; }
   std::filesystem::path operator/(const std::string& name) const { return path_ / name; }
 
@@ -50,8 +56,9 @@ struct Logical {
       : name(std::move(tensor)), dtype(type), shape(std::move(sizes)) {
     bytes.resize(static_cast<size_t>(checked_bytes(shape, dtype)));
     const Philox random(seed, stream_id(name));
-    for (size_t i = 0; i < bytes.size(); ++i) {
-      bytes[i] = static_cast<uint8_t>(random.words(i / 16)[i / 4 % 4] >> (8 * (i % 4)));
+    for (size_t begin = 0; begin < bytes.size(); begin += 16) {
+      const auto words = random.words(begin / 16);
+      std::memcpy(bytes.data() + begin, words.data(), std::min<size_t>(16, bytes.size() - begin));
     }
   }
 

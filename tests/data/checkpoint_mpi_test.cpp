@@ -1,12 +1,12 @@
 // Checkpoints written and found by several ranks together.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sys/resource.h>
 
-#include <csignal>
+#include <optional>
 
 #include "data/checkpoint_crew.h"
 #include "tests/data/checkpoint_fixture.h"
+#include "tests/data/temp_folder.h"
 #include "tests/dist/mpi_main.h"
 
 namespace tmamba {
@@ -75,15 +75,10 @@ TEST_F(CheckpointMpiTest, OneRankThatCannotWriteStopsAllAlike) {
   save(1, slices);
   const int last = comm.size() - 1;
   for (rlim_t limit : {10, 3000, 100000}) {
-    rlimit old_limit{};
-    getrlimit(RLIMIT_FSIZE, &old_limit);
-    signal(SIGXFSZ, SIG_IGN);
-    if (comm.rank() == last) {
-      const rlimit small{limit, old_limit.rlim_max};
-      ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &small), 0);
-    }
+    std::optional<testing_files::FileSizeLimit> limited;
+    if (comm.rank() == last) limited.emplace(limit);
     const std::string message = thrown([&] { save(2, slices); });
-    ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &old_limit), 0);
+    limited.reset();
     EXPECT_THAT(message, AllOf(testing::StartsWith(rank_prefix(last)), HasSubstr(folder.string()),
                                HasSubstr(str("rank-0000", last, ".h5")), HasSubstr("File too large")));
     expect_same(message);

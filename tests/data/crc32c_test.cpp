@@ -59,9 +59,8 @@ TEST(Crc32c, PiecesJoin) {
   const uint32_t whole = crc32c(0, bytes.data(), bytes.size());
   for (int trial = 0; trial < 100; ++trial) {
     const size_t cut = random() % (bytes.size() + 1);
-    const uint32_t a = crc32c(0, bytes.data(), cut), b = crc32c(0, bytes.data() + cut, bytes.size() - cut);
+    const uint32_t a = crc32c(0, bytes.data(), cut);
     EXPECT_EQ(crc32c(a, bytes.data() + cut, bytes.size() - cut), whole);
-    EXPECT_EQ(crc32c_combine(a, b, bytes.size() - cut), whole) << cut;
   }
 }
 

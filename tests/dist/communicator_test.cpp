@@ -412,7 +412,10 @@ TEST_F(Communicators, TrafficToTheByte) {
   Vector a(total(in_counts), DType::u16), b(total(out_counts), DType::u16);
   comm->all_to_all(b.x, out_counts, a.x, in_counts).wait();
   const int next = (rank_ + 1) % size_, previous = (rank_ + size_ - 1) % size_;
-  const Message group[] = {{.peer = next, .recv = {}, .send = v.x}, {.peer = previous, .recv = piece.x, .send = {}}};
+  Vector to_self(5, DType::f64), from_self(5, DType::f64);  // not counted
+  const Message group[] = {{.peer = next, .recv = {}, .send = v.x},
+                           {.peer = previous, .recv = piece.x, .send = {}},
+                           {.peer = rank_, .recv = from_self.x, .send = to_self.x}};
   comm->send_recv(group).wait();
   comm->barrier();
   comm->barrier();

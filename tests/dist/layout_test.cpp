@@ -223,22 +223,28 @@ TEST(Layout, PartsAndKeysOfALayerMatchTokenCounts) {
   });
 }
 
+// An SSM token reads the states of all segments before its own. So does the decay gradient of any token that a later SSM
+// token's state depends on.
 TEST(Layout, StateFlowsFromEveryTokenToEveryLaterSsmToken) {
   for_random_layouts([](const SequenceLayout& layout) {
     const auto segments = layout.segments();
     for (int l = 0; l < layout.layers(); ++l) {
       const LayerLayout layer = layout.layer(l);
       const int64_t p = layout.transpoint(l);
-      std::set<int> feeding, reading;
+      std::set<int> feeding, reading, adjoint;
       for (const Segment& from : segments) {
         for (const Segment& to : segments) {
           if (from.index >= to.index) continue;
           for (int64_t t = to.begin; t < to.end; ++t) {
-            if (t >= p) feeding.insert(from.index), reading.insert(to.index);
+            if (t >= p) feeding.insert(from.index), adjoint.insert(to.index);
           }
         }
       }
       for (const Segment& s : segments) {
+        if (s.index > 0 && (feeding.contains(s.index) || adjoint.contains(s.index))) reading.insert(s.index);
+      }
+      for (const Segment& s : segments) {
+        ASSERT_EQ(layer.delivers_adjoint(s), adjoint.count(s.index) == 1) << "segment " << s.index;
         ASSERT_EQ(layer.feeds_state(s), feeding.count(s.index) == 1) << "segment " << s.index;
         ASSERT_EQ(layer.needs_inflow(s), reading.count(s.index) == 1) << "segment " << s.index;
       }
@@ -325,22 +331,6 @@ TEST(Layout, RefusalNamesTheNumberToChange) {
   EXPECT_NE(refusal({.tokens = 64, .chunk = 0}).find("model.chunk = 0"), std::string::npos);
   EXPECT_NE(refusal({.tokens = 0}).find("data.seq_len"), std::string::npos);
   EXPECT_EQ(refusal({.tokens = 1, .transpoints = {0, 1}}), "accepted");  // one rank, one segment: no halo to hand over
-}
-
-TEST(Layout, EvenSliceCoversInOrder) {
-  for (int64_t n : {0, 1, 7, 64, 9216}) {
-    for (int64_t parts : {1, 2, 5, 12}) {
-      int64_t at = 0, shortest = n, longest = 0;
-      for (int64_t i = 0; i < parts; ++i) {
-        const TokenRange piece = even_slice(n, parts, i);
-        EXPECT_EQ(piece.begin, at);
-        at = piece.end;
-        shortest = std::min(shortest, piece.size()), longest = std::max(longest, piece.size());
-      }
-      EXPECT_EQ(at, n);
-      EXPECT_LE(longest - shortest, 1);
-    }
-  }
 }
 
 }  // namespace

@@ -107,11 +107,11 @@ TEST(Attention, LaterKeysOfTheSameTileDoNotLeak) {
 }
 
 TEST(Attention, QueriesCutAtTilesGiveTheSameBits) {
-  const AttentionCase whole(2, 3 * kAttentionTile + 17, 3 * kAttentionTile + 17, 2, 24, 0);
+  const AttentionCase whole(2, 3 * kQueryTile + 17, 3 * kQueryTile + 17, 2, 24, 0);
   for (DType dtype : {DType::f32, DType::f64}) {
     const Arrays all = run(whole, dtype);
     for (const auto& [begin, end] : std::vector<std::pair<int64_t, int64_t>>{
-             {0, kAttentionTile}, {kAttentionTile, 3 * kAttentionTile}, {2 * kAttentionTile, whole.T}}) {
+             {0, kQueryTile}, {kQueryTile, 3 * kQueryTile}, {2 * kQueryTile, whole.T}}) {
       const Arrays part = run(whole.queries(begin, end - begin), dtype);
       for (const char* output : {"o", "lse", "dq"}) {
         expect_same_bits({{output, part.at(output)}}, {{output, all.at(output).slice(1, begin, end - begin)}},

@@ -1,0 +1,38 @@
+// Plans, layouts and predictions as text for people: ASCII, at most 100 columns, every line ended.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "dist/cost.h"
+#include "dist/layout.h"
+
+namespace tmamba {
+
+// Segments across, layers down: A attention, S SSM, x both (the TransPoint falls inside). Layers with one TransPoint
+// share a line. With more segments than columns, a column stands for several.
+std::string layout_picture(const SequenceLayout& layout);
+
+// Each rank's tokens and its load in the layers of each TransPoint, in percent of the mean over ranks.
+std::string load_table(const PlanDims& dims, const MachineModel& machine);
+
+// What each rank receives in every exchange, per TransPoint and transport: the most and the mean over ranks. Then the
+// sum over all layers. `transports`: one for all layers, or one for each.
+std::string exchange_table(const PlanDims& dims, const std::vector<Transport>& transports);
+
+// The paper's cost of sequence mixing beside the exact forward counts of each TransPoint.
+std::string flops_table(const PlanDims& dims);
+
+std::string step_table(const Prediction& prediction, const PlanDims& dims, const MachineModel& machine);
+std::string memory_table(const MemoryUse& memory, const MachineModel& machine);
+
+// The first `count` of a ranking: of each tp x sp x dp x fold the best transport.
+std::string ranking_table(const std::vector<LayoutChoice>& choices, size_t count);
+
+// What a plan holds, its hash, and what check_plan() says of it.
+std::string check_text(const Plan& plan);
+
+// All tables for one run.
+std::string plan_report(const PlanDims& dims, const std::vector<Transport>& transports, const MachineModel& machine);
+
+}  // namespace tmamba

@@ -1,0 +1,39 @@
+# Debian packages that the project is built and run with; read by launch/quickstart.sh and tests/run.sh.
+#
+#   MPI, HDF5, Boost.Program_options, TOML++ and GoogleTest   fixed parts of the project
+#   OpenBLAS        matrix products on the CPU
+#   SentencePiece   the tokenizer that is not bytes
+#   nlohmann-json   manifests, metrics, --json
+#   OpenSSL         SHA-256 of files and corpora
+#   zlib            reading *.gz text
+build_packages=(
+  g++ cmake ninja-build pkg-config
+  libopenmpi-dev openmpi-bin libhdf5-dev libboost-program-options-dev libtomlplusplus-dev libgtest-dev libgmock-dev
+  libopenblas-dev libsentencepiece-dev nlohmann-json3-dev libssl-dev zlib1g-dev
+)
+
+# install_packages NAME...: installs those that are missing, as root or through sudo.
+install_packages() {
+  local missing=() name
+  for name in "$@"; do
+    dpkg-query -W -f='${Status}' "$name" 2>/dev/null | grep -q 'ok installed' || missing+=("$name")
+  done
+  [ ${#missing[@]} -eq 0 ] && return
+  echo "installing Debian packages: ${missing[*]}"
+  local as_root=()
+  if [ "$(id -u)" -ne 0 ]; then
+    command -v sudo >/dev/null || { echo "error: not root and no sudo; install these packages first: ${missing[*]}" >&2; exit 1; }
+    as_root=(sudo)
+  fi
+  local log; log=$(mktemp)
+  if ! { "${as_root[@]}" apt-get update && "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}"; } >"$log" 2>&1; then
+    tail -20 "$log" >&2
+    echo "error: apt-get failed; the whole log is $log" >&2
+    exit 1
+  fi
+  rm -f "$log"
+}
+
+# MPI settings for a machine of a few cores: root may start ranks, and there may be more ranks than cores.
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_btl_vader_single_copy_mechanism=none

@@ -1,0 +1,93 @@
+// Mistakes get a message that says what, where and what to do, exit code 2, and leave everything as it was.
+#include <gtest/gtest.h>
+
+#include <fstream>
+
+#include "tests/launch/program.h"
+
+namespace tmamba {
+namespace {
+
+namespace fs = std::filesystem;
+
+class BadInput : public testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    enter_test_folder("bad-input");
+    prepare_bytes();
+    write_config("run.toml", "steps = 2\nglobal_batch = 2");
+    ASSERT_EQ(transmamba("train run.toml --set run.dir=good").code, 0);
+  }
+  static void TearDownTestSuite() {
+    const fs::path folder = fs::current_path();
+    fs::current_path("/");
+    fs::remove_all(folder);
+  }
+
+  static void refused(const std::string& arguments, const std::vector<std::string>& parts, int code = 2, int ranks = 0) {
+    const Outcome outcome = transmamba(arguments, ranks);
+    EXPECT_EQ(outcome.code, code) << arguments << "\n" << outcome.output;
+    for (const std::string& part : parts) EXPECT_NE(outcome.output.find(part), std::string::npos) << arguments << " does not say: " << part << "\n" << outcome.output;
+    EXPECT_FALSE(fs::exists("run")) << arguments << " left a run folder behind";
+    fs::remove_all("run");
+  }
+};
+
+TEST_F(BadInput, Configuration) {
+  refused("train run.toml --set train.lrr=1", {"unknown key train.lrr", "train.lr"});
+  refused("train run.toml --set modle.dim=1", {"unknown key modle.dim", "model.dim"});
+  refused("train run.toml --set train.lr=fast", {"train.lr", "must be a number"});
+  refused("train run.toml --set train.global_batch=-1", {"train.global_batch", "out of range"});
+  refused("train run.toml --set model.heads=3", {"model.dim = 32", "not divisible", "model.heads = 3"});
+  refused("train run.toml --set model.schedule=[0,65]", {"TransPoint 65", "sequence length 64"});
+  refused("train run.toml --set 'model.schedule=[\"3/2\"]'", {"3/2", "fraction"});
+  refused("train run.toml --set model.converter=mlp2", {"model.converter", "exact", "zero"});
+  refused("train run.toml --set model.vocab=100", {"model.vocab = 100", "257"});
+  refused("train run.toml --set train.global_batch=3", {"train.global_batch = 3", "2 data-parallel ranks"}, 2, 2);
+  refused("train run.toml --set parallel.tp=3", {"parallel.tp"}, 2, 2);
+  refused("train run.toml --set run.device=cuda", {"CUDA"});
+  refused("train missing.toml", {"missing.toml", "cannot read"});
+  std::ofstream("broken.toml") << "[model]\ndim = 32\nheads = = 2\n";
+  refused("train broken.toml", {"broken.toml:3"});
+  std::ofstream("typo.toml") << "[model]\ndim = 32\nlayerz = 2\n";
+  refused("train typo.toml", {"typo.toml:3", "layerz", "model.layers"});
+}
+
+TEST_F(BadInput, CommandLine) {
+  refused("trian run.toml", {"no verb", "train"});
+  refused("train", {"config is missing"});
+  refused("train run.toml --sett a=b", {"sett"});
+  refused("checkpoint frobnicate good", {"frobnicate", "ls, inspect, verify"});
+  refused("explain train.lrr", {"train.lr"});
+}
+
+TEST_F(BadInput, Data) {
+  refused("train run.toml --set data.train=none.h5", {"none.h5"});
+  std::ofstream("empty.h5") << "";
+  refused("train run.toml --set data.train=empty.h5", {"empty.h5", "empty"});
+  std::ofstream("text.h5") << "this is no HDF5 file, it is a sentence that is long enough to be one";
+  refused("train run.toml --set data.train=text.h5", {"text.h5", "HDF5"});
+  fs::copy_file("data/train.h5", "cut.h5");
+  fs::resize_file("cut.h5", fs::file_size("cut.h5") / 2);
+  refused("train run.toml --set data.train=cut.h5", {"cut.h5"});
+  refused("train run.toml --set data.seq_len=1000000 --set model.schedule=[0]", {"train.h5", "1000000"});
+  ASSERT_EQ(shell("head -c 60000 text.txt > small.txt").code, 0);
+  ASSERT_EQ(transmamba("tokenizer train small.txt --vocab 320 --output tok.model").code, 0);
+  ASSERT_EQ(transmamba("prepare text.txt --output other --tokenizer tok.model --held-out 0.1").code, 0);
+  refused("train run.toml --set data.valid=other/valid.h5", {"another tokenizer"});
+  refused("train run.toml --set run.dir=good --set data.train=other/train.h5 --set data.valid=other/valid.h5 --set model.vocab=320", {"another tokenizer"});
+  refused("eval good --data other/valid.h5", {"another tokenizer"});
+  refused("prepare nothing.txt --output x", {"nothing.txt"});
+}
+
+TEST_F(BadInput, Checkpoints) {
+  refused("train run.toml --set run.dir=good --set model.dim=64 --set train.steps=3", {"another model", "32", "64"});
+  refused("train run.toml --set run.dir=good --set model.layers=5 --set train.steps=3", {"another model", "layers.4"});
+  refused("checkpoint verify good/checkpoints/step-00000009", {"step-00000009"});
+  refused("generate nowhere", {"nowhere"});
+  // The run is as it was.
+  EXPECT_EQ(transmamba("checkpoint verify good/checkpoints/step-00000002").code, 0);
+}
+
+}  // namespace
+}  // namespace tmamba

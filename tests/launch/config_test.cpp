@@ -1,0 +1,74 @@
+#include "launch/config.h"
+
+#include <gtest/gtest.h>
+
+namespace tmamba {
+namespace {
+
+TEST(Config, WhatIsPrintedReadsBackTheSame) {
+  const RunConfig config = parse_config("[model]\ndim = 48\nheads = 4\nlayers = 2\nffn = 64\nschedule = [0, \"1/3\", 7]\n[train]\nlr = 1e-3\nbetas = [0.8, 0.9]\nsample_prompt = \"a \\\"b\\\"\\n\"\n",
+                                        "x.toml", {"train.min_lr=3e-5", "run.dir=runs/a b"});
+  const std::string text = to_toml(config);
+  const RunConfig again = parse_config(text, "again", {});
+  EXPECT_EQ(again.model.dim, 48);
+  EXPECT_EQ(again.model.schedule, config.model.schedule);
+  EXPECT_EQ(again.train.lr, 1e-3);
+  EXPECT_EQ(again.train.min_lr, 3e-5);
+  EXPECT_EQ(again.train.betas, config.train.betas);
+  EXPECT_EQ(again.train.sample_prompt, "a \"b\"\n");
+  EXPECT_EQ(again.run.dir, "runs/a b");
+  EXPECT_NE(text.find("dim = 48  # x.toml:2"), std::string::npos) << text;
+  EXPECT_NE(text.find("min_lr = 3e-05  # --set"), std::string::npos) << text;
+  EXPECT_NE(text.find("conv = 4  # default"), std::string::npos) << text;
+}
+
+// Every key with one letter dropped, doubled or exchanged is refused, and the key meant is the one named.
+TEST(Config, MistypedKeysNameTheNearest) {
+  int tried = 0, named = 0;
+  std::string section;
+  for (const char* key : {"model.dim", "model.heads", "model.layers", "model.schedule", "model.converter", "data.train", "data.seq_len", "data.tokenizer",
+                          "train.steps", "train.global_batch", "train.micro_batch", "train.warmup", "train.weight_decay", "train.eval_every",
+                          "train.sample_prompt", "parallel.sp_transport", "checkpoint.every", "checkpoint.keep_every", "run.device", "run.log_every"}) {
+    const std::string name = key;
+    const size_t leaf = name.find('.') + 1;
+    for (size_t i = leaf; i < name.size(); ++i) {
+      std::vector<std::string> mistakes = {name.substr(0, i) + name[i] + name.substr(i), name.substr(0, i) + name.substr(i + 1)};
+      if (i + 1 < name.size()) mistakes.push_back(name.substr(0, i) + name[i + 1] + name[i] + name.substr(i + 2));
+      for (const std::string& mistake : mistakes) {
+        if (mistake == name || mistake.ends_with('.')) continue;
+        try {
+          parse_config("", "x.toml", {mistake + "=1"});
+          ADD_FAILURE() << mistake << " was accepted";
+        } catch (const UserError& error) {
+          ++tried;
+          named += std::string(error.what()).find("did you mean " + name + "?") != std::string::npos;
+        }
+      }
+    }
+  }
+  EXPECT_GT(tried, 400);
+  EXPECT_GE(named, tried * 95 / 100) << named << " of " << tried;
+}
+
+TEST(Config, MistakesNameFileLineAndKey) {
+  auto message = [](const std::string& text) -> std::string {
+    try {
+      validate(parse_config(text, "x.toml", {}));
+    } catch (const UserError& error) {
+      return error.what();
+    }
+    return "accepted";
+  };
+  auto says = [&](const std::string& text, const std::string& part) { EXPECT_NE(message(text).find(part), std::string::npos) << message(text); };
+  says("[model]\ndim = \"wide\"\n", "x.toml:2: model.dim must be an integer");
+  says("[model]\nconv = 9\n", "x.toml:2: model.conv = 9 is out of range");
+  says("[train]\n\nbetas = [0.9]\n", "x.toml:3: train.betas");
+  says("[model]\nschedule = [0, true]\n", "x.toml:2: model.schedule");
+  says("[modle]\ndim = 4\n", "did you mean model.dim?");
+  says("dim = 4\n", "x.toml:1: unknown key dim; did you mean model.dim?");
+  says("[model]\ndim = 4\ndim = 5\n", "x.toml:3");
+  says("[model\n", "x.toml:1");
+}
+
+}  // namespace
+}  // namespace tmamba

@@ -1,0 +1,91 @@
+// A loss that is not finite on one rank makes all ranks skip the same step and touch nothing; three in a row end the run.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <fstream>
+#include <limits>
+
+#include "data/prepare.h"
+#include "launch/trainer.h"
+#include "tests/dist/mpi_main.h"
+#include "tests/launch/program.h"
+
+namespace tmamba {
+namespace {
+
+namespace fs = std::filesystem;
+
+class NonFinite : public testing::Test {
+ protected:
+  void SetUp() override {
+    World& world = test_world();
+    const std::string name = std::string("nonfinite-") + testing::UnitTest::GetInstance()->current_test_info()->name();
+    folder_ = fs::path(broadcast_text(world.comm(), world.rank() == 0 ? enter_test_folder(name).string() : ""));
+    if (world.rank() == 0) {
+      write_text("text.txt", 60000);
+      prepare({.inputs = {"text.txt"}, .output = "data", .held_out = 0.1});
+      write_config("run.toml", "steps = 12\nglobal_batch = 4\n[checkpoint]\nevery = 2");
+    }
+    world.comm().barrier();
+    fs::current_path(folder_);
+  }
+  void TearDown() override {
+    test_world().comm().barrier();
+    fs::current_path("/");
+    if (test_world().rank() == 0) fs::remove_all(folder_);
+  }
+
+  fs::path folder_;
+};
+
+// An element of the embedding of the blank, which is in every batch.
+constexpr int64_t kPoisoned = ' ' * 32 + 5;
+
+std::vector<float> host_copy(const Tensor& flat) { return {flat.data<float>(), flat.data<float>() + flat.numel()}; }
+
+TEST_F(NonFinite, OneRankMakesAllSkipTheStep) {
+  World& world = test_world();
+  Trainer trainer(load_config("run.toml", {}), world);
+  EXPECT_FALSE(trainer.train_step(1).skipped);
+  const std::vector<float> before = host_copy(trainer.params());
+  float* weight = trainer.params().data<float>() + kPoisoned;
+  const float kept = *weight;
+  if (world.rank() == world.size() - 1) *weight = std::numeric_limits<float>::quiet_NaN();
+  const StepResult poisoned = trainer.train_step(2);
+  EXPECT_TRUE(poisoned.skipped);
+  EXPECT_TRUE(std::isnan(poisoned.loss) || !std::isfinite(poisoned.grad_norm));
+  *weight = kept;
+  EXPECT_EQ(host_copy(trainer.params()), before);
+  const StepResult clean = trainer.train_step(3);
+  EXPECT_FALSE(clean.skipped);
+  EXPECT_TRUE(std::isfinite(clean.loss));
+}
+
+TEST_F(NonFinite, ThreeInARowEndTheRunWithTheLastGoodCheckpoint) {
+  World& world = test_world();
+  {
+    Trainer trainer(load_config("run.toml", {"train.steps=4", "train.warmup=0"}), world);
+    ASSERT_EQ(trainer.run(), kDone);
+  }
+  Trainer trainer(load_config("run.toml", {"train.warmup=0"}), world);
+  ASSERT_EQ(trainer.state().step, 4);
+  if (world.rank() == world.size() - 1) trainer.params().data<float>()[kPoisoned] = std::numeric_limits<float>::quiet_NaN();
+  try {
+    trainer.run();
+    FAIL() << "went on without a finite loss";
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("3 steps in a row"), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find("step 4"), std::string::npos) << error.what();
+  }
+  world.comm().barrier();
+  if (world.rank() == 0) {
+    int skipped = 0;
+    for (const nlohmann::json& line : metrics("run")) skipped += line.contains("skipped");
+    EXPECT_EQ(skipped, 3);
+    EXPECT_TRUE(CheckpointReader("run/checkpoints/step-00000004").verify().empty());
+    EXPECT_FALSE(fs::exists("run/checkpoints/step-00000006"));
+  }
+}
+
+}  // namespace
+}  // namespace tmamba

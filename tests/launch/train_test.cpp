@@ -1,0 +1,161 @@
+// Training as a user runs it: ranks, resume, signals, damage, full disks.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <fstream>
+
+#include "tests/launch/program.h"
+
+namespace tmamba {
+namespace {
+
+namespace fs = std::filesystem;
+
+class Train : public testing::Test {
+ protected:
+  void SetUp() override {
+    enter_test_folder(std::string("train-") + testing::UnitTest::GetInstance()->current_test_info()->name());
+    prepare_bytes();
+  }
+  void TearDown() override {
+    const fs::path folder = fs::current_path();
+    fs::current_path("/");
+    fs::remove_all(folder);
+  }
+
+  static Outcome train(const std::string& more = "", int ranks = 0) { return transmamba("train run.toml " + more, ranks); }
+};
+
+double largest_relative_difference(const std::vector<double>& a, const std::vector<double>& b) {
+  EXPECT_EQ(a.size(), b.size());
+  double largest = 0;
+  for (size_t i = 0; i < std::min(a.size(), b.size()); ++i) largest = std::max(largest, std::abs(a[i] - b[i]) / std::abs(b[i]));
+  return largest;
+}
+
+TEST_F(Train, LossFallsAndTheRunFolderIsWhole) {
+  write_config("run.toml", "steps = 60\nglobal_batch = 4\neval_every = 30\neval_sequences = 8\nsample_every = 30\nsample_tokens = 20");
+  const Outcome outcome = train();
+  ASSERT_EQ(outcome.code, 0) << outcome.output;
+  const std::vector<double> loss = series("run", "loss"), valid = series("run", "valid_bits_per_byte");
+  ASSERT_EQ(loss.size(), 60u);
+  EXPECT_LT(loss.back(), 0.6 * loss.front());
+  ASSERT_EQ(valid.size(), 2u);  // at step 30 and at the end
+  EXPECT_LT(valid[1], valid[0]);
+  for (const char* file : {"config.toml", "events.jsonl", "samples.txt", "summary.json"}) EXPECT_TRUE(fs::exists(fs::path("run") / file)) << file;
+  EXPECT_NE(outcome.output.find("held-out bits/byte"), std::string::npos) << outcome.output;
+  // A second start finds the run complete and changes no metrics.
+  const Outcome again = train();
+  EXPECT_EQ(again.code, 0) << again.output;
+  EXPECT_NE(again.output.find("are done"), std::string::npos) << again.output;
+  EXPECT_EQ(series("run", "loss"), loss);
+  // eval of the last checkpoint agrees with the run's own last evaluation.
+  const Outcome eval = transmamba("eval run --json");
+  ASSERT_EQ(eval.code, 0) << eval.output;
+  EXPECT_NEAR(nlohmann::json::parse(eval.output)["valid_bits_per_byte"].get<double>(), valid[1], 1e-5);
+}
+
+TEST_F(Train, TwoRanksGiveTheCurveOfOne) {
+  for (const char* zero : {"0", "1", "2"}) {
+    write_config("run.toml", "steps = 50\nglobal_batch = 4\nmicro_batch = 1\ndtype = \"float64\"");
+    const std::string options = std::string("--set parallel.zero=") + zero;
+    ASSERT_EQ(train("--set run.dir=one " + options).code, 0);
+    const Outcome two = train("--set run.dir=two " + options, 2);
+    ASSERT_EQ(two.code, 0) << two.output;
+    EXPECT_LT(largest_relative_difference(series("two", "loss"), series("one", "loss")), 1e-10) << "zero " << zero;
+    EXPECT_LT(largest_relative_difference(series("two", "grad_norm"), series("one", "grad_norm")), 1e-8) << "zero " << zero;
+    fs::remove_all("one"), fs::remove_all("two");
+  }
+}
+
+TEST_F(Train, SameSeedSameBits) {
+  write_config("run.toml", "steps = 12\nglobal_batch = 4");
+  ASSERT_EQ(train("--set run.dir=a", 2).code, 0);
+  ASSERT_EQ(train("--set run.dir=b", 2).code, 0);
+  for (const char* key : {"loss", "grad_norm", "valid_loss"}) EXPECT_EQ(series("a", key), series("b", key)) << key;
+  ASSERT_EQ(train("--set run.dir=c --set train.seed=43", 2).code, 0);
+  EXPECT_NE(series("a", "loss"), series("c", "loss"));
+}
+
+// Stopped at any step, by the end of a shorter run's checkpoint interval or by kill -9, a run goes on as if it never had.
+TEST_F(Train, ResumeIsBitIdentical) {
+  write_config("run.toml", "steps = 14\nglobal_batch = 4\n[checkpoint]\nevery = 1\nkeep = 0");
+  ASSERT_EQ(train("--set run.dir=whole").code, 0);
+  for (int stop : {1, 5, 9, 13}) {
+    // The checkpoint of step `stop` is the newest one, as after a crash right behind it; later metrics lines are there.
+    fs::remove_all("part");
+    fs::copy("whole", "part", fs::copy_options::recursive);
+    fs::remove("part/summary.json");
+    for (const auto& entry : fs::directory_iterator("part/checkpoints")) {
+      const std::string name = entry.path().filename().string();
+      if (name.starts_with("step-") && std::stoi(name.substr(5)) > stop) fs::remove_all(entry.path());
+    }
+    const Outcome outcome = train("--set run.dir=part", stop == 5 ? 2 : 0);  // one of them on another number of ranks
+    ASSERT_EQ(outcome.code, 0) << outcome.output;
+    EXPECT_NE(outcome.output.find("resumed from step " + std::to_string(stop)), std::string::npos) << outcome.output;
+    if (stop == 5) {
+      EXPECT_LT(largest_relative_difference(series("part", "loss"), series("whole", "loss")), 1e-4);
+      continue;
+    }
+    for (const char* key : {"step", "loss", "grad_norm", "lr", "tokens", "valid_loss"}) EXPECT_EQ(series("part", key), series("whole", key)) << key << " stop " << stop;
+  }
+}
+
+TEST_F(Train, SignalsSaveAndStopWith85) {
+  write_config("run.toml", "steps = 100000\nglobal_batch = 2");
+  for (const char* signal : {"TERM", "INT", "USR1"}) {
+    const std::string run = std::string("run-") + signal;
+    // The signal goes to one rank alone, after its first steps; both must agree on the step to stop at.
+    const Outcome outcome = shell(
+        command_line("train run.toml --set run.dir=" + run, 2) + " & job=$!; for i in $(seq 600); do [ -s " + run + "/metrics.jsonl ] && break; sleep 0.1; done; "
+        "victim=$(pgrep -f '^[^ ]*/transmamba train .*run.dir=" + run + "' | tail -1); kill -" + signal + " $victim; wait $job");
+    EXPECT_EQ(outcome.code, 85) << outcome.output;
+    EXPECT_NE(outcome.output.find("saved step"), std::string::npos) << outcome.output;
+    const std::vector<double> steps = series(run, "step");
+    ASSERT_FALSE(steps.empty());
+    const Outcome list = transmamba("checkpoint ls " + run + " --json");
+    EXPECT_EQ(nlohmann::json::parse(list.output).back()["step"].get<double>(), steps.back()) << list.output;
+  }
+}
+
+TEST_F(Train, DamagedCheckpointIsSetAsideAndTheOneBeforeUsed) {
+  write_config("run.toml", "steps = 8\nglobal_batch = 2\n[checkpoint]\nevery = 2\nkeep = 0");
+  ASSERT_EQ(train().code, 0);
+  const std::vector<double> loss = series("run", "loss");
+  fs::remove("run/summary.json");
+  // Flip a byte in the middle of the newest checkpoint's tensors.
+  const fs::path file = "run/checkpoints/step-00000008/rank-00000.h5";
+  {
+    std::fstream bytes(file, std::ios::in | std::ios::out | std::ios::binary);
+    bytes.seekg(static_cast<std::streamoff>(fs::file_size(file) / 2));
+    const char byte = static_cast<char>(bytes.get() ^ 0x40);
+    bytes.seekp(static_cast<std::streamoff>(fs::file_size(file) / 2));
+    bytes.put(byte);
+  }
+  const Outcome verify = transmamba("checkpoint verify run/checkpoints/step-00000008");
+  EXPECT_EQ(verify.code, 1);
+  EXPECT_NE(verify.output.find("layers."), std::string::npos) << "names no tensor: " << verify.output;
+  const Outcome outcome = train();
+  ASSERT_EQ(outcome.code, 0) << outcome.output;
+  EXPECT_NE(outcome.output.find("damaged"), std::string::npos) << outcome.output;
+  EXPECT_NE(outcome.output.find("resumed from step 6"), std::string::npos) << outcome.output;
+  EXPECT_EQ(series("run", "loss"), loss);
+}
+
+TEST_F(Train, FullDiskKeepsTheLastCheckpoint) {
+  write_config("run.toml", "steps = 4\nglobal_batch = 2\n[checkpoint]\nevery = 2\nkeep = 0");
+  const std::string large = "--set model.dim=256 --set model.ffn=2048 --set train.warmup=0";  // checkpoints of 90 MB
+  ASSERT_EQ(train(large + " --set train.steps=2").code, 0);
+  // A limit on file sizes stands in for a full disk: writes past it fail. It is over what MPI needs for itself.
+  const Outcome outcome = shell("trap '' XFSZ; ulimit -f 65536; " + command_line("train run.toml " + large, 0));
+  EXPECT_EQ(outcome.code, 1) << outcome.output;
+  EXPECT_NE(outcome.output.find("run/checkpoints"), std::string::npos) << outcome.output;
+  const Outcome verify = transmamba("checkpoint verify run/checkpoints/step-00000002");
+  EXPECT_EQ(verify.code, 0) << verify.output;
+  const Outcome list = transmamba("checkpoint ls run --json");
+  EXPECT_EQ(nlohmann::json::parse(list.output).size(), 1u) << list.output;
+  EXPECT_EQ(train(large).code, 0);
+}
+
+}  // namespace
+}  // namespace tmamba
