@@ -12,6 +12,17 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kSteps = 4;  // 16-byte pieces of a head per thread
 
+// SiLU(z) and its slope; without a gate, 1 and nothing.
+template <class A>
+struct Gate {
+  Acc<A> value, slope;
+  __device__ Gate(bool gated, Acc<A> z) {
+    const Acc<A> s = sigmoid<A>(z);
+    value = gated ? z * s : Acc<A>(1);
+    slope = s * (1 + z * (1 - s));
+  }
+};
+
 template <class A>
 constexpr int kLanes = std::is_same_v<A, bf16_t> ? 16 : 32;
 template <class A>
@@ -19,7 +30,7 @@ constexpr int kGroups = kThreads / kLanes<A>;
 
 template <class A>
 struct Problem {
-  Cubes<const A> y, z;
+  Cubes<const A> y, z;  // z may be absent
   Rows<const A> w;
   int64_t B, T, H, D;
   int heads;  // of a block: a power of two, at most kGroups
@@ -56,6 +67,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(Forward<A> f) {
   constexpr int V = kVec<A>;
   const Problem<A>& p = f.p;
   const Place<A> place(p);
+  const bool gated = p.z.data != nullptr;
   const int64_t rounds = ceil_div(p.rows_per_block, place.step);
   for (int64_t round = 0; round < rounds; ++round) {  // every lane takes part in every sum
     const int64_t n = place.first + round * place.step;
@@ -68,10 +80,12 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(Forward<A> f) {
     for (int j = 0; j < kSteps; ++j) {
       const int64_t c = (place.lane + j * kLanes<A>)*V, left = here ? p.D - c : 0;
       if (left <= 0) continue;
-      const Raw<A> y = load(p.y.at(b, t, h) + c, left, p.wide), z = load(p.z.at(b, t, h) + c, left, p.wide);
+      const Raw<A> y = load(p.y.at(b, t, h) + c, left, p.wide);
+      Raw<A> z{};
+      if (gated) z = load(p.z.at(b, t, h) + c, left, p.wide);
 #pragma unroll
       for (int e = 0; e < V; ++e) {
-        g[j][e] = y[e] * (z[e] * sigmoid<A>(z[e]));
+        g[j][e] = y[e] * Gate<A>(gated, z[e]).value;
         squares += g[j][e] * g[j][e];
       }
     }
@@ -106,6 +120,7 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(Backward<A> f) {
   __shared__ Acc<A> scratch[kThreads * V];
   const Problem<A>& p = f.p;
   const Place<A> place(p);
+  const bool gated = p.z.data != nullptr;
   Acc<A> dw[kSteps][V] = {};
   const int64_t rounds = ceil_div(p.rows_per_block, place.step);
   for (int64_t round = 0; round < rounds; ++round) {
@@ -114,19 +129,19 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(Backward<A> f) {
     const DivMod token(here ? n : 0, p.T);
     const int64_t b = token.quotient, t = token.remainder, h = here ? place.h : 0;
     const Acc<A> rstd = f.rstd.at(b, t)[h];
-    Raw<A> y[kSteps], z[kSteps], dout[kSteps];
+    Raw<A> y[kSteps], z[kSteps] = {}, dout[kSteps];
     Acc<A> dot = 0;  // sum of w dout g
 #pragma unroll
     for (int j = 0; j < kSteps; ++j) {
       const int64_t c = (place.lane + j * kLanes<A>)*V, left = here ? p.D - c : 0;
       if (left <= 0) continue;
       y[j] = load(p.y.at(b, t, h) + c, left, p.wide);
-      z[j] = load(p.z.at(b, t, h) + c, left, p.wide);
+      if (gated) z[j] = load(p.z.at(b, t, h) + c, left, p.wide);
       dout[j] = load(f.dout.at(b, t, h) + c, left, p.wide);
       const Raw<A> w = load(p.w[h] + c, left, p.wide);
 #pragma unroll
       for (int e = 0; e < V; ++e) {
-        const Acc<A> g = y[j][e] * (z[j][e] * sigmoid<A>(z[j][e]));
+        const Acc<A> g = y[j][e] * Gate<A>(gated, z[j][e]).value;
         dot += w[e] * dout[j][e] * g;
         dw[j][e] += dout[j][e] * g * rstd;
       }
@@ -141,13 +156,13 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(Backward<A> f) {
       Raw<A> dy, dz;
 #pragma unroll
       for (int e = 0; e < V; ++e) {
-        const Acc<A> s = sigmoid<A>(z[j][e]), silu = z[j][e] * s;
-        const Acc<A> dg = rstd * w[e] * dout[j][e] - y[j][e] * silu * along;
-        dy.v[e] = narrow<A>(dg * silu);
-        dz.v[e] = narrow<A>(dg * y[j][e] * s * (1 + z[j][e] * (1 - s)));
+        const Gate<A> gate(gated, z[j][e]);
+        const Acc<A> dg = rstd * w[e] * dout[j][e] - y[j][e] * gate.value * along;
+        dy.v[e] = narrow<A>(dg * gate.value);
+        dz.v[e] = narrow<A>(dg * y[j][e] * gate.slope);
       }
       store(f.dy.at(b, t, h) + c, dy, left, p.wide);
-      store(f.dz.at(b, t, h) + c, dz, left, p.wide);
+      if (gated) store(f.dz.at(b, t, h) + c, dz, left, p.wide);
     }
   }
   // Groups of one head meet in shared memory; the first of them adds up in order.
@@ -207,7 +222,7 @@ void CudaOps::gated_norm_forward(Tensor out_BTHD, Tensor rstd_BTH, ConstTensor y
   expect(out_BTHD, "gated_norm out_BTHD", dtype, {B, T, H, D});
   expect(rstd_BTH, "gated_norm rstd_BTH", accumulate_type(dtype), {B, T, H});
   expect(y_BTHD, "gated_norm y_BTHD", dtype, {B, T, H, D});
-  expect(z_BTHD, "gated_norm z_BTHD", dtype, {B, T, H, D});
+  expect_optional(z_BTHD, "gated_norm z_BTHD", dtype, {B, T, H, D});
   expect(w_HD, "gated_norm w_HD", dtype, {H, D});
   const bool wide = wide_rows({out_BTHD, y_BTHD, z_BTHD, w_HD});
   dispatch_activation(dtype, [&]<class A>() {
@@ -223,11 +238,11 @@ void CudaOps::gated_norm_backward(Tensor dy_BTHD, Tensor dz_BTHD, Tensor dw_HD, 
   const DType dtype = y_BTHD.dtype();
   if (B * T * H * D == 0) return;
   expect(dy_BTHD, "gated_norm dy_BTHD", dtype, {B, T, H, D});
-  expect(dz_BTHD, "gated_norm dz_BTHD", dtype, {B, T, H, D});
+  if (!z_BTHD.empty()) expect(dz_BTHD, "gated_norm dz_BTHD", dtype, {B, T, H, D});
   expect(dw_HD, "gated_norm dw_HD", accumulate_type(dtype), {H, D});
   expect(dout_BTHD, "gated_norm dout_BTHD", dtype, {B, T, H, D});
   expect(y_BTHD, "gated_norm y_BTHD", dtype, {B, T, H, D});
-  expect(z_BTHD, "gated_norm z_BTHD", dtype, {B, T, H, D});
+  expect_optional(z_BTHD, "gated_norm z_BTHD", dtype, {B, T, H, D});
   expect(rstd_BTH, "gated_norm rstd_BTH", accumulate_type(dtype), {B, T, H});
   expect(w_HD, "gated_norm w_HD", dtype, {H, D});
   const bool wide = wide_rows({dy_BTHD, dz_BTHD, dout_BTHD, y_BTHD, z_BTHD, w_HD});

@@ -244,19 +244,24 @@ TEST(CudaDt, ForwardAndBackward) {
 TEST(CudaGatedNorm, ForwardAndBackward) {
   struct Sizes {
     int64_t B, T, H, D;
+    bool gated;
   };
-  for (const auto& [B, T, H, D] : {Sizes{1, 1, 1, 3}, Sizes{2, 45, 3, 24}, Sizes{1, 300, 16, 96}, Sizes{2, 70, 12, 128},
-                                   Sizes{1, 33, 40, 64}, Sizes{1, 20, 2, 250}, Sizes{1, 0, 2, 8}}) {
+  for (const auto& [B, T, H, D, gated] :
+       {Sizes{1, 1, 1, 3, true}, Sizes{2, 45, 3, 24, true}, Sizes{1, 300, 16, 96, true}, Sizes{2, 70, 12, 128, true},
+        Sizes{1, 33, 40, 64, true}, Sizes{1, 20, 2, 250, true}, Sizes{1, 0, 2, 8, true}, Sizes{2, 45, 3, 96, false}}) {
     Inputs inputs(10);
-    const Array y = inputs.bf16({B, T, H, D}), z = inputs.bf16({B, T, H, D}, -3, 3), w = inputs.bf16({H, D}, 0.5, 1.5);
+    const Array y = inputs.bf16({B, T, H, D}), w = inputs.bf16({H, D}, 0.5, 1.5);
+    const Array z = gated ? inputs.bf16({B, T, H, D}, -3, 3) : Array();
     const Array dout = inputs.bf16({B, T, H, D}), start = inputs.bf16({H, D});
-    check_body({.name = str("gated_norm B ", B, " T ", T, " H ", H, " D ", D)}, [&](Tensors& t) {
-      const Tensor out = t.out({B, T, H, D}), rstd = t.out_acc({B, T, H}), dz = t.out({B, T, H, D}),
-                   dw = t.in_acc(start);
+    const std::string name = str("gated_norm B ", B, " T ", T, " H ", H, " D ", D, gated ? "" : " without a gate");
+    check_body({.name = name}, [&](Tensors& t) {
+      const Tensor out = t.out({B, T, H, D}), rstd = t.out_acc({B, T, H}), dw = t.in_acc(start);
+      const Tensor dz = gated ? t.out({B, T, H, D}) : Tensor();
       const Tensor dy = t.in(dout), y_in = t.in(y), z_in = t.in(z), weight = t.in(w);  // dy in place of dout
       t.ops().gated_norm_forward(out, rstd, y_in, z_in, weight, 1e-5);
       t.ops().gated_norm_backward(dy, dz, dw, dy, y_in, z_in, rstd, weight);
-      t.result("out", out), t.result("rstd", rstd), t.result("dy", dy), t.result("dz", dz), t.result("dw", dw);
+      t.result("out", out), t.result("rstd", rstd), t.result("dy", dy), t.result("dw", dw);
+      if (gated) t.result("dz", dz);
     });
   }
 }

@@ -82,7 +82,7 @@ struct Check {
   std::string name;
   // A plain evaluation in bfloat16: results by name. Where it has none, the float64 result rounded once stands for it.
   std::function<Arrays()> plain = {};
-  double f32_units = 64;    // float32 results: rounding units of the array's norm
+  double f32_units = 64;  // float32 results: rounding units of the array's norm
   double f64_error = 1e-12;
   double acc_error = 2e-5;  // results in float32 beside bfloat16 activations, where plain has none
   bool padded_same = true;  // padding changes no bit
