@@ -1,18 +1,23 @@
-// The verbs by which layers reach other ranks. They carry tensors between the ranks of a sequence (SequenceExchange) and
-// between the shards of a layer (TensorExchange), know the layout and the order, and hide the transport; with one rank
-// they vanish. Nothing else of `dist` but the layout is seen by the model.
+// The verbs by which layers reach other ranks. They carry tensors between the ranks of a sequence (SequenceExchange)
+// and between the shards of a layer (TensorExchange), know the layout and the order, and hide the transport; with one
+// rank they vanish. Nothing else of `dist` but the layout is seen by the model.
 //
 // B sequences, n local tokens (this rank's segments back to back, ascending: dist/layout.h), s local segments, W taps,
-// X channels before the convolution, H heads of this tensor-parallel rank, D head width, P local prefix tokens (those of
-// the attention parts: the first rows of the local tokens), S keys from position 0, C model width, N rows.
+// X channels before the convolution, H heads of this tensor-parallel rank, D head width, P local prefix tokens (those
+// of the attention parts: the first rows of the local tokens), S keys from position 0, C model width, N rows.
 #pragma once
 
+#include <array>
+#include <cstdint>
 #include <functional>
-#include <memory>
+#include <initializer_list>
+#include <span>
+#include <utility>
 #include <vector>
 
 #include "dist/communicator.h"
 #include "dist/layout.h"
+#include "dist/shard.h"
 #include "kernels/base/buffer.h"
 
 namespace tmamba {
@@ -24,15 +29,18 @@ struct ExchangeOps {
   std::function<void(Tensor x)> zero;                 // x = 0
   // Scan over K segments: in sequence order out_0 = 0, out_{k+1} = exp(decay_k) out_k + in_k; reversed out_{K-1} = 0,
   // out_{k-1} = exp(decay_k) out_k + in_k. in, out [K, B, H, E] [acc] (E: elements of a state, or of a slice of it),
-  // decay [K, B, H].
+  // decay [K, B, H]. The last in (reversed: the first) goes nowhere.
   std::function<void(Tensor out_KBHE, ConstTensor in_KBHE, ConstTensor decay_KBH, bool reverse)> scan;
 };
 
 enum class KeyRoute : uint8_t { group_cast, gather };
 enum class StateRoute : uint8_t { all_gather, sliced };
 
-// Exchanges along one sequence. Every rank of `sp` calls the same verbs in the same order with the same layers. `scratch`
-// lends staging memory until a verb is done; a measuring arena makes every verb count that memory and do nothing else.
+class Staging;
+
+// Exchanges along one sequence. Every rank of `sp` calls the same verbs in the same order with the same layers.
+// `scratch` lends staging memory until a verb is done; a measuring arena makes every verb count that memory and do
+// nothing else.
 class SequenceExchange {
  public:
   SequenceExchange(const SequenceLayout& layout, Communicator& sp, ExchangeOps ops, KeyRoute keys, StateRoute states);
@@ -49,23 +57,59 @@ class SequenceExchange {
   void conv_halo_backward(Arena& scratch, Tensor dpre_BnX, ConstTensor dhalo_sBWX);
 
   // Keys and values that the queries of this rank see in a layer: positions [0, S) of k_BSHD, v_BSHD, with
-  // S = layout.layer(...).keys_needed(rank).end. k_BPHD, v_BPHD: those of the local prefix tokens. Where this rank owns all
-  // of them the views may be the same memory. Ranks without queries pass empty k_BSHD, v_BSHD.
-  void gather_keys(Arena& scratch, const LayerLayout& layer, Tensor k_BSHD, Tensor v_BSHD, ConstTensor k_BPHD, ConstTensor v_BPHD);
+  // S = layout.layer(...).keys_needed(rank).end. k_BPHD, v_BPHD: those of the local prefix tokens; without any they are
+  // views [B, 0, H, D], which tell the other sizes. Where this rank owns all keys it needs, k_BSHD and k_BPHD may be
+  // the same memory. Ranks without queries pass empty k_BSHD, v_BSHD.
+  void gather_keys(Arena& scratch, const LayerLayout& layer, Tensor k_BSHD, Tensor v_BSHD, ConstTensor k_BPHD,
+                   ConstTensor v_BPHD);
   // dk_BPHD, dv_BPHD (written over) = the sums over ranks, in rank order, of what they found for these tokens in
-  // dk_BSHD, dv_BSHD.
-  void return_key_gradients(Arena& scratch, const LayerLayout& layer, Tensor dk_BPHD, Tensor dv_BPHD, ConstTensor dk_BSHD,
-                            ConstTensor dv_BSHD);
+  // dk_BSHD, dv_BSHD. The same memory and the same empty views as in gather_keys are allowed.
+  void return_key_gradients(Arena& scratch, const LayerLayout& layer, Tensor dk_BPHD, Tensor dv_BPHD,
+                            ConstTensor dk_BSHD, ConstTensor dv_BSHD);
 
   // inflow_sBHE[i] = the state before local segment i, from the summaries of all segments: state_sBHE[i] is what local
   // segment i adds with zero inflow, decay_sBH[i] its log-decay. Segments that need no inflow in this layer get zeros.
-  // E = D * D elements of a state, key x value.
-  void scan_states(Arena& scratch, const LayerLayout& layer, Tensor inflow_sBHE, ConstTensor state_sBHE, ConstTensor decay_sBH);
+  // E = D * D elements of a state, key x value. decays_KBH gets the log-decays of all K segments of the sequence, which
+  // the caller keeps for scan_adjoints.
+  // The same K gives the same bits, for any number of ranks and either route.
+  void scan_states(Arena& scratch, const LayerLayout& layer, Tensor inflow_sBHE, Tensor decays_KBH,
+                   ConstTensor state_sBHE, ConstTensor decay_sBH);
   // The same against the sequence: outflow_sBHE[i] = the gradient of the state after local segment i, from
-  // adjoint_sBHE[i], the gradient that segment i delivers to the state before it with zero outflow.
-  void scan_adjoints(Arena& scratch, const LayerLayout& layer, Tensor outflow_sBHE, ConstTensor adjoint_sBHE, ConstTensor decay_sBH);
+  // adjoint_sBHE[i], the gradient that segment i delivers to the state before it with zero outflow (of segments that
+  // deliver none it is not read), and from what scan_states of this layer left in decays_KBH.
+  void scan_adjoints(Arena& scratch, const LayerLayout& layer, Tensor outflow_sBHE, ConstTensor adjoint_sBHE,
+                     ConstTensor decays_KBH);
 
  private:
+  using KeysAndValues = std::array<Tensor, 2>;
+  using ConstKeysAndValues = std::array<ConstTensor, 2>;
+  struct Scan;
+
+  int64_t local_index(const Segment& segment) const { return segment.index / layout_.ranks(); }
+  void check_sizes(const char* verb, const char* what, const ConstTensor& x,
+                   std::initializer_list<int64_t> sizes) const;
+  void check_keys(const char* verb, const LayerLayout& layer, const ConstKeysAndValues& needed,
+                  const ConstKeysAndValues& local) const;
+
+  // Elements that each rank holds of the keys and values inside [0, P).
+  std::vector<int64_t> prefix_counts(const LayerLayout& layer, const ConstTensor& k_BPHD) const;
+  void cast_keys(Staging& staging, const LayerLayout& layer, const KeysAndValues& needed,
+                 const ConstKeysAndValues& local);
+  void all_gather_keys(Staging& staging, const LayerLayout& layer, const KeysAndValues& needed,
+                       const ConstKeysAndValues& local);
+  void cast_key_gradients(Staging& staging, const LayerLayout& layer, const KeysAndValues& local,
+                          const ConstKeysAndValues& found);
+  void reduce_key_gradients(Staging& staging, const LayerLayout& layer, const KeysAndValues& local,
+                            const ConstKeysAndValues& found);
+
+  bool scans(const LayerLayout& layer) const;
+  void run_scan(Staging& staging, const Scan& scan);
+  void run_sliced_scan(Staging& staging, const Scan& scan);
+  void gather_summaries(Staging& staging, const Scan& scan, const Tensor& in_KBHE);
+  void gather_decays(Staging& staging, const Scan& scan);
+  void slices_out(Staging& staging, const Scan& scan, const Tensor& in_KBHE);
+  void slices_back(Staging& staging, const Scan& scan, const Tensor& out_KBHE);
+
   const SequenceLayout& layout_;
   Communicator& sp_;
   ExchangeOps ops_;
@@ -74,28 +118,34 @@ class SequenceExchange {
 };
 
 // Exchanges among the tensor-parallel shards of a layer. Between layers each rank holds the rows rows() of the residual
-// stream; inside a layer all ranks see all N rows and compute their heads and channels.
+// stream; inside a layer all ranks see all N rows and compute their heads and channels. Tensors are contiguous. Views
+// without memory (of a measuring arena) are left alone, on all ranks at once.
 class TensorExchange {
  public:
-  TensorExchange(Communicator& tp, int64_t rows);
+  TensorExchange(Communicator& tp, int64_t rows, ExchangeOps ops);
 
   int rank() const { return tp_.rank(); }
   int size() const { return tp_.size(); }
   // Rows of the residual stream of this rank, [begin, end).
-  TokenRange rows() const { return even_slice(total_, size(), rank()); }
+  TokenRange rows() const {
+    const Slice slice = shard_of(total_, rank(), size());
+    return {slice.begin, slice.end()};
+  }
   // all = the rows of all ranks back to back; `mine` may be its place in `all`.
   void gather_rows(Tensor all_NC, ConstTensor mine_nC);
-  // mine = this rank's rows of the sum over ranks, in rank order, of `partial`.
+  // mine = this rank's rows of the sum over ranks, in rank order, of `partial`; `mine` may be its place in `partial`.
   void scatter_sum(Tensor mine_nC, ConstTensor partial_NC);
   // x = sum, or max, over ranks.
   void all_sum(Tensor x);
   void all_max(Tensor x);
 
  private:
-  std::vector<int64_t> counts(int64_t width) const;
+  // Elements of each rank's rows of a tensor; throws Error unless it has all rows, and `piece` this rank's.
+  std::vector<int64_t> counts(const char* verb, const ConstTensor& whole_NC, const ConstTensor& piece_nC) const;
 
   Communicator& tp_;
   int64_t total_;
+  ExchangeOps ops_;
 };
 
 }  // namespace tmamba

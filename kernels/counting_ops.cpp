@@ -84,6 +84,8 @@ class Counter final : public CountingOps {
   void ssd_adjoint(Tensor, Tensor, ConstTensor q, ConstTensor, ConstTensor, int64_t chunk) override {
     counts_.ssd += ssd_pass(q, chunk, 0, 1);
   }
+  void ssd_decay(Tensor state, ConstTensor) override { counts_.elementwise += n(state); }
+  void segment_scan(Tensor out, ConstTensor, ConstTensor, bool) override { counts_.elementwise += 2 * n(out); }
   void gated_norm_forward(Tensor out, Tensor, ConstTensor, ConstTensor, ConstTensor, double) override {
     counts_.elementwise += 9 * n(out);
   }
@@ -95,6 +97,7 @@ class Counter final : public CountingOps {
   void cross_entropy_stats(Tensor, Tensor, Tensor, ConstTensor logits, ConstTensor, int64_t) override {
     counts_.elementwise += 3 * n(logits);
   }
+  void cross_entropy_rescale(Tensor sum_exp, ConstTensor, ConstTensor) override { counts_.elementwise += 3 * n(sum_exp); }
   void cross_entropy_loss(Tensor, Tensor, Tensor, ConstTensor max, ConstTensor, ConstTensor, ConstTensor) override {
     counts_.elementwise += 4 * n(max);
   }

@@ -181,6 +181,12 @@ class Ops {
   virtual void ssd_adjoint(Tensor dinitial_BHKD, Tensor log_decay_BH, ConstTensor q_BTHD, ConstTensor dy_BTHD,
                            ConstTensor log_a_BTH, int64_t chunk) = 0;
 
+  // state_BHKD [acc] *= exp(sum_t log_a_t): a state, or the gradient of one, carried over T tokens that add nothing.
+  virtual void ssd_decay(Tensor state_BHKD, ConstTensor log_a_BTH) = 0;
+  // Exclusive scan over K segments of states (E elements each, or a slice of them): out_0 = 0,
+  // out_{k+1} = exp(decay_k) out_k + in_k; reversed out_{K-1} = 0, out_{k-1} = exp(decay_k) out_k + in_k. All [acc].
+  virtual void segment_scan(Tensor out_KBHE, ConstTensor in_KBHE, ConstTensor decay_KBH, bool reverse) = 0;
+
   // --- Gated norm per head: g = y * SiLU(z);  out = g * rstd * w_HD, rstd over D -------------------------------------
   // Without z (z and dz empty) g = y.
   virtual void gated_norm_forward(Tensor out_BTHD, Tensor rstd_BTH, ConstTensor y_BTHD, ConstTensor z_BTHD,
@@ -198,6 +204,8 @@ class Ops {
   // [acc]; ranks combine them. targets: int32, a negative target is not counted.
   virtual void cross_entropy_stats(Tensor max_N, Tensor sum_exp_N, Tensor target_N, ConstTensor logits_NV,
                                    ConstTensor targets_N, int64_t vocab_begin) = 0;
+  // sum_exp_N *= exp(max_N - global_max_N): makes sums of shards relative to one maximum before they are added.
+  virtual void cross_entropy_rescale(Tensor sum_exp_N, ConstTensor max_N, ConstTensor global_max_N) = 0;
   // loss_sum_1 [float64] += sum of (max + log(sum_exp) - target) over counted tokens; count_1 [float64] += how many;
   // loss_N [acc] gets each token's loss (0 where not counted) and may be empty.
   virtual void cross_entropy_loss(Tensor loss_sum_1, Tensor count_1, Tensor loss_N, ConstTensor max_N,

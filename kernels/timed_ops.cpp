@@ -126,6 +126,13 @@ class Timer final : public TimedOps {
     run("ssd_adjoint", bytes(dinitial_BHKD, log_decay_BH, q_BTHD, dy_BTHD, log_a_BTH),
         [&](Ops& ops) { ops.ssd_adjoint(dinitial_BHKD, log_decay_BH, q_BTHD, dy_BTHD, log_a_BTH, chunk); });
   }
+  void ssd_decay(Tensor state_BHKD, ConstTensor log_a_BTH) override {
+    run("ssd_decay", bytes(state_BHKD, log_a_BTH), [&](Ops& ops) { ops.ssd_decay(state_BHKD, log_a_BTH); });
+  }
+  void segment_scan(Tensor out_KBHE, ConstTensor in_KBHE, ConstTensor decay_KBH, bool reverse) override {
+    run("segment_scan", bytes(out_KBHE, in_KBHE, decay_KBH),
+        [&](Ops& ops) { ops.segment_scan(out_KBHE, in_KBHE, decay_KBH, reverse); });
+  }
   void gated_norm_forward(Tensor out_BTHD, Tensor rstd_BTH, ConstTensor y_BTHD, ConstTensor z_BTHD, ConstTensor w_HD,
                           double eps) override {
     run("gated_norm_forward", bytes(out_BTHD, rstd_BTH, y_BTHD, z_BTHD, w_HD),
@@ -147,6 +154,10 @@ class Timer final : public TimedOps {
                            ConstTensor targets_N, int64_t vocab_begin) override {
     run("cross_entropy_stats", bytes(max_N, sum_exp_N, target_N, logits_NV, targets_N),
         [&](Ops& ops) { ops.cross_entropy_stats(max_N, sum_exp_N, target_N, logits_NV, targets_N, vocab_begin); });
+  }
+  void cross_entropy_rescale(Tensor sum_exp_N, ConstTensor max_N, ConstTensor global_max_N) override {
+    run("cross_entropy_rescale", bytes(sum_exp_N, max_N, global_max_N),
+        [&](Ops& ops) { ops.cross_entropy_rescale(sum_exp_N, max_N, global_max_N); });
   }
   void cross_entropy_loss(Tensor loss_sum_1, Tensor count_1, Tensor loss_N, ConstTensor max_N, ConstTensor sum_exp_N,
                           ConstTensor target_N, ConstTensor targets_N) override {

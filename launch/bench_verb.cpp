@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
+#include "dist/self_communicator.h"
 #include "kernels/base/rng.h"
 #include "kernels/counting_ops.h"
 #include "kernels/timed_ops.h"
@@ -75,26 +76,27 @@ class StepBench {
  public:
   StepBench(const RunConfig& config, Ops& ops) : config_(config), table_(config.model) {
     const Device device = ops.device();
-    shape_ = {.batch = std::max<int64_t>(config.train.micro_batch, 1), .tokens = config.data.seq_len, .dtype = config.dtype()};
-    points_ = transpoints(config.model.schedule, config.model.layers, shape_.tokens);
-    const DType acc = accumulate_type(shape_.dtype);
-    const int64_t B = shape_.batch, T = shape_.tokens, size = table_.flat_size();
+    const DType dtype = config.dtype(), acc = accumulate_type(dtype);
+    const int64_t B = std::max<int64_t>(config.train.micro_batch, 1), T = config.data.seq_len, size = table_.flat_size();
+    ranks_ = std::make_unique<ModelRanks>(
+        LayoutSpec{.tokens = T, .chunk = config.model.chunk, .conv_width = static_cast<int>(config.model.conv),
+                   .transpoints = transpoints(config.model.schedule, config.model.layers, T)}, B, ops, self_, self_);
     Arena saved(device), scratch(device);
     const auto counter = make_counting_ops(device);
-    TransMamba dry(config_.model, table_, points_, shape_, saved);
+    TransMamba dry(config_.model, table_, *ranks_, dtype, saved);
     tokens_ = Tensor(nullptr, {2, B, T}, DType::i32, device), sums_ = Tensor(nullptr, {3}, DType::f64, device);
-    params_ = Tensor(nullptr, {size}, shape_.dtype, device), grads_ = Tensor(nullptr, {size}, acc, device);
+    params_ = Tensor(nullptr, {size}, dtype, device), grads_ = Tensor(nullptr, {size}, acc, device);
     run(dry, *counter, scratch);
     counts_ = counter->counts();
     saved_ = Arena(saved.peak(), device), scratch_ = Arena(scratch.peak(), device);
-    params_buffer_ = Buffer({size}, shape_.dtype, device), grads_buffer_ = Buffer({size}, acc, device);
+    params_buffer_ = Buffer({size}, dtype, device), grads_buffer_ = Buffer({size}, acc, device);
     tokens_buffer_ = Buffer({2, B, T}, DType::i32, device), sums_buffer_ = Buffer({3}, DType::f64, device);
-    params_ = params_buffer_.tensor({size}, shape_.dtype), grads_ = grads_buffer_.tensor({size}, acc);
+    params_ = params_buffer_.tensor({size}, dtype), grads_ = grads_buffer_.tensor({size}, acc);
     tokens_ = tokens_buffer_.tensor({2, B, T}, DType::i32), sums_ = sums_buffer_.tensor({3}, DType::f64);
     table_.initialize(params_, 1);
     random_tokens();
-    model_ = std::make_unique<TransMamba>(config_.model, table_, points_, shape_, saved_);
-    optimizer_ = std::make_unique<Optimizer>(all_rows(table_), shape_.dtype, device);
+    model_ = std::make_unique<TransMamba>(config_.model, table_, *ranks_, dtype, saved_);
+    optimizer_ = std::make_unique<Optimizer>(all_rows(table_), dtype, device);
     for (const OwnedRows& rows : optimizer_->owned()) gradients_.push_back(Optimizer::rows_of(grads_, rows));
   }
 
@@ -107,9 +109,10 @@ class StepBench {
   }
 
   const OpCounts& counts() const { return counts_; }
-  int64_t tokens() const { return shape_.batch * shape_.tokens; }
+  int64_t tokens() const { return batch() * seq_len(); }
   int64_t parameters() const { return table_.global_size(); }
-  const TransMamba::Shape& shape() const { return shape_; }
+  int64_t batch() const { return ranks_->batch(); }
+  int64_t seq_len() const { return ranks_->layout().tokens(); }
   size_t activation_bytes() const { return saved_.peak() + scratch_.peak(); }
 
  private:
@@ -121,13 +124,13 @@ class StepBench {
   void random_tokens() {
     std::vector<int32_t> host(static_cast<size_t>(2 * tokens()));
     for (size_t i = 0; i < host.size(); ++i) host[i] = static_cast<int32_t>(Philox(3, 3).words(i)[0] % static_cast<uint64_t>(config_.model.vocab));
-    copy_blocking(tokens_, ConstTensor(host.data(), {2, shape_.batch, shape_.tokens}, DType::i32));
+    copy_blocking(tokens_, ConstTensor(host.data(), {2, batch(), seq_len()}, DType::i32));
   }
 
   const RunConfig config_;
   ParameterTable table_;
-  TransMamba::Shape shape_;
-  std::vector<int64_t> points_;
+  SelfCommunicator self_{"self"};
+  std::unique_ptr<ModelRanks> ranks_;
   OpCounts counts_;
   Arena saved_{Device::cpu}, scratch_{Device::cpu};
   Buffer params_buffer_, grads_buffer_, tokens_buffer_, sums_buffer_;
@@ -143,7 +146,7 @@ json bench_step(const RunConfig& config, Ops& ops, int64_t steps, const Roof& ro
   for (int64_t i = 0; i <= steps; ++i) times.push_back(seconds_of(ops, [&] { bench.step(ops); }));
   times.erase(times.begin());  // the first one warms caches and pages
   const double seconds = median(times), flops = bench.counts().matmul() / seconds;
-  return {{"parameters", bench.parameters()}, {"batch", bench.shape().batch}, {"seq_len", bench.shape().tokens},
+  return {{"parameters", bench.parameters()}, {"batch", bench.batch()}, {"seq_len", bench.seq_len()},
           {"step_ms", seconds * 1e3}, {"tokens_per_s", static_cast<double>(bench.tokens()) / seconds},
           {"gflop", bench.counts().matmul() / 1e9}, {"gflop_linear", bench.counts().linear / 1e9},
           {"gflop_attention", bench.counts().attention / 1e9}, {"gflop_ssd", bench.counts().ssd / 1e9},

@@ -72,7 +72,8 @@ void visit_fields(Config& c, Visitor&& v) {
   v("parallel.sp", c.parallel.sp, Limits{1, 65536}, "sequence-parallel ranks");
   v("parallel.dp", c.parallel.dp, Limits{0, 1048576}, "data-parallel ranks; 0: all that are left");
   v("parallel.fold", c.parallel.fold, Limits{1, 64}, "segments per sequence rank, in snake order");
-  v("parallel.sp_transport", c.parallel.sp_transport, Choices{"auto", "group_cast", "gather", "head_parallel"}, "how sequence ranks exchange the prefix");
+  v("parallel.keys", c.parallel.keys, Choices{"group_cast", "gather"}, "how prefix keys and values reach sequence ranks: what each needs, or all to all");
+  v("parallel.states", c.parallel.states, Choices{"all_gather", "sliced"}, "how the state scan crosses sequence ranks: whole states to all, or a slice of every state to each");
   v("parallel.zero", c.parallel.zero, Limits{0, 2}, "ZeRO stage: 0 replicates optimizer states, 1 shards them, 2 shards gradients too");
 
   v("checkpoint.every", c.checkpoint.every, Limits{}, "steps between checkpoints; 0: only at the end and on a signal");
@@ -82,6 +83,7 @@ void visit_fields(Config& c, Visitor&& v) {
   v("run.dir", c.run.dir, Limits{}, "folder of the run: checkpoints, metrics, samples");
   v("run.device", c.run.device, Choices{"cpu", "cuda"}, "where to compute");
   v("run.log_every", c.run.log_every, Limits{1, 1e9}, "steps between progress lines");
+  v("run.hang_timeout", c.run.hang_timeout, Limits{}, "seconds after which an operation between ranks that does not end stops the job, naming the rank that is missing; 0: never");
   v("run.threads", c.run.threads, Limits{0, 4096}, "CPU threads per rank; 0: the cores of this host shared by its ranks");
 }
 

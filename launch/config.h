@@ -47,7 +47,7 @@ struct TrainConfig {
 struct ParallelConfig {
   int64_t tp = 1, sp = 1, dp = 0;
   int64_t fold = 1;
-  std::string sp_transport = "auto";
+  std::string keys = "group_cast", states = "all_gather";
   int64_t zero = 1;
 };
 
@@ -62,6 +62,7 @@ struct RunSection {
   std::string device = "cpu";
   int64_t log_every = 1;
   int64_t threads = 0;
+  double hang_timeout = 600;
 };
 
 struct RunConfig {

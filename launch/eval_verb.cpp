@@ -31,16 +31,19 @@ int eval_on(World& world, const Command& command) {
   }
   const ModelConfig& model_config = loaded.config.model;
   const std::vector<int64_t> points = transpoints(model_config.schedule, model_config.layers, loaded.config.data.seq_len);
-  const TransMamba::Shape shape{.batch = command.get<int64_t>("batch"), .tokens = loaded.config.data.seq_len, .dtype = loaded.config.dtype()};
+  Mesh mesh(world.comm(), mesh_shape(1, 1, 0, world.size()));
+  const DType dtype = loaded.config.dtype();
+  const int64_t B = command.get<int64_t>("batch"), T = loaded.config.data.seq_len;
+  ModelRanks ranks({.tokens = T, .chunk = model_config.chunk, .conv_width = static_cast<int>(model_config.conv), .transpoints = points},
+                   B, *ops, mesh.sp(), mesh.tp());
   // A dry run finds the memory.
   Arena saved(ops->device()), scratch(ops->device());
   const auto counting = make_counting_ops(ops->device());
-  const Tensor none(nullptr, {loaded.table->flat_size()}, shape.dtype), none_BT(nullptr, {shape.batch, shape.tokens}, DType::i32);
-  const Tensor none_1(nullptr, {1}, DType::f64);
-  TransMamba(model_config, *loaded.table, points, shape, saved).forward(*counting, scratch, none, {none_BT, none_BT}, {none_1, none_1, {}});
+  const Tensor none(nullptr, {loaded.table->flat_size()}, dtype), none_BT(nullptr, {B, T}, DType::i32), none_1(nullptr, {1}, DType::f64);
+  TransMamba(model_config, *loaded.table, ranks, dtype, saved).forward(*counting, scratch, none, {none_BT, none_BT}, {none_1, none_1, {}});
   Arena real_saved(saved.peak(), ops->device()), real_scratch(scratch.peak(), ops->device());
-  TransMamba model(model_config, *loaded.table, points, shape, real_saved);
-  const EvalResult result = evaluate(*ops, real_scratch, model, shape, loaded.params, file, command.get<int64_t>("sequences"), world.comm());
+  TransMamba model(model_config, *loaded.table, ranks, dtype, real_saved);
+  const EvalResult result = evaluate(*ops, real_scratch, model, ranks, loaded.params, file, command.get<int64_t>("sequences"), mesh, world.comm());
   if (world.rank() != 0) return kDone;
   if (command.json()) {
     std::printf("%s\n", nlohmann::json({{"checkpoint", loaded.path.string()}, {"step", loaded.state.step}, {"data", data},

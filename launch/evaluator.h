@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "data/loader.h"
-#include "dist/communicator.h"
+#include "dist/mesh.h"
 #include "model/transmamba.h"
 
 namespace tmamba {
@@ -17,8 +17,9 @@ struct EvalResult {
   double bits_per_byte() const;
 };
 
-// The first `sequences` windows of `file` (0: all), dealt to the ranks of `dp` in turn; the sums come back on every rank.
-EvalResult evaluate(Ops& ops, Arena& scratch, TransMamba& model, const TransMamba::Shape& shape, const Tensor& params,
-                    const TokenFile& file, int64_t sequences, Communicator& dp);
+// The first `sequences` windows of `file` (0: all), dealt to the data-parallel ranks in turn; the sums come back on every
+// rank of `world`, in the shape of `mesh`.
+EvalResult evaluate(Ops& ops, Arena& scratch, TransMamba& model, const ModelRanks& ranks, const Tensor& params,
+                    const TokenFile& file, int64_t sequences, const Mesh& mesh, Communicator& world);
 
 }  // namespace tmamba

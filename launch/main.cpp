@@ -20,6 +20,7 @@ constexpr std::array kVerbs{
     Verb{"generate", tmamba::generate_verb, "text from a checkpoint"},
     Verb{"prepare", tmamba::prepare_verb, "text or JSONL to HDF5 token files"},
     Verb{"tokenizer", tmamba::tokenizer_verb, "train a tokenizer; encode and decode text"},
+    Verb{"plan", tmamba::plan_verb, "cost of a run before it runs: FLOPs, memory, layout, exchanges, predicted time"},
     Verb{"checkpoint", tmamba::checkpoint_verb, "list, inspect and verify checkpoints"},
     Verb{"bench", tmamba::bench_verb, "time ops and whole steps beside the machine's own matrix product rate"},
     Verb{"explain", tmamba::explain_verb, "what configuration keys mean, with their defaults"},

@@ -59,7 +59,7 @@ void Trainer::open_data() {
                         mesh_.dp().size(), " data-parallel ranks (train.global_batch = ", config_.train.global_batch, ")"));
   }
   micro_batches_ = per_rank / micro;
-  shape_ = {.batch = micro, .tokens = config_.data.seq_len, .dtype = config_.dtype()};
+  micro_batch_ = micro;
   const int64_t step_tokens = config_.train.global_batch * config_.data.seq_len;
   total_steps_ = config_.train.steps > 0 ? config_.train.steps : ceil_div(config_.train.tokens, step_tokens);
 }
@@ -67,34 +67,41 @@ void Trainer::open_data() {
 // A dry run of one step over measuring arenas finds the exact memory and arithmetic; then everything is allocated once.
 void Trainer::plan_memory() {
   const Device device = ops_->device();
-  const int64_t B = shape_.batch, T = shape_.tokens;
-  transpoints_ = transpoints(config_.model.schedule, config_.model.layers, T);
-  table_ = std::make_unique<ParameterTable>(config_.model);
-  const DType acc = accumulate_type(shape_.dtype);
+  const int64_t B = micro_batch_;
+  const DType dtype = config_.dtype(), acc = accumulate_type(dtype);
+  transpoints_ = transpoints(config_.model.schedule, config_.model.layers, config_.data.seq_len);
+  table_ = std::make_unique<ParameterTable>(config_.model, mesh_.coordinates().tp, mesh_.shape().tp);
+  ranks_ = std::make_unique<ModelRanks>(
+      LayoutSpec{.tokens = config_.data.seq_len, .ranks = mesh_.shape().sp, .fold = static_cast<int>(config_.parallel.fold),
+                 .chunk = config_.model.chunk, .conv_width = static_cast<int>(config_.model.conv), .transpoints = transpoints_},
+      B, *ops_, mesh_.sp(), mesh_.tp(), config_.parallel.keys == "gather" ? KeyRoute::gather : KeyRoute::group_cast,
+      config_.parallel.states == "sliced" ? StateRoute::sliced : StateRoute::all_gather);
+  const int64_t n = ranks_->local_tokens(), size = table_->flat_size();
 
   Arena saved(device), scratch(device);
   const auto counting = make_counting_ops(device);
-  TransMamba dry(config_.model, *table_, transpoints_, shape_, saved);
-  const Tensor none_flat(nullptr, {table_->flat_size()}, shape_.dtype, device), none_grads(nullptr, {table_->flat_size()}, acc, device);
-  const Tensor none_BT(nullptr, {B, T}, DType::i32, device), none_1(nullptr, {1}, DType::f64, device);
-  dry.forward_backward(*counting, scratch, none_flat, none_grads, {none_BT, none_BT}, 1, {none_1, none_1, {}}, [](int) {});
+  TransMamba dry(config_.model, *table_, *ranks_, dtype, saved);
+  const Tensor none_flat(nullptr, {size}, dtype, device), none_grads(nullptr, {size}, acc, device);
+  const Tensor none_Bn(nullptr, {B, n}, DType::i32, device), none_1(nullptr, {1}, DType::f64, device);
+  dry.forward_backward(*counting, scratch, none_flat, none_grads, {none_Bn, none_Bn}, 1, {none_1, none_1, {}}, [](int) {});
   flops_per_step_ = counting->counts().matmul() * static_cast<double>(micro_batches_);
 
-  params_buffer_ = Buffer({table_->flat_size()}, shape_.dtype, device);
-  grads_buffer_ = Buffer({table_->flat_size()}, acc, device);
-  params_ = params_buffer_.tensor({table_->flat_size()}, shape_.dtype);
-  grads_ = grads_buffer_.tensor({table_->flat_size()}, acc);
+  params_buffer_ = Buffer({size}, dtype, device);
+  grads_buffer_ = Buffer({size}, acc, device);
+  params_ = params_buffer_.tensor({size}, dtype);
+  grads_ = grads_buffer_.tensor({size}, acc);
   reducer_ = std::make_unique<GradReducer>(
       mesh_.zero(), mesh_.tp(), reduction_buckets(*table_),
       GradReducerOptions{.stage = static_cast<int>(config_.parallel.zero), .dtype = acc, .device = device,
                          .add = [this](Tensor y, ConstTensor x) { ops_->add(y, x); }});
-  optimizer_ = std::make_unique<Optimizer>(owned_rows(*table_, *reducer_), shape_.dtype, device);
+  optimizer_ = std::make_unique<Optimizer>(owned_rows(*table_, *reducer_), dtype, device);
   gradients_ = owned_gradients(*table_, *reducer_, grads_);
   saved_ = Arena(saved.peak(), device);
   scratch_ = Arena(scratch.peak(), device);
-  token_buffer_ = Buffer({2, B, T}, DType::i32, device);
+  token_buffer_ = Buffer({2, B, n}, DType::i32, device);
+  host_tokens_ = Buffer({2, B, n}, DType::i32);
   sum_buffer_ = Buffer({3}, DType::f64, device);
-  model_ = std::make_unique<TransMamba>(config_.model, *table_, transpoints_, shape_, saved_);
+  model_ = std::make_unique<TransMamba>(config_.model, *table_, *ranks_, dtype, saved_);
 }
 
 void Trainer::resume_or_initialize() {
@@ -123,11 +130,20 @@ void Trainer::resume_or_initialize() {
     last_checkpoint_ = newest;
   }
   folder_ = std::make_unique<RunFolder>(config_.run.dir, state_.step, main_);
+  if (config_.run.hang_timeout > 0 && world_.size() > 1) start_watchdog();
   state_.config = to_toml(config_);
   state_.tokenizer_hash = train_file_->info().tokenizer_hash;
   state_.bytes_per_token = static_cast<double>(train_file_->info().source_bytes) / static_cast<double>(train_file_->info().tokens);
   folder_->write_config(state_.config);
   folder_->event(newest.empty() ? "start" : "resume", {{"step", state_.step}, {"ranks", world_.size()}});
+}
+
+// Heartbeats lie in the run folder, which all hosts see.
+void Trainer::start_watchdog() {
+  const std::filesystem::path folder = folder_->dir() / "heartbeat";
+  if (main_) std::filesystem::create_directories(folder);
+  world_.comm().barrier();
+  world_.start_watchdog({.timeout_seconds = config_.run.hang_timeout, .folder = folder});
 }
 
 int Trainer::run() {
@@ -170,20 +186,23 @@ int Trainer::run() {
 }
 
 StepResult Trainer::train_step(int64_t step) {
-  const int64_t B = shape_.batch, T = shape_.tokens, per_rank = B * micro_batches_;
-  const Tensor tokens_2BT = token_buffer_.tensor({2, B, T}, DType::i32), sums_3 = sum_buffer_.tensor({3}, DType::f64);
+  const int64_t B = micro_batch_, T = config_.data.seq_len, n = ranks_->local_tokens(), per_rank = B * micro_batches_;
+  const Tensor tokens_2Bn = token_buffer_.tensor({2, B, n}, DType::i32), host_2Bn = host_tokens_.tensor({2, B, n}, DType::i32);
+  const Tensor sums_3 = sum_buffer_.tensor({3}, DType::f64);
   const double grad_scale = 1.0 / static_cast<double>(config_.train.global_batch * T);
   ops_->fill(grads_, 0);
   ops_->fill(sums_3, 0);
   reducer_->begin_step();
   for (int64_t micro = 0; micro < micro_batches_; ++micro) {
-    const int64_t first = (step - 1) * config_.train.global_batch + mesh_.dp().rank() * per_rank + micro * B;
+    const int64_t first = (step - 1) * config_.train.global_batch + mesh_.coordinates().dp * per_rank + micro * B;
     const Batch batch = loader_->load(first, B);
     // Where every micro-batch is summed over the ranks at once, the next one starts from zero.
     if (micro > 0 && reduces(micro - 1)) ops_->fill(grads_, 0);
-    copy_blocking(tokens_2BT.select(0, 0), batch.tokens_BT);
-    copy_blocking(tokens_2BT.select(0, 1), batch.targets_BT);
-    model_->forward_backward(*ops_, scratch_, params_, grads_, {tokens_2BT.select(0, 0), tokens_2BT.select(0, 1)}, grad_scale,
+    // Targets are shifted by one before sequences are cut: a cut needs nothing of the next rank.
+    ranks_->shard(host_2Bn.select(0, 0), batch.tokens_BT);
+    ranks_->shard(host_2Bn.select(0, 1), batch.targets_BT);
+    copy_blocking(tokens_2Bn, host_2Bn);
+    model_->forward_backward(*ops_, scratch_, params_, grads_, {tokens_2Bn.select(0, 0), tokens_2Bn.select(0, 1)}, grad_scale,
                              {.loss_1 = sums_3.slice(0, 0, 1), .count_1 = sums_3.slice(0, 1, 1), .loss_N = {}}, [&](int bucket) { reduce_bucket(bucket, micro); });
     if (reduces(micro)) reducer_->finish();
   }
@@ -194,6 +213,7 @@ StepResult Trainer::train_step(int64_t step) {
   // One small message decides for all ranks alike: the loss, the gradient's norm, and who wants to stop.
   double sums[4] = {0, 0, 0, wants_to_stop() ? 1.0 : 0.0};
   copy_blocking(Tensor(sums, {3}, DType::f64), sums_3);
+  if (mesh_.coordinates().tp != 0) sums[0] = sums[1] = 0;  // all tensor-parallel ranks have the loss of the tokens they share
   world_.comm().all_reduce(Tensor(sums, {4}, DType::f64), ReduceOp::sum).wait();
   const double grad_norm = std::sqrt(sums[2]);
   StepResult result{.loss = sums[0] / sums[1], .grad_norm = grad_norm, .lr = lr_schedule().at(step), .skipped = false,
@@ -238,7 +258,7 @@ bool Trainer::wants_to_stop() const {
 // Whether any rank saw a signal; agreed, since only some may have.
 bool Trainer::pending_stop() {
   double signal = pending_signal();
-  mesh_.dp().all_reduce(Tensor(&signal, {1}, DType::f64), ReduceOp::max).wait();
+  world_.comm().all_reduce(Tensor(&signal, {1}, DType::f64), ReduceOp::max).wait();
   stop_signal_ = static_cast<int>(signal);
   return stop_signal_ != 0;
 }
@@ -287,10 +307,15 @@ void Trainer::print_header() const {
   std::printf("TransMamba: %s parameters, d %lld, %lld heads of %lld, %lld layers, vocabulary %lld\n",
               count_text(static_cast<double>(table_->global_size())).c_str(), static_cast<long long>(m.dim), static_cast<long long>(m.heads),
               static_cast<long long>(m.head_dim()), static_cast<long long>(m.layers), static_cast<long long>(m.vocab));
-  std::printf("TransPoints of %lld tokens: %s\n", static_cast<long long>(shape_.tokens), points.c_str());
+  std::printf("TransPoints of %lld tokens: %s\n", static_cast<long long>(config_.data.seq_len), points.c_str());
+  if (mesh_.shape().tp * mesh_.shape().sp > 1) {
+    std::printf("tensor parallel %d, sequence parallel %d (fold %lld: %lld segments, %s and %s)\n", mesh_.shape().tp, mesh_.shape().sp,
+                static_cast<long long>(config_.parallel.fold), static_cast<long long>(ranks_->layout().segments().size()),
+                config_.parallel.keys.c_str(), config_.parallel.states.c_str());
+  }
   std::printf("%d data-parallel rank%s, %d thread%s each; %lld sequences a step, %lld at a time on a rank; %s per rank\n", mesh_.shape().dp,
               mesh_.shape().dp == 1 ? "" : "s", omp_get_max_threads(), omp_get_max_threads() == 1 ? "" : "s",
-              static_cast<long long>(config_.train.global_batch), static_cast<long long>(shape_.batch), bytes_text(memory_bytes()).c_str());
+              static_cast<long long>(config_.train.global_batch), static_cast<long long>(micro_batch_), bytes_text(memory_bytes()).c_str());
   std::printf("data: %s, %s tokens, %.2f bytes each; run folder: %s\n", config_.data.train.c_str(),
               count_text(static_cast<double>(train_file_->info().tokens)).c_str(), state_.bytes_per_token, config_.run.dir.c_str());
   if (state_.step > 0) std::printf("resumed from step %lld\n", static_cast<long long>(state_.step));
@@ -300,7 +325,7 @@ void Trainer::print_header() const {
 void Trainer::evaluate_and_log(bool full) {
   if (!valid_file_) return;
   const auto begin = Clock::now();
-  const EvalResult result = evaluate(*ops_, scratch_, *model_, shape_, params_, *valid_file_, full ? 0 : config_.train.eval_sequences, mesh_.dp());
+  const EvalResult result = evaluate(*ops_, scratch_, *model_, *ranks_, params_, *valid_file_, full ? 0 : config_.train.eval_sequences, mesh_, world_.comm());
   last_valid_bits_ = result.bits_per_byte();
   folder_->metric({{"step", state_.step}, {"valid_loss", result.loss()}, {"valid_bits_per_byte", last_valid_bits_},
                    {"valid_tokens", result.tokens}, {"eval_s", std::chrono::duration<double>(Clock::now() - begin).count()}});
@@ -309,7 +334,8 @@ void Trainer::evaluate_and_log(bool full) {
 }
 
 void Trainer::write_sample() {
-  if (!main_) return;
+  // Decoding takes whole parameters; of a tensor-parallel run `generate` makes text from a checkpoint.
+  if (!main_ || mesh_.shape().tp > 1) return;
   const SampleOptions options{.max_tokens = config_.train.sample_tokens, .temperature = config_.train.temperature, .top_k = 0,
                               .seed = static_cast<uint64_t>(config_.train.seed + state_.step)};
   const std::string& prompt = config_.train.sample_prompt;

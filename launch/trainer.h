@@ -54,6 +54,7 @@ class Trainer {
   void open_data();
   void plan_memory();
   void resume_or_initialize();
+  void start_watchdog();
   bool due(int64_t every) const { return every > 0 && state_.step % every == 0; }
   void log_step(const StepResult& result, double step_seconds);
   void print_header() const;
@@ -80,12 +81,13 @@ class Trainer {
   std::unique_ptr<Tokenizer> tokenizer_;
   std::vector<int64_t> transpoints_;
   std::unique_ptr<ParameterTable> table_;
-  TransMamba::Shape shape_;
+  std::unique_ptr<ModelRanks> ranks_;
+  int64_t micro_batch_ = 1;  // sequences of one forward and backward
   int64_t micro_batches_ = 1;
   int64_t total_steps_ = 0;
   Arena saved_{Device::cpu}, scratch_{Device::cpu};
   double flops_per_step_ = 0;  // of the matrix products of one rank
-  Buffer params_buffer_, grads_buffer_, token_buffer_, sum_buffer_;
+  Buffer params_buffer_, grads_buffer_, token_buffer_, host_tokens_, sum_buffer_;
   Tensor params_, grads_;
   std::unique_ptr<TransMamba> model_;
   std::unique_ptr<GradReducer> reducer_;

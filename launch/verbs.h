@@ -13,6 +13,7 @@ int eval_verb(const Arguments& arguments);
 int generate_verb(const Arguments& arguments);
 int prepare_verb(const Arguments& arguments);
 int tokenizer_verb(const Arguments& arguments);
+int plan_verb(const Arguments& arguments);
 int checkpoint_verb(const Arguments& arguments);
 int bench_verb(const Arguments& arguments);
 int explain_verb(const Arguments& arguments);

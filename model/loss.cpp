@@ -9,26 +9,39 @@ namespace {
 // Rows per chunk: about 8 Mi logits, so that a chunk's GEMM is large and its memory small beside the activations.
 int64_t chunk_rows(int64_t vocab) { return std::max<int64_t>(64, (int64_t{1} << 23) / vocab / 64 * 64); }
 
+// Statistics of all parts of the vocabulary, from those of each.
+void combine_shards(Ops& ops, TensorExchange& tensor, const Tensor& max_n, const Tensor& local_max_n, const Tensor& sum_exp_n,
+                    const Tensor& target_n) {
+  if (tensor.size() == 1) return;
+  ops.copy(local_max_n, max_n);
+  tensor.all_max(max_n);
+  ops.cross_entropy_rescale(sum_exp_n, local_max_n, max_n);
+  tensor.all_sum(sum_exp_n);
+  tensor.all_sum(target_n);
+}
+
 }  // namespace
 
-void head_loss(Ops& ops, Arena& scratch, const HeadLoss& args, const LossSums& sums) {
+void head_loss(Ops& ops, Arena& scratch, TensorExchange& tensor, const HeadLoss& args, const LossSums& sums) {
   const size_t mark = scratch.used();
   const int64_t N = args.x_NC.size(0), V = args.head_VC.size(0);
   const int64_t chunk = std::min(N, chunk_rows(V));
   const DType acc = accumulate_type(args.x_NC.dtype());
   const Tensor logits = scratch.take({chunk, V}, args.x_NC.dtype());
   const Tensor max = scratch.take({chunk}, acc), sum_exp = scratch.take({chunk}, acc), target = scratch.take({chunk}, acc);
+  const Tensor local_max = tensor.size() > 1 ? scratch.take({chunk}, acc) : max;
   for (int64_t begin = 0; begin < N; begin += chunk) {
     const int64_t n = std::min(chunk, N - begin);
     const Tensor logits_nV = logits.slice(0, 0, n);
     const Tensor max_n = max.slice(0, 0, n), sum_exp_n = sum_exp.slice(0, 0, n), target_n = target.slice(0, 0, n);
     const ConstTensor x_nC = args.x_NC.slice(0, begin, n), targets_n = args.targets_N.slice(0, begin, n);
     ops.linear_forward(logits_nV, x_nC, args.head_VC);
-    ops.cross_entropy_stats(max_n, sum_exp_n, target_n, logits_nV, targets_n, 0);
+    ops.cross_entropy_stats(max_n, sum_exp_n, target_n, logits_nV, targets_n, args.vocab_begin);
+    combine_shards(ops, tensor, max_n, local_max.slice(0, 0, n), sum_exp_n, target_n);
     const Tensor loss_n = sums.loss_N.dims() == 0 ? Tensor() : sums.loss_N.slice(0, begin, n);
     ops.cross_entropy_loss(sums.loss_1, sums.count_1, loss_n, max_n, sum_exp_n, target_n, targets_n);
     if (args.dx_NC.dims() == 0) continue;
-    ops.cross_entropy_gradient(logits_nV, max_n, sum_exp_n, targets_n, 0, args.grad_scale);
+    ops.cross_entropy_gradient(logits_nV, max_n, sum_exp_n, targets_n, args.vocab_begin, args.grad_scale);
     ops.linear_backward_input(args.dx_NC.slice(0, begin, n), logits_nV, args.head_VC, false);
     ops.linear_backward_weight(args.dhead_VC, logits_nV, x_nC);
   }

@@ -1,7 +1,9 @@
 // The language-model head: logits, cross-entropy and, in the same pass, their gradients. Rows are taken in chunks, so
-// the logits of all tokens never exist together. N rows, C model width, V vocabulary.
+// the logits of all tokens never exist together. Under tensor parallelism each rank has the logits of its part of the
+// vocabulary alone, and ranks combine three numbers per row. N rows, C model width, V vocabulary.
 #pragma once
 
+#include "dist/exchange.h"
 #include "kernels/base/buffer.h"
 #include "kernels/ops.h"
 
@@ -17,12 +19,13 @@ struct LossSums {
 struct HeadLoss {
   ConstTensor x_NC;       // normed outputs of the last layer
   ConstTensor head_VC;
+  int64_t vocab_begin = 0;  // of this rank's part
   ConstTensor targets_N;  // int32; negative: not counted
-  Tensor dx_NC;           // written over; empty: no gradients at all
+  Tensor dx_NC;           // written over, this rank's summand; empty: no gradients at all
   Tensor dhead_VC;        // [acc] added
   double grad_scale = 0;  // gradients are those of loss sum * grad_scale
 };
 
-void head_loss(Ops& ops, Arena& scratch, const HeadLoss& args, const LossSums& sums);
+void head_loss(Ops& ops, Arena& scratch, TensorExchange& tensor, const HeadLoss& args, const LossSums& sums);
 
 }  // namespace tmamba

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "dist/exchange.h"
 #include "kernels/base/rng.h"
 
 namespace tmamba {
@@ -38,9 +39,9 @@ double initial_value(Init init, const ModelConfig& config, const Philox& random,
 ParameterTable::ParameterTable(const ModelConfig& config, int tp_rank, int tp_size)
     : config_(config), tp_rank_(tp_rank), tp_size_(tp_size) {
   validate(config);
-  if (config.heads % tp_size != 0 || config.ffn % tp_size != 0 || config.vocab % tp_size != 0) {
-    throw UserError(str("parallel.tp = ", tp_size, " does not divide model.heads = ", config.heads, ", model.ffn = ",
-                        config.ffn, " and the vocabulary of ", config.vocab, "; change one of them"));
+  if (config.heads % tp_size != 0 || config.ffn % tp_size != 0 || config.vocab < tp_size) {
+    throw UserError(str("parallel.tp = ", tp_size, " does not divide model.heads = ", config.heads, " and model.ffn = ",
+                        config.ffn, ", or is over the vocabulary of ", config.vocab, "; change one of them"));
   }
   const int64_t d = config.dim, H = config.heads, F = config.ffn, V = config.vocab;
   int bucket = 0;
@@ -88,7 +89,7 @@ ParameterTable::ParameterTable(const ModelConfig& config, int tp_rank, int tp_si
 }
 
 void ParameterTable::add(Parameter p) {
-  p.local_rows = p.shard == Shard::rows ? exact_div(p.rows, tp_size_) : p.rows;
+  p.local_rows = p.shard == Shard::rows ? shard_of(p.rows, tp_rank_, tp_size_).count : p.rows;
   p.local_cols = p.shard == Shard::columns ? exact_div(p.cols, tp_size_) : p.cols;
   p.offset = flat_size_;
   flat_size_ = round_up(flat_size_ + p.local_size(), kAlignment);
@@ -115,7 +116,7 @@ int64_t ParameterTable::global_size() const {
 std::vector<StoredRange> ParameterTable::stored_ranges(const Parameter& p, int64_t begin, int64_t rows) const {
   const int64_t blocks = static_cast<int64_t>(p.stored.size());
   const int64_t block_rows = p.rows / blocks, local_block_rows = p.local_rows / blocks;
-  const int64_t first_row = p.shard == Shard::rows ? tp_rank_ * local_block_rows : 0;
+  const int64_t first_row = p.shard == Shard::rows ? shard_of(block_rows, tp_rank_, tp_size_).begin : 0;
   const int64_t first_col = p.shard == Shard::columns ? tp_rank_ * p.local_cols : 0;
   std::vector<StoredRange> ranges;
   for (int64_t block = 0; block < blocks; ++block) {

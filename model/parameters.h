@@ -54,7 +54,7 @@ struct StoredRange {
 
 class ParameterTable {
  public:
-  // Throws UserError where heads, ffn or vocab cannot be cut by `tp`.
+  // Throws UserError where heads or ffn cannot be cut by `tp_size`. The vocabulary is cut as evenly as it goes.
   ParameterTable(const ModelConfig& config, int tp_rank = 0, int tp_size = 1);
 
   const std::vector<Parameter>& all() const { return parameters_; }

@@ -39,14 +39,14 @@ class Buffer {
 class Arena {
  public:
   // A measuring arena.
-  explicit Arena(Device device) : device_(device) {}
+  explicit Arena(Device device) : device_(device), measuring_(true) {}
   // An arena with `bytes` of memory.
   Arena(size_t bytes, Device device) : buffer_(bytes, device), device_(device) {}
 
   // A contiguous tensor; its content is undefined. Throws where the arena is full.
   Tensor take(std::initializer_list<int64_t> sizes, DType dtype);
 
-  bool measuring() const { return buffer_.data() == nullptr; }
+  bool measuring() const { return measuring_; }
   size_t used() const { return used_; }
   // Largest used() so far.
   size_t peak() const { return peak_; }
@@ -57,6 +57,7 @@ class Arena {
  private:
   Buffer buffer_;
   Device device_;
+  bool measuring_ = false;
   size_t used_ = 0;
   size_t peak_ = 0;
 };

@@ -65,6 +65,19 @@ void CpuOps::cross_entropy_stats(Tensor max_N, Tensor sum_exp_N, Tensor target_N
   });
 }
 
+void CpuOps::cross_entropy_rescale(Tensor sum_exp_N, ConstTensor max_N, ConstTensor global_max_N) {
+  const int64_t N = max_N.size(0);
+  const DType acc = max_N.dtype();
+  expect(sum_exp_N, "cross_entropy_rescale sum_exp_N", acc, {N});
+  expect(max_N, "cross_entropy_rescale max_N", acc, {N});
+  expect(global_max_N, "cross_entropy_rescale global_max_N", acc, {N});
+  dispatch_float(acc, [&]<class A>() {
+    A* sum_exp = sum_exp_N.data<A>();
+    const A *max = max_N.data<A>(), *global_max = global_max_N.data<A>();
+    for (int64_t n = 0; n < N; ++n) sum_exp[n] *= std::exp(max[n] - global_max[n]);
+  });
+}
+
 void CpuOps::cross_entropy_loss(Tensor loss_sum_1, Tensor count_1, Tensor loss_N, ConstTensor max_N,
                                 ConstTensor sum_exp_N, ConstTensor target_N, ConstTensor targets_N) {
   const int64_t N = max_N.size(0);

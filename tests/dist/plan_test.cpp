@@ -246,10 +246,10 @@ TEST(Plan, BytesOfKnownExchanges) {
   // Segments 1, 14, 17, 30 of rank 1 follow segments of ranks 0, 2, 0 and 2.
   EXPECT_EQ(bytes(plan, ExchangeKind::halo, 1), 4 * 3 * 3 * row);
   EXPECT_EQ(bytes(plan, ExchangeKind::halo, 0), 2 * 3 * 3 * row);  // 16 follows its own 15, and 0 nothing
-  // Everyone's slice of 31 segments but its own; and back for the segments with SSM tokens.
+  // Everyone's slice of 31 segments but its own; and back for every segment but the first.
   EXPECT_EQ(bytes(plan, ExchangeKind::decays, 1), 27 * decay);
   EXPECT_EQ(bytes(plan, ExchangeKind::state_slices, 1), 27 * state / 8);
-  EXPECT_EQ(bytes(plan, ExchangeKind::inflow_slices, 1), 3 * state * 7 / 8);
+  EXPECT_EQ(bytes(plan, ExchangeKind::inflow_slices, 1), 4 * state * 7 / 8);
   EXPECT_EQ(bytes(plan, ExchangeKind::adjoint_slices, 1), (24 - 3) * state / 8);
   EXPECT_EQ(bytes(plan, ExchangeKind::outflow_slices, 1), 4 * state * 7 / 8);
   const Plan gathered = make_plan(dims, transport_named("gather+all_gather"));

@@ -32,6 +32,8 @@ class GoldenFile {
   std::vector<const GoldenArray*> arrays(const std::string& prefix) const;
   // Writes params/* to a flat buffer of a table.
   void fill_params(const ParameterTable& table, const Tensor& flat) const;
+  // The same for a table that holds shards.
+  void fill_params_sharded(const ParameterTable& table, const Tensor& flat) const;
 
  private:
   std::filesystem::path path_;

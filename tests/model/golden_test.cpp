@@ -9,8 +9,9 @@ namespace {
 
 class Golden : public testing::TestWithParam<std::filesystem::path> {};
 
-void compare_all(const GoldenFile& golden, DType dtype, double tolerance) {
-  ModelRunner runner(golden.config(), golden.transpoints(), {.batch = golden.batch(), .tokens = golden.seq_len(), .dtype = dtype});
+// fold: segments that the one rank cuts each sequence into, with everything that goes between segments.
+void compare_all(const GoldenFile& golden, DType dtype, double tolerance, int fold = 1) {
+  ModelRunner runner(golden.config(), golden.transpoints(), {.batch = golden.batch(), .tokens = golden.seq_len(), .dtype = dtype, .fold = fold});
   golden.fill_params(runner.table(), runner.params());
   const double loss = runner.run(golden.tokens(), true);
   EXPECT_NEAR(loss / golden.loss(), 1, tolerance) << "loss";
@@ -41,6 +42,7 @@ void compare_all(const GoldenFile& golden, DType dtype, double tolerance) {
 }
 
 TEST_P(Golden, Float64) { compare_all(GoldenFile(GetParam()), DType::f64, 1e-9); }
+TEST_P(Golden, Float64InTwoSegments) { compare_all(GoldenFile(GetParam()), DType::f64, 1e-9, 2); }
 TEST_P(Golden, Float32) { compare_all(GoldenFile(GetParam()), DType::f32, 1e-4); }
 
 INSTANTIATE_TEST_SUITE_P(Files, Golden, testing::ValuesIn(golden_files()), [](const auto& file) {

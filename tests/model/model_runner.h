@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "dist/self_communicator.h"
 #include "kernels/counting_ops.h"
 #include "model/transmamba.h"
 
@@ -11,17 +12,26 @@ namespace tmamba {
 
 class ModelRunner {
  public:
-  ModelRunner(const ModelConfig& config, const std::vector<int64_t>& transpoints, TransMamba::Shape shape)
-      : config_(config), table_(config_), shape_(shape), ops_(make_ops(Device::cpu)) {
+  struct Shape {
+    int64_t batch = 1;
+    int64_t tokens = 0;
+    DType dtype = DType::f32;
+    int fold = 1;
+  };
+
+  ModelRunner(const ModelConfig& config, const std::vector<int64_t>& transpoints, Shape shape)
+      : config_(config), table_(config_), shape_(shape), ops_(make_ops(Device::cpu)),
+        ranks_({.tokens = shape.tokens, .fold = shape.fold, .chunk = config.chunk, .conv_width = static_cast<int>(config.conv), .transpoints = transpoints},
+               shape.batch, *ops_, self_, self_) {
     Arena saved(Device::cpu), scratch(Device::cpu);
     const int64_t size = table_.flat_size();
     const auto counting = make_counting_ops(Device::cpu);
     const Tensor none(nullptr, {size}, shape.dtype), none_BT(nullptr, {shape.batch, shape.tokens}, DType::i32), none_1(nullptr, {1}, DType::f64);
-    TransMamba dry(config_, table_, transpoints, shape, saved);
+    TransMamba dry(config_, table_, ranks_, shape.dtype, saved);
     dry.forward_backward(*counting, scratch, none, Tensor(nullptr, {size}, acc()), {none_BT, none_BT}, 1, {none_1, none_1, {}}, [](int) {});
     saved_ = Arena(saved.peak(), Device::cpu), scratch_ = Arena(scratch.peak(), Device::cpu);
     params_buffer_ = Buffer({size}, shape.dtype), grads_buffer_ = Buffer({size}, acc()), sums_buffer_ = Buffer({2}, DType::f64);
-    model_ = std::make_unique<TransMamba>(config_, table_, transpoints, shape, saved_);
+    model_ = std::make_unique<TransMamba>(config_, table_, ranks_, shape.dtype, saved_);
   }
 
   // Loss of [B, T + 1] tokens; gradients of the mean loss where asked for.
@@ -58,8 +68,10 @@ class ModelRunner {
 
   ModelConfig config_;
   ParameterTable table_;
-  TransMamba::Shape shape_;
+  Shape shape_;
   std::unique_ptr<Ops> ops_;
+  SelfCommunicator self_{"self"};
+  ModelRanks ranks_;
   Arena saved_{Device::cpu}, scratch_{Device::cpu};
   Buffer params_buffer_, grads_buffer_, sums_buffer_;
   std::unique_ptr<TransMamba> model_;

@@ -159,7 +159,10 @@ TEST(Counts, DryRunEqualsTheFormulas) {
   const auto counting = make_counting_ops(Device::cpu);
   Arena saved(Device::cpu), scratch(Device::cpu);
   const ParameterTable table(config);
-  TransMamba model(config, table, {P, P, P}, {.batch = 1, .tokens = T, .dtype = DType::f32}, saved);
+  const auto ops = make_ops(Device::cpu);
+  SelfCommunicator self("self");
+  ModelRanks ranks({.tokens = T, .chunk = config.chunk, .transpoints = {P, P, P}}, 1, *ops, self, self);
+  TransMamba model(config, table, ranks, DType::f32, saved);
   const Tensor none(nullptr, {table.flat_size()}, DType::f32), none_BT(nullptr, {1, T}, DType::i32), none_1(nullptr, {1}, DType::f64);
   model.forward(*counting, scratch, none, {none_BT, none_BT}, {none_1, none_1, {}});
   const double d = 24, H = 2, F = 40, V = 50, L = 3, t = T, p = P;

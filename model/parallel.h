@@ -1,0 +1,44 @@
+// What a model on one rank knows of the others: how sequences are cut, and the exchanges along the two axes that share a
+// layer's work.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "dist/exchange.h"
+#include "dist/layout.h"
+#include "kernels/ops.h"
+
+namespace tmamba {
+
+// The arithmetic of exchanges, done by `ops`.
+ExchangeOps exchange_ops(Ops& ops);
+
+class ModelRanks {
+ public:
+  // Sequences of layout.tokens tokens, `batch` at a time. Everything must outlive this.
+  ModelRanks(const LayoutSpec& layout, int64_t batch, Ops& ops, Communicator& sp, Communicator& tp,
+             KeyRoute keys = KeyRoute::group_cast, StateRoute states = StateRoute::all_gather)
+      : layout_(layout), sequence_(layout_, sp, exchange_ops(ops), keys, states), batch_(batch),
+        tensor_(tp, batch * sequence_.local_tokens(), exchange_ops(ops)) {}
+  ModelRanks(const ModelRanks&) = delete;
+  ModelRanks& operator=(const ModelRanks&) = delete;
+
+  const SequenceLayout& layout() const { return layout_; }
+  SequenceExchange& sequence() { return sequence_; }
+  TensorExchange& tensor() { return tensor_; }
+  int64_t batch() const { return batch_; }
+  // Tokens of each sequence on this rank, n.
+  int64_t local_tokens() const { return sequence_.local_tokens(); }
+
+  // This rank's part of whole sequences: local_Bn from whole_BT, int32 on the host, both contiguous.
+  void shard(const Tensor& local_Bn, const ConstTensor& whole_BT) const;
+
+ private:
+  SequenceLayout layout_;
+  SequenceExchange sequence_;
+  int64_t batch_;
+  TensorExchange tensor_;
+};
+
+}  // namespace tmamba

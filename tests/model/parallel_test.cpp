@@ -1,0 +1,222 @@
+// Every layout of ranks computes what one rank does: loss and every gradient of the golden files, and every parameter
+// after five AdamW steps, for every tp x sp x dp that the ranks of this run make up, every fold and every transport.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+
+#include "dist/grad_reducer.h"
+#include "dist/mesh.h"
+#include "launch/sharding.h"
+#include "model/optimizer.h"
+#include "tests/dist/mpi_main.h"
+#include "tests/model/golden_file.h"
+#include "tests/model/model_runner.h"
+
+namespace tmamba {
+namespace {
+
+constexpr int kSteps = 5;
+
+struct Layout {
+  MeshShape mesh;
+  int fold;
+  KeyRoute keys;
+  StateRoute states;
+  int zero;
+};
+
+std::string describe(const GoldenFile& golden, const Layout& l) {
+  return str(golden.path().stem().string(), " tp ", l.mesh.tp, " sp ", l.mesh.sp, " dp ", l.mesh.dp, " fold ", l.fold, l.keys == KeyRoute::gather ? " gather" : " group_cast",
+             l.states == StateRoute::sliced ? " sliced" : " all_gather", " zero ", l.zero);
+}
+
+// One rank of a layout, training on the golden file's tokens; the batch is cut among dp ranks.
+class LayoutRunner {
+ public:
+  LayoutRunner(const GoldenFile& golden, const Layout& layout, DType dtype)
+      : golden_(golden), mesh_(test_world().comm(), layout.mesh), config_(golden.config()),
+        table_(config_, mesh_.coordinates().tp, layout.mesh.tp), dtype_(dtype), ops_(make_ops(Device::cpu)),
+        ranks_({.tokens = golden.seq_len(), .ranks = layout.mesh.sp, .fold = layout.fold, .chunk = config_.chunk,
+                .conv_width = static_cast<int>(config_.conv), .transpoints = golden.transpoints()},
+               golden.batch() / layout.mesh.dp, *ops_, mesh_.sp(), mesh_.tp(), layout.keys, layout.states) {
+    const DType acc = accumulate_type(dtype);
+    const int64_t size = table_.flat_size(), B = ranks_.batch(), n = ranks_.local_tokens();
+    Arena saved(Device::cpu), scratch(Device::cpu);
+    const auto counting = make_counting_ops(Device::cpu);
+    const Tensor none(nullptr, {size}, dtype), none_Bn(nullptr, {B, n}, DType::i32), none_1(nullptr, {1}, DType::f64);
+    TransMamba(config_, table_, ranks_, dtype, saved)
+        .forward_backward(*counting, scratch, none, Tensor(nullptr, {size}, acc), {none_Bn, none_Bn}, 1, {none_1, none_1, {}}, [](int) {});
+    saved_ = Arena(saved.peak(), Device::cpu), scratch_ = Arena(scratch.peak(), Device::cpu);
+    activation_bytes_ = saved.peak() + scratch.peak();
+    params_ = Buffer({size}, dtype), grads_ = Buffer({size}, acc), sums_ = Buffer({2}, DType::f64);
+    golden.fill_params_sharded(table_, params());
+    model_ = std::make_unique<TransMamba>(config_, table_, ranks_, dtype, saved_);
+    reducer_ = std::make_unique<GradReducer>(mesh_.zero(), mesh_.tp(), reduction_buckets(table_),
+                                             GradReducerOptions{.stage = layout.zero, .dtype = acc, .add = [this](Tensor y, ConstTensor x) { ops_->add(y, x); }});
+    optimizer_ = std::make_unique<Optimizer>(owned_rows(table_, *reducer_), dtype, Device::cpu);
+    gradients_ = owned_gradients(table_, *reducer_, grads_.tensor({size}, acc));
+    cut_tokens();
+  }
+
+  // Loss over the whole batch; reduced gradients of owned rows in gradients().
+  double forward_backward() {
+    const Tensor sums = sums_.tensor({2}, DType::f64), grads = grads_.tensor({table_.flat_size()}, accumulate_type(dtype_));
+    ops_->fill(sums, 0), ops_->fill(grads, 0);
+    reducer_->begin_step();
+    model_->forward_backward(*ops_, scratch_, params(), grads, {tokens_.select(0, 0), tokens_.select(0, 1)},
+                             1.0 / static_cast<double>(golden_.batch() * golden_.seq_len()), {sums.slice(0, 0, 1), sums.slice(0, 1, 1), {}}, [&](int bucket) {
+                               const Slice range = reducer_->bucket_range(bucket);
+                               reducer_->start(bucket, grads.slice(0, range.begin, range.count));
+                             });
+    reducer_->finish();
+    double values[2] = {sums.data<double>()[0], sums.data<double>()[1]};
+    if (mesh_.coordinates().tp != 0) values[0] = values[1] = 0;
+    test_world().comm().all_reduce(Tensor(values, {2}, DType::f64), ReduceOp::sum).wait();
+    return values[0] / values[1];
+  }
+
+  void update(int64_t step) {
+    optimizer_->step(*ops_, params(), gradients_, adamw_step(step, 1e-3, 0.9, 0.95, 1e-8, 0.1, 1));
+    reducer_->gather_parameters(params());
+  }
+
+  // || x - reference || / || reference || over the rows that this rank owns of each parameter, as a sum over all ranks.
+  // `local` gives this rank's owned rows i; `reference` the whole parameter by its name.
+  template <class Local, class Reference>
+  std::map<std::string, double> errors(const Local& local, const Reference& reference) {
+    std::map<std::string, double> difference, norm;
+    for (const Parameter& p : table_.all()) difference[p.name] = norm[p.name] = 0;
+    for (size_t i = 0; i < optimizer_->owned().size(); ++i) {
+      const OwnedRows& owned = optimizer_->owned()[i];
+      const Parameter& p = *owned.parameter;
+      const std::vector<double> mine = values_of(local(i)), whole = reference(p.name);
+      for (const StoredRange& range : table_.stored_ranges(p, owned.begin, owned.rows)) {
+        const size_t block = static_cast<size_t>(std::find(p.stored.begin(), p.stored.end(), range.name) - p.stored.begin());
+        const int64_t first = static_cast<int64_t>(block) * (p.rows / static_cast<int64_t>(p.stored.size())) + range.offset[0];
+        for (int64_t r = 0; r < range.rows; ++r) {
+          for (int64_t c = 0; c < p.local_cols; ++c) {
+            const double x = mine[static_cast<size_t>((range.local_row - owned.begin + r) * p.local_cols + c)];
+            const double y = whole[static_cast<size_t>((first + r) * p.cols + (p.dims == 2 ? range.offset[1] : 0) + c)];
+            difference[p.name] += (x - y) * (x - y), norm[p.name] += y * y;
+          }
+        }
+      }
+    }
+    std::vector<double> sums;
+    for (const auto& [name, value] : difference) sums.push_back(value), sums.push_back(norm[name]);
+    test_world().comm().all_reduce(Tensor(sums.data(), {static_cast<int64_t>(sums.size())}, DType::f64), ReduceOp::sum).wait();
+    size_t at = 0;
+    for (auto& [name, value] : difference) value = sums[at] == 0 ? 0 : std::sqrt(sums[at] / sums[at + 1]), at += 2;
+    return difference;
+  }
+
+  Tensor params() const { return params_.tensor({table_.flat_size()}, dtype_); }
+  const std::vector<Tensor>& gradients() const { return gradients_; }
+  Tensor owned_params(size_t i) const { return Optimizer::rows_of(params(), optimizer_->owned()[i]); }
+  size_t activation_bytes() const { return activation_bytes_; }
+  int64_t optimizer_bytes() const { return optimizer_->state_bytes(); }
+
+ private:
+  void cut_tokens() {
+    const int64_t B = ranks_.batch(), T = golden_.seq_len(), n = ranks_.local_tokens();
+    tokens_buffer_ = Buffer({2, B, n}, DType::i32);
+    tokens_ = tokens_buffer_.tensor({2, B, n}, DType::i32);
+    std::vector<int32_t> whole(static_cast<size_t>(B * T));
+    for (int64_t shift = 0; shift < 2; ++shift) {
+      for (int64_t b = 0; b < B; ++b) {
+        const int64_t sequence = mesh_.coordinates().dp * B + b;
+        std::copy_n(golden_.tokens().begin() + sequence * (T + 1) + shift, T, whole.begin() + b * T);
+      }
+      ranks_.shard(tokens_.select(0, shift), ConstTensor(whole.data(), {B, T}, DType::i32));
+    }
+  }
+
+  const GoldenFile& golden_;
+  Mesh mesh_;
+  ModelConfig config_;
+  ParameterTable table_;
+  DType dtype_;
+  std::unique_ptr<Ops> ops_;
+  ModelRanks ranks_;
+  Arena saved_{Device::cpu}, scratch_{Device::cpu};
+  size_t activation_bytes_ = 0;
+  Buffer params_, grads_, sums_, tokens_buffer_;
+  Tensor tokens_;
+  std::unique_ptr<TransMamba> model_;
+  std::unique_ptr<GradReducer> reducer_;
+  std::unique_ptr<Optimizer> optimizer_;
+  std::vector<Tensor> gradients_;
+};
+
+// Parameters of one rank after the same steps, by name.
+std::map<std::string, std::vector<double>> trained_alone(const GoldenFile& golden, DType dtype) {
+  ModelRunner runner(golden.config(), golden.transpoints(), {.batch = golden.batch(), .tokens = golden.seq_len(), .dtype = dtype});
+  golden.fill_params(runner.table(), runner.params());
+  Optimizer optimizer(all_rows(runner.table()), dtype, Device::cpu);
+  for (int64_t step = 1; step <= kSteps; ++step) {
+    runner.run(golden.tokens(), true);
+    std::vector<Tensor> gradients;
+    for (const OwnedRows& rows : optimizer.owned()) gradients.push_back(Optimizer::rows_of(runner.grads(), rows));
+    optimizer.step(runner.ops(), runner.params(), gradients, adamw_step(step, 1e-3, 0.9, 0.95, 1e-8, 0.1, 1));
+  }
+  std::map<std::string, std::vector<double>> params;
+  for (const Parameter& p : runner.table().all()) params[p.name] = values_of(runner.table().view(runner.params(), p));
+  return params;
+}
+
+std::vector<Layout> layouts_of(const GoldenFile& golden, int ranks) {
+  std::vector<Layout> layouts;
+  int count = 0;
+  for (int tp : {1, 2, 4}) {
+    for (int dp : {1, 2}) {
+      if (ranks % (tp * dp) != 0 || golden.config().heads % tp != 0 || golden.config().ffn % tp != 0 || golden.batch() % dp != 0) continue;
+      const int sp = ranks / (tp * dp);
+      for (int fold : {1, 2, 4}) {
+        const LayoutSpec spec{.tokens = golden.seq_len(), .ranks = sp, .fold = fold, .chunk = golden.config().chunk, .transpoints = golden.transpoints()};
+        if (!cut_problem(spec).empty()) continue;
+        for (KeyRoute keys : {KeyRoute::group_cast, KeyRoute::gather}) {
+          for (StateRoute states : {StateRoute::all_gather, StateRoute::sliced}) {
+            layouts.push_back({{tp, sp, dp}, fold, keys, states, count++ % 3});
+          }
+        }
+      }
+    }
+  }
+  return layouts;
+}
+
+class Parallel : public testing::TestWithParam<std::filesystem::path> {};
+
+void compare_all(const GoldenFile& golden, DType dtype, double loss_tolerance, double param_tolerance) {
+  const auto alone = trained_alone(golden, dtype);
+  int tried = 0;
+  for (const Layout& layout : layouts_of(golden, test_world().size())) {
+    SCOPED_TRACE(describe(golden, layout));
+    LayoutRunner runner(golden, layout, dtype);
+    EXPECT_NEAR(runner.forward_backward() / golden.loss(), 1, loss_tolerance);
+    const auto gradient_errors = runner.errors([&](size_t i) { return runner.gradients()[i]; }, [&](const std::string& name) {
+      return golden.arrays("grads/" + name).at(0)->values;
+    });
+    // Against the golden file itself, which agrees with one rank to 1e-14 or so.
+    for (const auto& [name, error] : gradient_errors) EXPECT_LE(error, loss_tolerance) << "gradient of " << name;
+    runner.update(1);
+    for (int64_t step = 2; step <= kSteps; ++step) runner.forward_backward(), runner.update(step);
+    const auto param_errors = runner.errors([&](size_t i) { return runner.owned_params(i); }, [&](const std::string& name) { return alone.at(name); });
+    for (const auto& [name, error] : param_errors) EXPECT_LE(error, param_tolerance) << name << " after " << kSteps << " steps";
+    ++tried;
+  }
+  if (test_world().rank() == 0) std::printf("%s: %d layouts of %d ranks\n", golden.path().stem().c_str(), tried, test_world().size());
+}
+
+TEST_P(Parallel, Float64) { compare_all(GoldenFile(GetParam()), DType::f64, 1e-12, 1e-10); }
+
+INSTANTIATE_TEST_SUITE_P(Files, Parallel, testing::ValuesIn(golden_files()), [](const auto& file) {
+  std::string name = file.param.stem().string() + "_" + std::to_string(file.index);
+  for (char& c : name) c = isalnum(static_cast<unsigned char>(c)) ? c : '_';
+  return name;
+});
+
+}  // namespace
+}  // namespace tmamba
