@@ -69,6 +69,12 @@ __global__ void __launch_bounds__(kThreads) stats_kernel(Stats<A> f) {
 }
 
 template <class T>
+__global__ void __launch_bounds__(kThreads) rescale_kernel(T* sum_exp, const T* max, const T* global_max, int64_t N) {
+  const int64_t n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (n < N) sum_exp[n] *= exp(max[n] - global_max[n]);
+}
+
+template <class T>
 struct Loss {
   double *loss_sum, *count;
   T* loss;
@@ -152,6 +158,18 @@ void CudaOps::cross_entropy_stats(Tensor max_N, Tensor sum_exp_N, Tensor target_
                      vocab_begin,
                      wide};
     launch(stream(), {N}, kThreads, 0, stats_kernel<A>, f);
+  });
+}
+
+void CudaOps::cross_entropy_rescale(Tensor sum_exp_N, ConstTensor max_N, ConstTensor global_max_N) {
+  const int64_t N = max_N.size(0);
+  const DType acc = max_N.dtype();
+  expect(sum_exp_N, "cross_entropy_rescale sum_exp_N", acc, {N});
+  expect(max_N, "cross_entropy_rescale max_N", acc, {N});
+  expect(global_max_N, "cross_entropy_rescale global_max_N", acc, {N});
+  dispatch_float(acc, [&]<class T>() {
+    launch(stream(), {ceil_div(N, kThreads)}, kThreads, 0, rescale_kernel<T>, sum_exp_N.data<T>(), max_N.data<T>(),
+           global_max_N.data<T>(), N);
   });
 }
 

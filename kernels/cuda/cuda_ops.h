@@ -61,6 +61,8 @@ class CudaOps final : public Ops {
   void ssd_backward(const SsdBackward& args) override;
   void ssd_adjoint(Tensor dinitial_BHKD, Tensor log_decay_BH, ConstTensor q_BTHD, ConstTensor dy_BTHD,
                    ConstTensor log_a_BTH, int64_t chunk) override;
+  void ssd_decay(Tensor state_BHKD, ConstTensor log_a_BTH) override;
+  void segment_scan(Tensor out_KBHE, ConstTensor in_KBHE, ConstTensor decay_KBH, bool reverse) override;
 
   void gated_norm_forward(Tensor out_BTHD, Tensor rstd_BTH, ConstTensor y_BTHD, ConstTensor z_BTHD, ConstTensor w_HD,
                           double eps) override;
@@ -72,6 +74,7 @@ class CudaOps final : public Ops {
 
   void cross_entropy_stats(Tensor max_N, Tensor sum_exp_N, Tensor target_N, ConstTensor logits_NV,
                            ConstTensor targets_N, int64_t vocab_begin) override;
+  void cross_entropy_rescale(Tensor sum_exp_N, ConstTensor max_N, ConstTensor global_max_N) override;
   void cross_entropy_loss(Tensor loss_sum_1, Tensor count_1, Tensor loss_N, ConstTensor max_N, ConstTensor sum_exp_N,
                           ConstTensor target_N, ConstTensor targets_N) override;
   void cross_entropy_gradient(Tensor logits_NV, ConstTensor max_N, ConstTensor sum_exp_N, ConstTensor targets_N,

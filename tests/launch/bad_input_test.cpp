@@ -46,6 +46,12 @@ TEST_F(BadInput, Configuration) {
   refused("train run.toml --set train.global_batch=3", {"train.global_batch = 3", "2 data-parallel ranks"}, 2, 2);
   refused("train run.toml --set parallel.tp=3", {"parallel.tp"}, 2, 2);
   refused("train run.toml --set run.device=cuda", {"CUDA"});
+  refused("train run.toml --set run.device=cuda", {"2 ranks", "NCCL", "run.device"}, 2, 2);
+  refused("train run.toml --set train.dtype=bfloat16", {"train.dtype", "run.device", "float32"});
+  refused("train run.toml --check --set train.dtype=bfloat16", {"train.dtype", "run.device"});
+  refused("bench step --set train.dtype=bfloat16", {"train.dtype", "run.device"});
+  refused("eval good --set train.dtype=bfloat16", {"train.dtype", "run.device"});
+  refused("generate good --device gpu", {"run.device", "cpu", "cuda"});
   refused("train missing.toml", {"missing.toml", "cannot read"});
   std::ofstream("broken.toml") << "[model]\ndim = 32\nheads = = 2\n";
   refused("train broken.toml", {"broken.toml:3"});

@@ -313,6 +313,20 @@ TEST(CudaCrossEntropy, StatsLossGradient) {
   }
 }
 
+TEST(CudaCrossEntropy, Rescale) {
+  for (int64_t N : {1, 511, 1300, 0}) {
+    Inputs inputs(16);
+    const Array sum_exp = inputs.f32({N}, 1, 1000), max = inputs.f32({N}, -4, 4);
+    Array global_max = inputs.f32({N}, 4, 8);
+    for (int64_t n = 0; n < N; n += 3) global_max(n) = max(n);
+    check_body({.name = str("cross_entropy_rescale N ", N)}, [&](Tensors& t) {
+      const Tensor rescaled = t.in_acc(sum_exp);
+      t.ops().cross_entropy_rescale(rescaled, t.in_acc(max), t.in_acc(global_max));
+      t.result("sum_exp", rescaled);
+    });
+  }
+}
+
 TEST(CudaCrossEntropy, LargeLogits) {
   Inputs inputs(13);
   Array logits = inputs.bf16({20, 600}, -1e4, 1e4);

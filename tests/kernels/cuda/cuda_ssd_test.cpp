@@ -234,5 +234,35 @@ TEST(CudaSsd, NoTokens) {
   EXPECT_EQ(norm(out.at("adjoint").array), 0.0);
 }
 
+TEST(CudaSsd, DecayOverTokensThatAddNothing) {
+  for (const std::vector<int64_t>& sizes : std::vector<std::vector<int64_t>>{
+           {1, 1, 1, 1, 1}, {2, 3, 100, 96, 96}, {1, 2, 1000, 64, 128}, {3, 2, 7, 5, 3}, {2, 2, 0, 8, 8}}) {
+    const int64_t B = sizes[0], H = sizes[1], T = sizes[2], K = sizes[3], D = sizes[4];
+    Inputs inputs(37);
+    const Array state = inputs.f32({B, H, K, D}), log_a = inputs.f32({B, T, H}, -0.01, 0);
+    check_body({.name = str("ssd_decay T ", T, " K ", K, " D ", D)}, [&](Tensors& t) {
+      const Tensor decayed = t.in_acc(state);
+      t.ops().ssd_decay(decayed, t.in_acc(log_a));
+      t.result("state", decayed);
+    });
+  }
+}
+
+TEST(CudaSsd, SegmentScan) {
+  for (const std::vector<int64_t>& sizes : std::vector<std::vector<int64_t>>{
+           {1, 1, 1, 1}, {2, 1, 3, 9216}, {7, 2, 3, 257}, {16, 1, 2, 100}, {3, 2, 2, 0}}) {
+    const int64_t K = sizes[0], B = sizes[1], H = sizes[2], E = sizes[3];
+    Inputs inputs(38);
+    const Array in = inputs.f32({K, B, H, E}), decay = inputs.f32({K, B, H}, -2, 0);
+    for (bool reverse : {false, true}) {
+      check_body({.name = str("segment_scan K ", K, " E ", E, reverse ? " reversed" : "")}, [&](Tensors& t) {
+        const Tensor out = t.out_acc({K, B, H, E});
+        t.ops().segment_scan(out, t.in_acc(in), t.in_acc(decay), reverse);
+        t.result("out", out);
+      });
+    }
+  }
+}
+
 }  // namespace
 }  // namespace tmamba::test
