@@ -6,7 +6,8 @@ std::unique_ptr<Ops> ops_of(const RunConfig& config, int ranks) {
   validate_dtype(config);
   if (config.run.device == "cpu") return make_ops(Device::cpu);
   if (ranks > 1) {
-    throw UserError(str("run.device = \"cuda\" on ", ranks, " ranks: communication between GPUs (NCCL) is not built in yet; ",
+    throw UserError(str("run.device = \"cuda\" on ", ranks,
+                        " ranks: communication between GPUs (NCCL) is not built in yet; ",
                         "start one rank, or set run.device = \"cpu\""));
   }
   return make_ops(Device::cuda);

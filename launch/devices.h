@@ -11,15 +11,15 @@
 
 namespace tmamba {
 
-// The ops of run.device for each of `ranks` ranks. Throws UserError where the device cannot compute in train.dtype, where
-// several ranks cannot work together on it, and where this build or this machine has no such device.
+// The ops of run.device for each of `ranks` ranks. Throws UserError where the device cannot compute in train.dtype,
+// where several ranks cannot work together on it, and where this build or this machine has no such device.
 std::unique_ptr<Ops> ops_of(const RunConfig& config, int ranks);
 
 // A contiguous tensor of one or two dimensions where the host can read it: itself, or a copy held by `copies`.
 Tensor on_host(const Tensor& x, std::deque<Buffer>& copies);
 
-// Calls fill(x) where the host can write x, else fill(a tensor on the host) and copies that to x. Contiguous, one or two
-// dimensions.
+// Calls fill(x) where the host can write x, else fill(a tensor on the host) and copies that to x. Contiguous, one or
+// two dimensions.
 void fill_from_host(const Tensor& x, const std::function<void(const Tensor&)>& fill);
 
 // A host buffer's elements in `flat`, which may be on another device and of another floating type.

@@ -23,7 +23,8 @@ class CudaTrain : public testing::Test {
     fs::remove_all(folder);
   }
 
-  static void train(const std::string& run, const std::string& device, const std::string& dtype, const std::string& more = "") {
+  static void train(const std::string& run, const std::string& device, const std::string& dtype,
+                    const std::string& more = "") {
     const Outcome outcome = transmamba("train run.toml --set run.dir=" + run + " --set run.device=" + device +
                                        " --set train.dtype=" + dtype + " " + more);
     ASSERT_EQ(outcome.code, 0) << outcome.output;
@@ -32,7 +33,8 @@ class CudaTrain : public testing::Test {
   static double evaluate(const std::string& arguments) {
     const Outcome outcome = transmamba("eval " + arguments + " --json");
     EXPECT_EQ(outcome.code, 0) << outcome.output;
-    return outcome.code == 0 ? nlohmann::json::parse(outcome.output)["valid_bits_per_byte"].get<double>() : std::nan("");
+    return outcome.code == 0 ? nlohmann::json::parse(outcome.output)["valid_bits_per_byte"].get<double>()
+                             : std::nan("");
   }
 };
 
@@ -45,6 +47,7 @@ void expect_near(const std::vector<double>& a, const std::vector<double>& b, dou
 TEST_F(CudaTrain, CurveIsThatOfTheCpu) {
   write_config("run.toml", "steps = 60\nglobal_batch = 4\nmicro_batch = 2");
   train("cpu", "cpu", "float32"), train("single", "cuda", "float32"), train("half", "cuda", "bfloat16");
+  if (HasFatalFailure()) return;
   expect_near(series("single", "loss"), series("cpu", "loss"), 1e-3, "float32");
   expect_near(series("half", "loss"), series("cpu", "loss"), 3e-2, "bfloat16");
   EXPECT_LT(series("half", "loss").back(), 0.6 * series("half", "loss").front());
@@ -55,6 +58,7 @@ TEST_F(CudaTrain, ResumeIsBitIdentical) {
   for (const char* dtype : {"bfloat16", "float32"}) {
     write_config("run.toml", "steps = 14\nglobal_batch = 4\n[checkpoint]\nevery = 1\nkeep = 0");
     train("whole", "cuda", dtype);
+    if (HasFatalFailure()) return;
     fs::copy("whole", "part", fs::copy_options::recursive);
     fs::remove("part/summary.json");
     for (const auto& entry : fs::directory_iterator("part/checkpoints")) {
@@ -62,7 +66,8 @@ TEST_F(CudaTrain, ResumeIsBitIdentical) {
       if (name.starts_with("step-") && std::stoi(name.substr(5)) > 5) fs::remove_all(entry.path());
     }
     train("part", "cuda", dtype);
-    for (const char* key : {"loss", "grad_norm", "valid_loss"}) EXPECT_EQ(series("part", key), series("whole", key)) << dtype << " " << key;
+    for (const char* key : {"loss", "grad_norm", "valid_loss"})
+      EXPECT_EQ(series("part", key), series("whole", key)) << dtype << " " << key;
     fs::remove_all("whole"), fs::remove_all("part");
   }
 }
@@ -70,6 +75,7 @@ TEST_F(CudaTrain, ResumeIsBitIdentical) {
 TEST_F(CudaTrain, CheckpointsCrossDevices) {
   write_config("run.toml", "steps = 30\nglobal_batch = 4");
   train("run", "cuda", "bfloat16");
+  if (HasFatalFailure()) return;
   const double own = series("run", "valid_bits_per_byte").back();
   EXPECT_NEAR(evaluate("run"), own, 1e-4 * own);
   EXPECT_NEAR(evaluate("run --device cpu --set train.dtype=float32"), own, 1e-2 * own);
@@ -83,7 +89,8 @@ TEST_F(CudaTrain, CheckpointsCrossDevices) {
 
 TEST_F(CudaTrain, Bench) {
   for (const char* what : {"step", "ops"}) {
-    const Outcome outcome = transmamba(std::string("bench ") + what + " --device cuda --set train.dtype=bfloat16 --steps 2 --json");
+    const Outcome outcome =
+        transmamba(std::string("bench ") + what + " --device cuda --set train.dtype=bfloat16 --steps 2 --json");
     ASSERT_EQ(outcome.code, 0) << outcome.output;
     EXPECT_FALSE(nlohmann::json::parse(outcome.output).empty()) << outcome.output;
   }
