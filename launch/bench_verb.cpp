@@ -13,7 +13,9 @@
 #include "kernels/timed_ops.h"
 #include "launch/command.h"
 #include "launch/config.h"
+#include "launch/devices.h"
 #include "launch/progress.h"
+#include "launch/run_state.h"
 #include "launch/trainer.h"
 #include "launch/verbs.h"
 #include "model/optimizer.h"
@@ -41,26 +43,29 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-void fill_random(const Tensor& flat, double std) {
-  Buffer host({flat.numel()}, flat.dtype());
-  dispatch_float(flat.dtype(), [&]<class T>() {
-    T* data = host.tensor({flat.numel()}, flat.dtype()).data<T>();
+void fill_random(Ops& ops, const Tensor& flat, double std) {
+  const DType acc = accumulate_type(flat.dtype());
+  const Buffer host({flat.numel()}, acc);
+  const Tensor host_flat = host.tensor({flat.numel()}, acc);
+  dispatch_float(acc, [&]<class T>() {
+    T* data = host_flat.data<T>();
     const Philox random(7, 7);
 #pragma omp parallel for
     for (int64_t i = 0; i < flat.numel(); ++i) data[i] = static_cast<T>(std * random.normal(static_cast<uint64_t>(i)));
   });
-  copy_blocking(flat, host.tensor({flat.numel()}, flat.dtype()));
+  copy_from_host(ops, flat, host_flat);
 }
 
 struct Roof {
-  double flops = 0;  // per second, of a 2048^3 matrix product of random numbers
+  double flops = 0;  // per second, of a product of large square matrices of random numbers
   double bytes = 0;  // per second read and written by a copy that does not fit the caches
 };
 
 Roof measure_roof(Ops& ops, DType dtype) {
-  const int64_t n = 2048, copied = int64_t{1} << 26;
+  const bool gpu = ops.device() == Device::cuda;
+  const int64_t n = gpu ? 8192 : 2048, copied = int64_t{1} << (gpu ? 29 : 26);
   Buffer a({n, n}, dtype, ops.device()), b({n, n}, dtype, ops.device()), c({n, n}, dtype, ops.device());
-  for (const Buffer* buffer : {&a, &b}) fill_random(buffer->tensor({n * n}, dtype), 1);
+  for (const Buffer* buffer : {&a, &b}) fill_random(ops, buffer->tensor({n * n}, dtype), 1);
   Buffer from({copied}, dtype, ops.device()), to({copied}, dtype, ops.device());
   std::vector<double> product, copy;
   for (int i = 0; i < 6; ++i) {
@@ -93,10 +98,10 @@ class StepBench {
     tokens_buffer_ = Buffer({2, B, T}, DType::i32, device), sums_buffer_ = Buffer({3}, DType::f64, device);
     params_ = params_buffer_.tensor({size}, dtype), grads_ = grads_buffer_.tensor({size}, acc);
     tokens_ = tokens_buffer_.tensor({2, B, T}, DType::i32), sums_ = sums_buffer_.tensor({3}, DType::f64);
-    table_.initialize(params_, 1);
     random_tokens();
     model_ = std::make_unique<TransMamba>(config_.model, table_, *ranks_, dtype, saved_);
     optimizer_ = std::make_unique<Optimizer>(all_rows(table_), dtype, device);
+    initialize_run(ops, table_, 1, params_, *optimizer_);
     for (const OwnedRows& rows : optimizer_->owned()) gradients_.push_back(Optimizer::rows_of(grads_, rows));
   }
 
@@ -183,10 +188,11 @@ int bench_verb(const Arguments& arguments) {
   Command command("bench ops|step [CONFIG] [options]",
                   "step  one rank's training step (forward, backward, gradient norm, AdamW) on random tokens\n"
                   "ops   the same step op by op: ms per step, GFLOP/s, GB/s, and the larger share of the two roofs\n"
-                  "Roofs are a 2048^3 matrix product and a copy, measured in the same run with the same threads.");
+                  "Roofs are a matrix product (2048^3, on a GPU 8192^3) and a copy, measured in the same run on the same device.");
   command.options()("set", po::value<std::vector<std::string>>(), "override a key: --set model.dim=512 (repeatable)")(
       "steps", po::value<int64_t>()->default_value(5), "steps to time; the median counts")(
-      "threads", po::value<int>()->default_value(0), "CPU threads; 0: all");
+      "threads", po::value<int>()->default_value(0), "CPU threads; 0: all")(
+      "device", po::value<std::string>(), "cpu or cuda; default: the configuration's");
   command.positional("what");
   command.positional("config");
   if (!command.parse(arguments)) return kDone;
@@ -194,9 +200,11 @@ int bench_verb(const Arguments& arguments) {
   if (what != "ops" && what != "step") throw UserError(str("bench ", what, ": there is no such benchmark; one of ops, step"));
   if (command.get<int>("threads") > 0) omp_set_num_threads(command.get<int>("threads"));
   RunConfig config = command.has("config") ? load_config(command.required("config"), {}) : default_config();
-  config = parse_config(to_toml(config), "configuration", command.list("set"));
+  std::vector<std::string> overrides = command.list("set");
+  if (command.has("device")) overrides.push_back("run.device=" + command.get<std::string>("device"));
+  config = parse_config(to_toml(config), "configuration", overrides);
   if (config.model.vocab == 0) config.model.vocab = 4096;
-  const auto ops = make_ops(config.run.device == "cuda" ? Device::cuda : Device::cpu);
+  const auto ops = ops_of(config, 1);
   const Roof roof = measure_roof(*ops, config.dtype());
   const json result = what == "step" ? bench_step(config, *ops, command.get<int64_t>("steps"), roof)
                                      : bench_ops(config, *ops, command.get<int64_t>("steps"), roof);
@@ -204,7 +212,7 @@ int bench_verb(const Arguments& arguments) {
     std::printf("%s\n", result.dump(2).c_str());
     return kDone;
   }
-  std::printf("%d threads, %s: matrix product %.1f GFLOP/s, copy %.1f GB/s\n", omp_get_max_threads(), name_of(config.dtype()),
+  std::printf("%s, %d threads, %s: matrix product %.1f GFLOP/s, copy %.1f GB/s\n", config.run.device.c_str(), omp_get_max_threads(), name_of(config.dtype()),
               roof.flops / 1e9, roof.bytes / 1e9);
   if (what == "step") {
     std::printf("%s parameters, B=%lld, T=%lld: %.1f ms a step, %s tokens/s\n", count_text(result["parameters"].get<double>()).c_str(),

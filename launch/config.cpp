@@ -58,7 +58,7 @@ void visit_fields(Config& c, Visitor&& v) {
   v("train.clip", c.train.clip, Limits{}, "clip the global gradient norm to this; 0: never");
   v("train.betas", c.train.betas, Limits{0, 0.99999999}, "decay rates of AdamW's two moments");
   v("train.eps", c.train.eps, Limits{0, 1}, "epsilon of AdamW");
-  v("train.dtype", c.train.dtype, Choices{"float32", "float64"}, "type of weights and activations");
+  v("train.dtype", c.train.dtype, Choices{"float32", "float64", "bfloat16"}, "type of weights and activations; bfloat16 on cuda only, beside float32 master weights");
   v("train.seed", c.train.seed, Limits{}, "seed of the initial weights and of sampling");
   v("train.eval_every", c.train.eval_every, Limits{}, "steps between evaluations on data.valid; 0: only at the end");
   v("train.eval_sequences", c.train.eval_sequences, Limits{}, "sequences per evaluation during training; 0: all; the last one is always over all");
@@ -302,8 +302,14 @@ std::string explain_keys(const std::string& key) {
   return out.str();
 }
 
+void validate_dtype(const RunConfig& c) {
+  if (c.run.device != "cpu" || c.dtype() != DType::bf16) return;
+  throw UserError("train.dtype = \"bfloat16\" needs run.device = \"cuda\"; on the CPU set train.dtype = \"float32\"");
+}
+
 void validate(const RunConfig& c) {
   validate(c.model);
+  validate_dtype(c);
   auto require = [](bool condition, const std::string& message) {
     if (!condition) throw UserError(message);
   };

@@ -92,5 +92,7 @@ std::string explain_keys(const std::string& key = "");
 
 // Checks that need several keys at once. Throws UserError.
 void validate(const RunConfig& config);
+// The part of it that every use of a device needs: whether run.device computes in train.dtype.
+void validate_dtype(const RunConfig& config);
 
 }  // namespace tmamba

@@ -1,6 +1,7 @@
 #include "launch/loaded_model.h"
 
 #include "data/checkpoint.h"
+#include "launch/devices.h"
 
 namespace tmamba {
 
@@ -20,22 +21,17 @@ fs::path checkpoint_at(const fs::path& path) {
 
 }  // namespace
 
-LoadedModel load_model(const fs::path& path, const std::vector<std::string>& overrides, Ops& ops) {
-  LoadedModel loaded{.path = checkpoint_at(path), .config = {}, .state = {}, .table = {}, .buffer = {}, .params = {}};
+LoadedModel load_model(const fs::path& path, const std::vector<std::string>& overrides, int ranks) {
+  LoadedModel loaded{.path = checkpoint_at(path), .config = {}, .state = {}, .ops = {}, .table = {}, .buffer = {}, .params = {}};
   const CheckpointReader reader(loaded.path);
   loaded.state = read_state(reader);
   loaded.config = parse_config(loaded.state.config, loaded.path.string() + " (configuration)", overrides);
+  loaded.ops = ops_of(loaded.config, ranks);
   loaded.table = std::make_unique<ParameterTable>(loaded.config.model);
   const int64_t size = loaded.table->flat_size();
-  Buffer host({size}, loaded.config.dtype());
-  load_params(reader, *loaded.table, host.tensor({size}, loaded.config.dtype()));
-  if (ops.device() == Device::cpu) {
-    loaded.buffer = std::move(host);
-  } else {
-    loaded.buffer = Buffer({size}, loaded.config.dtype(), ops.device());
-    copy_blocking(loaded.buffer.tensor({size}, loaded.config.dtype()), host.tensor({size}, loaded.config.dtype()));
-  }
+  loaded.buffer = Buffer({size}, loaded.config.dtype(), loaded.ops->device());
   loaded.params = loaded.buffer.tensor({size}, loaded.config.dtype());
+  load_params(reader, *loaded.table, loaded.params);
   return loaded;
 }
 

@@ -20,14 +20,15 @@ struct LoadedModel {
   std::filesystem::path path;  // of the checkpoint
   RunConfig config;
   RunState state;
+  std::unique_ptr<Ops> ops;  // of the configuration's device
   std::unique_ptr<ParameterTable> table;
   Buffer buffer;
   Tensor params;  // flat
 };
 
 // `path` is a checkpoint, a run folder or its checkpoints folder (then the newest whole checkpoint is taken; nothing is
-// renamed). Overrides as for load_config, of the configuration in the checkpoint.
-LoadedModel load_model(const std::filesystem::path& path, const std::vector<std::string>& overrides, Ops& ops);
+// renamed). Overrides as for load_config, of the configuration in the checkpoint. Each of `ranks` ranks calls it.
+LoadedModel load_model(const std::filesystem::path& path, const std::vector<std::string>& overrides, int ranks = 1);
 
 // The tokenizer of a token file: `override_name` where given, else "bytes" or the file kept beside it. Throws UserError
 // where it is not the one the file was made with.

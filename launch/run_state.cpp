@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "kernels/base/buffer.h"
+#include "launch/devices.h"
 
 namespace tmamba {
 
@@ -38,8 +39,9 @@ SaveReport save_run(Communicator& comm, const std::filesystem::path& checkpoints
                     const Tensor& params, const Optimizer& optimizer, const RunState& state, const SaveOptions& options, bool writes,
                     bool writes_replicated) {
   std::vector<TensorSlice> slices;
+  std::deque<Buffer> copies;
   auto add = [&](const std::string& folder, const OwnedRows& owned, const Tensor& local) {
-    each_range(table, owned, local, [&](const StoredRange& range, const Tensor& rows) {
+    each_range(table, owned, on_host(local, copies), [&](const StoredRange& range, const Tensor& rows) {
       slices.push_back({.name = folder + range.name, .shape = range.shape, .offset = range.offset, .data = rows});
     });
   };
@@ -55,6 +57,19 @@ SaveReport save_run(Communicator& comm, const std::filesystem::path& checkpoints
                                {"seconds", state.seconds}, {"config", state.config},
                                {"tokenizer_hash", state.tokenizer_hash}, {"bytes_per_token", state.bytes_per_token}};
   return save_checkpoint(comm, checkpoints, state.step, slices, json, options);
+}
+
+void initialize_run(Ops& ops, const ParameterTable& table, uint64_t seed, const Tensor& params, Optimizer& optimizer) {
+  const DType acc = accumulate_type(params.dtype());
+  const int64_t size = table.flat_size();
+  if (ops.device() == Device::cpu && params.dtype() == acc) return table.initialize(params, seed);
+  const Buffer host({size}, acc), exact({size}, acc, ops.device());
+  const Tensor host_flat = host.tensor({size}, acc), exact_flat = exact.tensor({size}, acc);
+  table.initialize(host_flat, seed);
+  copy_blocking(exact_flat, host_flat);
+  ops.copy(params, exact_flat);
+  optimizer.reset_master(ops, exact_flat);
+  ops.synchronize();
 }
 
 RunState read_state(const CheckpointReader& reader) {
@@ -74,7 +89,7 @@ void load_params(const CheckpointReader& reader, const ParameterTable& table, co
     each_range(table, all, Optimizer::rows_of(params, all), [&](const StoredRange& range, const Tensor& rows) {
       const std::string name = "model/" + range.name;
       require_same_shape(reader, name, range);
-      reader.read(name, range.offset, rows);
+      fill_from_host(rows, [&](const Tensor& host) { reader.read(name, range.offset, host); });
     });
   }
 }
@@ -85,7 +100,7 @@ void load_optimizer(const CheckpointReader& reader, const ParameterTable& table,
     if (owned.rows == 0) continue;
     auto read = [&](const std::string& folder, const Tensor& local) {
       each_range(table, owned, local, [&](const StoredRange& range, const Tensor& rows) {
-        reader.read(folder + range.name, range.offset, rows);
+        fill_from_host(rows, [&](const Tensor& host) { reader.read(folder + range.name, range.offset, host); });
       });
     };
     read("optim/m/", optimizer.m(i));

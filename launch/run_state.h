@@ -30,9 +30,13 @@ SaveReport save_run(Communicator& comm, const std::filesystem::path& checkpoints
                     const Tensor& params, const Optimizer& optimizer, const RunState& state, const SaveOptions& options,
                     bool writes, bool writes_replicated);
 
+// Draws the initial values of a run on the host, in the accumulate type; the optimizer's masters keep what rounding takes
+// from `params`.
+void initialize_run(Ops& ops, const ParameterTable& table, uint64_t seed, const Tensor& params, Optimizer& optimizer);
+
 RunState read_state(const CheckpointReader& reader);
 
-// Fills this rank's shards of all parameters. Throws UserError where the checkpoint's tensors do not have the shapes of
+// Fills this rank's shards of all parameters, on any device. Throws UserError where the checkpoint's tensors do not have the shapes of
 // the table: it is of another model.
 void load_params(const CheckpointReader& reader, const ParameterTable& table, const Tensor& params);
 // Fills the owned optimizer state.

@@ -46,18 +46,19 @@ std::vector<int32_t> sample(Ops& ops, const ModelConfig& config, const Parameter
   const int64_t prompt_tokens = static_cast<int64_t>(input.size());
   Decoder decoder(config, table, transpoints, 1, prompt_tokens + options.max_tokens, params.dtype(), ops.device());
   Buffer device_tokens({prompt_tokens}, DType::i32, ops.device());
-  Buffer host_logits({1, config.vocab}, params.dtype());
+  const DType acc = accumulate_type(params.dtype());
+  const Buffer wide_logits({1, config.vocab}, acc, ops.device()), host_logits({1, config.vocab}, acc);
+  const Tensor wide = wide_logits.tensor({1, config.vocab}, acc), host = host_logits.tensor({1, config.vocab}, acc);
   std::vector<int32_t> output;
   std::vector<double> logits(static_cast<size_t>(config.vocab));
   for (int64_t i = 0; i < options.max_tokens; ++i) {
     const int64_t n = static_cast<int64_t>(input.size());
     const Tensor tokens = device_tokens.tensor({1, n}, DType::i32);
     copy_blocking(tokens, ConstTensor(input.data(), {1, n}, DType::i32));
-    const Tensor device_logits = decoder.feed(ops, params, tokens);
+    ops.copy(wide, decoder.feed(ops, params, tokens));
     ops.synchronize();
-    const Tensor host = host_logits.tensor({1, config.vocab}, params.dtype());
-    copy_blocking(host, device_logits);
-    dispatch_float(params.dtype(), [&]<class T>() { std::copy_n(host.data<T>(), config.vocab, logits.begin()); });
+    copy_blocking(host, wide);
+    dispatch_float(acc, [&]<class T>() { std::copy_n(host.data<T>(), config.vocab, logits.begin()); });
     const int32_t token = draw(logits, options, decoder.position());
     if (token == tokenizer.document_end()) break;
     output.push_back(token);

@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "kernels/counting_ops.h"
+#include "launch/devices.h"
 #include "launch/loaded_model.h"
 #include "launch/progress.h"
 #include "launch/sampler.h"
@@ -24,7 +25,7 @@ Trainer::Trainer(RunConfig config, World& world)
                                               : std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / world.local_size());
   omp_set_num_threads(threads);
   open_data();
-  ops_ = make_ops(config_.run.device == "cuda" ? Device::cuda : Device::cpu);
+  ops_ = ops_of(config_, world.size());
   plan_memory();
   resume_or_initialize();
 }
@@ -115,8 +116,7 @@ void Trainer::resume_or_initialize() {
   }
   newest = broadcast_text(world_.comm(), newest);
   if (newest.empty()) {
-    table_->initialize(params_, static_cast<uint64_t>(config_.train.seed));
-    optimizer_->reset_master(*ops_, params_);
+    initialize_run(*ops_, *table_, static_cast<uint64_t>(config_.train.seed), params_, *optimizer_);
   } else {
     const CheckpointReader reader(newest);
     state_ = read_state(reader);

@@ -28,7 +28,7 @@ class Optimizer {
   // owned()[i], in the shape of m(i).
   void step(Ops& ops, const Tensor& params, std::span<const Tensor> gradients, const AdamwStep& step);
 
-  // Sets the master copies from `params`, as at the start of a run.
+  // Sets the master copies from a flat buffer of any floating type, as at the start of a run.
   void reset_master(Ops& ops, const Tensor& params);
 
   const std::vector<OwnedRows>& owned() const { return owned_; }

@@ -49,6 +49,12 @@ TEST_F(BadInput, Configuration) {
   refused("train run.toml --set parallel.sp=2 --set model.chunk=64", {"segments"}, 2, 2);
   refused("plan run.toml --set model.heads=3", {"not divisible"});
   refused("train run.toml --set run.device=cuda", {"CUDA"});
+  refused("train run.toml --set run.device=cuda", {"2 ranks", "NCCL", "run.device"}, 2, 2);
+  refused("train run.toml --set train.dtype=bfloat16", {"train.dtype", "run.device", "float32"});
+  refused("train run.toml --check --set train.dtype=bfloat16", {"train.dtype", "run.device"});
+  refused("bench step --set train.dtype=bfloat16", {"train.dtype", "run.device"});
+  refused("eval good --set train.dtype=bfloat16", {"train.dtype", "run.device"});
+  refused("generate good --device gpu", {"run.device", "cpu", "cuda"});
   refused("train missing.toml", {"missing.toml", "cannot read"});
   std::ofstream("broken.toml") << "[model]\ndim = 32\nheads = = 2\n";
   refused("train broken.toml", {"broken.toml:3"});

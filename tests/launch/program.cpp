@@ -7,6 +7,7 @@
 #include <array>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <fstream>
 
 #include "kernels/base/rng.h"
@@ -27,7 +28,8 @@ Outcome shell(const std::string& command) {
 }
 
 std::string command_line(const std::string& arguments, int ranks) {
-  const std::string program = std::string("'") + TRANSMAMBA + "' " + arguments;
+  const char* packed = std::getenv("TRANSMAMBA_PROGRAM");  // set where the tests run on another machine than they were built on
+  const std::string program = std::string("'") + (packed != nullptr ? packed : TRANSMAMBA) + "' " + arguments;
   if (ranks == 0) return program;
   return std::string(MPIEXEC) + " --oversubscribe --allow-run-as-root -n " + std::to_string(ranks) + " " + program;
 }

@@ -1,0 +1,161 @@
+// AdamW over a list of tensors, hundreds of them per launch.
+#include <algorithm>
+
+#include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/device.cuh"
+
+namespace tmamba::cuda {
+
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int64_t kBlock = 8192;  // elements that one block updates
+constexpr int kTensors = 256;     // per launch: they travel as a kernel parameter
+
+template <class T>
+struct Coefficients {
+  T grad_scale, beta1, beta2, step1, inverse_correction2, eps, decay;
+  explicit Coefficients(const AdamwStep& step)
+      : grad_scale(static_cast<T>(step.grad_scale)),
+        beta1(static_cast<T>(step.beta1)),
+        beta2(static_cast<T>(step.beta2)),
+        step1(static_cast<T>(step.lr / step.bias_correction1)),
+        inverse_correction2(static_cast<T>(1.0 / step.bias_correction2)),
+        eps(static_cast<T>(step.eps)),
+        decay(static_cast<T>(step.lr * step.weight_decay)) {}
+};
+
+template <class T>
+struct List {
+  struct Entry {
+    T *master, *m, *v;
+    const T* grad;
+    void* param;  // null where it is the master itself
+    int64_t count, first_block;
+    DType param_dtype;
+    bool decays, wide;
+  };
+  int entries = 0;
+  int64_t blocks = 0;
+  Entry entry[kTensors];
+};
+
+// m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;
+// master -= lr (weight_decay master + (m / c1) / (sqrt(v / c2) + eps))
+template <class T>
+__device__ void update(T& master, T& m, T& v, T grad, T decay, const Coefficients<T>& k) {
+  const T g = grad * k.grad_scale;
+  m = k.beta1 * m + (T(1) - k.beta1) * g;
+  v = k.beta2 * v + (T(1) - k.beta2) * (g * g);
+  master -= decay * master + k.step1 * m / (sqrt(v * k.inverse_correction2) + k.eps);
+}
+
+template <class To, class T, int N>
+__device__ void store_rounded(void* param, int64_t at, const Raw<T, N>& master, int64_t left, bool wide) {
+  To* to = static_cast<To*>(param) + at;
+  if constexpr (std::is_same_v<To, bf16_t> && N == 4) {
+    if (wide && left >= N) {
+      *reinterpret_cast<uint2*>(to) = {pack_bf16(master[0], master[1]), pack_bf16(master[2], master[3])};
+      return;
+    }
+  }
+#pragma unroll
+  for (int e = 0; e < N; ++e) {
+    if (e < left) to[e] = narrow<To>(master[e]);
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) adamw_kernel(const __grid_constant__ List<T> list, Coefficients<T> k) {
+  constexpr int V = kVec<T>;
+  int low = 0, high = list.entries;
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    if (list.entry[middle].first_block <= blockIdx.x) {
+      low = middle;
+    } else {
+      high = middle;
+    }
+  }
+  const typename List<T>::Entry& x = list.entry[low];
+  const int64_t begin = (blockIdx.x - x.first_block) * kBlock;
+  const int64_t end = begin + kBlock < x.count ? begin + kBlock : x.count;
+  const T decay = x.decays ? k.decay : T(0);
+#pragma unroll 2
+  for (int64_t i = begin + threadIdx.x * V; i < end; i += kThreads * V) {
+    const int64_t left = end - i;
+    Raw<T> master = load(x.master + i, left, x.wide), m = load(x.m + i, left, x.wide), v = load(x.v + i, left, x.wide);
+    const Raw<T> grad = load(x.grad + i, left, x.wide);
+#pragma unroll
+    for (int e = 0; e < V; ++e) update(master.v[e], m.v[e], v.v[e], grad[e], decay, k);
+    store(x.master + i, master, left, x.wide);
+    store(x.m + i, m, left, x.wide);
+    store(x.v + i, v, left, x.wide);
+    if (x.param == nullptr) continue;
+    if (x.param_dtype == DType::bf16) store_rounded<bf16_t>(x.param, i, master, left, x.wide);
+    if (x.param_dtype == DType::f32) store_rounded<float>(x.param, i, master, left, x.wide);
+    if (x.param_dtype == DType::f64) store_rounded<double>(x.param, i, master, left, x.wide);
+  }
+}
+
+void check(const AdamwTensor& x) {
+  const DType acc = x.master.dtype();
+  const int64_t count = x.master.numel();
+  for (const ConstTensor& t : {ConstTensor(x.master), ConstTensor(x.m), ConstTensor(x.v), x.grad}) {
+    TM_CHECK(t.dtype() == acc && t.numel() == count && t.contiguous() && t.device() == Device::cuda,
+             "adamw: master, m, v and grad must be contiguous, of one type and one size on the GPU; master is ",
+             x.master.shape(), " ", name_of(acc), ", another is ", t.shape(), " ", name_of(t.dtype()), " on ",
+             name_of(t.device()));
+  }
+  TM_CHECK(x.param.numel() == count && x.param.contiguous() && x.param.device() == Device::cuda, "adamw: param is ",
+           x.param.shape(), " on ", name_of(x.param.device()), ", master is ", x.master.shape());
+}
+
+template <class T>
+typename List<T>::Entry entry_of(const AdamwTensor& x, int64_t first_block) {
+  uint64_t addresses = 0;
+  for (const void* p : {static_cast<const void*>(x.param.raw()), static_cast<const void*>(x.master.raw()),
+                        static_cast<const void*>(x.m.raw()), static_cast<const void*>(x.v.raw()), x.grad.raw()}) {
+    addresses |= reinterpret_cast<uint64_t>(p);
+  }
+  return {x.master.data<T>(),
+          x.m.data<T>(),
+          x.v.data<T>(),
+          x.grad.data<T>(),
+          x.param.raw() == x.master.raw() ? nullptr : x.param.raw(),
+          x.master.numel(),
+          first_block,
+          x.param.dtype(),
+          x.decay,
+          addresses % 16 == 0};
+}
+
+template <class T>
+void run(cudaStream_t stream, std::span<const AdamwTensor> tensors, const Coefficients<T>& k) {
+  List<T> list;
+  const auto flush = [&] {
+    launch(stream, {list.blocks}, kThreads, 0, adamw_kernel<T>, list, k);
+    list.entries = 0, list.blocks = 0;
+  };
+  for (const AdamwTensor& x : tensors) {
+    if (x.master.dtype() != DTypeOf<T>::value || x.master.numel() == 0) continue;
+    if (list.entries == kTensors) flush();
+    list.entry[list.entries++] = entry_of<T>(x, list.blocks);
+    list.blocks += ceil_div(x.master.numel(), kBlock);
+  }
+  flush();
+}
+
+}  // namespace
+
+void CudaOps::adamw(std::span<const AdamwTensor> tensors, const AdamwStep& step) {
+  for (const AdamwTensor& x : tensors) {
+    check(x);
+    TM_CHECK(x.master.dtype() == DType::f32 || x.master.dtype() == DType::f64, "adamw: master is ",
+             name_of(x.master.dtype()), ", expected float32 or float64");
+  }
+  run<float>(stream(), tensors, Coefficients<float>(step));
+  run<double>(stream(), tensors, Coefficients<double>(step));
+}
+
+}  // namespace tmamba::cuda

@@ -1,0 +1,108 @@
+// The attention ops: checks, choice of kernels, and do . o.
+#include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/views.h"
+
+namespace tmamba::cuda {
+
+namespace {
+
+constexpr int kThreads = 256;
+
+// A warp per query and head, heads side by side.
+template <class A>
+__global__ void __launch_bounds__(kThreads) delta_kernel(AttentionBackwardViews<A> f) {
+  const AttentionSizes& s = f.size;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * (kThreads / kWarp) + threadIdx.x / kWarp;
+  if (i >= s.B * s.T * s.H) return;
+  const DivMod head(i, s.H), token(head.quotient, s.T);
+  const int64_t b = token.quotient, t = token.remainder, h = head.remainder;
+  const A *d_o = f.d_o.at(b, t, h), *o = f.o.at(b, t, h);
+  Acc<A> sum = 0;
+  for (int64_t c = threadIdx.x % kWarp * 2; c < s.D; c += 2 * kWarp) {
+    sum += widen(d_o[c]) * widen(o[c]) + widen(d_o[c + 1]) * widen(o[c + 1]);
+  }
+  sum = warp_sum(sum);
+  if (threadIdx.x % kWarp == 0) f.delta_BHT[(b * s.H + h) * s.T + t] = sum;
+}
+
+void check_sizes(const AttentionSizes& s, int64_t S) {
+  TM_CHECK(s.q_begin >= 0 && s.keys() <= S, "attention: queries ", s.q_begin, " .. ", s.keys(),
+           " need as many keys, there are ", S);
+  TM_CHECK(s.D % 2 == 0 && s.D <= 256, "attention: head width ", s.D,
+           "; even widths up to 256 are supported on the GPU");
+}
+
+}  // namespace
+
+void CudaOps::attention_forward(const AttentionForward& args) {
+  const int64_t B = args.q_BTHD.size(0), T = args.q_BTHD.size(1), H = args.q_BTHD.size(2), D = args.q_BTHD.size(3);
+  const int64_t S = args.k_BSHD.size(1);
+  const DType dtype = args.q_BTHD.dtype();
+  expect(args.o_BTHD, "attention o_BTHD", dtype, {B, T, H, D});
+  expect(args.lse_BTH, "attention lse_BTH", accumulate_type(dtype), {B, T, H});
+  expect(args.q_BTHD, "attention q_BTHD", dtype, {B, T, H, D});
+  expect(args.k_BSHD, "attention k_BSHD", dtype, {B, S, H, D});
+  expect(args.v_BSHD, "attention v_BSHD", dtype, {B, S, H, D});
+  const AttentionSizes size{
+      B, T, H, D, args.q_begin, args.scale, wide_rows({args.o_BTHD, args.q_BTHD, args.k_BSHD, args.v_BSHD})};
+  check_sizes(size, S);
+  if (B * T * H * D == 0) return;
+  dispatch_activation(dtype, [&]<class A>() {
+    const AttentionForwardViews<A> f{size,
+                                     cubes<A>(args.o_BTHD),
+                                     planes<Acc<A>>(args.lse_BTH),
+                                     cubes<A>(args.q_BTHD),
+                                     cubes<A>(args.k_BSHD),
+                                     cubes<A>(args.v_BSHD)};
+    if constexpr (std::is_same_v<A, bf16_t>) {
+      if (has_attention_tiles(dtype, D)) return attention_forward_tiles(stream(), f);
+    }
+    attention_forward_plain(stream(), f);
+  });
+}
+
+void CudaOps::attention_backward(const AttentionBackward& args) {
+  const int64_t B = args.q_BTHD.size(0), T = args.q_BTHD.size(1), H = args.q_BTHD.size(2), D = args.q_BTHD.size(3);
+  const int64_t S = args.k_BSHD.size(1);
+  const DType dtype = args.q_BTHD.dtype();
+  expect(args.dq_BTHD, "attention dq_BTHD", dtype, {B, T, H, D});
+  expect(args.dk_BSHD, "attention dk_BSHD", dtype, {B, S, H, D});
+  expect(args.dv_BSHD, "attention dv_BSHD", dtype, {B, S, H, D});
+  expect(args.do_BTHD, "attention do_BTHD", dtype, {B, T, H, D});
+  expect(args.o_BTHD, "attention o_BTHD", dtype, {B, T, H, D});
+  expect(args.lse_BTH, "attention lse_BTH", accumulate_type(dtype), {B, T, H});
+  expect(args.q_BTHD, "attention q_BTHD", dtype, {B, T, H, D});
+  expect(args.k_BSHD, "attention k_BSHD", dtype, {B, S, H, D});
+  expect(args.v_BSHD, "attention v_BSHD", dtype, {B, S, H, D});
+  const AttentionSizes size{B,
+                            T,
+                            H,
+                            D,
+                            args.q_begin,
+                            args.scale,
+                            wide_rows({args.dq_BTHD, args.dk_BSHD, args.dv_BSHD, args.do_BTHD, args.o_BTHD, args.q_BTHD,
+                                       args.k_BSHD, args.v_BSHD})};
+  check_sizes(size, S);
+  if (B * T * H * D == 0) return;
+  dispatch_activation(dtype, [&]<class A>() {
+    const AttentionBackwardViews<A> f{size,
+                                      cubes<A>(args.dq_BTHD),
+                                      cubes<A>(args.dk_BSHD),
+                                      cubes<A>(args.dv_BSHD),
+                                      cubes<A>(args.do_BTHD),
+                                      cubes<A>(args.o_BTHD),
+                                      cubes<A>(args.q_BTHD),
+                                      cubes<A>(args.k_BSHD),
+                                      cubes<A>(args.v_BSHD),
+                                      planes<Acc<A>>(args.lse_BTH),
+                                      workspace_.take<Acc<A>>(B * H * T)};
+    launch(stream(), {ceil_div(B * T * H, kThreads / kWarp)}, kThreads, 0, delta_kernel<A>, f);
+    if constexpr (std::is_same_v<A, bf16_t>) {
+      if (has_attention_tiles(dtype, D)) return attention_backward_tiles(stream(), f);
+    }
+    attention_backward_plain(stream(), f);
+  });
+}
+
+}  // namespace tmamba::cuda

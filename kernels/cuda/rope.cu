@@ -1,0 +1,97 @@
+// Rotary position embedding: a thread finds the angles of one token's kPairs neighbouring pairs, in float64, and turns
+// them in every head.
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/views.h"
+
+namespace tmamba::cuda {
+
+namespace {
+
+constexpr int kThreads = 128;
+
+template <class A>
+struct Rope {
+  Cubes<A> y;
+  Cubes<const A> x;
+  int64_t B, T, H, pairs, heads_per_thread, position;
+  double log_theta;
+  double direction;
+  bool wide;
+};
+
+template <class A>
+__global__ void __launch_bounds__(kThreads) rope_kernel(Rope<A> f) {
+  constexpr int V = kVec<A>;
+  const int64_t steps = (f.pairs + V - 1) / V;
+  const DivMod at(static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, steps);
+  const int64_t t = at.quotient, i = at.remainder * V, left = f.pairs - i;
+  if (t >= f.T) return;
+  Acc<A> cosine[V], sine[V];
+#pragma unroll
+  for (int e = 0; e < V; ++e) {
+    double s, c;
+    sincos(static_cast<double>(f.position + t) *
+               exp(-static_cast<double>(i + e) / static_cast<double>(f.pairs) * f.log_theta),
+           &s, &c);
+    cosine[e] = static_cast<Acc<A>>(c), sine[e] = static_cast<Acc<A>>(s * f.direction);
+  }
+  const int64_t b = blockIdx.z, begin = blockIdx.y * f.heads_per_thread;
+  const int64_t end = begin + f.heads_per_thread < f.H ? begin + f.heads_per_thread : f.H;
+#pragma unroll 4
+  for (int64_t h = begin; h < end; ++h) {
+    const A* from = f.x.at(b, t, h) + i;
+    A* to = f.y.at(b, t, h) + i;
+    const Raw<A> first = load(from, left, f.wide), second = load(from + f.pairs, left, f.wide);
+    Raw<A> first_out, second_out;
+#pragma unroll
+    for (int e = 0; e < V; ++e) {
+      first_out.v[e] = narrow<A>(first[e] * cosine[e] - second[e] * sine[e]);
+      second_out.v[e] = narrow<A>(second[e] * cosine[e] + first[e] * sine[e]);
+    }
+    store(to, first_out, left, f.wide);
+    store(to + f.pairs, second_out, left, f.wide);
+  }
+}
+
+void rope(cudaStream_t stream, const Tensor& y_BTHD, const ConstTensor& x_BTHD, int64_t position, double theta,
+          int direction) {
+  const int64_t B = x_BTHD.size(0), T = x_BTHD.size(1), H = x_BTHD.size(2), D = x_BTHD.size(3);
+  expect(y_BTHD, "rope y_BTHD", x_BTHD.dtype(), {B, T, H, D});
+  expect(x_BTHD, "rope x_BTHD", x_BTHD.dtype(), {B, T, H, D});
+  TM_CHECK(D % 2 == 0 && position >= 0, "rope needs an even head width and positions from 0 on, got width ", D,
+           " and position ", position);
+  if (B * T * H * D == 0) return;
+  dispatch_activation(x_BTHD.dtype(), [&]<class A>() {
+    const int64_t pairs = D / 2;
+    const bool wide = wide_rows({y_BTHD, x_BTHD}) && pairs % kVec<A> == 0;
+    const Rope<A> f{cubes<A>(y_BTHD),
+                    cubes<A>(x_BTHD),
+                    B,
+                    T,
+                    H,
+                    pairs,
+                    std::min<int64_t>(H, 8),
+                    position,
+                    std::log(theta),
+                    static_cast<double>(direction),
+                    wide};
+    const Grid grid{ceil_div(T * ceil_div(pairs, kVec<A>), kThreads), ceil_div(H, f.heads_per_thread), B};
+    launch(stream, grid, kThreads, 0, rope_kernel<A>, f);
+  });
+}
+
+}  // namespace
+
+void CudaOps::rope_forward(Tensor y_BTHD, ConstTensor x_BTHD, int64_t position, double theta) {
+  rope(stream(), y_BTHD, x_BTHD, position, theta, 1);
+}
+
+void CudaOps::rope_backward(Tensor dx_BTHD, ConstTensor dy_BTHD, int64_t position, double theta) {
+  rope(stream(), dx_BTHD, dy_BTHD, position, theta, -1);
+}
+
+}  // namespace tmamba::cuda

@@ -1,0 +1,39 @@
+// What the tensor-core kernels of the SSM scan share: chunks of 64 tokens, K = D.
+#pragma once
+
+#include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/ssd.cuh"
+
+namespace tmamba::cuda {
+
+inline constexpr int kChunk = 64;
+
+// The gradients of every chunk (ssd_tiles_backward.cu); D = 64, 96, 128.
+template <int D>
+void ssd_tile_gradients(cudaStream_t stream, const SsdGradients<bf16_t>& f);
+
+// The chunk and head of a block.
+struct ChunkPlace {
+  int64_t chunk, slot, head, b, h, begin;  // slot: of the head among those at once
+  int count;
+  __device__ ChunkPlace(const SsdInputs<bf16_t>& in, const SsdGrid& grid, int64_t first_head) {
+    chunk = blockIdx.x, slot = blockIdx.y, head = first_head + slot;
+    b = head / in.H, h = head % in.H;
+    begin = chunk * grid.chunk;
+    count = static_cast<int>(in.T - begin < grid.chunk ? in.T - begin : grid.chunk);
+  }
+};
+
+template <int D, int kThreads>
+__device__ inline void load_chunk(bf16_t* tile, const Cubes<const bf16_t>& from, const ChunkPlace& place, bool wide) {
+  load_tile<kChunk, D, kThreads>(tile, from.at(place.b, place.begin, place.h), from.t, place.count, wide);
+}
+
+// The state before (or the gradient behind) the chunk, as the walk left it.
+template <int D, int kThreads>
+__device__ inline void load_state(bf16_t* tile, const void* states, const ChunkPlace& place, const SsdGrid& grid) {
+  const bf16_t* from = static_cast<const bf16_t*>(states) + (place.slot * grid.chunks + place.chunk) * D * D;
+  load_tile<D, D, kThreads>(tile, from, D, D, true);
+}
+
+}  // namespace tmamba::cuda

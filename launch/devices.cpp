@@ -1,0 +1,47 @@
+#include "launch/devices.h"
+
+namespace tmamba {
+
+std::unique_ptr<Ops> ops_of(const RunConfig& config, int ranks) {
+  validate_dtype(config);
+  if (config.run.device == "cpu") return make_ops(Device::cpu);
+  if (ranks > 1) {
+    throw UserError(str("run.device = \"cuda\" on ", ranks,
+                        " ranks: communication between GPUs (NCCL) is not built in yet; ",
+                        "start one rank, or set run.device = \"cpu\""));
+  }
+  return make_ops(Device::cuda);
+}
+
+namespace {
+
+// A tensor of the sizes of x at the start of a buffer.
+Tensor like(const Tensor& x, const Buffer& buffer) {
+  return x.dims() == 1 ? buffer.tensor({x.size(0)}, x.dtype()) : buffer.tensor({x.size(0), x.size(1)}, x.dtype());
+}
+
+}  // namespace
+
+Tensor on_host(const Tensor& x, std::deque<Buffer>& copies) {
+  if (x.device() == Device::cpu) return x;
+  const Tensor host = like(x, copies.emplace_back(static_cast<size_t>(x.bytes()), Device::cpu));
+  copy_blocking(host, x);
+  return host;
+}
+
+void fill_from_host(const Tensor& x, const std::function<void(const Tensor&)>& fill) {
+  if (x.device() == Device::cpu) return fill(x);
+  const Buffer buffer(static_cast<size_t>(x.bytes()), Device::cpu);
+  fill(like(x, buffer));
+  copy_blocking(x, like(x, buffer));
+}
+
+void copy_from_host(Ops& ops, const Tensor& flat, const ConstTensor& host) {
+  const Buffer staged({host.numel()}, host.dtype(), ops.device());
+  const Tensor staged_flat = staged.tensor({host.numel()}, host.dtype());
+  copy_blocking(staged_flat, host);
+  ops.copy(flat, staged_flat);
+  ops.synchronize();
+}
+
+}  // namespace tmamba

@@ -1,0 +1,28 @@
+// From a run's configuration to the ops of its device, and tensors between host and device.
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <memory>
+
+#include "kernels/base/buffer.h"
+#include "kernels/ops.h"
+#include "launch/config.h"
+
+namespace tmamba {
+
+// The ops of run.device for each of `ranks` ranks. Throws UserError where the device cannot compute in train.dtype,
+// where several ranks cannot work together on it, and where this build or this machine has no such device.
+std::unique_ptr<Ops> ops_of(const RunConfig& config, int ranks);
+
+// A contiguous tensor of one or two dimensions where the host can read it: itself, or a copy held by `copies`.
+Tensor on_host(const Tensor& x, std::deque<Buffer>& copies);
+
+// Calls fill(x) where the host can write x, else fill(a tensor on the host) and copies that to x. Contiguous, one or
+// two dimensions.
+void fill_from_host(const Tensor& x, const std::function<void(const Tensor&)>& fill);
+
+// A host buffer's elements in `flat`, which may be on another device and of another floating type.
+void copy_from_host(Ops& ops, const Tensor& flat, const ConstTensor& host);
+
+}  // namespace tmamba

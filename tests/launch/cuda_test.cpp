@@ -1,0 +1,100 @@
+// Training on one GPU as a user runs it: beside the CPU, resumed, evaluated, sampled.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <fstream>
+
+#include "tests/launch/program.h"
+
+namespace tmamba {
+namespace {
+
+namespace fs = std::filesystem;
+
+class CudaTrain : public testing::Test {
+ protected:
+  void SetUp() override {
+    enter_test_folder(std::string("cuda-train-") + testing::UnitTest::GetInstance()->current_test_info()->name());
+    prepare_bytes();
+  }
+  void TearDown() override {
+    const fs::path folder = fs::current_path();
+    fs::current_path("/");
+    fs::remove_all(folder);
+  }
+
+  static void train(const std::string& run, const std::string& device, const std::string& dtype,
+                    const std::string& more = "") {
+    const Outcome outcome = transmamba("train run.toml --set run.dir=" + run + " --set run.device=" + device +
+                                       " --set train.dtype=" + dtype + " " + more);
+    ASSERT_EQ(outcome.code, 0) << outcome.output;
+  }
+
+  static double evaluate(const std::string& arguments) {
+    const Outcome outcome = transmamba("eval " + arguments + " --json");
+    EXPECT_EQ(outcome.code, 0) << outcome.output;
+    return outcome.code == 0 ? nlohmann::json::parse(outcome.output)["valid_bits_per_byte"].get<double>()
+                             : std::nan("");
+  }
+};
+
+void expect_near(const std::vector<double>& a, const std::vector<double>& b, double tolerance, const char* what) {
+  ASSERT_EQ(a.size(), b.size());
+  ASSERT_FALSE(a.empty());
+  for (size_t i = 0; i < a.size(); ++i) EXPECT_NEAR(a[i], b[i], tolerance * b[i]) << what << " at step " << i + 1;
+}
+
+TEST_F(CudaTrain, CurveIsThatOfTheCpu) {
+  write_config("run.toml", "steps = 60\nglobal_batch = 4\nmicro_batch = 2");
+  train("cpu", "cpu", "float32"), train("single", "cuda", "float32"), train("half", "cuda", "bfloat16");
+  if (HasFatalFailure()) return;
+  expect_near(series("single", "loss"), series("cpu", "loss"), 1e-3, "float32");
+  expect_near(series("half", "loss"), series("cpu", "loss"), 3e-2, "bfloat16");
+  EXPECT_LT(series("half", "loss").back(), 0.6 * series("half", "loss").front());
+}
+
+// Master weights, moments and parameters go through the checkpoint unchanged.
+TEST_F(CudaTrain, ResumeIsBitIdentical) {
+  for (const char* dtype : {"bfloat16", "float32"}) {
+    write_config("run.toml", "steps = 14\nglobal_batch = 4\n[checkpoint]\nevery = 1\nkeep = 0");
+    train("whole", "cuda", dtype);
+    if (HasFatalFailure()) return;
+    fs::copy("whole", "part", fs::copy_options::recursive);
+    fs::remove("part/summary.json");
+    for (const auto& entry : fs::directory_iterator("part/checkpoints")) {
+      const std::string name = entry.path().filename().string();
+      if (name.starts_with("step-") && std::stoi(name.substr(5)) > 5) fs::remove_all(entry.path());
+    }
+    train("part", "cuda", dtype);
+    for (const char* key : {"loss", "grad_norm", "valid_loss"})
+      EXPECT_EQ(series("part", key), series("whole", key)) << dtype << " " << key;
+    fs::remove_all("whole"), fs::remove_all("part");
+  }
+}
+
+TEST_F(CudaTrain, CheckpointsCrossDevices) {
+  write_config("run.toml", "steps = 30\nglobal_batch = 4");
+  train("run", "cuda", "bfloat16");
+  if (HasFatalFailure()) return;
+  const double own = series("run", "valid_bits_per_byte").back();
+  EXPECT_NEAR(evaluate("run"), own, 1e-4 * own);
+  EXPECT_NEAR(evaluate("run --device cpu --set train.dtype=float32"), own, 1e-2 * own);
+  // Greedy text is the same from the same float32 weights, but for a tie within rounding.
+  const std::string arguments = "generate run --tokens 60 --temperature 0 --set train.dtype=float32 --device ";
+  const Outcome gpu = transmamba(arguments + "cuda"), cpu = transmamba(arguments + "cpu");
+  ASSERT_EQ(gpu.code, 0) << gpu.output;
+  ASSERT_EQ(cpu.code, 0) << cpu.output;
+  EXPECT_EQ(gpu.output.substr(0, 20), cpu.output.substr(0, 20));
+}
+
+TEST_F(CudaTrain, Bench) {
+  for (const char* what : {"step", "ops"}) {
+    const Outcome outcome =
+        transmamba(std::string("bench ") + what + " --device cuda --set train.dtype=bfloat16 --steps 2 --json");
+    ASSERT_EQ(outcome.code, 0) << outcome.output;
+    EXPECT_FALSE(nlohmann::json::parse(outcome.output).empty()) << outcome.output;
+  }
+}
+
+}  // namespace
+}  // namespace tmamba
