@@ -6,7 +6,13 @@ cd "$(dirname "$0")/.."
 source launch/packages.sh
 install_packages "${build_packages[@]}"
 
-preset=cpu
-cmake --preset $preset
-cmake --build --preset $preset
-ctest --preset $preset -j 2 "$@"
+cmake --preset cpu
+cmake --build --preset cpu
+ctest --preset cpu -j 2 "$@"
+
+if command -v nvcc >/dev/null || [ -n "${CUDACXX:-}" ]; then
+  echo "compiling the CUDA code and its tests"
+  cmake --preset cuda >/dev/null
+  cmake --build build/cuda --target cuda_ops_test
+  echo "CUDA code compiled; tests/gpu.sh runs its tests on a GPU"
+fi
