@@ -196,7 +196,9 @@ bool LayerLayout::needs_inflow(const Segment& segment) const {
   return segment.index > 0 && transpoint_ < layout_->tokens();
 }
 
-bool LayerLayout::delivers_adjoint(const Segment& segment) const { return segment.index > 0 && segment.end > transpoint_; }
+bool LayerLayout::delivers_adjoint(const Segment& segment) const {
+  return segment.index > 0 && segment.end > transpoint_;
+}
 
 bool LayerLayout::feeds_state(const Segment& segment) const {
   return transpoint_ < layout_->tokens() && segment.index + 1 < static_cast<int>(layout_->segments().size());

@@ -177,11 +177,11 @@ class LayerLayout {
   // The other ranks that need keys of the segment, ascending.
   std::vector<int> key_receivers(const Segment& segment) const;
 
-  // The state scan runs over all segments in order. needs_inflow: the state before the segment is read, by its SSM tokens
-  // in forward, and by the decay gradients of all its tokens, prefix ones too, in backward. feeds_state: some later
-  // segment reads a state that the summary of this one is part of; prefix segments do so too (the Memory Converter).
-  // delivers_adjoint: in backward, it gives the state before it a gradient of its own: it has SSM tokens and is not the
-  // first. A segment that feeds the state receives a gradient.
+  // The state scan runs over all segments in order. needs_inflow: the state before the segment is read, by its SSM
+  // tokens in forward, and by the decay gradients of all its tokens, prefix ones too, in backward. feeds_state: some
+  // later segment reads a state that the summary of this one is part of; prefix segments do so too (the Memory
+  // Converter). delivers_adjoint: in backward, it gives the state before it a gradient of its own: it has SSM tokens
+  // and is not the first. A segment that feeds the state receives a gradient.
   bool needs_inflow(const Segment& segment) const;
   bool feeds_state(const Segment& segment) const;
   bool delivers_adjoint(const Segment& segment) const;

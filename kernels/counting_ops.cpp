@@ -46,7 +46,9 @@ class Counter final : public CountingOps {
     counts_.elementwise += 9 * n(dx);
   }
   void linear_forward(Tensor y, ConstTensor, ConstTensor w) override { counts_.linear += product(y, w, 1); }
-  void linear_backward_input(Tensor dx, ConstTensor, ConstTensor w, bool) override { counts_.linear += product(dx, w, 0); }
+  void linear_backward_input(Tensor dx, ConstTensor, ConstTensor w, bool) override {
+    counts_.linear += product(dx, w, 0);
+  }
   void linear_backward_weight(Tensor dw, ConstTensor dy, ConstTensor) override {
     counts_.linear += 2 * n(dw) * static_cast<double>(dy.size(0));
   }
@@ -65,8 +67,11 @@ class Counter final : public CountingOps {
   void attention_backward(const AttentionBackward& a) override {
     counts_.attention += 10 * pairs(a.q_BTHD, a.q_begin) * static_cast<double>(a.q_BTHD.size(3));
   }
-  void dt_forward(Tensor dt, Tensor, ConstTensor, ConstTensor, ConstTensor) override { counts_.elementwise += 6 * n(dt); }
-  void dt_backward(Tensor draw, Tensor, Tensor, ConstTensor, ConstTensor, ConstTensor, ConstTensor, ConstTensor) override {
+  void dt_forward(Tensor dt, Tensor, ConstTensor, ConstTensor, ConstTensor) override {
+    counts_.elementwise += 6 * n(dt);
+  }
+  void dt_backward(Tensor draw, Tensor, Tensor, ConstTensor, ConstTensor, ConstTensor, ConstTensor,
+                   ConstTensor) override {
     counts_.elementwise += 10 * n(draw);
   }
   // Outputs: scores and values within a chunk (2 pair products), the state read (1) and updated (1). Converter: the
@@ -89,7 +94,8 @@ class Counter final : public CountingOps {
   void gated_norm_forward(Tensor out, Tensor, ConstTensor, ConstTensor, ConstTensor, double) override {
     counts_.elementwise += 9 * n(out);
   }
-  void gated_norm_backward(Tensor dy, Tensor, Tensor, ConstTensor, ConstTensor, ConstTensor, ConstTensor, ConstTensor) override {
+  void gated_norm_backward(Tensor dy, Tensor, Tensor, ConstTensor, ConstTensor, ConstTensor, ConstTensor,
+                           ConstTensor) override {
     counts_.elementwise += 18 * n(dy);
   }
   void swiglu_forward(Tensor h, ConstTensor) override { counts_.elementwise += 6 * n(h); }
@@ -97,7 +103,9 @@ class Counter final : public CountingOps {
   void cross_entropy_stats(Tensor, Tensor, Tensor, ConstTensor logits, ConstTensor, int64_t) override {
     counts_.elementwise += 3 * n(logits);
   }
-  void cross_entropy_rescale(Tensor sum_exp, ConstTensor, ConstTensor) override { counts_.elementwise += 3 * n(sum_exp); }
+  void cross_entropy_rescale(Tensor sum_exp, ConstTensor, ConstTensor) override {
+    counts_.elementwise += 3 * n(sum_exp);
+  }
   void cross_entropy_loss(Tensor, Tensor, Tensor, ConstTensor max, ConstTensor, ConstTensor, ConstTensor) override {
     counts_.elementwise += 4 * n(max);
   }

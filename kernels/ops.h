@@ -26,22 +26,22 @@ namespace tmamba {
 // Query i of the T given stands at position q_begin + i and sees keys 0 .. q_begin + i, so S >= q_begin + T.
 // Keys from q_begin + T on are not read.
 struct AttentionForward {
-  Tensor o_BTHD;         // sum_s softmax_s(q . k_s * scale) v_s
-  Tensor lse_BTH;        // [acc] log sum_s exp(q . k_s * scale), kept for backward
-  ConstTensor q_BTHD;    // rotated
-  ConstTensor k_BSHD;    // rotated
+  Tensor o_BTHD;       // sum_s softmax_s(q . k_s * scale) v_s
+  Tensor lse_BTH;      // [acc] log sum_s exp(q . k_s * scale), kept for backward
+  ConstTensor q_BTHD;  // rotated
+  ConstTensor k_BSHD;  // rotated
   ConstTensor v_BSHD;
   int64_t q_begin = 0;
   double scale = 1.0;
 };
 
 struct AttentionBackward {
-  Tensor dq_BTHD;        // written over
-  Tensor dk_BSHD;        // added, keys 0 .. q_begin + T - 1
-  Tensor dv_BSHD;        // added
+  Tensor dq_BTHD;  // written over
+  Tensor dk_BSHD;  // added, keys 0 .. q_begin + T - 1
+  Tensor dv_BSHD;  // added
   ConstTensor do_BTHD;
   ConstTensor o_BTHD;
-  ConstTensor lse_BTH;   // [acc]
+  ConstTensor lse_BTH;  // [acc]
   ConstTensor q_BTHD;
   ConstTensor k_BSHD;
   ConstTensor v_BSHD;
@@ -55,29 +55,29 @@ struct AttentionBackward {
 // Without q (empty q_BTHD, D_H and y_BTHD) no outputs are computed: that is the Memory Converter (paper eq. 9), and
 // the summary of a segment for the scan across segments.
 struct SsdForward {
-  Tensor y_BTHD;             // or empty
-  Tensor final_state_BHKD;   // [acc] S after the last token; may be empty; may be the same memory as initial_state
-  Tensor log_decay_BH;       // [acc] sum_t log_a_t; may be empty
-  ConstTensor q_BTHD;        // or empty
+  Tensor y_BTHD;            // or empty
+  Tensor final_state_BHKD;  // [acc] S after the last token; may be empty; may be the same memory as initial_state
+  Tensor log_decay_BH;      // [acc] sum_t log_a_t; may be empty
+  ConstTensor q_BTHD;       // or empty
   ConstTensor k_BTHD;
   ConstTensor v_BTHD;
-  ConstTensor dt_BTH;        // [acc]
-  ConstTensor log_a_BTH;     // [acc] <= 0
-  ConstTensor D_H;           // type A; or empty
+  ConstTensor dt_BTH;              // [acc]
+  ConstTensor log_a_BTH;           // [acc] <= 0
+  ConstTensor D_H;                 // type A; or empty
   ConstTensor initial_state_BHKD;  // [acc] S before the first token; empty means zero
   int64_t chunk = 64;
 };
 
 // With G_t = dL/dS_t: G = final_state's gradient plus what the outputs give, carried backward by the decays.
 struct SsdBackward {
-  Tensor dq_BTHD;              // written over; empty where q is
-  Tensor dk_BTHD;              // written over, or added where accumulate_kv
-  Tensor dv_BTHD;              // likewise
-  Tensor ddt_BTH;              // [acc] written over: the part through dt_t v_t alone, not through log_a
-  Tensor dlog_a_BTH;           // [acc] written over
-  Tensor dD_H;                 // [acc] added; empty where q is
-  Tensor dinitial_state_BHKD;  // [acc] written over; may be empty; may be the same memory as dfinal_state
-  ConstTensor dy_BTHD;         // or empty
+  Tensor dq_BTHD;                 // written over; empty where q is
+  Tensor dk_BTHD;                 // written over, or added where accumulate_kv
+  Tensor dv_BTHD;                 // likewise
+  Tensor ddt_BTH;                 // [acc] written over: the part through dt_t v_t alone, not through log_a
+  Tensor dlog_a_BTH;              // [acc] written over
+  Tensor dD_H;                    // [acc] added; empty where q is
+  Tensor dinitial_state_BHKD;     // [acc] written over; may be empty; may be the same memory as dfinal_state
+  ConstTensor dy_BTHD;            // or empty
   ConstTensor dfinal_state_BHKD;  // [acc] empty means zero
   ConstTensor q_BTHD;
   ConstTensor k_BTHD;
@@ -100,11 +100,11 @@ struct AdamwStep {
 // One contiguous piece of the parameters. Where the parameter's type is the master's, `param` and `master` are the
 // same memory.
 struct AdamwTensor {
-  Tensor param;     // type A, written: the master rounded
-  Tensor master;    // [acc]
-  Tensor m;         // [acc]
-  Tensor v;         // [acc]
-  ConstTensor grad; // [acc]
+  Tensor param;        // type A, written: the master rounded
+  Tensor master;       // [acc]
+  Tensor m;            // [acc]
+  Tensor v;            // [acc]
+  ConstTensor grad;    // [acc]
   bool decay = false;  // weight decay applies (decoupled: master -= lr * weight_decay * master)
 };
 
@@ -168,7 +168,8 @@ class Ops {
 
   // --- Step size and decay of the SSM ------------------------------------------------------------------------------
   // dt = softplus(raw + bias);  log_a = -dt * exp(A_log). raw, bias, A_log of type A; dt, log_a [acc].
-  virtual void dt_forward(Tensor dt_NH, Tensor log_a_NH, ConstTensor raw_NH, ConstTensor bias_H, ConstTensor A_log_H) = 0;
+  virtual void dt_forward(Tensor dt_NH, Tensor log_a_NH, ConstTensor raw_NH, ConstTensor bias_H,
+                          ConstTensor A_log_H) = 0;
   // draw (type A) written over; dbias, dA_log [acc] added. ddt is the gradient with log_a held fixed.
   virtual void dt_backward(Tensor draw_NH, Tensor dbias_H, Tensor dA_log_H, ConstTensor ddt_NH, ConstTensor dlog_a_NH,
                            ConstTensor raw_NH, ConstTensor bias_H, ConstTensor A_log_H) = 0;

@@ -1,6 +1,6 @@
-// TimedOps: passes every op on to another Ops and keeps, per op, how often it ran, for how long, how many floating-point
-// operations it did and how many bytes its tensors hold. It waits for the device around every op, so the sum of the
-// times is an upper bound of an undisturbed step.
+// TimedOps: passes every op on to another Ops and keeps, per op, how often it ran, for how long, how many
+// floating-point operations it did and how many bytes its tensors hold. It waits for the device around every op, so the
+// sum of the times is an upper bound of an undisturbed step.
 #pragma once
 
 #include <map>

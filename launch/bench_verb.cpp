@@ -69,7 +69,9 @@ Roof measure_roof(Ops& ops, DType dtype) {
   Buffer from({copied}, dtype, ops.device()), to({copied}, dtype, ops.device());
   std::vector<double> product, copy;
   for (int i = 0; i < 6; ++i) {
-    product.push_back(seconds_of(ops, [&] { ops.linear_forward(c.tensor({n, n}, dtype), a.tensor({n, n}, dtype), b.tensor({n, n}, dtype)); }));
+    product.push_back(seconds_of(ops, [&] {
+      ops.linear_forward(c.tensor({n, n}, dtype), a.tensor({n, n}, dtype), b.tensor({n, n}, dtype));
+    }));
     copy.push_back(seconds_of(ops, [&] { ops.copy(to.tensor({copied}, dtype), from.tensor({copied}, dtype)); }));
   }
   return {.flops = 2.0 * static_cast<double>(n * n * n) / median(product),
@@ -82,10 +84,14 @@ class StepBench {
   StepBench(const RunConfig& config, Ops& ops) : config_(config), table_(config.model) {
     const Device device = ops.device();
     const DType dtype = config.dtype(), acc = accumulate_type(dtype);
-    const int64_t B = std::max<int64_t>(config.train.micro_batch, 1), T = config.data.seq_len, size = table_.flat_size();
+    const int64_t B = std::max<int64_t>(config.train.micro_batch, 1), T = config.data.seq_len,
+                  size = table_.flat_size();
     ranks_ = std::make_unique<ModelRanks>(
-        LayoutSpec{.tokens = T, .chunk = config.model.chunk, .conv_width = static_cast<int>(config.model.conv),
-                   .transpoints = transpoints(config.model.schedule, config.model.layers, T)}, B, ops, self_, self_);
+        LayoutSpec{.tokens = T,
+                   .chunk = config.model.chunk,
+                   .conv_width = static_cast<int>(config.model.conv),
+                   .transpoints = transpoints(config.model.schedule, config.model.layers, T)},
+        B, ops, self_, self_);
     Arena saved(device), scratch(device);
     const auto counter = make_counting_ops(device);
     TransMamba dry(config_.model, table_, *ranks_, dtype, saved);
@@ -122,13 +128,15 @@ class StepBench {
 
  private:
   void run(TransMamba& model, Ops& ops, Arena& scratch) {
-    model.forward_backward(ops, scratch, params_, grads_, {tokens_.select(0, 0), tokens_.select(0, 1)}, 1.0 / static_cast<double>(tokens()),
+    model.forward_backward(ops, scratch, params_, grads_, {tokens_.select(0, 0), tokens_.select(0, 1)},
+                           1.0 / static_cast<double>(tokens()),
                            {.loss_1 = sums_.slice(0, 0, 1), .count_1 = sums_.slice(0, 1, 1), .loss_N = {}}, [](int) {});
   }
 
   void random_tokens() {
     std::vector<int32_t> host(static_cast<size_t>(2 * tokens()));
-    for (size_t i = 0; i < host.size(); ++i) host[i] = static_cast<int32_t>(Philox(3, 3).words(i)[0] % static_cast<uint64_t>(config_.model.vocab));
+    for (size_t i = 0; i < host.size(); ++i)
+      host[i] = static_cast<int32_t>(Philox(3, 3).words(i)[0] % static_cast<uint64_t>(config_.model.vocab));
     copy_blocking(tokens_, ConstTensor(host.data(), {2, batch(), seq_len()}, DType::i32));
   }
 
@@ -151,11 +159,18 @@ json bench_step(const RunConfig& config, Ops& ops, int64_t steps, const Roof& ro
   for (int64_t i = 0; i <= steps; ++i) times.push_back(seconds_of(ops, [&] { bench.step(ops); }));
   times.erase(times.begin());  // the first one warms caches and pages
   const double seconds = median(times), flops = bench.counts().matmul() / seconds;
-  return {{"parameters", bench.parameters()}, {"batch", bench.batch()}, {"seq_len", bench.seq_len()},
-          {"step_ms", seconds * 1e3}, {"tokens_per_s", static_cast<double>(bench.tokens()) / seconds},
-          {"gflop", bench.counts().matmul() / 1e9}, {"gflop_linear", bench.counts().linear / 1e9},
-          {"gflop_attention", bench.counts().attention / 1e9}, {"gflop_ssd", bench.counts().ssd / 1e9},
-          {"gflops", flops / 1e9}, {"gemm_gflops", roof.flops / 1e9}, {"fraction_of_gemm", flops / roof.flops},
+  return {{"parameters", bench.parameters()},
+          {"batch", bench.batch()},
+          {"seq_len", bench.seq_len()},
+          {"step_ms", seconds * 1e3},
+          {"tokens_per_s", static_cast<double>(bench.tokens()) / seconds},
+          {"gflop", bench.counts().matmul() / 1e9},
+          {"gflop_linear", bench.counts().linear / 1e9},
+          {"gflop_attention", bench.counts().attention / 1e9},
+          {"gflop_ssd", bench.counts().ssd / 1e9},
+          {"gflops", flops / 1e9},
+          {"gemm_gflops", roof.flops / 1e9},
+          {"fraction_of_gemm", flops / roof.flops},
           {"activation_bytes", bench.activation_bytes()}};
 }
 
@@ -168,27 +183,34 @@ json bench_ops(const RunConfig& config, Ops& ops, int64_t steps, const Roof& roo
   json rows = json::array();
   for (const auto& [name, t] : timed->timings()) {
     const double seconds = t.seconds / static_cast<double>(steps);
-    rows.push_back({{"op", name}, {"calls", t.calls / steps}, {"ms", seconds * 1e3}, {"gflops", t.flops / t.seconds / 1e9},
-                    {"gb_per_s", t.bytes / t.seconds / 1e9},
-                    {"fraction_of_roof", std::max(t.flops / t.seconds / roof.flops, t.bytes / t.seconds / roof.bytes)}});
+    rows.push_back(
+        {{"op", name},
+         {"calls", t.calls / steps},
+         {"ms", seconds * 1e3},
+         {"gflops", t.flops / t.seconds / 1e9},
+         {"gb_per_s", t.bytes / t.seconds / 1e9},
+         {"fraction_of_roof", std::max(t.flops / t.seconds / roof.flops, t.bytes / t.seconds / roof.bytes)}});
   }
   std::sort(rows.begin(), rows.end(), [](const json& a, const json& b) { return a["ms"] > b["ms"]; });
   return rows;
 }
 
 RunConfig default_config() {
-  return parse_config("[model]\nvocab = 4096\ndim = 256\nheads = 4\nlayers = 8\nffn = 688\n"
-                      "schedule = [0, \"1/64\", \"1/32\", \"1/16\", \"1/8\", \"1/4\", \"1/2\", \"1/1\"]\n"
-                      "[data]\nseq_len = 1024\n[train]\nmicro_batch = 8\n", "bench's own configuration", {});
+  return parse_config(
+      "[model]\nvocab = 4096\ndim = 256\nheads = 4\nlayers = 8\nffn = 688\n"
+      "schedule = [0, \"1/64\", \"1/32\", \"1/16\", \"1/8\", \"1/4\", \"1/2\", \"1/1\"]\n"
+      "[data]\nseq_len = 1024\n[train]\nmicro_batch = 8\n",
+      "bench's own configuration", {});
 }
 
 }  // namespace
 
 int bench_verb(const Arguments& arguments) {
-  Command command("bench ops|step [CONFIG] [options]",
-                  "step  one rank's training step (forward, backward, gradient norm, AdamW) on random tokens\n"
-                  "ops   the same step op by op: ms per step, GFLOP/s, GB/s, and the larger share of the two roofs\n"
-                  "Roofs are a matrix product (2048^3, on a GPU 8192^3) and a copy, measured in the same run on the same device.");
+  Command command(
+      "bench ops|step [CONFIG] [options]",
+      "step  one rank's training step (forward, backward, gradient norm, AdamW) on random tokens\n"
+      "ops   the same step op by op: ms per step, GFLOP/s, GB/s, and the larger share of the two roofs\n"
+      "Roofs are a matrix product (2048^3, on a GPU 8192^3) and a copy, measured in the same run on the same device.");
   command.options()("set", po::value<std::vector<std::string>>(), "override a key: --set model.dim=512 (repeatable)")(
       "steps", po::value<int64_t>()->default_value(5), "steps to time; the median counts")(
       "threads", po::value<int>()->default_value(0), "CPU threads; 0: all")(
@@ -197,7 +219,8 @@ int bench_verb(const Arguments& arguments) {
   command.positional("config");
   if (!command.parse(arguments)) return kDone;
   const std::string what = command.required("what");
-  if (what != "ops" && what != "step") throw UserError(str("bench ", what, ": there is no such benchmark; one of ops, step"));
+  if (what != "ops" && what != "step")
+    throw UserError(str("bench ", what, ": there is no such benchmark; one of ops, step"));
   if (command.get<int>("threads") > 0) omp_set_num_threads(command.get<int>("threads"));
   RunConfig config = command.has("config") ? load_config(command.required("config"), {}) : default_config();
   std::vector<std::string> overrides = command.list("set");
@@ -212,21 +235,26 @@ int bench_verb(const Arguments& arguments) {
     std::printf("%s\n", result.dump(2).c_str());
     return kDone;
   }
-  std::printf("%s, %d threads, %s: matrix product %.1f GFLOP/s, copy %.1f GB/s\n", config.run.device.c_str(), omp_get_max_threads(), name_of(config.dtype()),
-              roof.flops / 1e9, roof.bytes / 1e9);
+  std::printf("%s, %d threads, %s: matrix product %.1f GFLOP/s, copy %.1f GB/s\n", config.run.device.c_str(),
+              omp_get_max_threads(), name_of(config.dtype()), roof.flops / 1e9, roof.bytes / 1e9);
   if (what == "step") {
-    std::printf("%s parameters, B=%lld, T=%lld: %.1f ms a step, %s tokens/s\n", count_text(result["parameters"].get<double>()).c_str(),
-                result["batch"].get<long long>(), result["seq_len"].get<long long>(), result["step_ms"].get<double>(),
+    std::printf("%s parameters, B=%lld, T=%lld: %.1f ms a step, %s tokens/s\n",
+                count_text(result["parameters"].get<double>()).c_str(), result["batch"].get<long long>(),
+                result["seq_len"].get<long long>(), result["step_ms"].get<double>(),
                 count_text(result["tokens_per_s"].get<double>()).c_str());
-    std::printf("%.1f GFLOP a step (linear %.1f, attention %.1f, SSD %.1f): %.1f GFLOP/s = %.1f %% of the matrix product's rate\n",
-                result["gflop"].get<double>(), result["gflop_linear"].get<double>(), result["gflop_attention"].get<double>(),
-                result["gflop_ssd"].get<double>(), result["gflops"].get<double>(), 100 * result["fraction_of_gemm"].get<double>());
+    std::printf(
+        "%.1f GFLOP a step (linear %.1f, attention %.1f, SSD %.1f): %.1f GFLOP/s = %.1f %% of the matrix product's "
+        "rate\n",
+        result["gflop"].get<double>(), result["gflop_linear"].get<double>(), result["gflop_attention"].get<double>(),
+        result["gflop_ssd"].get<double>(), result["gflops"].get<double>(),
+        100 * result["fraction_of_gemm"].get<double>());
     return kDone;
   }
   std::printf("%-24s %6s %10s %10s %9s %7s\n", "op", "calls", "ms/step", "GFLOP/s", "GB/s", "roof");
   for (const json& row : result) {
-    std::printf("%-24s %6lld %10.2f %10.1f %9.1f %6.0f%%\n", row["op"].get<std::string>().c_str(), row["calls"].get<long long>(),
-                row["ms"].get<double>(), row["gflops"].get<double>(), row["gb_per_s"].get<double>(), 100 * row["fraction_of_roof"].get<double>());
+    std::printf("%-24s %6lld %10.2f %10.1f %9.1f %6.0f%%\n", row["op"].get<std::string>().c_str(),
+                row["calls"].get<long long>(), row["ms"].get<double>(), row["gflops"].get<double>(),
+                row["gb_per_s"].get<double>(), 100 * row["fraction_of_roof"].get<double>());
   }
   return kDone;
 }

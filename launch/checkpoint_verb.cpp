@@ -24,8 +24,8 @@ json summary(const CheckpointReader& reader) {
     bytes += size * static_cast<int64_t>(size_of(tensor.dtype));
   }
   const RunState state = read_state(reader);
-  return {{"path", reader.path().string()}, {"step", reader.step()}, {"tokens", state.tokens}, {"parameters", parameters},
-          {"bytes", bytes}, {"tensors", reader.tensors().size()}};
+  return {{"path", reader.path().string()}, {"step", reader.step()}, {"tokens", state.tokens},
+          {"parameters", parameters},       {"bytes", bytes},        {"tensors", reader.tensors().size()}};
 }
 
 int list(const fs::path& dir, bool as_json) {
@@ -39,8 +39,9 @@ int list(const fs::path& dir, bool as_json) {
     std::printf("%s: no checkpoints\n", folder.c_str());
   }
   for (const json& entry : as_json ? json::array() : all) {
-    std::printf("step %-10lld %10s tokens %12s  %s\n", entry["step"].get<long long>(), count_text(entry["tokens"].get<double>()).c_str(),
-                bytes_text(entry["bytes"].get<int64_t>()).c_str(), entry["path"].get<std::string>().c_str());
+    std::printf("step %-10lld %10s tokens %12s  %s\n", entry["step"].get<long long>(),
+                count_text(entry["tokens"].get<double>()).c_str(), bytes_text(entry["bytes"].get<int64_t>()).c_str(),
+                entry["path"].get<std::string>().c_str());
   }
   return kDone;
 }
@@ -49,7 +50,8 @@ int inspect(const fs::path& path, bool as_json) {
   const CheckpointReader reader(path);
   json result = summary(reader);
   json tensors = json::array();
-  for (const StoredTensor& t : reader.tensors()) tensors.push_back({{"name", t.name}, {"dtype", name_of(t.dtype)}, {"shape", t.shape}});
+  for (const StoredTensor& t : reader.tensors())
+    tensors.push_back({{"name", t.name}, {"dtype", name_of(t.dtype)}, {"shape", t.shape}});
   if (as_json) {
     result["state"] = reader.state();
     result["tensor_list"] = tensors;
@@ -57,10 +59,12 @@ int inspect(const fs::path& path, bool as_json) {
     return kDone;
   }
   std::printf("%s: step %lld, %s tokens, %s parameters, %s\n\n", path.c_str(), result["step"].get<long long>(),
-              count_text(result["tokens"].get<double>()).c_str(), count_text(result["parameters"].get<double>()).c_str(),
+              count_text(result["tokens"].get<double>()).c_str(),
+              count_text(result["parameters"].get<double>()).c_str(),
               bytes_text(result["bytes"].get<int64_t>()).c_str());
   for (const json& t : tensors) {
-    std::printf("  %-52s %-9s %s\n", t["name"].get<std::string>().c_str(), t["dtype"].get<std::string>().c_str(), t["shape"].dump().c_str());
+    std::printf("  %-52s %-9s %s\n", t["name"].get<std::string>().c_str(), t["dtype"].get<std::string>().c_str(),
+                t["shape"].dump().c_str());
   }
   std::printf("\nconfiguration:\n%s", indent(read_state(reader).config).c_str());
   std::printf("\n");
@@ -70,7 +74,8 @@ int inspect(const fs::path& path, bool as_json) {
 int verify(const fs::path& path, bool as_json) {
   const std::vector<std::string> problems = CheckpointReader(path).verify();
   if (as_json) {
-    std::printf("%s\n", json({{"path", path.string()}, {"whole", problems.empty()}, {"problems", problems}}).dump(2).c_str());
+    std::printf("%s\n",
+                json({{"path", path.string()}, {"whole", problems.empty()}, {"problems", problems}}).dump(2).c_str());
   } else {
     for (const std::string& problem : problems) std::printf("%s\n", problem.c_str());
     std::printf("%s: %s\n", path.c_str(), problems.empty() ? "every checksum is right" : "DAMAGED");

@@ -16,7 +16,8 @@ class Command {
   // A positional argument; `count` of them, -1 for all that are left.
   void positional(const std::string& name, int count = 1);
 
-  // Returns false where --help was asked for and printed (by the rank with `print` only). Throws UserError for mistakes.
+  // Returns false where --help was asked for and printed (by the rank with `print` only). Throws UserError for
+  // mistakes.
   bool parse(const std::vector<std::string>& arguments, bool print = true);
 
   bool has(const std::string& name) const { return values_.count(name) > 0; }

@@ -1,5 +1,7 @@
 #include "launch/config.h"
 
+#include <toml++/toml.h>
+
 #include <algorithm>
 #include <fstream>
 #include <functional>
@@ -7,7 +9,6 @@
 #include <limits>
 #include <optional>
 #include <sstream>
-#include <toml++/toml.h>
 
 #include "kernels/base/check.h"
 
@@ -25,24 +26,28 @@ using Choices = std::vector<std::string>;
 // Calls v(key, member, limits or choices, what it means) for every key, in the order they are printed.
 template <class Config, class Visitor>
 void visit_fields(Config& c, Visitor&& v) {
-  v("model.vocab", c.model.vocab, Limits{0, 2147483648.0}, "rows of the embedding; 0: as many as the tokenizer has tokens");
+  v("model.vocab", c.model.vocab, Limits{0, 2147483648.0},
+    "rows of the embedding; 0: as many as the tokenizer has tokens");
   v("model.dim", c.model.dim, Limits{1, 1 << 20}, "width d of the residual stream");
   v("model.heads", c.model.heads, Limits{1, 1 << 16}, "heads; dim / heads is the head width and the state width");
   v("model.layers", c.model.layers, Limits{1, 1 << 16}, "pairs of mixer and MLP");
   v("model.ffn", c.model.ffn, Limits{1, 1 << 22}, "width of the SwiGLU MLP");
-  v("model.schedule", c.model.schedule, Limits{}, "TransPoints, cycled over the layers: tokens (512) or fractions (\"1/4\") of the sequence");
+  v("model.schedule", c.model.schedule, Limits{},
+    "TransPoints, cycled over the layers: tokens (512) or fractions (\"1/4\") of the sequence");
   v("model.conv", c.model.conv, Limits{2, 8}, "taps of the causal convolution");
   v("model.chunk", c.model.chunk, Limits{1, 1024}, "tokens per chunk of the SSM scan");
   v("model.tied_head", c.model.tied_head, Limits{}, "use the embedding's weight as the head's");
   v("model.z_gate", c.model.z_gate, Limits{}, "gate the SSM outputs by SiLU(z)");
-  v("model.converter", c.model.converter, Choices{"exact", "zero"}, "state at the TransPoint: the Memory Converter's, or zero");
+  v("model.converter", c.model.converter, Choices{"exact", "zero"},
+    "state at the TransPoint: the Memory Converter's, or zero");
   v("model.norm_eps", c.model.norm_eps, Limits{0, 1}, "epsilon of every RMSNorm");
   v("model.rope_theta", c.model.rope_theta, Limits{1, 1e12}, "base of the rotary angles");
   v("model.init_std", c.model.init_std, Limits{0, 10}, "standard deviation of initial weights");
 
   v("data.train", c.data.train, Limits{}, "token file to train on, from `transmamba prepare`");
   v("data.valid", c.data.valid, Limits{}, "token file held out for evaluation");
-  v("data.tokenizer", c.data.tokenizer, Limits{}, "\"bytes\" or a tokenizer file; empty: the one beside the token file");
+  v("data.tokenizer", c.data.tokenizer, Limits{},
+    "\"bytes\" or a tokenizer file; empty: the one beside the token file");
   v("data.seq_len", c.data.seq_len, Limits{1, 1e9}, "tokens per sequence T");
   v("data.seed", c.data.seed, Limits{}, "seed of the order of the data");
 
@@ -50,7 +55,8 @@ void visit_fields(Config& c, Visitor&& v) {
   v("train.tokens", c.train.tokens, Limits{}, "tokens to train for, in place of train.steps");
   v("train.minutes", c.train.minutes, Limits{}, "stop after this wall time even if steps are left; 0: no limit");
   v("train.global_batch", c.train.global_batch, Limits{1, 1e9}, "sequences per optimizer step, over all ranks");
-  v("train.micro_batch", c.train.micro_batch, Limits{}, "sequences per forward and backward on one rank; 0: as many as fall to it");
+  v("train.micro_batch", c.train.micro_batch, Limits{},
+    "sequences per forward and backward on one rank; 0: as many as fall to it");
   v("train.lr", c.train.lr, Limits{0, 10}, "peak learning rate");
   v("train.min_lr", c.train.min_lr, Limits{0, 10}, "learning rate at the end of the cosine");
   v("train.warmup", c.train.warmup, Limits{}, "steps of linear warm-up");
@@ -58,36 +64,47 @@ void visit_fields(Config& c, Visitor&& v) {
   v("train.clip", c.train.clip, Limits{}, "clip the global gradient norm to this; 0: never");
   v("train.betas", c.train.betas, Limits{0, 0.99999999}, "decay rates of AdamW's two moments");
   v("train.eps", c.train.eps, Limits{0, 1}, "epsilon of AdamW");
-  v("train.dtype", c.train.dtype, Choices{"float32", "float64", "bfloat16"}, "type of weights and activations; bfloat16 on cuda only, beside float32 master weights");
+  v("train.dtype", c.train.dtype, Choices{"float32", "float64", "bfloat16"},
+    "type of weights and activations; bfloat16 on cuda only, beside float32 master weights");
   v("train.seed", c.train.seed, Limits{}, "seed of the initial weights and of sampling");
   v("train.eval_every", c.train.eval_every, Limits{}, "steps between evaluations on data.valid; 0: only at the end");
-  v("train.eval_sequences", c.train.eval_sequences, Limits{}, "sequences per evaluation during training; 0: all; the last one is always over all");
+  v("train.eval_sequences", c.train.eval_sequences, Limits{},
+    "sequences per evaluation during training; 0: all; the last one is always over all");
   v("train.sample_every", c.train.sample_every, Limits{}, "steps between samples of text; 0: only at the end");
   v("train.sample_tokens", c.train.sample_tokens, Limits{1, 1e6}, "tokens per sample");
   v("train.sample_prompt", c.train.sample_prompt, Limits{}, "what a sample starts with");
   v("train.temperature", c.train.temperature, Limits{0, 100}, "temperature of samples; 0: greedy");
-  v("train.max_skips", c.train.max_skips, Limits{1, 1e6}, "stop after this many steps in a row with a loss or gradient that is not finite");
+  v("train.max_skips", c.train.max_skips, Limits{1, 1e6},
+    "stop after this many steps in a row with a loss or gradient that is not finite");
 
   v("parallel.tp", c.parallel.tp, Limits{1, 65536}, "tensor-parallel ranks");
   v("parallel.sp", c.parallel.sp, Limits{1, 65536}, "sequence-parallel ranks");
   v("parallel.dp", c.parallel.dp, Limits{0, 1048576}, "data-parallel ranks; 0: all that are left");
   v("parallel.fold", c.parallel.fold, Limits{1, 64}, "segments per sequence rank, in snake order");
-  v("parallel.keys", c.parallel.keys, Choices{"group_cast", "gather"}, "how prefix keys and values reach sequence ranks: what each needs, or all to all");
-  v("parallel.states", c.parallel.states, Choices{"all_gather", "sliced"}, "how the state scan crosses sequence ranks: whole states to all, or a slice of every state to each");
-  v("parallel.zero", c.parallel.zero, Limits{0, 2}, "ZeRO stage: 0 replicates optimizer states, 1 shards them, 2 shards gradients too");
+  v("parallel.keys", c.parallel.keys, Choices{"group_cast", "gather"},
+    "how prefix keys and values reach sequence ranks: what each needs, or all to all");
+  v("parallel.states", c.parallel.states, Choices{"all_gather", "sliced"},
+    "how the state scan crosses sequence ranks: whole states to all, or a slice of every state to each");
+  v("parallel.zero", c.parallel.zero, Limits{0, 2},
+    "ZeRO stage: 0 replicates optimizer states, 1 shards them, 2 shards gradients too");
 
   v("checkpoint.every", c.checkpoint.every, Limits{}, "steps between checkpoints; 0: only at the end and on a signal");
   v("checkpoint.keep", c.checkpoint.keep, Limits{}, "newest checkpoints to keep; 0: all");
-  v("checkpoint.keep_every", c.checkpoint.keep_every, Limits{}, "keep checkpoints of steps divisible by this for good; 0: none");
+  v("checkpoint.keep_every", c.checkpoint.keep_every, Limits{},
+    "keep checkpoints of steps divisible by this for good; 0: none");
 
   v("run.dir", c.run.dir, Limits{}, "folder of the run: checkpoints, metrics, samples");
   v("run.device", c.run.device, Choices{"cpu", "cuda"}, "where to compute");
   v("run.log_every", c.run.log_every, Limits{1, 1e9}, "steps between progress lines");
-  v("run.hang_timeout", c.run.hang_timeout, Limits{}, "seconds after which an operation between ranks that does not end stops the job, naming the rank that is missing; 0: never");
-  v("run.threads", c.run.threads, Limits{0, 4096}, "CPU threads per rank; 0: the cores of this host shared by its ranks");
+  v("run.hang_timeout", c.run.hang_timeout, Limits{},
+    "seconds after which an operation between ranks that does not end stops the job, naming the rank that is missing; "
+    "0: never");
+  v("run.threads", c.run.threads, Limits{0, 4096},
+    "CPU threads per rank; 0: the cores of this host shared by its ranks");
 }
 
-// --- text of a value ---------------------------------------------------------------------------------------------------
+// --- text of a value
+// ---------------------------------------------------------------------------------------------------
 
 std::string quoted(const std::string& text) {
   std::string out = "\"";
@@ -120,11 +137,13 @@ std::string text_of(double x) {
 std::string text_of(const std::array<double, 2>& x) { return "[" + text_of(x[0]) + ", " + text_of(x[1]) + "]"; }
 std::string text_of(const std::vector<TransPoint>& x) {
   std::string out = "[";
-  for (const TransPoint& p : x) out += (out.size() > 1 ? ", " : "") + (p.denominator ? quoted(to_string(p)) : to_string(p));
+  for (const TransPoint& p : x)
+    out += (out.size() > 1 ? ", " : "") + (p.denominator ? quoted(to_string(p)) : to_string(p));
   return out + "]";
 }
 
-// --- value of a TOML node ----------------------------------------------------------------------------------------------
+// --- value of a TOML node
+// ----------------------------------------------------------------------------------------------
 
 struct Source {
   std::string key, where;  // "train.lr", "run.toml:12"
@@ -133,8 +152,9 @@ struct Source {
 
 void check(const Source& source, double value, const Limits& limits) {
   if (value >= limits.min && value <= limits.max) return;
-  source.fail(str("= ", value, " is out of range: it must be ",
-                  limits.max == kInf ? str("at least ", limits.min) : str("between ", limits.min, " and ", limits.max)));
+  source.fail(
+      str("= ", value, " is out of range: it must be ",
+          limits.max == kInf ? str("at least ", limits.min) : str("between ", limits.min, " and ", limits.max)));
 }
 
 void read(const Source& s, const toml::node& node, int64_t& out, const Limits& limits) {
@@ -177,16 +197,19 @@ void read(const Source& s, const toml::node& node, std::vector<TransPoint>& out,
   if (!array || array->empty()) s.fail("must be a list of TransPoints, for example [0, 128, \"1/4\"]");
   out.clear();
   for (const toml::node& entry : *array) {
-    if (!entry.is_integer() && !entry.is_string()) s.fail("holds an entry that is neither tokens (512) nor a fraction (\"1/4\")");
+    if (!entry.is_integer() && !entry.is_string())
+      s.fail("holds an entry that is neither tokens (512) nor a fraction (\"1/4\")");
     try {
-      out.push_back(parse_transpoint(entry.is_string() ? entry.as_string()->get() : std::to_string(entry.as_integer()->get())));
+      out.push_back(
+          parse_transpoint(entry.is_string() ? entry.as_string()->get() : std::to_string(entry.as_integer()->get())));
     } catch (const UserError& error) {
       s.fail(str(": ", error.what()));
     }
   }
 }
 
-// --- reading a table ---------------------------------------------------------------------------------------------------
+// --- reading a table
+// ---------------------------------------------------------------------------------------------------
 
 size_t edit_distance(const std::string& a, const std::string& b) {
   std::vector<size_t> row(b.size() + 1);
@@ -210,7 +233,8 @@ std::string nearest_key(const std::string& key) {
   const std::string leaf = key.substr(key.rfind('.') + 1);
   RunConfig config;
   visit_fields(config, [&](const std::string& name, auto&, const auto&, const char*) {
-    const size_t distance = std::min(2 * edit_distance(key, name), 2 * edit_distance(leaf, name.substr(name.find('.') + 1)) + 1);
+    const size_t distance =
+        std::min(2 * edit_distance(key, name), 2 * edit_distance(leaf, name.substr(name.find('.') + 1)) + 1);
     if (distance < best_distance) best_distance = distance, best = name;
   });
   return best;
@@ -224,7 +248,8 @@ void apply_leaf(RunConfig& config, const Source& source, const toml::node& node)
     config.origin[name] = source.where;
     known = true;
   });
-  if (!known) throw UserError(str(source.where, ": unknown key ", source.key, "; did you mean ", nearest_key(source.key), "?"));
+  if (!known)
+    throw UserError(str(source.where, ": unknown key ", source.key, "; did you mean ", nearest_key(source.key), "?"));
 }
 
 void apply_table(RunConfig& config, const toml::table& table, const std::string& prefix,
@@ -259,12 +284,14 @@ void apply_override(RunConfig& config, const std::string& text) {
 
 RunConfig parse_config(const std::string& text, const std::string& name, const std::vector<std::string>& overrides) {
   RunConfig config;
-  visit_fields(config, [&](const std::string& key, auto&, const auto&, const char*) { config.origin[key] = "default"; });
+  visit_fields(config,
+               [&](const std::string& key, auto&, const auto&, const char*) { config.origin[key] = "default"; });
   try {
     const toml::table table = toml::parse(text, name);
     apply_table(config, table, "", [&](const toml::node& node) { return str(name, ":", node.source().begin.line); });
   } catch (const toml::parse_error& error) {
-    throw UserError(str(name, ":", error.source().begin.line, ":", error.source().begin.column, ": ", error.description()));
+    throw UserError(
+        str(name, ":", error.source().begin.line, ":", error.source().begin.column, ": ", error.description()));
   }
   for (const std::string& entry : overrides) apply_override(config, entry);
   return config;
@@ -272,7 +299,8 @@ RunConfig parse_config(const std::string& text, const std::string& name, const s
 
 RunConfig load_config(const std::filesystem::path& file, const std::vector<std::string>& overrides) {
   std::ifstream in(file, std::ios::binary);
-  if (!in || std::filesystem::is_directory(file)) throw UserError(str(file.string(), ": cannot read this configuration file"));
+  if (!in || std::filesystem::is_directory(file))
+    throw UserError(str(file.string(), ": cannot read this configuration file"));
   std::ostringstream text;
   text << in.rdbuf();
   return parse_config(text.str(), file.string(), overrides);
@@ -287,7 +315,8 @@ std::string to_toml(const RunConfig& config) {
       out << (section.empty() ? "[" : "\n[") << (section = key.substr(0, dot)) << "]\n";
     }
     const auto origin = config.origin.find(key);
-    out << key.substr(dot + 1) << " = " << text_of(member) << "  # " << (origin == config.origin.end() ? "default" : origin->second) << "\n";
+    out << key.substr(dot + 1) << " = " << text_of(member) << "  # "
+        << (origin == config.origin.end() ? "default" : origin->second) << "\n";
   });
   return out.str();
 }
@@ -296,7 +325,8 @@ std::string explain_keys(const std::string& key) {
   std::ostringstream out;
   RunConfig config;
   visit_fields(config, [&](const std::string& name, const auto& member, const auto&, const char* meaning) {
-    if (key.empty() || key == name) out << std::left << std::setw(24) << name << " " << std::setw(14) << text_of(member) << " " << meaning << "\n";
+    if (key.empty() || key == name)
+      out << std::left << std::setw(24) << name << " " << std::setw(14) << text_of(member) << " " << meaning << "\n";
   });
   if (out.str().empty()) throw UserError(str("unknown key ", key, "; did you mean ", nearest_key(key), "?"));
   return out.str();

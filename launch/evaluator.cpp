@@ -25,7 +25,8 @@ EvalResult evaluate(Ops& ops, Arena& scratch, TransMamba& model, const ModelRank
     std::fill_n(whole_2BT.select(0, 1).data<int32_t>(), B * T, -1);  // rows without a sequence are not counted
     std::copy_n(batch.tokens_BT.data<int32_t>(), count * T, whole_2BT.select(0, 0).data<int32_t>());
     std::copy_n(batch.targets_BT.data<int32_t>(), count * T, whole_2BT.select(0, 1).data<int32_t>());
-    for (int64_t i = 0; i < count * T; ++i) bytes += file.token_bytes()[static_cast<size_t>(batch.targets_BT.data<int32_t>()[i])];
+    for (int64_t i = 0; i < count * T; ++i)
+      bytes += file.token_bytes()[static_cast<size_t>(batch.targets_BT.data<int32_t>()[i])];
     for (int64_t i = 0; i < 2; ++i) ranks.shard(local_2Bn.select(0, i), whole_2BT.select(0, i));
     copy_blocking(device_2Bn, local_2Bn);
     model.forward(ops, scratch, params, {device_2Bn.select(0, 0), device_2Bn.select(0, 1)},

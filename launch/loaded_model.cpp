@@ -22,7 +22,8 @@ fs::path checkpoint_at(const fs::path& path) {
 }  // namespace
 
 LoadedModel load_model(const fs::path& path, const std::vector<std::string>& overrides, int ranks) {
-  LoadedModel loaded{.path = checkpoint_at(path), .config = {}, .state = {}, .ops = {}, .table = {}, .buffer = {}, .params = {}};
+  LoadedModel loaded{
+      .path = checkpoint_at(path), .config = {}, .state = {}, .ops = {}, .table = {}, .buffer = {}, .params = {}};
   const CheckpointReader reader(loaded.path);
   loaded.state = read_state(reader);
   loaded.config = parse_config(loaded.state.config, loaded.path.string() + " (configuration)", overrides);
@@ -37,9 +38,9 @@ LoadedModel load_model(const fs::path& path, const std::vector<std::string>& ove
 
 std::unique_ptr<Tokenizer> load_tokenizer_of(const TokenFile& file, const std::string& override_name) {
   const TokenFileInfo& info = file.info();
-  const std::string name = !override_name.empty()             ? override_name
-                           : info.tokenizer_file == "bytes"   ? "bytes"
-                                                              : (info.path.parent_path() / info.tokenizer_file).string();
+  const std::string name = !override_name.empty()           ? override_name
+                           : info.tokenizer_file == "bytes" ? "bytes"
+                                                            : (info.path.parent_path() / info.tokenizer_file).string();
   std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(name);
   if (tokenizer->hash() != info.tokenizer_hash) {
     throw UserError(str("the tokenizer ", name, " is not the one that ", info.path.string(), " was made with"));

@@ -80,7 +80,8 @@ void RunFolder::sample(int64_t step, const std::string& text) {
 nlohmann::json RunFolder::read_summary() const {
   std::ifstream in(dir_ / "summary.json");
   const nlohmann::json summary = nlohmann::json::parse(in, nullptr, false);
-  if (!summary.is_object()) throw UserError(str((dir_ / "summary.json").string(), ": missing or damaged; delete it and start the run again"));
+  if (!summary.is_object())
+    throw UserError(str((dir_ / "summary.json").string(), ": missing or damaged; delete it and start the run again"));
   return summary;
 }
 

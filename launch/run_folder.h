@@ -12,9 +12,9 @@ namespace tmamba {
 
 class RunFolder {
  public:
-  // Creates the folder where it is missing and opens the logs for appending. Metrics of steps after `resumed_step`, left
-  // by a run that stopped after its last checkpoint, are dropped: each step stands in metrics.jsonl once.
-  // With write = false (every rank but 0) nothing is touched and every write is ignored.
+  // Creates the folder where it is missing and opens the logs for appending. Metrics of steps after `resumed_step`,
+  // left by a run that stopped after its last checkpoint, are dropped: each step stands in metrics.jsonl once. With
+  // write = false (every rank but 0) nothing is touched and every write is ignored.
   RunFolder(const std::filesystem::path& dir, int64_t resumed_step, bool write);
 
   const std::filesystem::path& dir() const { return dir_; }

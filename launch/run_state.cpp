@@ -27,7 +27,8 @@ void require_same_shape(const CheckpointReader& reader, const std::string& name,
       return out;
     };
     throw UserError(str(reader.path().string(), ": ", name, " is ", text(stored.shape), ", this configuration's is ",
-                        text(range.shape), ": the checkpoint is of another model; use its configuration or another run.dir"));
+                        text(range.shape),
+                        ": the checkpoint is of another model; use its configuration or another run.dir"));
   }
   throw UserError(str(reader.path().string(), ": ", name, " is missing: the checkpoint is of another model; use its ",
                       "configuration or another run.dir"));
@@ -36,8 +37,8 @@ void require_same_shape(const CheckpointReader& reader, const std::string& name,
 }  // namespace
 
 SaveReport save_run(Communicator& comm, const std::filesystem::path& checkpoints, const ParameterTable& table,
-                    const Tensor& params, const Optimizer& optimizer, const RunState& state, const SaveOptions& options, bool writes,
-                    bool writes_replicated) {
+                    const Tensor& params, const Optimizer& optimizer, const RunState& state, const SaveOptions& options,
+                    bool writes, bool writes_replicated) {
   std::vector<TensorSlice> slices;
   std::deque<Buffer> copies;
   auto add = [&](const std::string& folder, const OwnedRows& owned, const Tensor& local) {
@@ -53,9 +54,13 @@ SaveReport save_run(Communicator& comm, const std::filesystem::path& checkpoints
     add("optim/v/", owned, optimizer.v(i));
     if (optimizer.has_master()) add("optim/master/", owned, optimizer.master(i));
   }
-  const nlohmann::json json = {{"step", state.step}, {"tokens", state.tokens}, {"skipped", state.skipped},
-                               {"seconds", state.seconds}, {"config", state.config},
-                               {"tokenizer_hash", state.tokenizer_hash}, {"bytes_per_token", state.bytes_per_token}};
+  const nlohmann::json json = {{"step", state.step},
+                               {"tokens", state.tokens},
+                               {"skipped", state.skipped},
+                               {"seconds", state.seconds},
+                               {"config", state.config},
+                               {"tokenizer_hash", state.tokenizer_hash},
+                               {"bytes_per_token", state.bytes_per_token}};
   return save_checkpoint(comm, checkpoints, state.step, slices, json, options);
 }
 
@@ -75,9 +80,12 @@ void initialize_run(Ops& ops, const ParameterTable& table, uint64_t seed, const 
 RunState read_state(const CheckpointReader& reader) {
   try {
     const nlohmann::json& j = reader.state();
-    return {.step = j.at("step").get<int64_t>(), .tokens = j.at("tokens").get<int64_t>(),
-            .skipped = j.at("skipped").get<int64_t>(), .seconds = j.at("seconds").get<double>(),
-            .config = j.at("config").get<std::string>(), .tokenizer_hash = j.at("tokenizer_hash").get<std::string>(),
+    return {.step = j.at("step").get<int64_t>(),
+            .tokens = j.at("tokens").get<int64_t>(),
+            .skipped = j.at("skipped").get<int64_t>(),
+            .seconds = j.at("seconds").get<double>(),
+            .config = j.at("config").get<std::string>(),
+            .tokenizer_hash = j.at("tokenizer_hash").get<std::string>(),
             .bytes_per_token = j.at("bytes_per_token").get<double>()};
   } catch (const nlohmann::json::exception& error) {
     throw UserError(str(reader.path().string(), "/manifest.json: the state is not one of a run: ", error.what()));

@@ -1,4 +1,5 @@
-// What a checkpoint holds of a run, and how it is written and read: parameters, optimizer state, and a small JSON state.
+// What a checkpoint holds of a run, and how it is written and read: parameters, optimizer state, and a small JSON
+// state.
 #pragma once
 
 #include <cstdint>
@@ -15,13 +16,13 @@ namespace tmamba {
 
 // Everything but tensors that a run needs to go on from a step.
 struct RunState {
-  int64_t step = 0;           // optimizer steps taken, skipped ones included
-  int64_t tokens = 0;         // tokens consumed
-  int64_t skipped = 0;        // steps skipped because of a loss or gradient that is not finite
-  double seconds = 0;         // time spent training
-  std::string config;         // effective configuration, TOML
-  std::string tokenizer_hash; // of the data trained on
-  double bytes_per_token = 0; // of the training text
+  int64_t step = 0;            // optimizer steps taken, skipped ones included
+  int64_t tokens = 0;          // tokens consumed
+  int64_t skipped = 0;         // steps skipped because of a loss or gradient that is not finite
+  double seconds = 0;          // time spent training
+  std::string config;          // effective configuration, TOML
+  std::string tokenizer_hash;  // of the data trained on
+  double bytes_per_token = 0;  // of the training text
 };
 
 // Called by all ranks; each writes the rows that its optimizer owns, unless another rank has the same ones and writes
@@ -30,14 +31,14 @@ SaveReport save_run(Communicator& comm, const std::filesystem::path& checkpoints
                     const Tensor& params, const Optimizer& optimizer, const RunState& state, const SaveOptions& options,
                     bool writes, bool writes_replicated);
 
-// Draws the initial values of a run on the host, in the accumulate type; the optimizer's masters keep what rounding takes
-// from `params`.
+// Draws the initial values of a run on the host, in the accumulate type; the optimizer's masters keep what rounding
+// takes from `params`.
 void initialize_run(Ops& ops, const ParameterTable& table, uint64_t seed, const Tensor& params, Optimizer& optimizer);
 
 RunState read_state(const CheckpointReader& reader);
 
-// Fills this rank's shards of all parameters, on any device. Throws UserError where the checkpoint's tensors do not have the shapes of
-// the table: it is of another model.
+// Fills this rank's shards of all parameters, on any device. Throws UserError where the checkpoint's tensors do not
+// have the shapes of the table: it is of another model.
 void load_params(const CheckpointReader& reader, const ParameterTable& table, const Tensor& params);
 // Fills the owned optimizer state.
 void load_optimizer(const CheckpointReader& reader, const ParameterTable& table, Optimizer& optimizer);

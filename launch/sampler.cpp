@@ -31,7 +31,8 @@ int32_t draw(const std::vector<double>& logits, const SampleOptions& options, in
     cumulative.push_back(total);
   }
   const double u = total * Philox(options.seed, stream_id("sample")).uniform(static_cast<uint64_t>(position));
-  const size_t index = static_cast<size_t>(std::upper_bound(cumulative.begin(), cumulative.end(), u) - cumulative.begin());
+  const size_t index =
+      static_cast<size_t>(std::upper_bound(cumulative.begin(), cumulative.end(), u) - cumulative.begin());
   return order[std::min(index, order.size() - 1)];
 }
 

@@ -18,7 +18,8 @@ template <class F>
 void each_owned(const ParameterTable& table, const GradReducer& reducer, F&& f) {
   for (int bucket = 0; bucket < reducer.buckets(); ++bucket) {
     const std::vector<const Parameter*> parameters = parameters_of(table, bucket);
-    for (const OwnedRowBlock& rows : reducer.owned(bucket)) f(bucket, *parameters[static_cast<size_t>(rows.block)], rows);
+    for (const OwnedRowBlock& rows : reducer.owned(bucket))
+      f(bucket, *parameters[static_cast<size_t>(rows.block)], rows);
   }
 }
 
@@ -27,7 +28,9 @@ void each_owned(const ParameterTable& table, const GradReducer& reducer, F&& f) 
 std::vector<Bucket> reduction_buckets(const ParameterTable& table) {
   std::vector<Bucket> buckets(static_cast<size_t>(table.buckets()));
   for (const Parameter& p : table.all()) {
-    buckets[static_cast<size_t>(p.bucket)].push_back({.begin = p.offset, .rows = p.local_rows, .row_elements = p.local_cols,
+    buckets[static_cast<size_t>(p.bucket)].push_back({.begin = p.offset,
+                                                      .rows = p.local_rows,
+                                                      .row_elements = p.local_cols,
                                                       .replicated_over_tp = p.shard == Shard::none});
   }
   return buckets;
@@ -35,7 +38,9 @@ std::vector<Bucket> reduction_buckets(const ParameterTable& table) {
 
 std::vector<OwnedRows> owned_rows(const ParameterTable& table, const GradReducer& reducer) {
   std::vector<OwnedRows> owned;
-  each_owned(table, reducer, [&](int, const Parameter& p, const OwnedRowBlock& rows) { owned.push_back({&p, rows.first_row, rows.rows}); });
+  each_owned(table, reducer, [&](int, const Parameter& p, const OwnedRowBlock& rows) {
+    owned.push_back({&p, rows.first_row, rows.rows});
+  });
   return owned;
 }
 

@@ -13,13 +13,15 @@ namespace po = boost::program_options;
 int train_verb(const Arguments& arguments) {
   install_signal_handlers();
   return run_main([&](World& world) {
-    Command command("train CONFIG [options]",
-                    "Trains a model. Started by mpirun or srun, every rank is a data-parallel worker. The run resumes by itself\n"
-                    "from the newest whole checkpoint of its folder; SIGINT, SIGTERM and SIGUSR1 save at the next step boundary\n"
-                    "and stop with exit code 85. --json prints the run's summary as JSON at the end.");
+    Command command(
+        "train CONFIG [options]",
+        "Trains a model. Started by mpirun or srun, every rank is a data-parallel worker. The run resumes by itself\n"
+        "from the newest whole checkpoint of its folder; SIGINT, SIGTERM and SIGUSR1 save at the next step boundary\n"
+        "and stop with exit code 85. --json prints the run's summary as JSON at the end.");
     command.options()("set", po::value<std::vector<std::string>>(), "override a key: --set train.lr=3e-4 (repeatable)")(
         "compare", po::value<std::vector<std::string>>(),
-        "NAME=BITS: a row of the final table, bits per byte of another method on the same text (repeatable)")("check", "check configuration and data, print the effective configuration and stop");
+        "NAME=BITS: a row of the final table, bits per byte of another method on the same text (repeatable)")(
+        "check", "check configuration and data, print the effective configuration and stop");
     command.positional("config");
     if (!command.parse(arguments, world.rank() == 0)) return static_cast<int>(kDone);
     const RunConfig config = load_config(command.required("config"), command.list("set"));

@@ -19,10 +19,15 @@
 namespace tmamba {
 
 Trainer::Trainer(RunConfig config, World& world)
-    : config_(std::move(config)), world_(world), mesh_(world.comm(), mesh_shape(config_.parallel.tp, config_.parallel.sp, config_.parallel.dp, world.size())), main_(world.rank() == 0), started_(Clock::now()) {
+    : config_(std::move(config)),
+      world_(world),
+      mesh_(world.comm(), mesh_shape(config_.parallel.tp, config_.parallel.sp, config_.parallel.dp, world.size())),
+      main_(world.rank() == 0),
+      started_(Clock::now()) {
   validate(config_);
-  const int threads = config_.run.threads > 0 ? static_cast<int>(config_.run.threads)
-                                              : std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / world.local_size());
+  const int threads = config_.run.threads > 0
+                          ? static_cast<int>(config_.run.threads)
+                          : std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / world.local_size());
   omp_set_num_threads(threads);
   open_data();
   ops_ = ops_of(config_, world.size());
@@ -51,13 +56,14 @@ void Trainer::open_data() {
 
   const int64_t per_rank = config_.train.global_batch / mesh_.dp().size();
   if (per_rank * mesh_.dp().size() != config_.train.global_batch) {
-    throw UserError(str("train.global_batch = ", config_.train.global_batch, " is not divisible by the ", mesh_.dp().size(),
-                        " data-parallel ranks"));
+    throw UserError(str("train.global_batch = ", config_.train.global_batch, " is not divisible by the ",
+                        mesh_.dp().size(), " data-parallel ranks"));
   }
   const int64_t micro = config_.train.micro_batch > 0 ? config_.train.micro_batch : per_rank;
   if (per_rank % micro != 0) {
     throw UserError(str("train.micro_batch = ", micro, " does not divide the ", per_rank, " sequences of each of ",
-                        mesh_.dp().size(), " data-parallel ranks (train.global_batch = ", config_.train.global_batch, ")"));
+                        mesh_.dp().size(), " data-parallel ranks (train.global_batch = ", config_.train.global_batch,
+                        ")"));
   }
   micro_batches_ = per_rank / micro;
   micro_batch_ = micro;
@@ -73,8 +79,12 @@ void Trainer::plan_memory() {
   transpoints_ = transpoints(config_.model.schedule, config_.model.layers, config_.data.seq_len);
   table_ = std::make_unique<ParameterTable>(config_.model, mesh_.coordinates().tp, mesh_.shape().tp);
   ranks_ = std::make_unique<ModelRanks>(
-      LayoutSpec{.tokens = config_.data.seq_len, .ranks = mesh_.shape().sp, .fold = static_cast<int>(config_.parallel.fold),
-                 .chunk = config_.model.chunk, .conv_width = static_cast<int>(config_.model.conv), .transpoints = transpoints_},
+      LayoutSpec{.tokens = config_.data.seq_len,
+                 .ranks = mesh_.shape().sp,
+                 .fold = static_cast<int>(config_.parallel.fold),
+                 .chunk = config_.model.chunk,
+                 .conv_width = static_cast<int>(config_.model.conv),
+                 .transpoints = transpoints_},
       B, *ops_, mesh_.sp(), mesh_.tp(), config_.parallel.keys == "gather" ? KeyRoute::gather : KeyRoute::group_cast,
       config_.parallel.states == "sliced" ? StateRoute::sliced : StateRoute::all_gather);
   const int64_t n = ranks_->local_tokens(), size = table_->flat_size();
@@ -84,17 +94,20 @@ void Trainer::plan_memory() {
   TransMamba dry(config_.model, *table_, *ranks_, dtype, saved);
   const Tensor none_flat(nullptr, {size}, dtype, device), none_grads(nullptr, {size}, acc, device);
   const Tensor none_Bn(nullptr, {B, n}, DType::i32, device), none_1(nullptr, {1}, DType::f64, device);
-  dry.forward_backward(*counting, scratch, none_flat, none_grads, {none_Bn, none_Bn}, 1, {none_1, none_1, {}}, [](int) {});
+  dry.forward_backward(*counting, scratch, none_flat, none_grads, {none_Bn, none_Bn}, 1, {none_1, none_1, {}},
+                       [](int) {});
   flops_per_step_ = counting->counts().matmul() * static_cast<double>(micro_batches_);
 
   params_buffer_ = Buffer({size}, dtype, device);
   grads_buffer_ = Buffer({size}, acc, device);
   params_ = params_buffer_.tensor({size}, dtype);
   grads_ = grads_buffer_.tensor({size}, acc);
-  reducer_ = std::make_unique<GradReducer>(
-      mesh_.zero(), mesh_.tp(), reduction_buckets(*table_),
-      GradReducerOptions{.stage = static_cast<int>(config_.parallel.zero), .dtype = acc, .device = device,
-                         .add = [this](Tensor y, ConstTensor x) { ops_->add(y, x); }});
+  reducer_ =
+      std::make_unique<GradReducer>(mesh_.zero(), mesh_.tp(), reduction_buckets(*table_),
+                                    GradReducerOptions{.stage = static_cast<int>(config_.parallel.zero),
+                                                       .dtype = acc,
+                                                       .device = device,
+                                                       .add = [this](Tensor y, ConstTensor x) { ops_->add(y, x); }});
   optimizer_ = std::make_unique<Optimizer>(owned_rows(*table_, *reducer_), dtype, device);
   gradients_ = owned_gradients(*table_, *reducer_, grads_);
   saved_ = Arena(saved.peak(), device);
@@ -109,9 +122,10 @@ void Trainer::resume_or_initialize() {
   const std::filesystem::path checkpoints = std::filesystem::path(config_.run.dir) / "checkpoints";
   std::string newest;
   if (main_) {
-    const auto path = newest_checkpoint(checkpoints, [&](const std::filesystem::path& damaged, const std::string& problem) {
-      std::fprintf(stderr, "%s is damaged and was set aside: %s\n", damaged.c_str(), problem.c_str());
-    });
+    const auto path =
+        newest_checkpoint(checkpoints, [&](const std::filesystem::path& damaged, const std::string& problem) {
+          std::fprintf(stderr, "%s is damaged and was set aside: %s\n", damaged.c_str(), problem.c_str());
+        });
     if (path) newest = path->string();
   }
   newest = broadcast_text(world_.comm(), newest);
@@ -132,7 +146,8 @@ void Trainer::resume_or_initialize() {
   folder_ = std::make_unique<RunFolder>(config_.run.dir, state_.step, main_);
   state_.config = to_toml(config_);
   state_.tokenizer_hash = train_file_->info().tokenizer_hash;
-  state_.bytes_per_token = static_cast<double>(train_file_->info().source_bytes) / static_cast<double>(train_file_->info().tokens);
+  state_.bytes_per_token =
+      static_cast<double>(train_file_->info().source_bytes) / static_cast<double>(train_file_->info().tokens);
   folder_->write_config(state_.config);
   folder_->event(newest.empty() ? "start" : "resume", {{"step", state_.step}, {"ranks", world_.size()}});
 }
@@ -187,7 +202,8 @@ int Trainer::run() {
 
 StepResult Trainer::train_step(int64_t step) {
   const int64_t B = micro_batch_, T = config_.data.seq_len, n = ranks_->local_tokens(), per_rank = B * micro_batches_;
-  const Tensor tokens_2Bn = token_buffer_.tensor({2, B, n}, DType::i32), host_2Bn = host_tokens_.tensor({2, B, n}, DType::i32);
+  const Tensor tokens_2Bn = token_buffer_.tensor({2, B, n}, DType::i32),
+               host_2Bn = host_tokens_.tensor({2, B, n}, DType::i32);
   const Tensor sums_3 = sum_buffer_.tensor({3}, DType::f64);
   const double grad_scale = 1.0 / static_cast<double>(config_.train.global_batch * T);
   ops_->fill(grads_, 0);
@@ -202,8 +218,10 @@ StepResult Trainer::train_step(int64_t step) {
     ranks_->shard(host_2Bn.select(0, 0), batch.tokens_BT);
     ranks_->shard(host_2Bn.select(0, 1), batch.targets_BT);
     copy_blocking(tokens_2Bn, host_2Bn);
-    model_->forward_backward(*ops_, scratch_, params_, grads_, {tokens_2Bn.select(0, 0), tokens_2Bn.select(0, 1)}, grad_scale,
-                             {.loss_1 = sums_3.slice(0, 0, 1), .count_1 = sums_3.slice(0, 1, 1), .loss_N = {}}, [&](int bucket) { reduce_bucket(bucket, micro); });
+    model_->forward_backward(*ops_, scratch_, params_, grads_, {tokens_2Bn.select(0, 0), tokens_2Bn.select(0, 1)},
+                             grad_scale,
+                             {.loss_1 = sums_3.slice(0, 0, 1), .count_1 = sums_3.slice(0, 1, 1), .loss_N = {}},
+                             [&](int bucket) { reduce_bucket(bucket, micro); });
     if (reduces(micro)) reducer_->finish();
   }
   const std::vector<ConstTensor> gradients = counted_gradients();
@@ -213,21 +231,27 @@ StepResult Trainer::train_step(int64_t step) {
   // One small message decides for all ranks alike: the loss, the gradient's norm, and who wants to stop.
   double sums[4] = {0, 0, 0, wants_to_stop() ? 1.0 : 0.0};
   copy_blocking(Tensor(sums, {3}, DType::f64), sums_3);
-  if (mesh_.coordinates().tp != 0) sums[0] = sums[1] = 0;  // all tensor-parallel ranks have the loss of the tokens they share
+  if (mesh_.coordinates().tp != 0)
+    sums[0] = sums[1] = 0;  // all tensor-parallel ranks have the loss of the tokens they share
   world_.comm().all_reduce(Tensor(sums, {4}, DType::f64), ReduceOp::sum).wait();
   const double grad_norm = std::sqrt(sums[2]);
-  StepResult result{.loss = sums[0] / sums[1], .grad_norm = grad_norm, .lr = lr_schedule().at(step), .skipped = false,
+  StepResult result{.loss = sums[0] / sums[1],
+                    .grad_norm = grad_norm,
+                    .lr = lr_schedule().at(step),
+                    .skipped = false,
                     .stop_votes = static_cast<int>(sums[3])};
   result.skipped = !std::isfinite(result.loss) || !std::isfinite(grad_norm);
   if (result.skipped) return result;
   const TrainConfig& t = config_.train;
   const double clip = t.clip > 0 && grad_norm > t.clip ? t.clip / grad_norm : 1.0;
-  optimizer_->step(*ops_, params_, gradients_, adamw_step(step - state_.skipped, result.lr, t.betas[0], t.betas[1], t.eps, t.weight_decay, clip));
+  optimizer_->step(*ops_, params_, gradients_,
+                   adamw_step(step - state_.skipped, result.lr, t.betas[0], t.betas[1], t.eps, t.weight_decay, clip));
   reducer_->gather_parameters(params_);
   return result;
 }
 
-// Gradients are summed over ranks after the last micro-batch, or after every one where each keeps only its own (ZeRO-2).
+// Gradients are summed over ranks after the last micro-batch, or after every one where each keeps only its own
+// (ZeRO-2).
 bool Trainer::reduces(int64_t micro) const { return micro + 1 == micro_batches_ || reducer_->stage() == 2; }
 
 void Trainer::reduce_bucket(int bucket, int64_t micro) {
@@ -266,8 +290,9 @@ bool Trainer::pending_stop() {
 int Trainer::stop_for_signal() {
   save();
   folder_->event("stop", {{"step", state_.step}, {"signal", signal_name(stop_signal_)}});
-  if (main_) std::printf("%s: saved step %lld and stopped. Start the same command again to go on.\n",
-                         signal_name(stop_signal_), static_cast<long long>(state_.step));
+  if (main_)
+    std::printf("%s: saved step %lld and stopped. Start the same command again to go on.\n", signal_name(stop_signal_),
+                static_cast<long long>(state_.step));
   return kSavedAndStopped;
 }
 
@@ -276,9 +301,15 @@ void Trainer::log_step(const StepResult& result, double step_seconds) {
   const double tokens_per_s = step_tokens / step_seconds;
   recent_tokens_per_s_ = recent_tokens_per_s_ == 0 ? tokens_per_s : 0.9 * recent_tokens_per_s_ + 0.1 * tokens_per_s;
   const double bits = result.loss / std::numbers::ln2 / state_.bytes_per_token;
-  nlohmann::json line = {{"step", state_.step}, {"loss", result.loss}, {"bits_per_byte", bits}, {"grad_norm", result.grad_norm},
-                         {"lr", result.lr}, {"tokens", state_.tokens}, {"tokens_per_s", tokens_per_s},
-                         {"step_ms", step_seconds * 1e3}, {"gflops", flops_per_step_ / step_seconds / 1e9},
+  nlohmann::json line = {{"step", state_.step},
+                         {"loss", result.loss},
+                         {"bits_per_byte", bits},
+                         {"grad_norm", result.grad_norm},
+                         {"lr", result.lr},
+                         {"tokens", state_.tokens},
+                         {"tokens_per_s", tokens_per_s},
+                         {"step_ms", step_seconds * 1e3},
+                         {"gflops", flops_per_step_ / step_seconds / 1e9},
                          {"memory_bytes", memory_bytes()}};
   if (result.skipped) {
     line["skipped"] = true;
@@ -288,13 +319,15 @@ void Trainer::log_step(const StepResult& result, double step_seconds) {
   if (!main_ || (state_.step % config_.run.log_every != 0 && !result.skipped && state_.step != total_steps_)) return;
   double eta = static_cast<double>(total_steps_ - state_.step) * step_tokens / recent_tokens_per_s_;
   if (config_.train.minutes > 0) eta = std::min(eta, 60 * config_.train.minutes - elapsed());
-  message_line(str("step ", state_.step, "/", total_steps_, "  loss ", fixed(result.loss, 4), "  ", fixed(bits, 3), " bits/byte  norm ",
-                    fixed(result.grad_norm, 2), "  lr ", scientific(result.lr), "  ", count_text(recent_tokens_per_s_), " tok/s  ETA ",
-                    duration(eta), result.skipped ? "  SKIPPED: not finite" : ""));
+  message_line(str("step ", state_.step, "/", total_steps_, "  loss ", fixed(result.loss, 4), "  ", fixed(bits, 3),
+                   " bits/byte  norm ", fixed(result.grad_norm, 2), "  lr ", scientific(result.lr), "  ",
+                   count_text(recent_tokens_per_s_), " tok/s  ETA ", duration(eta),
+                   result.skipped ? "  SKIPPED: not finite" : ""));
 }
 
 int64_t Trainer::memory_bytes() const {
-  return static_cast<int64_t>(params_buffer_.bytes() + grads_buffer_.bytes() + saved_.peak() + scratch_.peak() + token_buffer_.bytes()) +
+  return static_cast<int64_t>(params_buffer_.bytes() + grads_buffer_.bytes() + saved_.peak() + scratch_.peak() +
+                              token_buffer_.bytes()) +
          optimizer_->state_bytes();
 }
 
@@ -305,19 +338,24 @@ void Trainer::print_header() const {
   for (size_t i = 0; i < transpoints_.size() && i < 16; ++i) points += (i ? " " : "") + std::to_string(transpoints_[i]);
   if (transpoints_.size() > 16) points += " ...";
   std::printf("TransMamba: %s parameters, d %lld, %lld heads of %lld, %lld layers, vocabulary %lld\n",
-              count_text(static_cast<double>(table_->global_size())).c_str(), static_cast<long long>(m.dim), static_cast<long long>(m.heads),
-              static_cast<long long>(m.head_dim()), static_cast<long long>(m.layers), static_cast<long long>(m.vocab));
+              count_text(static_cast<double>(table_->global_size())).c_str(), static_cast<long long>(m.dim),
+              static_cast<long long>(m.heads), static_cast<long long>(m.head_dim()), static_cast<long long>(m.layers),
+              static_cast<long long>(m.vocab));
   std::printf("TransPoints of %lld tokens: %s\n", static_cast<long long>(config_.data.seq_len), points.c_str());
   if (mesh_.shape().tp * mesh_.shape().sp > 1) {
-    std::printf("tensor parallel %d, sequence parallel %d (fold %lld: %lld segments, %s and %s)\n", mesh_.shape().tp, mesh_.shape().sp,
-                static_cast<long long>(config_.parallel.fold), static_cast<long long>(ranks_->layout().segments().size()),
-                config_.parallel.keys.c_str(), config_.parallel.states.c_str());
+    std::printf("tensor parallel %d, sequence parallel %d (fold %lld: %lld segments, %s and %s)\n", mesh_.shape().tp,
+                mesh_.shape().sp, static_cast<long long>(config_.parallel.fold),
+                static_cast<long long>(ranks_->layout().segments().size()), config_.parallel.keys.c_str(),
+                config_.parallel.states.c_str());
   }
-  std::printf("%d data-parallel rank%s, %d thread%s each; %lld sequences a step, %lld at a time on a rank; %s per rank\n", mesh_.shape().dp,
-              mesh_.shape().dp == 1 ? "" : "s", omp_get_max_threads(), omp_get_max_threads() == 1 ? "" : "s",
-              static_cast<long long>(config_.train.global_batch), static_cast<long long>(micro_batch_), bytes_text(memory_bytes()).c_str());
+  std::printf(
+      "%d data-parallel rank%s, %d thread%s each; %lld sequences a step, %lld at a time on a rank; %s per rank\n",
+      mesh_.shape().dp, mesh_.shape().dp == 1 ? "" : "s", omp_get_max_threads(), omp_get_max_threads() == 1 ? "" : "s",
+      static_cast<long long>(config_.train.global_batch), static_cast<long long>(micro_batch_),
+      bytes_text(memory_bytes()).c_str());
   std::printf("data: %s, %s tokens, %.2f bytes each; run folder: %s\n", config_.data.train.c_str(),
-              count_text(static_cast<double>(train_file_->info().tokens)).c_str(), state_.bytes_per_token, config_.run.dir.c_str());
+              count_text(static_cast<double>(train_file_->info().tokens)).c_str(), state_.bytes_per_token,
+              config_.run.dir.c_str());
   if (state_.step > 0) std::printf("resumed from step %lld\n", static_cast<long long>(state_.step));
   std::fflush(stdout);
 }
@@ -325,21 +363,30 @@ void Trainer::print_header() const {
 void Trainer::evaluate_and_log(bool full) {
   if (!valid_file_) return;
   const auto begin = Clock::now();
-  const EvalResult result = evaluate(*ops_, scratch_, *model_, *ranks_, params_, *valid_file_, full ? 0 : config_.train.eval_sequences, mesh_, world_.comm());
+  const EvalResult result = evaluate(*ops_, scratch_, *model_, *ranks_, params_, *valid_file_,
+                                     full ? 0 : config_.train.eval_sequences, mesh_, world_.comm());
   last_valid_bits_ = result.bits_per_byte();
-  folder_->metric({{"step", state_.step}, {"valid_loss", result.loss()}, {"valid_bits_per_byte", last_valid_bits_},
-                   {"valid_tokens", result.tokens}, {"eval_s", std::chrono::duration<double>(Clock::now() - begin).count()}});
-  if (main_) message_line(str("step ", state_.step, ": held-out loss ", fixed(result.loss(), 4), ", ", fixed(last_valid_bits_, 3),
-                              " bits/byte over ", count_text(static_cast<double>(result.bytes)), " bytes"));
+  folder_->metric({{"step", state_.step},
+                   {"valid_loss", result.loss()},
+                   {"valid_bits_per_byte", last_valid_bits_},
+                   {"valid_tokens", result.tokens},
+                   {"eval_s", std::chrono::duration<double>(Clock::now() - begin).count()}});
+  if (main_)
+    message_line(str("step ", state_.step, ": held-out loss ", fixed(result.loss(), 4), ", ",
+                     fixed(last_valid_bits_, 3), " bits/byte over ", count_text(static_cast<double>(result.bytes)),
+                     " bytes"));
 }
 
 void Trainer::write_sample() {
   // Decoding takes whole parameters; of a tensor-parallel run `generate` makes text from a checkpoint.
   if (!main_ || mesh_.shape().tp > 1) return;
-  const SampleOptions options{.max_tokens = config_.train.sample_tokens, .temperature = config_.train.temperature, .top_k = 0,
+  const SampleOptions options{.max_tokens = config_.train.sample_tokens,
+                              .temperature = config_.train.temperature,
+                              .top_k = 0,
                               .seed = static_cast<uint64_t>(config_.train.seed + state_.step)};
   const std::string& prompt = config_.train.sample_prompt;
-  const std::vector<int32_t> tokens = sample(*ops_, config_.model, *table_, params_, transpoints_, *tokenizer_, prompt, options);
+  const std::vector<int32_t> tokens =
+      sample(*ops_, config_.model, *table_, params_, transpoints_, *tokenizer_, prompt, options);
   const std::string text = prompt + tokenizer_->decode(tokens);
   folder_->sample(state_.step, text);
   message_line(str("step ", state_.step, ": sample\n", indent(text)));
@@ -347,14 +394,18 @@ void Trainer::write_sample() {
 
 void Trainer::save() {
   if (last_saved_ == state_.step) return;
-  const SaveReport report = save_run(world_.comm(), folder_->checkpoints(), *table_, params_, *optimizer_, state_,
-                                     {.keep = config_.checkpoint.keep, .keep_every = config_.checkpoint.keep_every},
-                                     reducer_->stage() > 0 || mesh_.shape().zero_rank(mesh_.coordinates()) == 0, mesh_.coordinates().tp == 0);
+  const SaveReport report =
+      save_run(world_.comm(), folder_->checkpoints(), *table_, params_, *optimizer_, state_,
+               {.keep = config_.checkpoint.keep, .keep_every = config_.checkpoint.keep_every},
+               reducer_->stage() > 0 || mesh_.shape().zero_rank(mesh_.coordinates()) == 0, mesh_.coordinates().tp == 0);
   last_saved_ = state_.step;
   last_checkpoint_ = report.path.string();
-  folder_->event("checkpoint", {{"step", state_.step}, {"path", report.path.string()}, {"bytes", report.bytes}, {"seconds", report.seconds}});
-  if (main_) message_line(str("step ", state_.step, ": checkpoint ", report.path.string(), " (", bytes_text(report.bytes), ", ",
-                              fixed(report.seconds, 2), " s)"));
+  folder_->event(
+      "checkpoint",
+      {{"step", state_.step}, {"path", report.path.string()}, {"bytes", report.bytes}, {"seconds", report.seconds}});
+  if (main_)
+    message_line(str("step ", state_.step, ": checkpoint ", report.path.string(), " (", bytes_text(report.bytes), ", ",
+                     fixed(report.seconds, 2), " s)"));
 }
 
 void Trainer::finish() {
@@ -363,7 +414,8 @@ void Trainer::finish() {
   write_sample();
   const double tokens_per_s = static_cast<double>(state_.tokens) / state_.seconds;
   folder_->event("done", {{"step", state_.step}, {"tokens", state_.tokens}});
-  nlohmann::json summary = {{"steps", state_.step}, {"tokens", state_.tokens}, {"seconds", state_.seconds}, {"tokens_per_s", tokens_per_s},
+  nlohmann::json summary = {{"steps", state_.step},      {"tokens", state_.tokens},
+                            {"seconds", state_.seconds}, {"tokens_per_s", tokens_per_s},
                             {"skipped", state_.skipped}, {"checkpoint", last_checkpoint_}};
   if (valid_file_) summary["valid_bits_per_byte"] = last_valid_bits_;
   folder_->write_summary(summary);
@@ -375,9 +427,12 @@ void Trainer::print_summary(const std::vector<std::string>& compare, bool as_jso
     std::printf("%s\n", summary.dump(2).c_str());
     return;
   }
-  auto row = [](const std::string& name, const std::string& value) { std::printf("  %-28s %s\n", name.c_str(), value.c_str()); };
+  auto row = [](const std::string& name, const std::string& value) {
+    std::printf("  %-28s %s\n", name.c_str(), value.c_str());
+  };
   std::printf("\n");
-  if (summary.contains("valid_bits_per_byte")) row("held-out bits/byte", fixed(summary["valid_bits_per_byte"].get<double>(), 3));
+  if (summary.contains("valid_bits_per_byte"))
+    row("held-out bits/byte", fixed(summary["valid_bits_per_byte"].get<double>(), 3));
   for (const std::string& other : compare) {
     const size_t equals = other.rfind('=');
     row(other.substr(0, equals), equals == std::string::npos ? "" : other.substr(equals + 1));

@@ -22,11 +22,11 @@ namespace tmamba {
 enum ExitCode : int { kDone = 0, kFailed = 1, kBadInput = 2, kSavedAndStopped = 85, kNoProgress = 93 };
 
 struct StepResult {
-  double loss = 0;        // nats per token, over the global batch
-  double grad_norm = 0;   // before clipping
+  double loss = 0;       // nats per token, over the global batch
+  double grad_norm = 0;  // before clipping
   double lr = 0;
-  bool skipped = false;   // loss or gradient was not finite: nothing was updated
-  int stop_votes = 0;     // ranks that want to stop at this boundary
+  bool skipped = false;  // loss or gradient was not finite: nothing was updated
+  int stop_votes = 0;    // ranks that want to stop at this boundary
 };
 
 class Trainer {

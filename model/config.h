@@ -16,16 +16,16 @@ enum class Converter : uint8_t {
 };
 
 struct ModelConfig {
-  int64_t vocab = 0;                       // 0: the tokenizer's
-  int64_t dim = 0;                         // d, width of the residual stream
-  int64_t heads = 0;                       // H; head width D = d / H, even
-  int64_t layers = 0;                      // mixer + MLP pairs
-  int64_t ffn = 0;                         // F, width of the MLP
-  std::vector<TransPoint> schedule;        // P of layer i is schedule[i mod size]
-  int64_t conv = 4;                        // W, taps of the causal convolution
-  int64_t chunk = 64;                      // Q, tokens per SSD chunk
-  bool tied_head = false;                  // the head's weight is the embedding's
-  bool z_gate = true;                      // SSM outputs are gated by SiLU(z)
+  int64_t vocab = 0;                 // 0: the tokenizer's
+  int64_t dim = 0;                   // d, width of the residual stream
+  int64_t heads = 0;                 // H; head width D = d / H, even
+  int64_t layers = 0;                // mixer + MLP pairs
+  int64_t ffn = 0;                   // F, width of the MLP
+  std::vector<TransPoint> schedule;  // P of layer i is schedule[i mod size]
+  int64_t conv = 4;                  // W, taps of the causal convolution
+  int64_t chunk = 64;                // Q, tokens per SSD chunk
+  bool tied_head = false;            // the head's weight is the embedding's
+  bool z_gate = true;                // SSM outputs are gated by SiLU(z)
   Converter converter = Converter::exact;
   double norm_eps = 1e-5;
   double rope_theta = 10000;

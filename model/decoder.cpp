@@ -10,13 +10,27 @@ namespace tmamba {
 
 Decoder::Decoder(const ModelConfig& config, const ParameterTable& table, const std::vector<int64_t>& transpoints,
                  int64_t batch, int64_t max_tokens, DType dtype, Device device, int64_t prefill_chunk)
-    : config_(config), table_(table), batch_(batch), max_tokens_(max_tokens),
-      prefill_chunk_(std::min(prefill_chunk, max_tokens)), heads_(config.heads), head_dim_(config.head_dim()),
-      ffn_(config.ffn), dtype_(dtype), acc_(accumulate_type(dtype)), device_(device) {
+    : config_(config),
+      table_(table),
+      batch_(batch),
+      max_tokens_(max_tokens),
+      prefill_chunk_(std::min(prefill_chunk, max_tokens)),
+      heads_(config.heads),
+      head_dim_(config.head_dim()),
+      ffn_(config.ffn),
+      dtype_(dtype),
+      acc_(accumulate_type(dtype)),
+      device_(device) {
   const int64_t B = batch, n = prefill_chunk_, H = heads_, D = head_dim_, C = config.dim, X = 3 * C, W = config.conv;
   for (int64_t P : transpoints) {
-    Layer layer{.transpoint = P, .capacity = std::min(P, max_tokens), .tail_BWX = Buffer({B, W - 1, X}, dtype, device),
-                .keys_BPHD = {}, .values_BPHD = {}, .dt_BPH = {}, .log_a_BPH = {}, .state_BHDD = {}};
+    Layer layer{.transpoint = P,
+                .capacity = std::min(P, max_tokens),
+                .tail_BWX = Buffer({B, W - 1, X}, dtype, device),
+                .keys_BPHD = {},
+                .values_BPHD = {},
+                .dt_BPH = {},
+                .log_a_BPH = {},
+                .state_BHDD = {}};
     if (P == 0) {
       layer.state_BHDD = Buffer({B, H, D, D}, acc_, device);
     } else {
@@ -29,27 +43,48 @@ Decoder::Decoder(const ModelConfig& config, const ParameterTable& table, const s
   }
   auto rows = [&](int64_t width) { return Buffer({B * n, width}, dtype, device); };
   auto stats = [&](int64_t width) { return Buffer({B * n, width}, acc_, device); };
-  work_ = {.h = rows(C), .delta = rows(C), .u = rows(C), .rstd = stats(1), .pre = rows(X), .qkv = rows(X),
-           .tail = Buffer({B, W - 1, X}, dtype, device), .raw = rows(H), .dt = stats(H), .log_a = stats(H), .z = rows(C),
-           .y = rows(C), .gate_rstd = stats(H), .lse = stats(H), .mixed = rows(C), .gate_up = rows(2 * ffn_),
-           .act = rows(ffn_), .last = Buffer({B, C}, dtype, device), .logits = Buffer({B, config.vocab}, dtype, device)};
+  work_ = {.h = rows(C),
+           .delta = rows(C),
+           .u = rows(C),
+           .rstd = stats(1),
+           .pre = rows(X),
+           .qkv = rows(X),
+           .tail = Buffer({B, W - 1, X}, dtype, device),
+           .raw = rows(H),
+           .dt = stats(H),
+           .log_a = stats(H),
+           .z = rows(C),
+           .y = rows(C),
+           .gate_rstd = stats(H),
+           .lse = stats(H),
+           .mixed = rows(C),
+           .gate_up = rows(2 * ffn_),
+           .act = rows(ffn_),
+           .last = Buffer({B, C}, dtype, device),
+           .logits = Buffer({B, config.vocab}, dtype, device)};
 }
 
 int64_t Decoder::cache_bytes() const {
   size_t bytes = 0;
   for (const Layer& l : layers_) {
-    bytes += l.tail_BWX.bytes() + l.keys_BPHD.bytes() + l.values_BPHD.bytes() + l.dt_BPH.bytes() + l.log_a_BPH.bytes() + l.state_BHDD.bytes();
+    bytes += l.tail_BWX.bytes() + l.keys_BPHD.bytes() + l.values_BPHD.bytes() + l.dt_BPH.bytes() + l.log_a_BPH.bytes() +
+             l.state_BHDD.bytes();
   }
   return static_cast<int64_t>(bytes);
 }
 
-Tensor Decoder::acts(const Buffer& buffer, int64_t n, int64_t width) const { return buffer.tensor({batch_, n, width}, dtype_); }
+Tensor Decoder::acts(const Buffer& buffer, int64_t n, int64_t width) const {
+  return buffer.tensor({batch_, n, width}, dtype_);
+}
 
 Tensor Decoder::heads_of(const Buffer& buffer, int64_t n) const { return buffer.tensor({batch_, n, heads_}, acc_); }
 
 Tensor Decoder::part(int64_t n, int64_t which, int64_t begin, int64_t count) const {
   const int64_t width = heads_ * head_dim_;
-  return acts(work_.qkv, n, 3 * width).slice(1, begin, count).slice(2, which * width, width).split(2, heads_, head_dim_);
+  return acts(work_.qkv, n, 3 * width)
+      .slice(1, begin, count)
+      .slice(2, which * width, width)
+      .split(2, heads_, head_dim_);
 }
 
 Tensor Decoder::cached(const Buffer& buffer, const Layer& layer) const {
@@ -79,7 +114,8 @@ void Decoder::feed_chunk(Ops& ops, const Tensor& params, ConstTensor tokens_Bn) 
     ops.add(h_NC, delta_NC);
     ops.rmsnorm_forward(u_NC, rstd_N, {}, h_NC, {}, table_.view(params, str("layers.", i, ".mlp.norm.weight")), eps);
     const MlpParams mlp = MlpParams::of(table_, params, static_cast<int64_t>(i));
-    const Tensor gate_up_N2F = work_.gate_up.tensor({N, 2 * ffn_}, dtype_), act_NF = work_.act.tensor({N, ffn_}, dtype_);
+    const Tensor gate_up_N2F = work_.gate_up.tensor({N, 2 * ffn_}, dtype_),
+                 act_NF = work_.act.tensor({N, ffn_}, dtype_);
     ops.linear_forward(gate_up_N2F, u_NC, mlp.gate_up_2FC);
     ops.swiglu_forward(act_NF, gate_up_N2F);
     ops.linear_forward(delta_NC, act_NF, mlp.down_CF);
@@ -132,12 +168,17 @@ void Decoder::attend(Ops& ops, Layer& layer, int64_t n, int64_t count) {
   ops.rope_forward(q, q, position_, config_.rope_theta);
   ops.rope_forward(keys.slice(1, position_, count), part(n, 1, 0, count), position_, config_.rope_theta);
   ops.copy(values.slice(1, position_, count), part(n, 2, 0, count));
-  ops.copy(layer.dt_BPH.tensor({B, layer.capacity, heads_}, acc_).slice(1, position_, count), heads_of(work_.dt, n).slice(1, 0, count));
-  ops.copy(layer.log_a_BPH.tensor({B, layer.capacity, heads_}, acc_).slice(1, position_, count), heads_of(work_.log_a, n).slice(1, 0, count));
+  ops.copy(layer.dt_BPH.tensor({B, layer.capacity, heads_}, acc_).slice(1, position_, count),
+           heads_of(work_.dt, n).slice(1, 0, count));
+  ops.copy(layer.log_a_BPH.tensor({B, layer.capacity, heads_}, acc_).slice(1, position_, count),
+           heads_of(work_.log_a, n).slice(1, 0, count));
   ops.attention_forward({.o_BTHD = acts(work_.mixed, n, config_.dim).slice(1, 0, count).split(2, heads_, head_dim_),
-                         .lse_BTH = heads_of(work_.lse, count), .q_BTHD = q,
-                         .k_BSHD = keys.slice(1, 0, position_ + count), .v_BSHD = values.slice(1, 0, position_ + count),
-                         .q_begin = position_, .scale = 1.0 / std::sqrt(static_cast<double>(head_dim_))});
+                         .lse_BTH = heads_of(work_.lse, count),
+                         .q_BTHD = q,
+                         .k_BSHD = keys.slice(1, 0, position_ + count),
+                         .v_BSHD = values.slice(1, 0, position_ + count),
+                         .q_begin = position_,
+                         .scale = 1.0 / std::sqrt(static_cast<double>(head_dim_))});
 }
 
 // The cache becomes the state: the Memory Converter. The cached keys are rotated, the state wants them as they were.
@@ -147,10 +188,16 @@ void Decoder::collapse(Ops& ops, Layer& layer) {
   if (config_.converter == Converter::exact) {
     const Tensor keys = cached(layer.keys_BPHD, layer);
     ops.rope_backward(keys, keys, 0, config_.rope_theta);
-    ops.ssd_forward({.y_BTHD = {}, .final_state_BHKD = layer.state_BHDD.tensor({B, heads_, head_dim_, head_dim_}, acc_),
-                     .log_decay_BH = {}, .q_BTHD = {}, .k_BTHD = keys, .v_BTHD = cached(layer.values_BPHD, layer),
+    ops.ssd_forward({.y_BTHD = {},
+                     .final_state_BHKD = layer.state_BHDD.tensor({B, heads_, head_dim_, head_dim_}, acc_),
+                     .log_decay_BH = {},
+                     .q_BTHD = {},
+                     .k_BTHD = keys,
+                     .v_BTHD = cached(layer.values_BPHD, layer),
                      .dt_BTH = layer.dt_BPH.tensor({B, P, heads_}, acc_),
-                     .log_a_BTH = layer.log_a_BPH.tensor({B, P, heads_}, acc_), .D_H = {}, .initial_state_BHKD = {},
+                     .log_a_BTH = layer.log_a_BPH.tensor({B, P, heads_}, acc_),
+                     .D_H = {},
+                     .initial_state_BHKD = {},
                      .chunk = config_.chunk});
   }
   ops.synchronize();
@@ -158,16 +205,23 @@ void Decoder::collapse(Ops& ops, Layer& layer) {
 }
 
 // The SSM takes new tokens [begin, n).
-void Decoder::scan(Ops& ops, Layer& layer, int64_t n, int64_t begin, const Tensor& params, size_t index, ConstTensor u_NC) {
+void Decoder::scan(Ops& ops, Layer& layer, int64_t n, int64_t begin, const Tensor& params, size_t index,
+                   ConstTensor u_NC) {
   const MixerParams w = MixerParams::of(table_, params, config_, static_cast<int64_t>(index));
   const int64_t count = n - begin, B = batch_, C = config_.dim;
   const Tensor state = layer.state_BHDD.tensor({B, heads_, head_dim_, head_dim_}, acc_);
   const Tensor y = acts(work_.y, count, C).split(2, heads_, head_dim_);
-  ops.ssd_forward({.y_BTHD = y, .final_state_BHKD = state, .log_decay_BH = {}, .q_BTHD = part(n, 0, begin, count),
-                   .k_BTHD = part(n, 1, begin, count), .v_BTHD = part(n, 2, begin, count),
+  ops.ssd_forward({.y_BTHD = y,
+                   .final_state_BHKD = state,
+                   .log_decay_BH = {},
+                   .q_BTHD = part(n, 0, begin, count),
+                   .k_BTHD = part(n, 1, begin, count),
+                   .v_BTHD = part(n, 2, begin, count),
                    .dt_BTH = heads_of(work_.dt, n).slice(1, begin, count),
-                   .log_a_BTH = heads_of(work_.log_a, n).slice(1, begin, count), .D_H = w.D_H,
-                   .initial_state_BHKD = state, .chunk = config_.chunk});
+                   .log_a_BTH = heads_of(work_.log_a, n).slice(1, begin, count),
+                   .D_H = w.D_H,
+                   .initial_state_BHKD = state,
+                   .chunk = config_.chunk});
   Tensor z;
   if (config_.z_gate) {
     const Tensor z_BnC = acts(work_.z, count, C);

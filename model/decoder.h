@@ -1,5 +1,5 @@
-// Decoding token by token (spec.md section 6): before a layer's TransPoint its keys and values are cached; on reaching it
-// the cache is collapsed into the SSM state by the Memory Converter and freed; from then on memory is constant.
+// Decoding token by token (spec.md section 6): before a layer's TransPoint its keys and values are cached; on reaching
+// it the cache is collapsed into the SSM state by the Memory Converter and freed; from then on memory is constant.
 //
 // B sequences in lockstep, n new tokens, N = B n rows, X = 3 H D channels of q, k, v, C model width, V vocabulary.
 #pragma once
@@ -15,12 +15,13 @@ namespace tmamba {
 
 class Decoder {
  public:
-  // For at most max_tokens tokens; `transpoints` may lie beyond them. Prompts are taken `prefill_chunk` tokens at a time.
-  Decoder(const ModelConfig& config, const ParameterTable& table, const std::vector<int64_t>& transpoints, int64_t batch,
-          int64_t max_tokens, DType dtype, Device device, int64_t prefill_chunk = 256);
+  // For at most max_tokens tokens; `transpoints` may lie beyond them. Prompts are taken `prefill_chunk` tokens at a
+  // time.
+  Decoder(const ModelConfig& config, const ParameterTable& table, const std::vector<int64_t>& transpoints,
+          int64_t batch, int64_t max_tokens, DType dtype, Device device, int64_t prefill_chunk = 256);
 
-  // Appends n > 0 tokens (int32 [B, n], contiguous) and returns the logits after the last of them, [B, V]; they are valid
-  // until the next call.
+  // Appends n > 0 tokens (int32 [B, n], contiguous) and returns the logits after the last of them, [B, V]; they are
+  // valid until the next call.
   Tensor feed(Ops& ops, const Tensor& params, ConstTensor tokens_Bn);
 
   int64_t position() const { return position_; }
@@ -30,12 +31,12 @@ class Decoder {
  private:
   struct Layer {
     int64_t transpoint;
-    int64_t capacity;     // tokens of the cache
-    Buffer tail_BWX;      // the last W-1 rows before the convolution
-    Buffer keys_BPHD;     // rotated keys of the prefix; this and the next three are freed at the TransPoint
+    int64_t capacity;  // tokens of the cache
+    Buffer tail_BWX;   // the last W-1 rows before the convolution
+    Buffer keys_BPHD;  // rotated keys of the prefix; this and the next three are freed at the TransPoint
     Buffer values_BPHD;
     Buffer dt_BPH, log_a_BPH;
-    Buffer state_BHDD;    // allocated at the TransPoint
+    Buffer state_BHDD;  // allocated at the TransPoint
   };
   // One chunk's activations, shared by all layers.
   struct Workspace {

@@ -10,8 +10,8 @@ namespace {
 int64_t chunk_rows(int64_t vocab) { return std::max<int64_t>(64, (int64_t{1} << 23) / vocab / 64 * 64); }
 
 // Statistics of all parts of the vocabulary, from those of each.
-void combine_shards(Ops& ops, TensorExchange& tensor, const Tensor& max_n, const Tensor& local_max_n, const Tensor& sum_exp_n,
-                    const Tensor& target_n) {
+void combine_shards(Ops& ops, TensorExchange& tensor, const Tensor& max_n, const Tensor& local_max_n,
+                    const Tensor& sum_exp_n, const Tensor& target_n) {
   if (tensor.size() == 1) return;
   ops.copy(local_max_n, max_n);
   tensor.all_max(max_n);
@@ -28,7 +28,8 @@ void head_loss(Ops& ops, Arena& scratch, TensorExchange& tensor, const HeadLoss&
   const int64_t chunk = std::min(N, chunk_rows(V));
   const DType acc = accumulate_type(args.x_NC.dtype());
   const Tensor logits = scratch.take({chunk, V}, args.x_NC.dtype());
-  const Tensor max = scratch.take({chunk}, acc), sum_exp = scratch.take({chunk}, acc), target = scratch.take({chunk}, acc);
+  const Tensor max = scratch.take({chunk}, acc), sum_exp = scratch.take({chunk}, acc),
+               target = scratch.take({chunk}, acc);
   const Tensor local_max = tensor.size() > 1 ? scratch.take({chunk}, acc) : max;
   for (int64_t begin = 0; begin < N; begin += chunk) {
     const int64_t n = std::min(chunk, N - begin);

@@ -17,13 +17,13 @@ struct LossSums {
 };
 
 struct HeadLoss {
-  ConstTensor x_NC;       // normed outputs of the last layer
+  ConstTensor x_NC;  // normed outputs of the last layer
   ConstTensor head_VC;
   int64_t vocab_begin = 0;  // of this rank's part
-  ConstTensor targets_N;  // int32; negative: not counted
-  Tensor dx_NC;           // written over, this rank's summand; empty: no gradients at all
-  Tensor dhead_VC;        // [acc] added
-  double grad_scale = 0;  // gradients are those of loss sum * grad_scale
+  ConstTensor targets_N;    // int32; negative: not counted
+  Tensor dx_NC;             // written over, this rank's summand; empty: no gradients at all
+  Tensor dhead_VC;          // [acc] added
+  double grad_scale = 0;    // gradients are those of loss sum * grad_scale
 };
 
 void head_loss(Ops& ops, Arena& scratch, TensorExchange& tensor, const HeadLoss& args, const LossSums& sums);

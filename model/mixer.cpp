@@ -7,21 +7,34 @@ namespace tmamba {
 MixerParams MixerParams::of(const ParameterTable& table, const Tensor& flat, const ModelConfig& config, int64_t layer) {
   auto view = [&](const char* name) { return table.view(flat, str("layers.", layer, ".mixer.", name)); };
   const Tensor out_norm = view("out_norm.weight");
-  return {.qkv_XC = view("qkv.weight"), .conv_XW = view("conv.weight"), .conv_bias_X = view("conv.bias"),
-          .z_CC = config.z_gate ? view("z.weight") : Tensor(), .dt_HC = view("dt.weight"),
-          .dt_bias_H = view("dt.bias"), .A_log_H = view("A_log"), .D_H = view("D"),
+  return {.qkv_XC = view("qkv.weight"),
+          .conv_XW = view("conv.weight"),
+          .conv_bias_X = view("conv.bias"),
+          .z_CC = config.z_gate ? view("z.weight") : Tensor(),
+          .dt_HC = view("dt.weight"),
+          .dt_bias_H = view("dt.bias"),
+          .A_log_H = view("A_log"),
+          .D_H = view("D"),
           .out_norm_HD = out_norm.split(0, out_norm.size(0) / config.head_dim(), config.head_dim()),
           .out_CC = view("out.weight")};
 }
 
 Mixer::Mixer(const ModelConfig& config, const LayerLayout& layer, SequenceExchange& sequence, int64_t batch,
              int64_t local_heads, DType dtype, Arena& saved)
-    : config_(config), layer_(layer), sequence_(sequence), batch_(batch), tokens_(sequence.local_tokens()),
-      heads_(local_heads), head_dim_(config.head_dim()), dtype_(dtype), acc_(accumulate_type(dtype)) {
+    : config_(config),
+      layer_(layer),
+      sequence_(sequence),
+      batch_(batch),
+      tokens_(sequence.local_tokens()),
+      heads_(local_heads),
+      head_dim_(config.head_dim()),
+      dtype_(dtype),
+      acc_(accumulate_type(dtype)) {
   const auto segments = sequence.segments();
   for (size_t i = 0; i < segments.size(); ++i) {
     const TokenRange attention = layer.attention_part(segments[i]), ssm = layer.ssm_part(segments[i]);
-    if (!attention.empty()) attention_.push_back({i, attention.begin, segments[i].row(attention.begin), attention.size()});
+    if (!attention.empty())
+      attention_.push_back({i, attention.begin, segments[i].row(attention.begin), attention.size()});
     if (!ssm.empty()) ssm_.push_back({i, ssm.begin, segments[i].row(ssm.begin), ssm.size()});
     prefix_ += attention.size(), suffix_ += ssm.size();
   }
@@ -45,7 +58,8 @@ Mixer::Mixer(const ModelConfig& config, const LayerLayout& layer, SequenceExchan
   }
   if (suffix_ == 0) return;
   if (ssm_.front().position == layer.transpoint()) state_BHDD_ = saved.take({B, H, D, D}, acc_);
-  if (ssm_.back().position + ssm_.back().count == sequence.layout().tokens()) final_state_BHDD_ = saved.take({B, H, D, D}, acc_);
+  if (ssm_.back().position + ssm_.back().count == sequence.layout().tokens())
+    final_state_BHDD_ = saved.take({B, H, D, D}, acc_);
   if (config.z_gate) z_BSC_ = saved.take({B, suffix_, H * D}, dtype);
   y_BSHD_ = saved.take({B, suffix_, H, D}, dtype);
   rstd_BSH_ = saved.take({B, suffix_, H}, acc_);
@@ -69,7 +83,8 @@ Tensor Mixer::flat_states(const Tensor& states_sBHDD) const {
   return states_sBHDD.view({states_sBHDD.size(0), batch_, heads_, head_dim_ * head_dim_});
 }
 
-// --- Forward -----------------------------------------------------------------------------------------------------------
+// --- Forward
+// -----------------------------------------------------------------------------------------------------------
 
 void Mixer::forward(Ops& ops, Arena& scratch, const MixerParams& w, Tensor out_NC, ConstTensor u_NC) {
   const int64_t N = batch_ * tokens_, H = heads_, width = heads_ * head_dim_;
@@ -100,14 +115,16 @@ void Mixer::convolve(Ops& ops, Arena& scratch, const MixerParams& w) {
 
 // z of the SSM tokens alone: their rows of every sequence.
 void Mixer::project_suffix(Ops& ops, ConstTensor u_NC, const Tensor& w_CC) {
-  for (int64_t b = 0; b < batch_; ++b) ops.linear_forward(z_BSC_.select(0, b), u_NC.slice(0, b * tokens_ + prefix_, suffix_), w_CC);
+  for (int64_t b = 0; b < batch_; ++b)
+    ops.linear_forward(z_BSC_.select(0, b), u_NC.slice(0, b * tokens_ + prefix_, suffix_), w_CC);
 }
 
 void Mixer::attention_forward(Ops& ops, Arena& scratch) {
   const size_t mark = scratch.used();
   for (const Part& p : attention_) {
     const Tensor q = part(qkv_BnX_, 0, p.row, p.count);
-    ops.rope_forward(k_rot_BPHD_.slice(1, p.row, p.count), part(qkv_BnX_, 1, p.row, p.count), p.position, config_.rope_theta);
+    ops.rope_forward(k_rot_BPHD_.slice(1, p.row, p.count), part(qkv_BnX_, 1, p.row, p.count), p.position,
+                     config_.rope_theta);
     ops.rope_forward(q, q, p.position, config_.rope_theta);
   }
   const Tensor local_v = part(qkv_BnX_, 2, 0, prefix_);
@@ -117,9 +134,12 @@ void Mixer::attention_forward(Ops& ops, Arena& scratch) {
     sequence_.gather_keys(scratch, layer_, k, v, k_rot_BPHD_, local_v);
   }
   for (const Part& p : attention_) {
-    ops.attention_forward({.o_BTHD = heads(mixed_BnC_, p.row, p.count), .lse_BTH = lse_BPH_.slice(1, p.row, p.count),
-                           .q_BTHD = part(qkv_BnX_, 0, p.row, p.count), .k_BSHD = k.slice(1, 0, p.position + p.count),
-                           .v_BSHD = v.slice(1, 0, p.position + p.count), .q_begin = p.position,
+    ops.attention_forward({.o_BTHD = heads(mixed_BnC_, p.row, p.count),
+                           .lse_BTH = lse_BPH_.slice(1, p.row, p.count),
+                           .q_BTHD = part(qkv_BnX_, 0, p.row, p.count),
+                           .k_BSHD = k.slice(1, 0, p.position + p.count),
+                           .v_BSHD = v.slice(1, 0, p.position + p.count),
+                           .q_begin = p.position,
                            .scale = 1.0 / std::sqrt(static_cast<double>(head_dim_))});
   }
   scratch.rewind(mark);
@@ -142,9 +162,12 @@ void Mixer::summarize_segments(Ops& ops, Arena& scratch) {
       continue;
     }
     const int64_t row = segment.row(tokens.begin);
-    ops.ssd_forward({.final_state_BHKD = state_sBHDD.select(0, i), .log_decay_BH = decay_sBH.select(0, i),
-                     .k_BTHD = part(qkv_BnX_, 1, row, tokens.size()), .v_BTHD = part(qkv_BnX_, 2, row, tokens.size()),
-                     .dt_BTH = dt_BnH_.slice(1, row, tokens.size()), .log_a_BTH = log_a_BnH_.slice(1, row, tokens.size()),
+    ops.ssd_forward({.final_state_BHKD = state_sBHDD.select(0, i),
+                     .log_decay_BH = decay_sBH.select(0, i),
+                     .k_BTHD = part(qkv_BnX_, 1, row, tokens.size()),
+                     .v_BTHD = part(qkv_BnX_, 2, row, tokens.size()),
+                     .dt_BTH = dt_BnH_.slice(1, row, tokens.size()),
+                     .log_a_BTH = log_a_BnH_.slice(1, row, tokens.size()),
                      .chunk = config_.chunk});
   }
   sequence_.scan_states(scratch, layer_, flat_states(inflow_sBHDD_), decays_KBH_, flat_states(state_sBHDD), decay_sBH);
@@ -153,11 +176,14 @@ void Mixer::summarize_segments(Ops& ops, Arena& scratch) {
 
 // The Memory Converter within one segment: the scan over the prefix's own k and v, outputs discarded (paper eq. 9).
 void Mixer::converter_forward(Ops& ops, const Part& prefix, Tensor state_BHDD) {
-  ops.ssd_forward({.final_state_BHKD = state_BHDD, .k_BTHD = part(qkv_BnX_, 1, prefix.row, prefix.count),
-                   .v_BTHD = part(qkv_BnX_, 2, prefix.row, prefix.count), .dt_BTH = dt_BnH_.slice(1, prefix.row, prefix.count),
-                   .log_a_BTH = log_a_BnH_.slice(1, prefix.row, prefix.count),
-                   .initial_state_BHKD = alone() ? Tensor() : inflow_sBHDD_.select(0, static_cast<int64_t>(prefix.segment)),
-                   .chunk = config_.chunk});
+  ops.ssd_forward(
+      {.final_state_BHKD = state_BHDD,
+       .k_BTHD = part(qkv_BnX_, 1, prefix.row, prefix.count),
+       .v_BTHD = part(qkv_BnX_, 2, prefix.row, prefix.count),
+       .dt_BTH = dt_BnH_.slice(1, prefix.row, prefix.count),
+       .log_a_BTH = log_a_BnH_.slice(1, prefix.row, prefix.count),
+       .initial_state_BHKD = alone() ? Tensor() : inflow_sBHDD_.select(0, static_cast<int64_t>(prefix.segment)),
+       .chunk = config_.chunk});
 }
 
 void Mixer::ssm_forward(Ops& ops, const MixerParams& w) {
@@ -175,17 +201,23 @@ void Mixer::ssm_forward(Ops& ops, const MixerParams& w) {
       }
     }
     const bool last = p.position + p.count == sequence_.layout().tokens();
-    ops.ssd_forward({.y_BTHD = y_BSHD_.slice(1, p.row - prefix_, p.count), .final_state_BHKD = last ? final_state_BHDD_ : Tensor(),
-                     .q_BTHD = part(qkv_BnX_, 0, p.row, p.count), .k_BTHD = part(qkv_BnX_, 1, p.row, p.count),
-                     .v_BTHD = part(qkv_BnX_, 2, p.row, p.count), .dt_BTH = dt_BnH_.slice(1, p.row, p.count),
-                     .log_a_BTH = log_a_BnH_.slice(1, p.row, p.count), .D_H = w.D_H, .initial_state_BHKD = initial,
+    ops.ssd_forward({.y_BTHD = y_BSHD_.slice(1, p.row - prefix_, p.count),
+                     .final_state_BHKD = last ? final_state_BHDD_ : Tensor(),
+                     .q_BTHD = part(qkv_BnX_, 0, p.row, p.count),
+                     .k_BTHD = part(qkv_BnX_, 1, p.row, p.count),
+                     .v_BTHD = part(qkv_BnX_, 2, p.row, p.count),
+                     .dt_BTH = dt_BnH_.slice(1, p.row, p.count),
+                     .log_a_BTH = log_a_BnH_.slice(1, p.row, p.count),
+                     .D_H = w.D_H,
+                     .initial_state_BHKD = initial,
                      .chunk = config_.chunk});
   }
   const Tensor z = config_.z_gate ? z_BSC_.split(2, heads_, head_dim_) : Tensor();
   ops.gated_norm_forward(heads(mixed_BnC_, prefix_, suffix_), rstd_BSH_, y_BSHD_, z, w.out_norm_HD, config_.norm_eps);
 }
 
-// --- Backward ----------------------------------------------------------------------------------------------------------
+// --- Backward
+// ----------------------------------------------------------------------------------------------------------
 
 void Mixer::backward(Ops& ops, Arena& scratch, const MixerParams& w, const MixerParams& grad, Tensor du_NC,
                      ConstTensor dout_NC, ConstTensor u_NC) {
@@ -225,10 +257,13 @@ void Mixer::convolve_backward(Ops& ops, Arena& scratch, const MixerParams& w, co
   const size_t mark = scratch.used();
   const auto segments = sequence_.segments();
   const Tensor dhalo_sBWX =
-      alone() ? Tensor() : scratch.take({static_cast<int64_t>(segments.size()), batch_, config_.conv - 1, dqkv_BnX.size(2)}, dtype_);
+      alone()
+          ? Tensor()
+          : scratch.take({static_cast<int64_t>(segments.size()), batch_, config_.conv - 1, dqkv_BnX.size(2)}, dtype_);
   int64_t i = 0;
   for (const Segment& s : segments) {
-    const Tensor halo = alone() ? Tensor() : halo_sBWX_.select(0, i), dhalo = alone() ? Tensor() : dhalo_sBWX.select(0, i);
+    const Tensor halo = alone() ? Tensor() : halo_sBWX_.select(0, i),
+                 dhalo = alone() ? Tensor() : dhalo_sBWX.select(0, i);
     ops.conv_silu_backward(dpre_BnX.slice(1, s.local_begin, s.size()), dhalo, grad.conv_XW, grad.conv_bias_X,
                            dqkv_BnX.slice(1, s.local_begin, s.size()), pre_BnX_.slice(1, s.local_begin, s.size()), halo,
                            w.conv_XW, w.conv_bias_X);
@@ -251,17 +286,24 @@ void Mixer::attention_backward(Ops& ops, Arena& scratch, const Tensor& dqkv_BnX,
   if (prefix_ > 0) ops.fill(dk, 0), ops.fill(dv, 0);
   for (const Part& p : attention_) {
     const int64_t seen = p.position + p.count;
-    ops.attention_backward({.dq_BTHD = part(dqkv_BnX, 0, p.row, p.count), .dk_BSHD = dk.slice(1, 0, seen), .dv_BSHD = dv.slice(1, 0, seen),
-                            .do_BTHD = heads(dmixed_BnC, p.row, p.count), .o_BTHD = heads(mixed_BnC_, p.row, p.count),
-                            .lse_BTH = lse_BPH_.slice(1, p.row, p.count), .q_BTHD = part(qkv_BnX_, 0, p.row, p.count),
-                            .k_BSHD = k.slice(1, 0, seen), .v_BSHD = v.slice(1, 0, seen), .q_begin = p.position,
+    ops.attention_backward({.dq_BTHD = part(dqkv_BnX, 0, p.row, p.count),
+                            .dk_BSHD = dk.slice(1, 0, seen),
+                            .dv_BSHD = dv.slice(1, 0, seen),
+                            .do_BTHD = heads(dmixed_BnC, p.row, p.count),
+                            .o_BTHD = heads(mixed_BnC_, p.row, p.count),
+                            .lse_BTH = lse_BPH_.slice(1, p.row, p.count),
+                            .q_BTHD = part(qkv_BnX_, 0, p.row, p.count),
+                            .k_BSHD = k.slice(1, 0, seen),
+                            .v_BSHD = v.slice(1, 0, seen),
+                            .q_begin = p.position,
                             .scale = 1.0 / std::sqrt(static_cast<double>(D))});
   }
   if (!keys_are_local_) sequence_.return_key_gradients(scratch, layer_, dk_rot_BPHD, local_dv, dk, dv);
   for (const Part& p : attention_) {
     const Tensor dq = part(dqkv_BnX, 0, p.row, p.count);
     ops.rope_backward(dq, dq, p.position, config_.rope_theta);
-    ops.rope_backward(part(dqkv_BnX, 1, p.row, p.count), dk_rot_BPHD.slice(1, p.row, p.count), p.position, config_.rope_theta);
+    ops.rope_backward(part(dqkv_BnX, 1, p.row, p.count), dk_rot_BPHD.slice(1, p.row, p.count), p.position,
+                      config_.rope_theta);
   }
   scratch.rewind(mark);
 }
@@ -286,15 +328,22 @@ void Mixer::segment_outflows(Ops& ops, Arena& scratch, const Tensor& outflow_sBH
 }
 
 // What the backward scans of SSM tokens and of prefix tokens have in common.
-SsdBackward Mixer::ssd_backward_args(const Part& p, const Tensor& dqkv_BnX, const Tensor& ddt_BnH, const Tensor& dlog_a_BnH) const {
-  return {.dk_BTHD = part(dqkv_BnX, 1, p.row, p.count), .dv_BTHD = part(dqkv_BnX, 2, p.row, p.count),
-          .ddt_BTH = ddt_BnH.slice(1, p.row, p.count), .dlog_a_BTH = dlog_a_BnH.slice(1, p.row, p.count),
-          .k_BTHD = part(qkv_BnX_, 1, p.row, p.count), .v_BTHD = part(qkv_BnX_, 2, p.row, p.count),
-          .dt_BTH = dt_BnH_.slice(1, p.row, p.count), .log_a_BTH = log_a_BnH_.slice(1, p.row, p.count), .chunk = config_.chunk};
+SsdBackward Mixer::ssd_backward_args(const Part& p, const Tensor& dqkv_BnX, const Tensor& ddt_BnH,
+                                     const Tensor& dlog_a_BnH) const {
+  return {.dk_BTHD = part(dqkv_BnX, 1, p.row, p.count),
+          .dv_BTHD = part(dqkv_BnX, 2, p.row, p.count),
+          .ddt_BTH = ddt_BnH.slice(1, p.row, p.count),
+          .dlog_a_BTH = dlog_a_BnH.slice(1, p.row, p.count),
+          .k_BTHD = part(qkv_BnX_, 1, p.row, p.count),
+          .v_BTHD = part(qkv_BnX_, 2, p.row, p.count),
+          .dt_BTH = dt_BnH_.slice(1, p.row, p.count),
+          .log_a_BTH = log_a_BnH_.slice(1, p.row, p.count),
+          .chunk = config_.chunk};
 }
 
-void Mixer::ssm_backward(Ops& ops, Arena& scratch, const MixerParams& w, const MixerParams& grad, const Tensor& dqkv_BnX,
-                         const Tensor& draw_BnH, const Tensor& dz_BSC, const Tensor& dmixed_BnC) {
+void Mixer::ssm_backward(Ops& ops, Arena& scratch, const MixerParams& w, const MixerParams& grad,
+                         const Tensor& dqkv_BnX, const Tensor& draw_BnH, const Tensor& dz_BSC,
+                         const Tensor& dmixed_BnC) {
   const size_t mark = scratch.used();
   const int64_t B = batch_, n = tokens_, H = heads_, D = head_dim_, N = B * n;
   const int64_t s = static_cast<int64_t>(sequence_.segments().size());
@@ -303,12 +352,18 @@ void Mixer::ssm_backward(Ops& ops, Arena& scratch, const MixerParams& w, const M
   const Tensor outflow_sBHDD = alone() ? Tensor() : scratch.take({s, B, H, D, D}, acc_);
   const Tensor dy_BSHD = suffix_ > 0 ? scratch.take({B, suffix_, H, D}, dtype_) : Tensor();
   if (suffix_ > 0) {
-    const Tensor z = config_.z_gate ? z_BSC_.split(2, H, D) : Tensor(), dz = config_.z_gate ? dz_BSC.split(2, H, D) : Tensor();
-    ops.gated_norm_backward(dy_BSHD, dz, grad.out_norm_HD, heads(dmixed_BnC, prefix_, suffix_), y_BSHD_, z, rstd_BSH_, w.out_norm_HD);
+    const Tensor z = config_.z_gate ? z_BSC_.split(2, H, D) : Tensor(),
+                 dz = config_.z_gate ? dz_BSC.split(2, H, D) : Tensor();
+    ops.gated_norm_backward(dy_BSHD, dz, grad.out_norm_HD, heads(dmixed_BnC, prefix_, suffix_), y_BSHD_, z, rstd_BSH_,
+                            w.out_norm_HD);
   }
   if (!alone()) segment_outflows(ops, scratch, outflow_sBHDD, dy_BSHD);
-  auto outflow = [&](size_t segment) { return alone() ? Tensor() : outflow_sBHDD.select(0, static_cast<int64_t>(segment)); };
-  auto inflow = [&](size_t segment) { return alone() ? Tensor() : inflow_sBHDD_.select(0, static_cast<int64_t>(segment)); };
+  auto outflow = [&](size_t segment) {
+    return alone() ? Tensor() : outflow_sBHDD.select(0, static_cast<int64_t>(segment));
+  };
+  auto inflow = [&](size_t segment) {
+    return alone() ? Tensor() : inflow_sBHDD_.select(0, static_cast<int64_t>(segment));
+  };
 
   for (const Part& p : ssm_) {
     SsdBackward args = ssd_backward_args(p, dqkv_BnX, ddt_BnH, dlog_a_BnH);

@@ -2,8 +2,8 @@
 // Memory Converter between them (spec.md sections 2 and 3).
 //
 // A rank holds n tokens of each of B sequences: its s segments back to back (dist/layout.h). The first P of them are
-// attention tokens, the other S SSM tokens. C model width, H heads and D head width of this tensor-parallel rank, X = 3 H D
-// channels of q, k, v, W - 1 halo rows, N = B n rows.
+// attention tokens, the other S SSM tokens. C model width, H heads and D head width of this tensor-parallel rank, X = 3
+// H D channels of q, k, v, W - 1 halo rows, N = B n rows.
 #pragma once
 
 #include <vector>
@@ -71,9 +71,10 @@ class Mixer {
   void ssm_backward(Ops& ops, Arena& scratch, const MixerParams& w, const MixerParams& grad, const Tensor& dqkv_BnX,
                     const Tensor& draw_BnH, const Tensor& dz_BSC, const Tensor& dmixed_BnC);
   void segment_outflows(Ops& ops, Arena& scratch, const Tensor& outflow_sBHDD, const Tensor& dy_BSHD);
-  SsdBackward ssd_backward_args(const Part& part, const Tensor& dqkv_BnX, const Tensor& ddt_BnH, const Tensor& dlog_a_BnH) const;
-  void convolve_backward(Ops& ops, Arena& scratch, const MixerParams& w, const MixerParams& grad, const Tensor& dpre_BnX,
-                         const Tensor& dqkv_BnX);
+  SsdBackward ssd_backward_args(const Part& part, const Tensor& dqkv_BnX, const Tensor& ddt_BnH,
+                                const Tensor& dlog_a_BnH) const;
+  void convolve_backward(Ops& ops, Arena& scratch, const MixerParams& w, const MixerParams& grad,
+                         const Tensor& dpre_BnX, const Tensor& dqkv_BnX);
 
   const ModelConfig& config_;
   LayerLayout layer_;
@@ -85,18 +86,18 @@ class Mixer {
   int64_t keys_ = 0;                 // keys the local queries see
   bool keys_are_local_ = true;
 
-  Tensor pre_BnX_;       // before the convolution
-  Tensor halo_sBWX_;     // the rows before each segment
-  Tensor qkv_BnX_;       // after it; q of the prefix is rotated in place
-  Tensor k_rot_BPHD_;    // rotated keys of the local prefix
+  Tensor pre_BnX_;     // before the convolution
+  Tensor halo_sBWX_;   // the rows before each segment
+  Tensor qkv_BnX_;     // after it; q of the prefix is rotated in place
+  Tensor k_rot_BPHD_;  // rotated keys of the local prefix
   Tensor lse_BPH_;
-  Tensor raw_BnH_;       // before softplus
+  Tensor raw_BnH_;  // before softplus
   Tensor dt_BnH_, log_a_BnH_;
-  Tensor decays_KBH_;                // log-decays of all segments of the sequence
-  Tensor inflow_sBHDD_;              // the state before each local segment
+  Tensor decays_KBH_;    // log-decays of all segments of the sequence
+  Tensor inflow_sBHDD_;  // the state before each local segment
   Tensor state_BHDD_, final_state_BHDD_;
   Tensor z_BSC_, y_BSHD_, rstd_BSH_;
-  Tensor mixed_BnC_;     // what `out` multiplies: attention outputs, then gated and normed SSM outputs
+  Tensor mixed_BnC_;  // what `out` multiplies: attention outputs, then gated and normed SSM outputs
 };
 
 }  // namespace tmamba

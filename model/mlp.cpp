@@ -8,7 +8,9 @@ MlpParams MlpParams::of(const ParameterTable& table, const Tensor& flat, int64_t
 }
 
 Mlp::Mlp(int64_t rows, int64_t local_ffn, DType dtype, Arena& saved)
-    : dtype_(dtype), gate_up_N2F_(saved.take({rows, 2 * local_ffn}, dtype)), act_NF_(saved.take({rows, local_ffn}, dtype)) {}
+    : dtype_(dtype),
+      gate_up_N2F_(saved.take({rows, 2 * local_ffn}, dtype)),
+      act_NF_(saved.take({rows, local_ffn}, dtype)) {}
 
 void Mlp::forward(Ops& ops, const MlpParams& w, Tensor out_NC, ConstTensor u_NC) {
   ops.linear_forward(gate_up_N2F_, u_NC, w.gate_up_2FC);

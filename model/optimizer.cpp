@@ -12,7 +12,9 @@ std::vector<OwnedRows> all_rows(const ParameterTable& table) {
 }
 
 Optimizer::Optimizer(std::vector<OwnedRows> owned, DType param_dtype, Device device)
-    : owned_(std::move(owned)), has_master_(param_dtype != accumulate_type(param_dtype)), acc_(accumulate_type(param_dtype)) {
+    : owned_(std::move(owned)),
+      has_master_(param_dtype != accumulate_type(param_dtype)),
+      acc_(accumulate_type(param_dtype)) {
   for (const OwnedRows& rows : owned_) {
     offset_.push_back(size_);
     size_ = round_up(size_ + rows.rows * rows.parameter->local_cols, 64);
@@ -28,7 +30,9 @@ Tensor Optimizer::rows_of(const Tensor& flat, const OwnedRows& o) {
 
 Tensor Optimizer::state(int64_t kind, size_t i) const {
   const OwnedRows& o = owned_[i];
-  const Tensor range = state_.tensor({has_master_ ? 3 : 2, size_}, acc_).select(0, kind).slice(0, offset_[i], o.rows * o.parameter->local_cols);
+  const Tensor range = state_.tensor({has_master_ ? 3 : 2, size_}, acc_)
+                           .select(0, kind)
+                           .slice(0, offset_[i], o.rows * o.parameter->local_cols);
   return o.parameter->dims == 1 ? range : range.split(0, o.rows, o.parameter->local_cols);
 }
 
@@ -38,8 +42,12 @@ void Optimizer::step(Ops& ops, const Tensor& params, std::span<const Tensor> gra
   for (size_t i = 0; i < owned_.size(); ++i) {
     if (owned_[i].rows == 0) continue;
     const Tensor param = rows_of(params, owned_[i]);
-    tensors.push_back({.param = param, .master = has_master_ ? master(i) : param, .m = m(i), .v = v(i),
-                       .grad = gradients[i], .decay = owned_[i].parameter->decay});
+    tensors.push_back({.param = param,
+                       .master = has_master_ ? master(i) : param,
+                       .m = m(i),
+                       .v = v(i),
+                       .grad = gradients[i],
+                       .decay = owned_[i].parameter->decay});
   }
   ops.adamw(tensors, step);
 }
@@ -55,10 +63,16 @@ double LearningRate::at(int64_t step) const {
   return min + (peak - min) * 0.5 * (1 + std::cos(std::numbers::pi * progress));
 }
 
-AdamwStep adamw_step(int64_t step, double lr, double beta1, double beta2, double eps, double weight_decay, double grad_scale) {
-  return {.lr = lr, .beta1 = beta1, .beta2 = beta2, .eps = eps, .weight_decay = weight_decay,
+AdamwStep adamw_step(int64_t step, double lr, double beta1, double beta2, double eps, double weight_decay,
+                     double grad_scale) {
+  return {.lr = lr,
+          .beta1 = beta1,
+          .beta2 = beta2,
+          .eps = eps,
+          .weight_decay = weight_decay,
           .bias_correction1 = 1 - std::pow(beta1, static_cast<double>(step)),
-          .bias_correction2 = 1 - std::pow(beta2, static_cast<double>(step)), .grad_scale = grad_scale};
+          .bias_correction2 = 1 - std::pow(beta2, static_cast<double>(step)),
+          .grad_scale = grad_scale};
 }
 
 }  // namespace tmamba

@@ -1,4 +1,5 @@
-// AdamW on the rows of parameters that this rank owns, and the learning-rate schedule (spec.md section 7). Knows no ranks.
+// AdamW on the rows of parameters that this rank owns, and the learning-rate schedule (spec.md section 7). Knows no
+// ranks.
 #pragma once
 
 #include <span>
@@ -61,6 +62,7 @@ struct LearningRate {
 };
 
 // Bias corrections and hyper-parameters of one step (from 1).
-AdamwStep adamw_step(int64_t step, double lr, double beta1, double beta2, double eps, double weight_decay, double grad_scale);
+AdamwStep adamw_step(int64_t step, double lr, double beta1, double beta2, double eps, double weight_decay,
+                     double grad_scale);
 
 }  // namespace tmamba

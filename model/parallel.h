@@ -1,5 +1,5 @@
-// What a model on one rank knows of the others: how sequences are cut, and the exchanges along the two axes that share a
-// layer's work.
+// What a model on one rank knows of the others: how sequences are cut, and the exchanges along the two axes that share
+// a layer's work.
 #pragma once
 
 #include <memory>
@@ -19,7 +19,9 @@ class ModelRanks {
   // Sequences of layout.tokens tokens, `batch` at a time. Everything must outlive this.
   ModelRanks(const LayoutSpec& layout, int64_t batch, Ops& ops, Communicator& sp, Communicator& tp,
              KeyRoute keys = KeyRoute::group_cast, StateRoute states = StateRoute::all_gather)
-      : layout_(layout), sequence_(layout_, sp, exchange_ops(ops), keys, states), batch_(batch),
+      : layout_(layout),
+        sequence_(layout_, sp, exchange_ops(ops), keys, states),
+        batch_(batch),
         tensor_(tp, batch * sequence_.local_tokens(), exchange_ops(ops)) {}
   ModelRanks(const ModelRanks&) = delete;
   ModelRanks& operator=(const ModelRanks&) = delete;

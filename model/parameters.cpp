@@ -46,12 +46,32 @@ ParameterTable::ParameterTable(const ModelConfig& config, int tp_rank, int tp_si
   const int64_t d = config.dim, H = config.heads, F = config.ffn, V = config.vocab;
   int bucket = 0;
   auto vector = [&](const std::string& name, int64_t rows, Shard shard, Init init) {
-    add({.name = name, .stored = {name}, .dims = 1, .rows = rows, .cols = 1, .shard = shard, .init = init,
-         .decay = false, .bucket = bucket, .local_rows = 0, .local_cols = 0, .offset = 0});
+    add({.name = name,
+         .stored = {name},
+         .dims = 1,
+         .rows = rows,
+         .cols = 1,
+         .shard = shard,
+         .init = init,
+         .decay = false,
+         .bucket = bucket,
+         .local_rows = 0,
+         .local_cols = 0,
+         .offset = 0});
   };
   auto matrix = [&](const std::string& name, int64_t rows, int64_t cols, Shard shard, Init init, bool decay = true) {
-    add({.name = name, .stored = {name}, .dims = 2, .rows = rows, .cols = cols, .shard = shard, .init = init,
-         .decay = decay, .bucket = bucket, .local_rows = 0, .local_cols = 0, .offset = 0});
+    add({.name = name,
+         .stored = {name},
+         .dims = 2,
+         .rows = rows,
+         .cols = cols,
+         .shard = shard,
+         .init = init,
+         .decay = decay,
+         .bucket = bucket,
+         .local_rows = 0,
+         .local_cols = 0,
+         .offset = 0});
   };
   // Blocks of one matrix that are stored apart: "qkv" of "layers.0.mixer.qkv.weight" becomes q, k, v.
   auto blocks = [&](const std::string& prefix, const std::string& kind, const std::vector<std::string>& names) {
@@ -97,7 +117,8 @@ void ParameterTable::add(Parameter p) {
 }
 
 const Parameter& ParameterTable::find(const std::string& name) const {
-  const auto found = std::find_if(parameters_.begin(), parameters_.end(), [&](const Parameter& p) { return p.name == name; });
+  const auto found =
+      std::find_if(parameters_.begin(), parameters_.end(), [&](const Parameter& p) { return p.name == name; });
   TM_CHECK(found != parameters_.end(), "no parameter is named ", name);
   return *found;
 }
@@ -123,8 +144,11 @@ std::vector<StoredRange> ParameterTable::stored_ranges(const Parameter& p, int64
     const int64_t from = std::max(begin, block * local_block_rows);
     const int64_t to = std::min(begin + rows, (block + 1) * local_block_rows);
     if (from >= to) continue;
-    StoredRange range{.name = p.stored[static_cast<size_t>(block)], .shape = {block_rows},
-                      .offset = {first_row + from - block * local_block_rows}, .local_row = from, .rows = to - from};
+    StoredRange range{.name = p.stored[static_cast<size_t>(block)],
+                      .shape = {block_rows},
+                      .offset = {first_row + from - block * local_block_rows},
+                      .local_row = from,
+                      .rows = to - from};
     if (p.dims == 2) range.shape.push_back(p.cols), range.offset.push_back(first_col);
     ranges.push_back(std::move(range));
   }

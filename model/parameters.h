@@ -24,8 +24,8 @@ enum class Init : uint8_t {
   conv,           // uniform in +-1 / sqrt(W)
   zeros,
   ones,
-  a_log,          // log of a uniform number in [1, 16]
-  dt_bias,        // inverse softplus of a log-uniform number in [1e-3, 1e-1]
+  a_log,    // log of a uniform number in [1, 16]
+  dt_bias,  // inverse softplus of a log-uniform number in [1e-3, 1e-1]
 };
 
 struct Parameter {
@@ -35,10 +35,10 @@ struct Parameter {
   int64_t rows, cols;               // of the whole model; cols = 1 where dims = 1
   Shard shard;
   Init init;
-  bool decay;                       // weight decay applies
-  int bucket;                       // 0: embedding; 1 + i: layer i; 1 + layers: final norm and head
-  int64_t local_rows, local_cols;   // of this tensor-parallel rank
-  int64_t offset;                   // first element in this rank's flat buffer
+  bool decay;                      // weight decay applies
+  int bucket;                      // 0: embedding; 1 + i: layer i; 1 + layers: final norm and head
+  int64_t local_rows, local_cols;  // of this tensor-parallel rank
+  int64_t offset;                  // first element in this rank's flat buffer
 
   int64_t local_size() const { return local_rows * local_cols; }
 };

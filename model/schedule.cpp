@@ -12,7 +12,8 @@ int64_t parse_count(const std::string& part, const std::string& text) {
   int64_t value = -1;
   const auto [end, error] = std::from_chars(part.data(), part.data() + part.size(), value);
   if (error != std::errc() || end != part.data() + part.size() || value < 0) {
-    throw UserError(str("TransPoint \"", text, "\" is neither a number of tokens (512) nor a fraction of the sequence (\"1/4\")"));
+    throw UserError(
+        str("TransPoint \"", text, "\" is neither a number of tokens (512) nor a fraction of the sequence (\"1/4\")"));
   }
   return value;
 }
@@ -22,7 +23,8 @@ int64_t parse_count(const std::string& part, const std::string& text) {
 TransPoint parse_transpoint(const std::string& text) {
   const size_t slash = text.find('/');
   if (slash == std::string::npos) return TransPoint::of_tokens(parse_count(text, text));
-  const auto point = TransPoint::of_fraction(parse_count(text.substr(0, slash), text), parse_count(text.substr(slash + 1), text));
+  const auto point =
+      TransPoint::of_fraction(parse_count(text.substr(0, slash), text), parse_count(text.substr(slash + 1), text));
   if (point.denominator == 0 || point.numerator > point.denominator) {
     throw UserError(str("TransPoint \"", text, "\" is not a fraction between 0 and 1"));
   }

@@ -1,9 +1,9 @@
-// The model: embedding, layers (h += mixer(norm(h)); h += mlp(norm(h))), norm, head and loss (spec.md section 1), forward
-// and backward by hand.
+// The model: embedding, layers (h += mixer(norm(h)); h += mlp(norm(h))), norm, head and loss (spec.md section 1),
+// forward and backward by hand.
 //
 // A rank holds n tokens of each of B sequences, N = B n rows. Under tensor parallelism it holds r of those rows of the
-// residual stream; what a layer multiplies is gathered from the ranks that share it, and what it adds is summed over them
-// (r = N with one). C model width, V vocabulary.
+// residual stream; what a layer multiplies is gathered from the ranks that share it, and what it adds is summed over
+// them (r = N with one). C model width, V vocabulary.
 #pragma once
 
 #include <functional>
@@ -57,8 +57,8 @@ class TransMamba {
   // This rank's rows of a tensor of all rows.
   Tensor mine(const Tensor& x_NC) const { return x_NC.slice(0, rows_.begin, rows_.size()); }
   // u = norm(sum) of all rows, with sum = x + this rank's rows of the sum of `delta` over the tensor-parallel ranks.
-  void norm(Ops& ops, const Tensor& u_NC, const Tensor& rstd_r, const Tensor& sum_rC, const Tensor& x_rC, const Tensor& delta_NC,
-            const Tensor& w_C);
+  void norm(Ops& ops, const Tensor& u_NC, const Tensor& rstd_r, const Tensor& sum_rC, const Tensor& x_rC,
+            const Tensor& delta_NC, const Tensor& w_C);
   void norm_backward(Ops& ops, const Tensor& dh_NC, const Tensor& du_NC, const Tensor& x_rC, const Tensor& rstd_r,
                      const std::string& name, const Tensor& params, const Tensor& grads, bool add_residual);
   void layers_forward(Ops& ops, Arena& scratch, const Tensor& params, const TokenBatch& batch);

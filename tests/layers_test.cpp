@@ -23,7 +23,9 @@ const std::map<std::string, Layer> kLayers{
     {"kernels", {{"kernels/"}, {"mpi.h", "nccl.h", "hdf5.h", "toml++"}}},
     {"dist", {{"kernels/base/", "dist/"}, {"hdf5.h", "cblas.h", "toml++"}}},
     {"data", {{"kernels/base/", "dist/", "data/"}, {"nccl.h", "cblas.h", "cuda", "toml++"}}},
-    {"model", {{"kernels/", "dist/exchange.h", "dist/layout.h", "model/"}, {"mpi.h", "nccl.h", "hdf5.h", "cblas.h", "cuda", "toml++"}}},
+    {"model",
+     {{"kernels/", "dist/exchange.h", "dist/layout.h", "model/"},
+      {"mpi.h", "nccl.h", "hdf5.h", "cblas.h", "cuda", "toml++"}}},
     {"launch", {{"kernels/", "dist/", "data/", "model/", "launch/"}, {"mpi.h", "nccl.h", "hdf5.h", "cblas.h", "cuda"}}},
 };
 
@@ -62,8 +64,10 @@ TEST(Layers, EveryIncludePointsDown) {
         if (!std::regex_search(line, match, include)) continue;
         const std::string header = match[1];
         const bool ours = starts_with_any(header, {"kernels/", "dist/", "data/", "model/", "launch/"});
-        EXPECT_TRUE(!ours || starts_with_any(header, layer.may_include)) << file << ":" << number << " includes " << header;
-        EXPECT_FALSE(starts_with_any(header, layer.must_not_include)) << file << ":" << number << " includes " << header;
+        EXPECT_TRUE(!ours || starts_with_any(header, layer.may_include))
+            << file << ":" << number << " includes " << header;
+        EXPECT_FALSE(starts_with_any(header, layer.must_not_include))
+            << file << ":" << number << " includes " << header;
       }
     }
   }

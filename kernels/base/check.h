@@ -29,7 +29,8 @@ std::string str(const Parts&... parts) {
   return out.str();
 }
 
-[[noreturn]] inline void throw_check_failure(const char* file, int line, const char* condition, const std::string& message) {
+[[noreturn]] inline void throw_check_failure(const char* file, int line, const char* condition,
+                                             const std::string& message) {
   throw Error(str(file, ":", line, ": ", message, " [check failed: ", condition, "]"));
 }
 
@@ -47,7 +48,7 @@ inline constexpr int64_t round_up(int64_t a, int64_t multiple) { return ceil_div
 
 // TM_CHECK(condition, parts...): throws Error with file, line and the joined parts unless the condition holds.
 // Always on, in release builds too.
-#define TM_CHECK(condition, ...)                                                                             \
-  do {                                                                                                       \
+#define TM_CHECK(condition, ...)                                                                                 \
+  do {                                                                                                           \
     if (!(condition)) ::tmamba::throw_check_failure(__FILE__, __LINE__, #condition, ::tmamba::str(__VA_ARGS__)); \
   } while (false)

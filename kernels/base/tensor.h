@@ -94,7 +94,8 @@ class TensorView {
   TensorView view(std::initializer_list<int64_t> sizes) const {
     TM_CHECK(contiguous(), "only a contiguous tensor can be viewed with other sizes, this is ", shape());
     TensorView out(data_, sizes, dtype_, device_);
-    TM_CHECK(out.numel() == numel() || (out.numel() == 0 && numel() == 0), "cannot view ", shape(), " as ", out.shape());
+    TM_CHECK(out.numel() == numel() || (out.numel() == 0 && numel() == 0), "cannot view ", shape(), " as ",
+             out.shape());
     return out;
   }
 

@@ -36,7 +36,9 @@ void CpuOps::segment_scan(Tensor out_KBHE, ConstTensor in_KBHE, ConstTensor deca
   expect(in_KBHE, "segment_scan in_KBHE", dtype, {K, B, H, E});
   expect(decay_KBH, "segment_scan decay_KBH", dtype, {K, B, H});
   dispatch_float(dtype, [&]<class A>() {
-    auto row = [&](auto view_KBHE, int64_t k, int64_t b, int64_t h) { return view_KBHE.select(0, k).select(0, b).select(0, h).template data<A>(); };
+    auto row = [&](auto view_KBHE, int64_t k, int64_t b, int64_t h) {
+      return view_KBHE.select(0, k).select(0, b).select(0, h).template data<A>();
+    };
     parallel_tasks(B * H, [&](int64_t task) {
       const int64_t b = task / H, h = task % H;
       for (int64_t step = 0; step < K; ++step) {

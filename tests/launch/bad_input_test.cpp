@@ -24,10 +24,13 @@ class BadInput : public testing::Test {
     fs::remove_all(folder);
   }
 
-  static void refused(const std::string& arguments, const std::vector<std::string>& parts, int code = 2, int ranks = 0) {
+  static void refused(const std::string& arguments, const std::vector<std::string>& parts, int code = 2,
+                      int ranks = 0) {
     const Outcome outcome = transmamba(arguments, ranks);
     EXPECT_EQ(outcome.code, code) << arguments << "\n" << outcome.output;
-    for (const std::string& part : parts) EXPECT_NE(outcome.output.find(part), std::string::npos) << arguments << " does not say: " << part << "\n" << outcome.output;
+    for (const std::string& part : parts)
+      EXPECT_NE(outcome.output.find(part), std::string::npos) << arguments << " does not say: " << part << "\n"
+                                                              << outcome.output;
     EXPECT_FALSE(fs::exists("run")) << arguments << " left a run folder behind";
     fs::remove_all("run");
   }
@@ -84,7 +87,10 @@ TEST_F(BadInput, Data) {
   ASSERT_EQ(transmamba("tokenizer train small.txt --vocab 320 --output tok.model").code, 0);
   ASSERT_EQ(transmamba("prepare text.txt --output other --tokenizer tok.model --held-out 0.1").code, 0);
   refused("train run.toml --set data.valid=other/valid.h5", {"another tokenizer"});
-  refused("train run.toml --set run.dir=good --set data.train=other/train.h5 --set data.valid=other/valid.h5 --set model.vocab=320", {"another tokenizer"});
+  refused(
+      "train run.toml --set run.dir=good --set data.train=other/train.h5 --set data.valid=other/valid.h5 --set "
+      "model.vocab=320",
+      {"another tokenizer"});
   refused("eval good --data other/valid.h5", {"another tokenizer"});
   refused("prepare nothing.txt --output x", {"nothing.txt"});
 }

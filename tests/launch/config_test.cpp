@@ -6,8 +6,10 @@ namespace tmamba {
 namespace {
 
 TEST(Config, WhatIsPrintedReadsBackTheSame) {
-  const RunConfig config = parse_config("[model]\ndim = 48\nheads = 4\nlayers = 2\nffn = 64\nschedule = [0, \"1/3\", 7]\n[train]\nlr = 1e-3\nbetas = [0.8, 0.9]\nsample_prompt = \"a \\\"b\\\"\\n\"\n",
-                                        "x.toml", {"train.min_lr=3e-5", "run.dir=runs/a b"});
+  const RunConfig config = parse_config(
+      "[model]\ndim = 48\nheads = 4\nlayers = 2\nffn = 64\nschedule = [0, \"1/3\", 7]\n[train]\nlr = 1e-3\nbetas = "
+      "[0.8, 0.9]\nsample_prompt = \"a \\\"b\\\"\\n\"\n",
+      "x.toml", {"train.min_lr=3e-5", "run.dir=runs/a b"});
   const std::string text = to_toml(config);
   const RunConfig again = parse_config(text, "again", {});
   EXPECT_EQ(again.model.dim, 48);
@@ -26,13 +28,16 @@ TEST(Config, WhatIsPrintedReadsBackTheSame) {
 TEST(Config, MistypedKeysNameTheNearest) {
   int tried = 0, named = 0;
   std::string section;
-  for (const char* key : {"model.dim", "model.heads", "model.layers", "model.schedule", "model.converter", "data.train", "data.seq_len", "data.tokenizer",
-                          "train.steps", "train.global_batch", "train.micro_batch", "train.warmup", "train.weight_decay", "train.eval_every",
-                          "train.sample_prompt", "parallel.states", "checkpoint.every", "checkpoint.keep_every", "run.device", "run.log_every"}) {
+  for (const char* key :
+       {"model.dim",         "model.heads",      "model.layers",          "model.schedule",   "model.converter",
+        "data.train",        "data.seq_len",     "data.tokenizer",        "train.steps",      "train.global_batch",
+        "train.micro_batch", "train.warmup",     "train.weight_decay",    "train.eval_every", "train.sample_prompt",
+        "parallel.states",   "checkpoint.every", "checkpoint.keep_every", "run.device",       "run.log_every"}) {
     const std::string name = key;
     const size_t leaf = name.find('.') + 1;
     for (size_t i = leaf; i < name.size(); ++i) {
-      std::vector<std::string> mistakes = {name.substr(0, i) + name[i] + name.substr(i), name.substr(0, i) + name.substr(i + 1)};
+      std::vector<std::string> mistakes = {name.substr(0, i) + name[i] + name.substr(i),
+                                           name.substr(0, i) + name.substr(i + 1)};
       if (i + 1 < name.size()) mistakes.push_back(name.substr(0, i) + name[i + 1] + name[i] + name.substr(i + 2));
       for (const std::string& mistake : mistakes) {
         if (mistake == name || mistake.ends_with('.')) continue;
@@ -59,7 +64,9 @@ TEST(Config, MistakesNameFileLineAndKey) {
     }
     return "accepted";
   };
-  auto says = [&](const std::string& text, const std::string& part) { EXPECT_NE(message(text).find(part), std::string::npos) << message(text); };
+  auto says = [&](const std::string& text, const std::string& part) {
+    EXPECT_NE(message(text).find(part), std::string::npos) << message(text);
+  };
   says("[model]\ndim = \"wide\"\n", "x.toml:2: model.dim must be an integer");
   says("[model]\nconv = 9\n", "x.toml:2: model.conv = 9 is out of range");
   says("[train]\n\nbetas = [0.9]\n", "x.toml:3: train.betas");

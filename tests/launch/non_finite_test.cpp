@@ -1,4 +1,5 @@
-// A loss that is not finite on one rank makes all ranks skip the same step and touch nothing; three in a row end the run.
+// A loss that is not finite on one rank makes all ranks skip the same step and touch nothing; three in a row end the
+// run.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -69,7 +70,8 @@ TEST_F(NonFinite, ThreeInARowEndTheRunWithTheLastGoodCheckpoint) {
   }
   Trainer trainer(load_config("run.toml", {"train.warmup=0"}), world);
   ASSERT_EQ(trainer.state().step, 4);
-  if (world.rank() == world.size() - 1) trainer.params().data<float>()[kPoisoned] = std::numeric_limits<float>::quiet_NaN();
+  if (world.rank() == world.size() - 1)
+    trainer.params().data<float>()[kPoisoned] = std::numeric_limits<float>::quiet_NaN();
   try {
     trainer.run();
     FAIL() << "went on without a finite loss";

@@ -28,7 +28,8 @@ Outcome shell(const std::string& command) {
 }
 
 std::string command_line(const std::string& arguments, int ranks) {
-  const char* packed = std::getenv("TRANSMAMBA_PROGRAM");  // set where the tests run on another machine than they were built on
+  const char* packed =
+      std::getenv("TRANSMAMBA_PROGRAM");  // set where the tests run on another machine than they were built on
   const std::string program = std::string("'") + (packed != nullptr ? packed : TRANSMAMBA) + "' " + arguments;
   if (ranks == 0) return program;
   return std::string(MPIEXEC) + " --oversubscribe --allow-run-as-root -n " + std::to_string(ranks) + " " + program;
@@ -47,7 +48,8 @@ fs::path enter_test_folder(const std::string& name) {
 void write_text(const fs::path& path, int64_t bytes, int seed) {
   std::ofstream out(path);
   const Philox random(static_cast<uint64_t>(seed), 1);
-  static constexpr std::array<const char*, 12> kWords{"state", "scan", "token", "layer", "head", "mamba", "point", "prefix", "suffix", "key", "value", "rank"};
+  static constexpr std::array<const char*, 12> kWords{"state", "scan",   "token",  "layer", "head",  "mamba",
+                                                      "point", "prefix", "suffix", "key",   "value", "rank"};
   int64_t written = 0;
   for (uint64_t i = 0; written < bytes; ++i) {
     const uint32_t draw = random.words(i)[0];
@@ -64,9 +66,11 @@ void prepare_bytes(int64_t text_bytes) {
 }
 
 void write_config(const std::string& file, const std::string& train_section, const std::string& model_extra) {
-  std::ofstream(file) << "[model]\ndim = 32\nheads = 2\nlayers = 4\nffn = 48\nchunk = 16\nschedule = [0, \"1/4\", \"1/2\", \"1/1\"]\n"
-                      << model_extra << "\n[data]\ntrain = \"data/train.h5\"\nvalid = \"data/valid.h5\"\nseq_len = 64\n"
-                      << "[train]\nwarmup = 5\nlr = 3e-3\n" << train_section << "\n[run]\ndir = \"run\"\nthreads = 1\n";
+  std::ofstream(file)
+      << "[model]\ndim = 32\nheads = 2\nlayers = 4\nffn = 48\nchunk = 16\nschedule = [0, \"1/4\", \"1/2\", \"1/1\"]\n"
+      << model_extra << "\n[data]\ntrain = \"data/train.h5\"\nvalid = \"data/valid.h5\"\nseq_len = 64\n"
+      << "[train]\nwarmup = 5\nlr = 3e-3\n"
+      << train_section << "\n[run]\ndir = \"run\"\nthreads = 1\n";
 }
 
 std::vector<nlohmann::json> metrics(const fs::path& run) {

@@ -23,18 +23,23 @@ class Train : public testing::Test {
     fs::remove_all(folder);
   }
 
-  static Outcome train(const std::string& more = "", int ranks = 0) { return transmamba("train run.toml " + more, ranks); }
+  static Outcome train(const std::string& more = "", int ranks = 0) {
+    return transmamba("train run.toml " + more, ranks);
+  }
 };
 
 double largest_relative_difference(const std::vector<double>& a, const std::vector<double>& b) {
   EXPECT_EQ(a.size(), b.size());
   double largest = 0;
-  for (size_t i = 0; i < std::min(a.size(), b.size()); ++i) largest = std::max(largest, std::abs(a[i] - b[i]) / std::abs(b[i]));
+  for (size_t i = 0; i < std::min(a.size(), b.size()); ++i)
+    largest = std::max(largest, std::abs(a[i] - b[i]) / std::abs(b[i]));
   return largest;
 }
 
 TEST_F(Train, LossFallsAndTheRunFolderIsWhole) {
-  write_config("run.toml", "steps = 60\nglobal_batch = 4\neval_every = 30\neval_sequences = 8\nsample_every = 30\nsample_tokens = 20");
+  write_config(
+      "run.toml",
+      "steps = 60\nglobal_batch = 4\neval_every = 30\neval_sequences = 8\nsample_every = 30\nsample_tokens = 20");
   const Outcome outcome = train();
   ASSERT_EQ(outcome.code, 0) << outcome.output;
   const std::vector<double> loss = series("run", "loss"), valid = series("run", "valid_bits_per_byte");
@@ -42,7 +47,8 @@ TEST_F(Train, LossFallsAndTheRunFolderIsWhole) {
   EXPECT_LT(loss.back(), 0.6 * loss.front());
   ASSERT_EQ(valid.size(), 2u);  // at step 30 and at the end
   EXPECT_LT(valid[1], valid[0]);
-  for (const char* file : {"config.toml", "events.jsonl", "samples.txt", "summary.json"}) EXPECT_TRUE(fs::exists(fs::path("run") / file)) << file;
+  for (const char* file : {"config.toml", "events.jsonl", "samples.txt", "summary.json"})
+    EXPECT_TRUE(fs::exists(fs::path("run") / file)) << file;
   EXPECT_NE(outcome.output.find("held-out bits/byte"), std::string::npos) << outcome.output;
   // A second start finds the run complete and changes no metrics.
   const Outcome again = train();
@@ -63,7 +69,8 @@ TEST_F(Train, TwoRanksGiveTheCurveOfOne) {
     const Outcome two = train("--set run.dir=two " + options, 2);
     ASSERT_EQ(two.code, 0) << two.output;
     EXPECT_LT(largest_relative_difference(series("two", "loss"), series("one", "loss")), 1e-10) << "zero " << zero;
-    EXPECT_LT(largest_relative_difference(series("two", "grad_norm"), series("one", "grad_norm")), 1e-8) << "zero " << zero;
+    EXPECT_LT(largest_relative_difference(series("two", "grad_norm"), series("one", "grad_norm")), 1e-8)
+        << "zero " << zero;
     fs::remove_all("one"), fs::remove_all("two");
   }
 }
@@ -71,8 +78,10 @@ TEST_F(Train, TwoRanksGiveTheCurveOfOne) {
 TEST_F(Train, EveryAxisGivesTheCurveOfOneRank) {
   write_config("run.toml", "steps = 20\nglobal_batch = 4\nmicro_batch = 2\ndtype = \"float64\"");
   ASSERT_EQ(train("--set run.dir=one").code, 0);
-  const std::vector<double> loss = series("one", "loss"), norm = series("one", "grad_norm"), valid = series("one", "valid_loss");
-  for (const char* layout : {"--set parallel.tp=2 --set parallel.sp=2", "--set parallel.sp=2 --set parallel.dp=2 --set parallel.fold=2 --set parallel.zero=2",
+  const std::vector<double> loss = series("one", "loss"), norm = series("one", "grad_norm"),
+                            valid = series("one", "valid_loss");
+  for (const char* layout : {"--set parallel.tp=2 --set parallel.sp=2",
+                             "--set parallel.sp=2 --set parallel.dp=2 --set parallel.fold=2 --set parallel.zero=2",
                              "--set parallel.sp=4 --set parallel.keys=gather --set parallel.states=sliced"}) {
     fs::remove_all("many");
     const Outcome many = train(std::string("--set run.dir=many ") + layout, 4);
@@ -85,10 +94,14 @@ TEST_F(Train, EveryAxisGivesTheCurveOfOneRank) {
 
 // A checkpoint has no layout in it: saved on one, it goes on on another.
 TEST_F(Train, CheckpointsMoveBetweenLayouts) {
-  write_config("run.toml", "steps = 8\nglobal_batch = 4\nmicro_batch = 2\ndtype = \"float64\"\n[checkpoint]\nevery = 4\nkeep = 0");
+  write_config("run.toml",
+               "steps = 8\nglobal_batch = 4\nmicro_batch = 2\ndtype = \"float64\"\n[checkpoint]\nevery = 4\nkeep = 0");
   ASSERT_EQ(train("--set run.dir=whole").code, 0);
   const std::vector<double> loss = series("whole", "loss");
-  const std::vector<std::pair<std::string, int>> layouts = {{"--set parallel.tp=2 --set parallel.sp=2", 4}, {"", 1}, {"--set parallel.sp=2 --set parallel.fold=2", 2}, {"--set parallel.tp=2", 4}};
+  const std::vector<std::pair<std::string, int>> layouts = {{"--set parallel.tp=2 --set parallel.sp=2", 4},
+                                                            {"", 1},
+                                                            {"--set parallel.sp=2 --set parallel.fold=2", 2},
+                                                            {"--set parallel.tp=2", 4}};
   for (size_t i = 0; i < layouts.size(); ++i) {
     const auto& [save, save_ranks] = layouts[i];
     const auto& [load, load_ranks] = layouts[(i + 1) % layouts.size()];
@@ -111,7 +124,8 @@ TEST_F(Train, SameSeedSameBits) {
   EXPECT_NE(series("a", "loss"), series("c", "loss"));
 }
 
-// Stopped at any step, by the end of a shorter run's checkpoint interval or by kill -9, a run goes on as if it never had.
+// Stopped at any step, by the end of a shorter run's checkpoint interval or by kill -9, a run goes on as if it never
+// had.
 TEST_F(Train, ResumeIsBitIdentical) {
   write_config("run.toml", "steps = 14\nglobal_batch = 4\n[checkpoint]\nevery = 1\nkeep = 0");
   ASSERT_EQ(train("--set run.dir=whole").code, 0);
@@ -131,7 +145,8 @@ TEST_F(Train, ResumeIsBitIdentical) {
       EXPECT_LT(largest_relative_difference(series("part", "loss"), series("whole", "loss")), 1e-4);
       continue;
     }
-    for (const char* key : {"step", "loss", "grad_norm", "lr", "tokens", "valid_loss"}) EXPECT_EQ(series("part", key), series("whole", key)) << key << " stop " << stop;
+    for (const char* key : {"step", "loss", "grad_norm", "lr", "tokens", "valid_loss"})
+      EXPECT_EQ(series("part", key), series("whole", key)) << key << " stop " << stop;
   }
 }
 
@@ -140,9 +155,11 @@ TEST_F(Train, SignalsSaveAndStopWith85) {
   for (const char* signal : {"TERM", "INT", "USR1"}) {
     const std::string run = std::string("run-") + signal;
     // The signal goes to one rank alone, after its first steps; both must agree on the step to stop at.
-    const Outcome outcome = shell(
-        command_line("train run.toml --set run.dir=" + run, 2) + " & job=$!; for i in $(seq 600); do [ -s " + run + "/metrics.jsonl ] && break; sleep 0.1; done; "
-        "victim=$(pgrep -f '^[^ ]*/transmamba train .*run.dir=" + run + "' | tail -1); kill -" + signal + " $victim; wait $job");
+    const Outcome outcome = shell(command_line("train run.toml --set run.dir=" + run, 2) +
+                                  " & job=$!; for i in $(seq 600); do [ -s " + run +
+                                  "/metrics.jsonl ] && break; sleep 0.1; done; "
+                                  "victim=$(pgrep -f '^[^ ]*/transmamba train .*run.dir=" +
+                                  run + "' | tail -1); kill -" + signal + " $victim; wait $job");
     EXPECT_EQ(outcome.code, 85) << outcome.output;
     EXPECT_NE(outcome.output.find("saved step"), std::string::npos) << outcome.output;
     const std::vector<double> steps = series(run, "step");

@@ -1,9 +1,10 @@
 // Decoding token by token gives what a full forward pass gives (spec.md section 6).
+#include "model/decoder.h"
+
 #include <gtest/gtest.h>
 
 #include <algorithm>
 
-#include "model/decoder.h"
 #include "tests/model/golden_file.h"
 #include "tests/model/model_runner.h"
 
@@ -12,13 +13,15 @@ namespace {
 
 ModelConfig small_config() {
   ModelConfig config;
-  config.vocab = 61, config.dim = 32, config.heads = 2, config.layers = 5, config.ffn = 40, config.chunk = 8, config.init_std = 0.3;
+  config.vocab = 61, config.dim = 32, config.heads = 2, config.layers = 5, config.ffn = 40, config.chunk = 8,
+  config.init_std = 0.3;
   config.schedule = {TransPoint::of_tokens(0)};
   return config;
 }
 
 // Logits after the last of `tokens`, by a forward pass over all of them.
-std::vector<double> full_logits(const ModelConfig& config, std::vector<int64_t> points, const std::vector<int32_t>& tokens) {
+std::vector<double> full_logits(const ModelConfig& config, std::vector<int64_t> points,
+                                const std::vector<int32_t>& tokens) {
   const int64_t T = static_cast<int64_t>(tokens.size());
   for (int64_t& point : points) point = std::min(point, T);
   ModelRunner runner(config, points, {.batch = 1, .tokens = T, .dtype = DType::f64});
@@ -28,7 +31,8 @@ std::vector<double> full_logits(const ModelConfig& config, std::vector<int64_t> 
   runner.run(with_target, false);
   Buffer logits({1, config.vocab}, DType::f64);
   const Tensor logits_1V = logits.tensor({1, config.vocab}, DType::f64);
-  runner.ops().linear_forward(logits_1V, runner.model().normed_output().slice(0, T - 1, 1), runner.table().view(runner.params(), "head.weight"));
+  runner.ops().linear_forward(logits_1V, runner.model().normed_output().slice(0, T - 1, 1),
+                              runner.table().view(runner.params(), "head.weight"));
   return values_of(logits_1V);
 }
 
@@ -37,7 +41,8 @@ int32_t most_likely(const std::vector<double>& logits) {
 }
 
 // Greedy decoding of `count` tokens behind a prompt, the prompt fed in pieces of `chunk`.
-void decode_and_compare(ModelConfig config, const std::vector<int64_t>& points, int64_t prompt, int64_t count, int64_t chunk) {
+void decode_and_compare(ModelConfig config, const std::vector<int64_t>& points, int64_t prompt, int64_t count,
+                        int64_t chunk) {
   const auto ops = make_ops(Device::cpu);
   const ParameterTable table(config);
   Buffer params({table.flat_size()}, DType::f64);
@@ -49,7 +54,8 @@ void decode_and_compare(ModelConfig config, const std::vector<int64_t>& points, 
   std::vector<int32_t> input = tokens;
   for (int64_t i = 0; i < count; ++i) {
     const ConstTensor fed(input.data(), {1, static_cast<int64_t>(input.size())}, DType::i32);
-    const std::vector<double> logits = values_of(decoder.feed(*ops, flat, fed)), expected = full_logits(config, points, tokens);
+    const std::vector<double> logits = values_of(decoder.feed(*ops, flat, fed)),
+                              expected = full_logits(config, points, tokens);
     EXPECT_LT(relative_error(logits, expected), 1e-10) << "after " << tokens.size() << " tokens";
     ASSERT_EQ(most_likely(logits), most_likely(expected)) << "after " << tokens.size() << " tokens";
     input = {most_likely(logits)};

@@ -16,9 +16,11 @@ GoldenFile::GoldenFile(const fs::path& path) : path_(path) {
   batch_ = integer("batch"), seq_len_ = integer("seq");
   config_.vocab = integer("vocab"), config_.dim = integer("dim"), config_.heads = integer("heads");
   config_.layers = integer("layers"), config_.ffn = integer("ffn"), config_.conv = integer("conv_width");
-  config_.norm_eps = file.double_attribute("/", "norm_eps"), config_.rope_theta = file.double_attribute("/", "rope_theta");
+  config_.norm_eps = file.double_attribute("/", "norm_eps"),
+  config_.rope_theta = file.double_attribute("/", "rope_theta");
   config_.chunk = 8;  // small, so that short sequences are cut into several chunks and segments
-  for (int64_t point : file.int_list_attribute("/", "schedule")) config_.schedule.push_back(TransPoint::of_tokens(point));
+  for (int64_t point : file.int_list_attribute("/", "schedule"))
+    config_.schedule.push_back(TransPoint::of_tokens(point));
   transpoints_ = tmamba::transpoints(config_.schedule, config_.layers, seq_len_);
   for (const std::string& name : file.datasets()) {
     const H5Dataset dataset = file.dataset(name);
@@ -42,8 +44,10 @@ std::vector<const GoldenArray*> GoldenFile::arrays(const std::string& prefix) co
 void GoldenFile::fill_params(const ParameterTable& table, const Tensor& flat) const {
   for (const GoldenArray* array : arrays("params/")) {
     const Tensor view = table.view(flat, array->name.substr(7));
-    TM_CHECK(view.numel() == static_cast<int64_t>(array->values.size()), array->name, " of ", path_.string(), " has another size");
-    dispatch_float(flat.dtype(), [&]<class T>() { std::copy(array->values.begin(), array->values.end(), view.data<T>()); });
+    TM_CHECK(view.numel() == static_cast<int64_t>(array->values.size()), array->name, " of ", path_.string(),
+             " has another size");
+    dispatch_float(flat.dtype(),
+                   [&]<class T>() { std::copy(array->values.begin(), array->values.end(), view.data<T>()); });
   }
 }
 
@@ -56,7 +60,8 @@ void GoldenFile::fill_params_sharded(const ParameterTable& table, const Tensor& 
       for (const StoredRange& range : table.stored_ranges(p, 0, p.local_rows)) {
         const int64_t block = std::find(p.stored.begin(), p.stored.end(), range.name) - p.stored.begin();
         for (int64_t r = 0; r < range.rows; ++r) {
-          const int64_t from = (block * block_rows + range.offset[0] + r) * p.cols + (p.dims == 2 ? range.offset[1] : 0);
+          const int64_t from =
+              (block * block_rows + range.offset[0] + r) * p.cols + (p.dims == 2 ? range.offset[1] : 0);
           std::copy_n(whole.begin() + from, p.local_cols, local + (range.local_row + r) * p.local_cols);
         }
       }

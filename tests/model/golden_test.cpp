@@ -11,7 +11,8 @@ class Golden : public testing::TestWithParam<std::filesystem::path> {};
 
 // fold: segments that the one rank cuts each sequence into, with everything that goes between segments.
 void compare_all(const GoldenFile& golden, DType dtype, double tolerance, int fold = 1) {
-  ModelRunner runner(golden.config(), golden.transpoints(), {.batch = golden.batch(), .tokens = golden.seq_len(), .dtype = dtype, .fold = fold});
+  ModelRunner runner(golden.config(), golden.transpoints(),
+                     {.batch = golden.batch(), .tokens = golden.seq_len(), .dtype = dtype, .fold = fold});
   golden.fill_params(runner.table(), runner.params());
   const double loss = runner.run(golden.tokens(), true);
   EXPECT_NEAR(loss / golden.loss(), 1, tolerance) << "loss";

@@ -20,17 +20,27 @@ class ModelRunner {
   };
 
   ModelRunner(const ModelConfig& config, const std::vector<int64_t>& transpoints, Shape shape)
-      : config_(config), table_(config_), shape_(shape), ops_(make_ops(Device::cpu)),
-        ranks_({.tokens = shape.tokens, .fold = shape.fold, .chunk = config.chunk, .conv_width = static_cast<int>(config.conv), .transpoints = transpoints},
+      : config_(config),
+        table_(config_),
+        shape_(shape),
+        ops_(make_ops(Device::cpu)),
+        ranks_({.tokens = shape.tokens,
+                .fold = shape.fold,
+                .chunk = config.chunk,
+                .conv_width = static_cast<int>(config.conv),
+                .transpoints = transpoints},
                shape.batch, *ops_, self_, self_) {
     Arena saved(Device::cpu), scratch(Device::cpu);
     const int64_t size = table_.flat_size();
     const auto counting = make_counting_ops(Device::cpu);
-    const Tensor none(nullptr, {size}, shape.dtype), none_BT(nullptr, {shape.batch, shape.tokens}, DType::i32), none_1(nullptr, {1}, DType::f64);
+    const Tensor none(nullptr, {size}, shape.dtype), none_BT(nullptr, {shape.batch, shape.tokens}, DType::i32),
+        none_1(nullptr, {1}, DType::f64);
     TransMamba dry(config_, table_, ranks_, shape.dtype, saved);
-    dry.forward_backward(*counting, scratch, none, Tensor(nullptr, {size}, acc()), {none_BT, none_BT}, 1, {none_1, none_1, {}}, [](int) {});
+    dry.forward_backward(*counting, scratch, none, Tensor(nullptr, {size}, acc()), {none_BT, none_BT}, 1,
+                         {none_1, none_1, {}}, [](int) {});
     saved_ = Arena(saved.peak(), Device::cpu), scratch_ = Arena(scratch.peak(), Device::cpu);
-    params_buffer_ = Buffer({size}, shape.dtype), grads_buffer_ = Buffer({size}, acc()), sums_buffer_ = Buffer({2}, DType::f64);
+    params_buffer_ = Buffer({size}, shape.dtype), grads_buffer_ = Buffer({size}, acc()),
+    sums_buffer_ = Buffer({2}, DType::f64);
     model_ = std::make_unique<TransMamba>(config_, table_, ranks_, shape.dtype, saved_);
   }
 
@@ -42,13 +52,15 @@ class ModelRunner {
       const auto row = tokens_BT1.begin() + b * (T + 1);
       inputs_.insert(inputs_.end(), row, row + T), targets_.insert(targets_.end(), row + 1, row + T + 1);
     }
-    const TokenBatch batch{ConstTensor(inputs_.data(), {B, T}, DType::i32), ConstTensor(targets_.data(), {B, T}, DType::i32)};
+    const TokenBatch batch{ConstTensor(inputs_.data(), {B, T}, DType::i32),
+                           ConstTensor(targets_.data(), {B, T}, DType::i32)};
     const Tensor sums = sums_buffer_.tensor({2}, DType::f64);
     ops_->fill(sums, 0), ops_->fill(grads(), 0);
     const LossSums to{sums.slice(0, 0, 1), sums.slice(0, 1, 1), {}};
     buckets_.clear();
     if (backward) {
-      model_->forward_backward(*ops_, scratch_, params(), grads(), batch, 1.0 / static_cast<double>(B * T), to, [&](int b) { buckets_.push_back(b); });
+      model_->forward_backward(*ops_, scratch_, params(), grads(), batch, 1.0 / static_cast<double>(B * T), to,
+                               [&](int b) { buckets_.push_back(b); });
     } else {
       model_->forward(*ops_, scratch_, params(), batch, to);
     }

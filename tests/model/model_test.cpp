@@ -14,14 +14,16 @@ namespace {
 
 ModelConfig small_config(std::vector<TransPoint> schedule = {TransPoint::of_tokens(0)}) {
   ModelConfig config;
-  config.vocab = 50, config.dim = 24, config.heads = 2, config.layers = 3, config.ffn = 40, config.chunk = 8, config.init_std = 0.2;
+  config.vocab = 50, config.dim = 24, config.heads = 2, config.layers = 3, config.ffn = 40, config.chunk = 8,
+  config.init_std = 0.2;
   config.schedule = std::move(schedule);
   return config;
 }
 
 std::vector<int32_t> random_tokens(int64_t count, int64_t vocab, uint64_t seed = 5) {
   std::vector<int32_t> tokens(static_cast<size_t>(count));
-  for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<int32_t>(Philox(seed, 1).words(i)[0] % static_cast<uint64_t>(vocab));
+  for (size_t i = 0; i < tokens.size(); ++i)
+    tokens[i] = static_cast<int32_t>(Philox(seed, 1).words(i)[0] % static_cast<uint64_t>(vocab));
   return tokens;
 }
 
@@ -116,14 +118,16 @@ TEST(Parameters, ShardsOfAllRanksMakeTheWhole) {
           for (int64_t c = 0; c < p.local_cols; ++c) {
             const int64_t row = block * block_rows + range.offset[0] + r, col = (p.dims == 2 ? range.offset[1] : 0) + c;
             EXPECT_EQ(part.view(flat, p).data<double>()[(range.local_row + r) * p.local_cols + c],
-                      full_view.data<double>()[row * full.cols + col]) << p.name;
+                      full_view.data<double>()[row * full.cols + col])
+                << p.name;
             ++covered[p.name];
           }
         }
       }
     }
   }
-  for (const Parameter& p : whole.all()) EXPECT_EQ(covered[p.name], p.rows * p.cols * (p.shard == Shard::none ? 2 : 1)) << p.name;
+  for (const Parameter& p : whole.all())
+    EXPECT_EQ(covered[p.name], p.rows * p.cols * (p.shard == Shard::none ? 2 : 1)) << p.name;
 }
 
 TEST(Parameters, SizesOfThePaper) {
@@ -136,11 +140,13 @@ TEST(Parameters, SizesOfThePaper) {
 }
 
 TEST(Schedule, TokensFractionsAndMistakes) {
-  const std::vector<TransPoint> v = {parse_transpoint("0"), parse_transpoint("1/4"), parse_transpoint("1/1"), parse_transpoint("12")};
+  const std::vector<TransPoint> v = {parse_transpoint("0"), parse_transpoint("1/4"), parse_transpoint("1/1"),
+                                     parse_transpoint("12")};
   EXPECT_EQ(transpoints(v, 6, 90), (std::vector<int64_t>{0, 22, 90, 12, 0, 22}));
   EXPECT_THROW(transpoints(v, 6, 11), UserError);
   EXPECT_NO_THROW(transpoints(v, 3, 11));  // the fourth entry is never reached
-  for (const char* bad : {"", "-1", "1/0", "3/2", "x", "1/2/3", "1.5", " 4"}) EXPECT_THROW(parse_transpoint(bad), UserError) << bad;
+  for (const char* bad : {"", "-1", "1/0", "3/2", "x", "1/2/3", "1.5", " 4"})
+    EXPECT_THROW(parse_transpoint(bad), UserError) << bad;
 }
 
 TEST(Optimizer, LearningRateWarmsUpAndDecays) {
@@ -163,10 +169,12 @@ TEST(Counts, DryRunEqualsTheFormulas) {
   SelfCommunicator self("self");
   ModelRanks ranks({.tokens = T, .chunk = config.chunk, .transpoints = {P, P, P}}, 1, *ops, self, self);
   TransMamba model(config, table, ranks, DType::f32, saved);
-  const Tensor none(nullptr, {table.flat_size()}, DType::f32), none_BT(nullptr, {1, T}, DType::i32), none_1(nullptr, {1}, DType::f64);
+  const Tensor none(nullptr, {table.flat_size()}, DType::f32), none_BT(nullptr, {1, T}, DType::i32),
+      none_1(nullptr, {1}, DType::f64);
   model.forward(*counting, scratch, none, {none_BT, none_BT}, {none_1, none_1, {}});
   const double d = 24, H = 2, F = 40, V = 50, L = 3, t = T, p = P;
-  EXPECT_DOUBLE_EQ(counting->counts().linear, 2 * (L * (t * (4 * d * d + H * d + 3 * d * F) + (t - p) * d * d) + t * V * d));
+  EXPECT_DOUBLE_EQ(counting->counts().linear,
+                   2 * (L * (t * (4 * d * d + H * d + 3 * d * F) + (t - p) * d * d) + t * V * d));
   EXPECT_DOUBLE_EQ(counting->counts().attention, L * 4 * d * p * (p + 1) / 2);
 }
 

@@ -28,7 +28,8 @@ struct Layout {
 };
 
 std::string describe(const GoldenFile& golden, const Layout& l) {
-  return str(golden.path().stem().string(), " tp ", l.mesh.tp, " sp ", l.mesh.sp, " dp ", l.mesh.dp, " fold ", l.fold, l.keys == KeyRoute::gather ? " gather" : " group_cast",
+  return str(golden.path().stem().string(), " tp ", l.mesh.tp, " sp ", l.mesh.sp, " dp ", l.mesh.dp, " fold ", l.fold,
+             l.keys == KeyRoute::gather ? " gather" : " group_cast",
              l.states == StateRoute::sliced ? " sliced" : " all_gather", " zero ", l.zero);
 }
 
@@ -36,10 +37,18 @@ std::string describe(const GoldenFile& golden, const Layout& l) {
 class LayoutRunner {
  public:
   LayoutRunner(const GoldenFile& golden, const Layout& layout, DType dtype)
-      : golden_(golden), mesh_(test_world().comm(), layout.mesh), config_(golden.config()),
-        table_(config_, mesh_.coordinates().tp, layout.mesh.tp), dtype_(dtype), ops_(make_ops(Device::cpu)),
-        ranks_({.tokens = golden.seq_len(), .ranks = layout.mesh.sp, .fold = layout.fold, .chunk = config_.chunk,
-                .conv_width = static_cast<int>(config_.conv), .transpoints = golden.transpoints()},
+      : golden_(golden),
+        mesh_(test_world().comm(), layout.mesh),
+        config_(golden.config()),
+        table_(config_, mesh_.coordinates().tp, layout.mesh.tp),
+        dtype_(dtype),
+        ops_(make_ops(Device::cpu)),
+        ranks_({.tokens = golden.seq_len(),
+                .ranks = layout.mesh.sp,
+                .fold = layout.fold,
+                .chunk = config_.chunk,
+                .conv_width = static_cast<int>(config_.conv),
+                .transpoints = golden.transpoints()},
                golden.batch() / layout.mesh.dp, *ops_, mesh_.sp(), mesh_.tp(), layout.keys, layout.states) {
     const DType acc = accumulate_type(dtype);
     const int64_t size = table_.flat_size(), B = ranks_.batch(), n = ranks_.local_tokens();
@@ -47,14 +56,17 @@ class LayoutRunner {
     const auto counting = make_counting_ops(Device::cpu);
     const Tensor none(nullptr, {size}, dtype), none_Bn(nullptr, {B, n}, DType::i32), none_1(nullptr, {1}, DType::f64);
     TransMamba(config_, table_, ranks_, dtype, saved)
-        .forward_backward(*counting, scratch, none, Tensor(nullptr, {size}, acc), {none_Bn, none_Bn}, 1, {none_1, none_1, {}}, [](int) {});
+        .forward_backward(*counting, scratch, none, Tensor(nullptr, {size}, acc), {none_Bn, none_Bn}, 1,
+                          {none_1, none_1, {}}, [](int) {});
     saved_ = Arena(saved.peak(), Device::cpu), scratch_ = Arena(scratch.peak(), Device::cpu);
     activation_bytes_ = saved.peak() + scratch.peak();
     params_ = Buffer({size}, dtype), grads_ = Buffer({size}, acc), sums_ = Buffer({2}, DType::f64);
     golden.fill_params_sharded(table_, params());
     model_ = std::make_unique<TransMamba>(config_, table_, ranks_, dtype, saved_);
-    reducer_ = std::make_unique<GradReducer>(mesh_.zero(), mesh_.tp(), reduction_buckets(table_),
-                                             GradReducerOptions{.stage = layout.zero, .dtype = acc, .add = [this](Tensor y, ConstTensor x) { ops_->add(y, x); }});
+    reducer_ = std::make_unique<GradReducer>(
+        mesh_.zero(), mesh_.tp(), reduction_buckets(table_),
+        GradReducerOptions{
+            .stage = layout.zero, .dtype = acc, .add = [this](Tensor y, ConstTensor x) { ops_->add(y, x); }});
     optimizer_ = std::make_unique<Optimizer>(owned_rows(table_, *reducer_), dtype, Device::cpu);
     gradients_ = owned_gradients(table_, *reducer_, grads_.tensor({size}, acc));
     cut_tokens();
@@ -62,11 +74,13 @@ class LayoutRunner {
 
   // Loss over the whole batch; reduced gradients of owned rows in gradients().
   double forward_backward() {
-    const Tensor sums = sums_.tensor({2}, DType::f64), grads = grads_.tensor({table_.flat_size()}, accumulate_type(dtype_));
+    const Tensor sums = sums_.tensor({2}, DType::f64),
+                 grads = grads_.tensor({table_.flat_size()}, accumulate_type(dtype_));
     ops_->fill(sums, 0), ops_->fill(grads, 0);
     reducer_->begin_step();
     model_->forward_backward(*ops_, scratch_, params(), grads, {tokens_.select(0, 0), tokens_.select(0, 1)},
-                             1.0 / static_cast<double>(golden_.batch() * golden_.seq_len()), {sums.slice(0, 0, 1), sums.slice(0, 1, 1), {}}, [&](int bucket) {
+                             1.0 / static_cast<double>(golden_.batch() * golden_.seq_len()),
+                             {sums.slice(0, 0, 1), sums.slice(0, 1, 1), {}}, [&](int bucket) {
                                const Slice range = reducer_->bucket_range(bucket);
                                reducer_->start(bucket, grads.slice(0, range.begin, range.count));
                              });
@@ -93,8 +107,10 @@ class LayoutRunner {
       const Parameter& p = *owned.parameter;
       const std::vector<double> mine = values_of(local(i)), whole = reference(p.name);
       for (const StoredRange& range : table_.stored_ranges(p, owned.begin, owned.rows)) {
-        const size_t block = static_cast<size_t>(std::find(p.stored.begin(), p.stored.end(), range.name) - p.stored.begin());
-        const int64_t first = static_cast<int64_t>(block) * (p.rows / static_cast<int64_t>(p.stored.size())) + range.offset[0];
+        const size_t block =
+            static_cast<size_t>(std::find(p.stored.begin(), p.stored.end(), range.name) - p.stored.begin());
+        const int64_t first =
+            static_cast<int64_t>(block) * (p.rows / static_cast<int64_t>(p.stored.size())) + range.offset[0];
         for (int64_t r = 0; r < range.rows; ++r) {
           for (int64_t c = 0; c < p.local_cols; ++c) {
             const double x = mine[static_cast<size_t>((range.local_row - owned.begin + r) * p.local_cols + c)];
@@ -106,7 +122,10 @@ class LayoutRunner {
     }
     std::vector<double> sums;
     for (const auto& [name, value] : difference) sums.push_back(value), sums.push_back(norm[name]);
-    test_world().comm().all_reduce(Tensor(sums.data(), {static_cast<int64_t>(sums.size())}, DType::f64), ReduceOp::sum).wait();
+    test_world()
+        .comm()
+        .all_reduce(Tensor(sums.data(), {static_cast<int64_t>(sums.size())}, DType::f64), ReduceOp::sum)
+        .wait();
     size_t at = 0;
     for (auto& [name, value] : difference) value = sums[at] == 0 ? 0 : std::sqrt(sums[at] / sums[at + 1]), at += 2;
     return difference;
@@ -152,7 +171,8 @@ class LayoutRunner {
 
 // Parameters of one rank after the same steps, by name.
 std::map<std::string, std::vector<double>> trained_alone(const GoldenFile& golden, DType dtype) {
-  ModelRunner runner(golden.config(), golden.transpoints(), {.batch = golden.batch(), .tokens = golden.seq_len(), .dtype = dtype});
+  ModelRunner runner(golden.config(), golden.transpoints(),
+                     {.batch = golden.batch(), .tokens = golden.seq_len(), .dtype = dtype});
   golden.fill_params(runner.table(), runner.params());
   Optimizer optimizer(all_rows(runner.table()), dtype, Device::cpu);
   for (int64_t step = 1; step <= kSteps; ++step) {
@@ -171,10 +191,16 @@ std::vector<Layout> layouts_of(const GoldenFile& golden, int ranks) {
   int count = 0;
   for (int tp : {1, 2, 4}) {
     for (int dp : {1, 2}) {
-      if (ranks % (tp * dp) != 0 || golden.config().heads % tp != 0 || golden.config().ffn % tp != 0 || golden.batch() % dp != 0) continue;
+      if (ranks % (tp * dp) != 0 || golden.config().heads % tp != 0 || golden.config().ffn % tp != 0 ||
+          golden.batch() % dp != 0)
+        continue;
       const int sp = ranks / (tp * dp);
       for (int fold : {1, 2, 4}) {
-        const LayoutSpec spec{.tokens = golden.seq_len(), .ranks = sp, .fold = fold, .chunk = golden.config().chunk, .transpoints = golden.transpoints()};
+        const LayoutSpec spec{.tokens = golden.seq_len(),
+                              .ranks = sp,
+                              .fold = fold,
+                              .chunk = golden.config().chunk,
+                              .transpoints = golden.transpoints()};
         if (!cut_problem(spec).empty()) continue;
         for (KeyRoute keys : {KeyRoute::group_cast, KeyRoute::gather}) {
           for (StateRoute states : {StateRoute::all_gather, StateRoute::sliced}) {
@@ -196,18 +222,21 @@ void compare_all(const GoldenFile& golden, DType dtype, double loss_tolerance, d
     SCOPED_TRACE(describe(golden, layout));
     LayoutRunner runner(golden, layout, dtype);
     EXPECT_NEAR(runner.forward_backward() / golden.loss(), 1, loss_tolerance);
-    const auto gradient_errors = runner.errors([&](size_t i) { return runner.gradients()[i]; }, [&](const std::string& name) {
-      return golden.arrays("grads/" + name).at(0)->values;
-    });
+    const auto gradient_errors =
+        runner.errors([&](size_t i) { return runner.gradients()[i]; },
+                      [&](const std::string& name) { return golden.arrays("grads/" + name).at(0)->values; });
     // Against the golden file itself, which agrees with one rank to 1e-14 or so.
     for (const auto& [name, error] : gradient_errors) EXPECT_LE(error, loss_tolerance) << "gradient of " << name;
     runner.update(1);
     for (int64_t step = 2; step <= kSteps; ++step) runner.forward_backward(), runner.update(step);
-    const auto param_errors = runner.errors([&](size_t i) { return runner.owned_params(i); }, [&](const std::string& name) { return alone.at(name); });
-    for (const auto& [name, error] : param_errors) EXPECT_LE(error, param_tolerance) << name << " after " << kSteps << " steps";
+    const auto param_errors = runner.errors([&](size_t i) { return runner.owned_params(i); },
+                                            [&](const std::string& name) { return alone.at(name); });
+    for (const auto& [name, error] : param_errors)
+      EXPECT_LE(error, param_tolerance) << name << " after " << kSteps << " steps";
     ++tried;
   }
-  if (test_world().rank() == 0) std::printf("%s: %d layouts of %d ranks\n", golden.path().stem().c_str(), tried, test_world().size());
+  if (test_world().rank() == 0)
+    std::printf("%s: %d layouts of %d ranks\n", golden.path().stem().c_str(), tried, test_world().size());
 }
 
 TEST_P(Parallel, Float64) { compare_all(GoldenFile(GetParam()), DType::f64, 1e-12, 1e-10); }
