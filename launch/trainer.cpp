@@ -85,8 +85,10 @@ void Trainer::plan_memory() {
                  .chunk = config_.model.chunk,
                  .conv_width = static_cast<int>(config_.model.conv),
                  .transpoints = transpoints_},
-      B, *ops_, mesh_.sp(), mesh_.tp(), config_.parallel.keys == "gather" ? KeyRoute::gather : KeyRoute::group_cast,
-      config_.parallel.states == "sliced" ? StateRoute::sliced : StateRoute::all_gather);
+      B, *ops_, mesh_.sp(), mesh_.tp(),
+      std::vector{Transport{
+          .keys = config_.parallel.keys == "gather" ? KeyTransport::gather : KeyTransport::group_cast,
+          .state = config_.parallel.states == "sliced" ? StateTransport::sliced : StateTransport::all_gather}});
   const int64_t n = ranks_->local_tokens(), size = table_->flat_size();
 
   Arena saved(device), scratch(device);

@@ -22,15 +22,13 @@ constexpr int kSteps = 5;
 struct Layout {
   MeshShape mesh;
   int fold;
-  KeyRoute keys;
-  StateRoute states;
+  Transport transport;
   int zero;
 };
 
 std::string describe(const GoldenFile& golden, const Layout& l) {
   return str(golden.path().stem().string(), " tp ", l.mesh.tp, " sp ", l.mesh.sp, " dp ", l.mesh.dp, " fold ", l.fold,
-             l.keys == KeyRoute::gather ? " gather" : " group_cast",
-             l.states == StateRoute::sliced ? " sliced" : " all_gather", " zero ", l.zero);
+             " ", name_of(l.transport), " zero ", l.zero);
 }
 
 // One rank of a layout, training on the golden file's tokens; the batch is cut among dp ranks.
@@ -49,7 +47,7 @@ class LayoutRunner {
                 .chunk = config_.chunk,
                 .conv_width = static_cast<int>(config_.conv),
                 .transpoints = golden.transpoints()},
-               golden.batch() / layout.mesh.dp, *ops_, mesh_.sp(), mesh_.tp(), layout.keys, layout.states) {
+               golden.batch() / layout.mesh.dp, *ops_, mesh_.sp(), mesh_.tp(), {layout.transport}) {
     const DType acc = accumulate_type(dtype);
     const int64_t size = table_.flat_size(), B = ranks_.batch(), n = ranks_.local_tokens();
     Arena saved(Device::cpu), scratch(Device::cpu);
@@ -202,10 +200,9 @@ std::vector<Layout> layouts_of(const GoldenFile& golden, int ranks) {
                               .chunk = golden.config().chunk,
                               .transpoints = golden.transpoints()};
         if (!cut_problem(spec).empty()) continue;
-        for (KeyRoute keys : {KeyRoute::group_cast, KeyRoute::gather}) {
-          for (StateRoute states : {StateRoute::all_gather, StateRoute::sliced}) {
-            layouts.push_back({{tp, sp, dp}, fold, keys, states, count++ % 3});
-          }
+        for (const Transport& transport : all_transports()) {
+          if (transport.head_parallel && golden.config().heads / tp % sp != 0) continue;
+          layouts.push_back({{tp, sp, dp}, fold, transport, count++ % 3});
         }
       }
     }
