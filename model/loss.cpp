@@ -6,8 +6,11 @@ namespace tmamba {
 
 namespace {
 
-// Rows per chunk: about 8 Mi logits, so that a chunk's GEMM is large and its memory small beside the activations.
-int64_t chunk_rows(int64_t vocab) { return std::max<int64_t>(64, (int64_t{1} << 23) / vocab / 64 * 64); }
+// Rows per chunk. Each chunk reads and writes the gradient of the whole head, so chunks should be large; and the logits
+// of as many rows as hold 8 C numbers for each of all N cost no memory, since a layer's backward pass takes as much.
+int64_t chunk_rows(int64_t N, int64_t C, int64_t vocab) {
+  return std::max<int64_t>(64, round_up(ceil_div(8 * C * N, vocab), 64));
+}
 
 // Statistics of all parts of the vocabulary, from those of each.
 void combine_shards(Ops& ops, TensorExchange& tensor, const Tensor& max_n, const Tensor& local_max_n,
@@ -25,7 +28,7 @@ void combine_shards(Ops& ops, TensorExchange& tensor, const Tensor& max_n, const
 void head_loss(Ops& ops, Arena& scratch, TensorExchange& tensor, const HeadLoss& args, const LossSums& sums) {
   const size_t mark = scratch.used();
   const int64_t N = args.x_NC.size(0), V = args.head_VC.size(0);
-  const int64_t chunk = std::min(N, chunk_rows(V));
+  const int64_t chunk = std::min(N, chunk_rows(N, args.x_NC.size(1), V));
   const DType acc = accumulate_type(args.x_NC.dtype());
   const Tensor logits = scratch.take({chunk, V}, args.x_NC.dtype());
   const Tensor max = scratch.take({chunk}, acc), sum_exp = scratch.take({chunk}, acc),
