@@ -6,8 +6,26 @@ namespace tmamba {
 
 namespace {
 
-// Rows per chunk: about 8 Mi logits, so that a chunk's GEMM is large and its memory small beside the activations.
-int64_t chunk_rows(int64_t vocab) { return std::max<int64_t>(64, (int64_t{1} << 23) / vocab / 64 * 64); }
+// The rows whose logits are computed at a time: at most about 8 Mi logits, so that a chunk's GEMM is large and its
+// memory small beside the activations. With a unit, chunks are whole units or equal parts of one.
+class RowChunks {
+ public:
+  RowChunks(int64_t rows, int64_t vocab, int64_t unit) : rows_(rows), most_(most_rows(vocab)) {
+    if (unit == 0) return;
+    unit_ = unit > most_ ? unit : most_ / unit * unit;
+    most_ = ceil_div(unit_, ceil_div(unit_, most_));
+  }
+  int64_t most() const { return std::min(rows_, most_); }
+  // Rows of the chunk that starts at row `begin`.
+  int64_t count(int64_t begin) const {
+    const int64_t left = unit_ == 0 ? most_ : std::min(most_, unit_ - begin % unit_);
+    return std::min(left, rows_ - begin);
+  }
+
+ private:
+  static int64_t most_rows(int64_t vocab) { return std::max<int64_t>(64, (int64_t{1} << 23) / vocab / 64 * 64); }
+  int64_t rows_, most_, unit_ = 0;  // no chunk crosses a multiple of unit_
+};
 
 // Statistics of all parts of the vocabulary, from those of each.
 void combine_shards(Ops& ops, TensorExchange& tensor, const Tensor& max_n, const Tensor& local_max_n,
@@ -25,14 +43,15 @@ void combine_shards(Ops& ops, TensorExchange& tensor, const Tensor& max_n, const
 void head_loss(Ops& ops, Arena& scratch, TensorExchange& tensor, const HeadLoss& args, const LossSums& sums) {
   const size_t mark = scratch.used();
   const int64_t N = args.x_NC.size(0), V = args.head_VC.size(0);
-  const int64_t chunk = std::min(N, chunk_rows(V));
+  const RowChunks chunks(N, V, args.unit);
+  const int64_t chunk = chunks.most();
   const DType acc = accumulate_type(args.x_NC.dtype());
   const Tensor logits = scratch.take({chunk, V}, args.x_NC.dtype());
   const Tensor max = scratch.take({chunk}, acc), sum_exp = scratch.take({chunk}, acc),
                target = scratch.take({chunk}, acc);
   const Tensor local_max = tensor.size() > 1 ? scratch.take({chunk}, acc) : max;
-  for (int64_t begin = 0; begin < N; begin += chunk) {
-    const int64_t n = std::min(chunk, N - begin);
+  for (int64_t begin = 0, n; begin < N; begin += n) {
+    n = chunks.count(begin);
     const Tensor logits_nV = logits.slice(0, 0, n);
     const Tensor max_n = max.slice(0, 0, n), sum_exp_n = sum_exp.slice(0, 0, n), target_n = target.slice(0, 0, n);
     const ConstTensor x_nC = args.x_NC.slice(0, begin, n), targets_n = args.targets_N.slice(0, begin, n);
