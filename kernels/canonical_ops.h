@@ -26,8 +26,10 @@
 namespace tmamba {
 
 struct CanonicalOptions {
-  int64_t unit = 1;      // tokens of a unit; rows come in whole units of one sequence after the other
-  int64_t summands = 1;  // sums of this many calls' worth of ranks are added up outside: each stays in range / summands
+  // Tokens of a unit. Rows are whole units, one sequence after the other.
+  int64_t unit = 1;
+  // How many of the sums made here are added up outside, by ranks: each must stay within 1 / summands of the range.
+  int64_t summands = 1;
 };
 
 // `inner` computes on the CPU; tensors are float64.

@@ -54,6 +54,10 @@ class Canonical : public testing::Test {
     fs::remove_all("run");
     const Outcome outcome = transmamba("train run.toml --set run.dir=run " + options, ranks);
     EXPECT_EQ(outcome.code, 0) << options << "\n" << outcome.output;
+    return result_of_run();
+  }
+
+  static Result result_of_run() {
     Result result;
     for (const char* key : {"loss", "grad_norm", "valid_loss"}) result.metrics[key] = series("run", key);
     for (const fs::path& path : list_checkpoints("run/checkpoints")) {
@@ -103,6 +107,18 @@ TEST_F(Canonical, EverySpreadGivesTheBitsOfOneRank) {
         sp_fold(2, 1, "--set train.micro_batch=4 --set run.threads=2")}) {
     EXPECT_EQ(differences(one, train(spread.ranks, spread.options)), std::vector<std::string>{}) << spread.options;
   }
+}
+
+// Stopped on one layout and resumed on another, a run goes on as if neither had happened.
+TEST_F(Canonical, ResumingOnAnotherLayoutChangesNoBit) {
+  const std::string every = "--set checkpoint.every=3 --set checkpoint.keep=0 ";
+  const Result whole = train(1, every);
+  const Spread first = sp_fold(4, 2), second = sp_fold(2, 1, "--set parallel.zero=2");
+  train(first.ranks, every + first.options);
+  ASSERT_TRUE(fs::remove_all("run/checkpoints/step-00000005") > 0 && fs::remove("run/summary.json"));
+  const Outcome resumed = transmamba("train run.toml --set run.dir=run " + every + second.options, second.ranks);
+  ASSERT_NE(resumed.output.find("resumed from step 3"), std::string::npos) << resumed.output;
+  EXPECT_EQ(differences(whole, result_of_run()), std::vector<std::string>{});
 }
 
 // Without the mode the same runs do differ, so that the test above can fail; and all of them agree but for rounding.
