@@ -9,7 +9,7 @@ namespace tmamba {
 namespace {
 
 using Json = nlohmann::ordered_json;
-constexpr int kVersion = 1;
+constexpr int kVersion = 2;  // 2: grain
 
 // The fields of PlanDims by name, for writing and for reading.
 template <class Dims, class Visit>
@@ -20,7 +20,8 @@ void for_each_field(Dims& dims, Visit&& visit) {
       visit("transpoints", dims.transpoints);
   visit("batch", dims.batch), visit("global_batch", dims.global_batch);
   visit("activation_bytes", dims.activation_bytes), visit("state_bytes", dims.state_bytes);
-  visit("tp", dims.tp), visit("sp", dims.sp), visit("dp", dims.dp), visit("fold", dims.fold), visit("zero", dims.zero);
+  visit("tp", dims.tp), visit("sp", dims.sp), visit("dp", dims.dp), visit("fold", dims.fold);
+  visit("grain", dims.grain), visit("zero", dims.zero);
   visit("recompute", dims.recompute), visit("keep_keys", dims.keep_keys);
 }
 

@@ -63,6 +63,7 @@ struct RunSection {
   int64_t log_every = 1;
   int64_t threads = 0;
   double hang_timeout = 600;
+  int64_t canonical = 0;
 };
 
 struct RunConfig {
@@ -76,6 +77,8 @@ struct RunConfig {
   std::map<std::string, std::string> origin;
 
   DType dtype() const { return dtype_named(train.dtype); }
+  // Segments that a sequence rank gets at a time (LayoutSpec): in the canonical mode what makes run.canonical of them.
+  int grain() const { return run.canonical == 0 ? 1 : static_cast<int>(run.canonical / (parallel.sp * parallel.fold)); }
 };
 
 // Reads a TOML file and applies the overrides ("train.lr=3e-4"; a value that is not TOML is taken as a string).

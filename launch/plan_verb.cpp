@@ -38,6 +38,7 @@ PlanDims dims_of(const RunConfig& config, int64_t vocab, int64_t activation_byte
   dims.tp = static_cast<int>(config.parallel.tp), dims.sp = static_cast<int>(config.parallel.sp);
   dims.dp = static_cast<int>(std::max<int64_t>(config.parallel.dp, 1)),
   dims.fold = static_cast<int>(config.parallel.fold);
+  dims.grain = config.grain();
   dims.zero = static_cast<int>(config.parallel.zero);
   dims.activation_bytes = activation_bytes;
   dims.state_bytes = static_cast<int64_t>(size_of(accumulate_type(config.dtype())));

@@ -30,7 +30,7 @@ Trainer::Trainer(RunConfig config, World& world)
                           : std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / world.local_size());
   omp_set_num_threads(threads);
   open_data();
-  ops_ = ops_of(config_, world.size());
+  ops_ = training_ops(config_, world.size(), micro_batches_);
   plan_memory();
   resume_or_initialize();
 }
@@ -84,7 +84,9 @@ void Trainer::plan_memory() {
                  .fold = static_cast<int>(config_.parallel.fold),
                  .chunk = config_.model.chunk,
                  .conv_width = static_cast<int>(config_.model.conv),
-                 .transpoints = transpoints_},
+                 .transpoints = transpoints_,
+                 .grain = config_.grain(),
+                 .canonical = config_.run.canonical > 0},
       B, *ops_, mesh_.sp(), mesh_.tp(),
       std::vector{Transport{
           .keys = config_.parallel.keys == "gather" ? KeyTransport::gather : KeyTransport::group_cast,
@@ -349,6 +351,11 @@ void Trainer::print_header() const {
                 mesh_.shape().sp, static_cast<long long>(config_.parallel.fold),
                 static_cast<long long>(ranks_->layout().segments().size()), config_.parallel.keys.c_str(),
                 config_.parallel.states.c_str());
+  }
+  if (config_.run.canonical > 0) {
+    std::printf("canonical: %lld units of %lld tokens; the same bits on every number of ranks\n",
+                static_cast<long long>(config_.run.canonical),
+                static_cast<long long>(config_.data.seq_len / config_.run.canonical));
   }
   std::printf(
       "%d data-parallel rank%s, %d thread%s each; %lld sequences a step, %lld at a time on a rank; %s per rank\n",

@@ -28,7 +28,7 @@ void combine_shards(Ops& ops, TensorExchange& tensor, const Tensor& max_n, const
 void head_loss(Ops& ops, Arena& scratch, TensorExchange& tensor, const HeadLoss& args, const LossSums& sums) {
   const size_t mark = scratch.used();
   const int64_t N = args.x_NC.size(0), V = args.head_VC.size(0);
-  const int64_t chunk = std::min(N, chunk_rows(N, args.x_NC.size(1), V));
+  const int64_t chunk = std::min(N, args.unit > 0 ? args.unit : chunk_rows(N, args.x_NC.size(1), V));
   const DType acc = accumulate_type(args.x_NC.dtype());
   const Tensor logits = scratch.take({chunk, V}, args.x_NC.dtype());
   const Tensor max = scratch.take({chunk}, acc), sum_exp = scratch.take({chunk}, acc),
