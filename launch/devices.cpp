@@ -1,16 +1,14 @@
 #include "launch/devices.h"
 
+#include "dist/device_world.h"
+
 namespace tmamba {
 
-std::unique_ptr<Ops> ops_of(const RunConfig& config, int ranks) {
+std::unique_ptr<Ops> ops_of(const RunConfig& config, World* world) {
   validate_dtype(config);
-  if (config.run.device == "cpu") return make_ops(Device::cpu);
-  if (ranks > 1) {
-    throw UserError(str("run.device = \"cuda\" on ", ranks,
-                        " ranks: communication between GPUs (NCCL) is not built in yet; ",
-                        "start one rank, or set run.device = \"cpu\""));
-  }
-  return make_ops(Device::cuda);
+  const Device device = config.run.device == "cuda" ? Device::cuda : Device::cpu;
+  if (world != nullptr) select_device(*world, device);
+  return make_ops(device);
 }
 
 namespace {
