@@ -156,6 +156,16 @@ TEST(Hang, TheCauseIsFoundThroughRanksThatWaitThemselves) {
   for (const char* innocent : {"  rank 0", "  rank 1", "  rank 3"}) EXPECT_PRINTED(outcome, innocent, 0);
 }
 
+TEST(Hang, WhatADeviceWaitsForIsNamed) {
+  const Outcome outcome = run_job(4, "hang_on_device");
+  expect_hang(outcome);
+  EXPECT_PRINTED(outcome, ": send_recv #2 (4096 bytes) on \"sp\" is not done after", 1);
+  EXPECT_PRINTED(outcome, "  rank 2 on ", 1);
+  EXPECT_PRINTED(outcome, ": did not arrive, for ", 1);
+  EXPECT_PRINTED(outcome, "its last operation there was all_gather #1", 1);
+  for (const char* innocent : {"  rank 0", "  rank 1", "  rank 3"}) EXPECT_PRINTED(outcome, innocent, 0);
+}
+
 TEST(Hang, DifferentOperationsAreNamed) {
   const Outcome outcome = run_job(4, "hang_other_operation");
   expect_hang(outcome);
