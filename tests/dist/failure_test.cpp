@@ -170,8 +170,9 @@ TEST(Hang, DifferentOperationsAreNamed) {
   const Outcome outcome = run_job(4, "hang_other_operation");
   expect_hang(outcome);
   EXPECT_PRINTED(outcome, "broadcast #6 (20000 bytes) on \"world\"", 1);
-  EXPECT_PRINTED(outcome, "all_reduce #6 (20000 bytes) on \"world\"", 1);
-  EXPECT_PRINTED(outcome, "the same operations in the same order", 1);
+  // Rank 2 may be the one that reports: it names all three others.
+  EXPECT_GE(outcome.count("all_reduce #6 (20000 bytes) on \"world\""), 1) << outcome.output;
+  EXPECT_GE(outcome.count("the same operations in the same order"), 1) << outcome.output;
 }
 
 TEST(Hang, RanksThatWaitForEachOtherAreListed) {
