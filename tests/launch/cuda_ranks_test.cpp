@@ -103,6 +103,12 @@ TEST_F(CudaRanks, MoreRanksThanGpusAreRefused) {
       << outcome.output;
 }
 
+TEST_F(CudaRanks, BenchComm) {
+  const Outcome outcome = transmamba("bench comm --device cuda --max-bytes 1048576 --json", 2);
+  ASSERT_EQ(outcome.code, 0) << outcome.output;
+  EXPECT_EQ(nlohmann::json::parse(outcome.output)["exchanges"].size(), 7u * 6) << outcome.output;
+}
+
 // A frozen rank holds up an operation that only the GPU of the other waits for.
 TEST_F(CudaRanks, AFrozenRankIsNamed) {
   const Outcome outcome = shell(
