@@ -8,6 +8,7 @@
 #include <numbers>
 #include <thread>
 
+#include "dist/device_world.h"
 #include "kernels/counting_ops.h"
 #include "launch/devices.h"
 #include "launch/loaded_model.h"
@@ -21,7 +22,7 @@ namespace tmamba {
 Trainer::Trainer(RunConfig config, World& world)
     : config_(std::move(config)),
       world_(world),
-      mesh_(world.comm(), mesh_shape(config_.parallel.tp, config_.parallel.sp, config_.parallel.dp, world.size())),
+      shape_(mesh_shape(config_.parallel.tp, config_.parallel.sp, config_.parallel.dp, world.size())),
       main_(world.rank() == 0),
       started_(Clock::now()) {
   validate(config_);
@@ -30,7 +31,8 @@ Trainer::Trainer(RunConfig config, World& world)
                           : std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / world.local_size());
   omp_set_num_threads(threads);
   open_data();
-  ops_ = training_ops(config_, world.size(), micro_batches_);
+  ops_ = training_ops(config_, world_, micro_batches_);
+  mesh_ = std::make_unique<Mesh>(*make_device_communicator(world_, ops_->device()), shape_);
   plan_memory();
   resume_or_initialize();
 }
@@ -54,16 +56,15 @@ void Trainer::open_data() {
   }
   loader_ = std::make_unique<Loader>(*train_file_, config_.data.seq_len, static_cast<uint64_t>(config_.data.seed));
 
-  const int64_t per_rank = config_.train.global_batch / mesh_.dp().size();
-  if (per_rank * mesh_.dp().size() != config_.train.global_batch) {
-    throw UserError(str("train.global_batch = ", config_.train.global_batch, " is not divisible by the ",
-                        mesh_.dp().size(), " data-parallel ranks"));
+  const int64_t per_rank = config_.train.global_batch / shape_.dp;
+  if (per_rank * shape_.dp != config_.train.global_batch) {
+    throw UserError(str("train.global_batch = ", config_.train.global_batch, " is not divisible by the ", shape_.dp,
+                        " data-parallel ranks"));
   }
   const int64_t micro = config_.train.micro_batch > 0 ? config_.train.micro_batch : per_rank;
   if (per_rank % micro != 0) {
     throw UserError(str("train.micro_batch = ", micro, " does not divide the ", per_rank, " sequences of each of ",
-                        mesh_.dp().size(), " data-parallel ranks (train.global_batch = ", config_.train.global_batch,
-                        ")"));
+                        shape_.dp, " data-parallel ranks (train.global_batch = ", config_.train.global_batch, ")"));
   }
   micro_batches_ = per_rank / micro;
   micro_batch_ = micro;
@@ -77,17 +78,17 @@ void Trainer::plan_memory() {
   const int64_t B = micro_batch_;
   const DType dtype = config_.dtype(), acc = accumulate_type(dtype);
   transpoints_ = transpoints(config_.model.schedule, config_.model.layers, config_.data.seq_len);
-  table_ = std::make_unique<ParameterTable>(config_.model, mesh_.coordinates().tp, mesh_.shape().tp);
+  table_ = std::make_unique<ParameterTable>(config_.model, mesh_->coordinates().tp, shape_.tp);
   ranks_ = std::make_unique<ModelRanks>(
       LayoutSpec{.tokens = config_.data.seq_len,
-                 .ranks = mesh_.shape().sp,
+                 .ranks = shape_.sp,
                  .fold = static_cast<int>(config_.parallel.fold),
                  .chunk = config_.model.chunk,
                  .conv_width = static_cast<int>(config_.model.conv),
                  .transpoints = transpoints_,
                  .grain = config_.grain(),
                  .canonical = config_.run.canonical > 0},
-      B, *ops_, mesh_.sp(), mesh_.tp(),
+      B, *ops_, mesh_->sp(), mesh_->tp(),
       std::vector{Transport{
           .keys = config_.parallel.keys == "gather" ? KeyTransport::gather : KeyTransport::group_cast,
           .state = config_.parallel.states == "sliced" ? StateTransport::sliced : StateTransport::all_gather}});
@@ -107,7 +108,7 @@ void Trainer::plan_memory() {
   params_ = params_buffer_.tensor({size}, dtype);
   grads_ = grads_buffer_.tensor({size}, acc);
   reducer_ =
-      std::make_unique<GradReducer>(mesh_.zero(), mesh_.tp(), reduction_buckets(*table_),
+      std::make_unique<GradReducer>(mesh_->zero(), mesh_->tp(), reduction_buckets(*table_),
                                     GradReducerOptions{.stage = static_cast<int>(config_.parallel.zero),
                                                        .dtype = acc,
                                                        .device = device,
@@ -214,7 +215,7 @@ StepResult Trainer::train_step(int64_t step) {
   ops_->fill(sums_3, 0);
   reducer_->begin_step();
   for (int64_t micro = 0; micro < micro_batches_; ++micro) {
-    const int64_t first = (step - 1) * config_.train.global_batch + mesh_.coordinates().dp * per_rank + micro * B;
+    const int64_t first = (step - 1) * config_.train.global_batch + mesh_->coordinates().dp * per_rank + micro * B;
     const Batch batch = loader_->load(first, B);
     // Where every micro-batch is summed over the ranks at once, the next one starts from zero.
     if (micro > 0 && reduces(micro - 1)) ops_->fill(grads_, 0);
@@ -235,7 +236,7 @@ StepResult Trainer::train_step(int64_t step) {
   // One small message decides for all ranks alike: the loss, the gradient's norm, and who wants to stop.
   double sums[4] = {0, 0, 0, wants_to_stop() ? 1.0 : 0.0};
   copy_blocking(Tensor(sums, {3}, DType::f64), sums_3);
-  if (mesh_.coordinates().tp != 0)
+  if (mesh_->coordinates().tp != 0)
     sums[0] = sums[1] = 0;  // all tensor-parallel ranks have the loss of the tokens they share
   world_.comm().all_reduce(Tensor(sums, {4}, DType::f64), ReduceOp::sum).wait();
   const double grad_norm = std::sqrt(sums[2]);
@@ -267,10 +268,10 @@ void Trainer::reduce_bucket(int bucket, int64_t micro) {
 // The gradients whose squares this rank adds to the global norm: together the ranks count every element once.
 std::vector<ConstTensor> Trainer::counted_gradients() const {
   std::vector<ConstTensor> counted;
-  const bool copies_others = reducer_->stage() == 0 && mesh_.shape().zero_rank(mesh_.coordinates()) > 0;
+  const bool copies_others = reducer_->stage() == 0 && shape_.zero_rank(mesh_->coordinates()) > 0;
   for (size_t i = 0; i < gradients_.size() && !copies_others; ++i) {
     const bool replicated = optimizer_->owned()[i].parameter->shard == Shard::none;
-    if (!replicated || mesh_.coordinates().tp == 0) counted.push_back(gradients_[i]);
+    if (!replicated || mesh_->coordinates().tp == 0) counted.push_back(gradients_[i]);
   }
   return counted;
 }
@@ -346,9 +347,9 @@ void Trainer::print_header() const {
               static_cast<long long>(m.heads), static_cast<long long>(m.head_dim()), static_cast<long long>(m.layers),
               static_cast<long long>(m.vocab));
   std::printf("TransPoints of %lld tokens: %s\n", static_cast<long long>(config_.data.seq_len), points.c_str());
-  if (mesh_.shape().tp * mesh_.shape().sp > 1) {
-    std::printf("tensor parallel %d, sequence parallel %d (fold %lld: %lld segments, %s and %s)\n", mesh_.shape().tp,
-                mesh_.shape().sp, static_cast<long long>(config_.parallel.fold),
+  if (shape_.tp * shape_.sp > 1) {
+    std::printf("tensor parallel %d, sequence parallel %d (fold %lld: %lld segments, %s and %s)\n", shape_.tp,
+                shape_.sp, static_cast<long long>(config_.parallel.fold),
                 static_cast<long long>(ranks_->layout().segments().size()), config_.parallel.keys.c_str(),
                 config_.parallel.states.c_str());
   }
@@ -359,7 +360,7 @@ void Trainer::print_header() const {
   }
   std::printf(
       "%d data-parallel rank%s, %d thread%s each; %lld sequences a step, %lld at a time on a rank; %s per rank\n",
-      mesh_.shape().dp, mesh_.shape().dp == 1 ? "" : "s", omp_get_max_threads(), omp_get_max_threads() == 1 ? "" : "s",
+      shape_.dp, shape_.dp == 1 ? "" : "s", omp_get_max_threads(), omp_get_max_threads() == 1 ? "" : "s",
       static_cast<long long>(config_.train.global_batch), static_cast<long long>(micro_batch_),
       bytes_text(memory_bytes()).c_str());
   std::printf("data: %s, %s tokens, %.2f bytes each; run folder: %s\n", config_.data.train.c_str(),
@@ -373,7 +374,7 @@ void Trainer::evaluate_and_log(bool full) {
   if (!valid_file_) return;
   const auto begin = Clock::now();
   const EvalResult result = evaluate(*ops_, scratch_, *model_, *ranks_, params_, *valid_file_,
-                                     full ? 0 : config_.train.eval_sequences, mesh_, world_.comm());
+                                     full ? 0 : config_.train.eval_sequences, *mesh_, world_.comm());
   last_valid_bits_ = result.bits_per_byte();
   folder_->metric({{"step", state_.step},
                    {"valid_loss", result.loss()},
@@ -388,7 +389,7 @@ void Trainer::evaluate_and_log(bool full) {
 
 void Trainer::write_sample() {
   // Decoding takes whole parameters; of a tensor-parallel run `generate` makes text from a checkpoint.
-  if (!main_ || mesh_.shape().tp > 1) return;
+  if (!main_ || shape_.tp > 1) return;
   const SampleOptions options{.max_tokens = config_.train.sample_tokens,
                               .temperature = config_.train.temperature,
                               .top_k = 0,
@@ -406,7 +407,7 @@ void Trainer::save() {
   const SaveReport report =
       save_run(world_.comm(), folder_->checkpoints(), *table_, params_, *optimizer_, state_,
                {.keep = config_.checkpoint.keep, .keep_every = config_.checkpoint.keep_every},
-               reducer_->stage() > 0 || mesh_.shape().zero_rank(mesh_.coordinates()) == 0, mesh_.coordinates().tp == 0);
+               reducer_->stage() > 0 || shape_.zero_rank(mesh_->coordinates()) == 0, mesh_->coordinates().tp == 0);
   last_saved_ = state_.step;
   last_checkpoint_ = report.path.string();
   folder_->event(

@@ -46,6 +46,7 @@ class Trainer {
 
   // What came of the run, from its summary file: a table beside other methods ("NAME=BITS"), or JSON.
   void print_summary(const std::vector<std::string>& compare, bool as_json) const;
+
   // The flat parameters of this rank.
   const Tensor& params() const { return params_; }
   const RunState& state() const { return state_; }
@@ -77,7 +78,8 @@ class Trainer {
 
   RunConfig config_;
   World& world_;
-  Mesh mesh_;
+  const MeshShape shape_;
+  std::unique_ptr<Mesh> mesh_;
   bool main_;  // rank 0: prints and writes logs
   std::unique_ptr<Ops> ops_;
   std::unique_ptr<TokenFile> train_file_, valid_file_;
