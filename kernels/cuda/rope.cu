@@ -12,6 +12,7 @@ namespace tmamba::cuda {
 namespace {
 
 constexpr int kThreads = 128;
+constexpr int kHeads = 4;  // of a token that a thread has under way together
 
 template <class A>
 struct Rope {
@@ -41,19 +42,26 @@ __global__ void __launch_bounds__(kThreads) rope_kernel(Rope<A> f) {
   }
   const int64_t b = blockIdx.z, begin = blockIdx.y * f.heads_per_thread;
   const int64_t end = begin + f.heads_per_thread < f.H ? begin + f.heads_per_thread : f.H;
-#pragma unroll 4
-  for (int64_t h = begin; h < end; ++h) {
-    const A* from = f.x.at(b, t, h) + i;
-    A* to = f.y.at(b, t, h) + i;
-    const Raw<A> first = load(from, left, f.wide), second = load(from + f.pairs, left, f.wide);
-    Raw<A> first_out, second_out;
+  for (int64_t first_head = begin; first_head < end; first_head += kHeads) {
+    Raw<A> low[kHeads], high[kHeads];
 #pragma unroll
-    for (int e = 0; e < V; ++e) {
-      first_out.v[e] = narrow<A>(first[e] * cosine[e] - second[e] * sine[e]);
-      second_out.v[e] = narrow<A>(second[e] * cosine[e] + first[e] * sine[e]);
+    for (int j = 0; j < kHeads; ++j) {
+      const int64_t h = first_head + j, here = h < end ? left : 0;
+      low[j] = load(f.x.at(b, t, h) + i, here, f.wide);
+      high[j] = load(f.x.at(b, t, h) + i + f.pairs, here, f.wide);
     }
-    store(to, first_out, left, f.wide);
-    store(to + f.pairs, second_out, left, f.wide);
+#pragma unroll
+    for (int j = 0; j < kHeads; ++j) {
+      const int64_t h = first_head + j, here = h < end ? left : 0;
+      Raw<A> low_out, high_out;
+#pragma unroll
+      for (int e = 0; e < V; ++e) {
+        low_out.v[e] = narrow<A>(low[j][e] * cosine[e] - high[j][e] * sine[e]);
+        high_out.v[e] = narrow<A>(high[j][e] * cosine[e] + low[j][e] * sine[e]);
+      }
+      store(f.y.at(b, t, h) + i, low_out, here, f.wide);
+      store(f.y.at(b, t, h) + i + f.pairs, high_out, here, f.wide);
+    }
   }
 }
 
