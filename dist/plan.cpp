@@ -236,12 +236,11 @@ std::string dims_problem(const PlanDims& dims) {
   for (const auto& [name, value] : positive) {
     if (value < 1) return str(name, " = ", value, " must be at least 1");
   }
-  const std::pair<const char*, int64_t> divided[] = {
-      {"model.heads", dims.heads}, {"model.ffn", dims.ffn}, {"model.vocab", dims.vocab}};
+  const std::pair<const char*, int64_t> divided[] = {{"model.heads", dims.heads}, {"model.ffn", dims.ffn}};
   for (const auto& [name, value] : divided) {
     if (value % dims.tp != 0) {
       return str("parallel.tp = ", dims.tp, " does not divide ", name, " = ", value,
-                 ": set parallel.tp to a divisor of ", std::gcd(std::gcd(dims.heads, dims.ffn), dims.vocab));
+                 ": set parallel.tp to a divisor of ", std::gcd(dims.heads, dims.ffn));
     }
   }
   if (dims.zero < 0 || dims.zero > 2) return str("parallel.zero = ", dims.zero, " must be 0, 1 or 2");
@@ -260,7 +259,7 @@ std::string dims_problem(const PlanDims& dims) {
 
 std::string transport_problem(const PlanDims& dims, const Transport& transport) {
   if (transport.head_parallel && (dims.heads / dims.tp) % dims.sp != 0) {
-    return str("parallel.sp_transport = head_parallel needs parallel.sp = ", dims.sp, " to divide the ",
+    return str("parallel.transport = head_parallel needs parallel.sp = ", dims.sp, " to divide the ",
                dims.heads / dims.tp, " heads of a tensor-parallel rank: lower parallel.sp or take another transport");
   }
   return "";

@@ -9,7 +9,6 @@
 
 #include "dist/self_communicator.h"
 #include "kernels/base/rng.h"
-#include "kernels/counting_ops.h"
 #include "kernels/timed_ops.h"
 #include "launch/command.h"
 #include "launch/config.h"
@@ -18,8 +17,8 @@
 #include "launch/run_state.h"
 #include "launch/trainer.h"
 #include "launch/verbs.h"
+#include "model/measure.h"
 #include "model/optimizer.h"
-#include "model/transmamba.h"
 
 namespace tmamba {
 
@@ -92,14 +91,9 @@ class StepBench {
                    .conv_width = static_cast<int>(config.model.conv),
                    .transpoints = transpoints(config.model.schedule, config.model.layers, T)},
         B, ops, self_, self_);
-    Arena saved(device), scratch(device);
-    const auto counter = make_counting_ops(device);
-    TransMamba dry(config_.model, table_, *ranks_, dtype, saved);
-    tokens_ = Tensor(nullptr, {2, B, T}, DType::i32, device), sums_ = Tensor(nullptr, {3}, DType::f64, device);
-    params_ = Tensor(nullptr, {size}, dtype, device), grads_ = Tensor(nullptr, {size}, acc, device);
-    run(dry, *counter, scratch);
-    counts_ = counter->counts();
-    saved_ = Arena(saved.peak(), device), scratch_ = Arena(scratch.peak(), device);
+    const ModelMeasure measure = measure_model(config_.model, table_, *ranks_, dtype, device);
+    counts_ = measure.counts;
+    saved_ = Arena(measure.saved_bytes, device), scratch_ = Arena(measure.scratch_bytes, device);
     params_buffer_ = Buffer({size}, dtype, device), grads_buffer_ = Buffer({size}, acc, device);
     tokens_buffer_ = Buffer({2, B, T}, DType::i32, device), sums_buffer_ = Buffer({3}, DType::f64, device);
     params_ = params_buffer_.tensor({size}, dtype), grads_ = grads_buffer_.tensor({size}, acc);
@@ -113,7 +107,10 @@ class StepBench {
 
   void step(Ops& ops) {
     ops.fill(grads_, 0);
-    run(*model_, ops, scratch_);
+    model_->forward_backward(ops, scratch_, params_, grads_, {tokens_.select(0, 0), tokens_.select(0, 1)},
+                             1.0 / static_cast<double>(tokens()),
+                             {.loss_1 = sums_.slice(0, 0, 1), .count_1 = sums_.slice(0, 1, 1), .loss_N = {}},
+                             [](int) {});
     const ConstTensor grads = grads_;
     ops.sum_squares(sums_.slice(0, 2, 1), {&grads, 1});
     optimizer_->step(ops, params_, gradients_, adamw_step(1, 1e-4, 0.9, 0.95, 1e-8, 0.1, 1));
@@ -127,12 +124,6 @@ class StepBench {
   size_t activation_bytes() const { return saved_.peak() + scratch_.peak(); }
 
  private:
-  void run(TransMamba& model, Ops& ops, Arena& scratch) {
-    model.forward_backward(ops, scratch, params_, grads_, {tokens_.select(0, 0), tokens_.select(0, 1)},
-                           1.0 / static_cast<double>(tokens()),
-                           {.loss_1 = sums_.slice(0, 0, 1), .count_1 = sums_.slice(0, 1, 1), .loss_N = {}}, [](int) {});
-  }
-
   void random_tokens() {
     std::vector<int32_t> host(static_cast<size_t>(2 * tokens()));
     for (size_t i = 0; i < host.size(); ++i)

@@ -47,7 +47,7 @@ struct TrainConfig {
 struct ParallelConfig {
   int64_t tp = 1, sp = 1, dp = 0;
   int64_t fold = 1;
-  std::string keys = "group_cast", states = "all_gather";
+  std::string transport = "auto";
   int64_t zero = 1;
 };
 
@@ -63,6 +63,8 @@ struct RunSection {
   int64_t log_every = 1;
   int64_t threads = 0;
   double hang_timeout = 600;
+  std::string plan;
+  std::string profile = "none";
 };
 
 struct RunConfig {

@@ -12,6 +12,7 @@
 #include "launch/config.h"
 #include "launch/evaluator.h"
 #include "launch/run_folder.h"
+#include "launch/run_plan.h"
 #include "launch/run_state.h"
 #include "model/optimizer.h"
 #include "model/transmamba.h"
@@ -84,6 +85,7 @@ class Trainer {
   std::unique_ptr<Tokenizer> tokenizer_;
   std::vector<int64_t> transpoints_;
   std::unique_ptr<ParameterTable> table_;
+  RunPlan plan_;
   std::unique_ptr<ModelRanks> ranks_;
   int64_t micro_batch_ = 1;  // sequences of one forward and backward
   int64_t micro_batches_ = 1;
