@@ -67,7 +67,8 @@ void RunFolder::write_plan(const std::string& json) {
   const fs::path file = dir_ / "plan.json", written = dir_ / "plan.json.tmp";
   {
     std::ofstream out(written);
-    write_line(out, written, json);
+    out << json;
+    if (!out.flush()) throw Error(str(written.string(), ": cannot write; is the disk full?"));
   }
   fs::rename(written, file);
 }
