@@ -6,9 +6,22 @@
 
 namespace tmamba {
 
-SequenceExchange::SequenceExchange(const SequenceLayout& layout, Communicator& sp, ExchangeOps ops, KeyRoute keys,
-                                   StateRoute states)
-    : layout_(layout), sp_(sp), ops_(std::move(ops)), keys_(keys), states_(states) {
+void Pending::advance() {
+  for (Work& work : works_) work.wait();
+  works_.clear();
+  if (next_ < rounds_.size()) works_ = rounds_[next_++]();
+}
+
+void Pending::issue_last() {
+  while (next_ + 1 < rounds_.size()) advance();
+}
+
+void Pending::finish() {
+  while (!works_.empty() || next_ < rounds_.size()) advance();
+}
+
+SequenceExchange::SequenceExchange(const SequenceLayout& layout, Communicator& sp, ExchangeOps ops)
+    : layout_(layout), sp_(sp), ops_(std::move(ops)) {
   TM_CHECK(sp_.size() == layout_.ranks(), "a layout for ", layout_.ranks(), " ranks on \"", sp_.name(),
            "\", which has ", sp_.size());
 }
@@ -34,12 +47,12 @@ View halo_rows(const SequenceLayout& layout, const View& pre_BnX, const Halo& ha
 
 }  // namespace
 
-void SequenceExchange::conv_halo(Arena& scratch, Tensor halo_sBWX, ConstTensor pre_BnX) {
+Pending SequenceExchange::conv_halo(Arena& scratch, Tensor halo_sBWX, ConstTensor pre_BnX) {
   TM_CHECK(pre_BnX.dims() == 3, "conv_halo: rows before the convolution are [B, n, X], got ", pre_BnX.shape());
   const int64_t width = layout_.spec().conv_width - 1;
   check_sizes("conv_halo", "the local rows", pre_BnX, {pre_BnX.size(0), local_tokens(), pre_BnX.size(2)});
   check_sizes("conv_halo", "the halo", halo_sBWX, {std::ssize(segments()), pre_BnX.size(0), width, pre_BnX.size(2)});
-  Staging staging(scratch, ops_);
+  const Staging staging(scratch, ops_);
   MessageGroup group(staging, sp_);
   const auto halo_of = [&](int segment) { return halo_sBWX.select(0, local_index(layout_.segment(segment))); };
   if (segments().front().index == 0) staging.zero(halo_of(0));
@@ -53,16 +66,17 @@ void SequenceExchange::conv_halo(Arena& scratch, Tensor halo_sBWX, ConstTensor p
       group.receive(h.from_rank, halo_of(h.to_segment));
     }
   }
-  if (sp_.size() > 1) group.run();
+  if (sp_.size() == 1) return {};
+  return std::move(group).start();
 }
 
-void SequenceExchange::conv_halo_backward(Arena& scratch, Tensor dpre_BnX, ConstTensor dhalo_sBWX) {
+Pending SequenceExchange::conv_halo_backward(Arena& scratch, Tensor dpre_BnX, ConstTensor dhalo_sBWX) {
   TM_CHECK(dpre_BnX.dims() == 3, "conv_halo_backward: gradients of rows are [B, n, X], got ", dpre_BnX.shape());
   const int64_t width = layout_.spec().conv_width - 1;
   check_sizes("conv_halo_backward", "the local rows", dpre_BnX, {dpre_BnX.size(0), local_tokens(), dpre_BnX.size(2)});
   check_sizes("conv_halo_backward", "the halo", dhalo_sBWX,
               {std::ssize(segments()), dpre_BnX.size(0), width, dpre_BnX.size(2)});
-  Staging staging(scratch, ops_);
+  const Staging staging(scratch, ops_);
   MessageGroup group(staging, sp_);
   std::vector<std::pair<Tensor, ConstTensor>> sums;  // in sequence order, wherever the gradients come from
   for (const Halo& h : layout_.halos()) {
@@ -77,8 +91,12 @@ void SequenceExchange::conv_halo_backward(Arena& scratch, Tensor dpre_BnX, Const
     const Tensor rows = halo_rows(layout_, dpre_BnX, h);
     sums.emplace_back(rows, found_here ? dhalo : group.receive_beside(h.to_rank, rows));
   }
-  if (sp_.size() > 1) group.run();
-  for (const auto& [rows, dhalo] : sums) staging.add(rows, dhalo);
+  const auto add = [staging, sums = std::move(sums)] {
+    for (const auto& [rows, dhalo] : sums) staging.add(rows, dhalo);
+  };
+  if (sp_.size() > 1) return std::move(group).start(add);
+  add();
+  return {};
 }
 
 }  // namespace tmamba

@@ -44,27 +44,24 @@ void SequenceExchange::check_keys(const char* verb, const LayerLayout& layer, co
   }
 }
 
-void SequenceExchange::gather_keys(Arena& scratch, const LayerLayout& layer, Tensor k_BSHD, Tensor v_BSHD,
-                                   ConstTensor k_BPHD, ConstTensor v_BPHD) {
+Pending SequenceExchange::gather_keys(Arena& scratch, const LayerLayout& layer, KeyTransport transport, Tensor k_BSHD,
+                                      Tensor v_BSHD, ConstTensor k_BPHD, ConstTensor v_BPHD) {
   const KeysAndValues needed{k_BSHD, v_BSHD};
   const ConstKeysAndValues local{k_BPHD, v_BPHD};
   check_keys("gather_keys", layer, {k_BSHD, v_BSHD}, local);
-  Staging staging(scratch, ops_);
+  const Staging staging(scratch, ops_);
   for (const Segment& s : segments()) {
     for (size_t i = 0; i < 2; ++i) {
       staging.copy(needed_part(layer.attention_part(s), needed[i]), local_part(layer, s, local[i]));
     }
   }
-  if (!layer.exchanges_keys()) return;
-  if (keys_ == KeyRoute::gather) {
-    all_gather_keys(staging, layer, needed, local);
-  } else {
-    cast_keys(staging, layer, needed, local);
-  }
+  if (!layer.exchanges_keys()) return {};
+  return transport == KeyTransport::gather ? all_gather_keys(staging, layer, needed, local)
+                                           : cast_keys(staging, layer, needed, local);
 }
 
-void SequenceExchange::cast_keys(Staging& staging, const LayerLayout& layer, const KeysAndValues& needed,
-                                 const ConstKeysAndValues& local) {
+Pending SequenceExchange::cast_keys(Staging staging, const LayerLayout& layer, const KeysAndValues& needed,
+                                    const ConstKeysAndValues& local) {
   MessageGroup group(staging, sp_);
   for (const Segment& s : layout_.segments()) {
     for (size_t i = 0; i < 2; ++i) {
@@ -78,7 +75,7 @@ void SequenceExchange::cast_keys(Staging& staging, const LayerLayout& layer, con
       for (int to : receivers) group.send(to, part);
     }
   }
-  group.run();
+  return std::move(group).start();
 }
 
 std::vector<int64_t> SequenceExchange::prefix_counts(const LayerLayout& layer, const ConstTensor& k_BPHD) const {
@@ -110,43 +107,45 @@ void for_each_prefix_piece(const SequenceLayout& layout, const LayerLayout& laye
 
 }  // namespace
 
-void SequenceExchange::all_gather_keys(Staging& staging, const LayerLayout& layer, const KeysAndValues& needed,
-                                       const ConstKeysAndValues& local) {
+Pending SequenceExchange::all_gather_keys(Staging staging, const LayerLayout& layer, const KeysAndValues& needed,
+                                          const ConstKeysAndValues& local) {
   const std::vector<int64_t> counts = prefix_counts(layer, local[0]);
   const Tensor flat = staging.take({piece_begin(counts, layout_.ranks())}, local[0].dtype());
   for_each_prefix_piece(layout_, layer, flat, local[0], [&](const Segment& s, size_t i, const Tensor& piece) {
     if (s.rank == rank()) staging.copy(piece, local_part(layer, s, local[i]));
   });
-  if (staging.measuring()) return;
-  const auto own = static_cast<size_t>(rank());
-  sp_.all_gather(flat, flat_slice(flat, piece_begin(counts, rank()), counts[own]), counts).wait();
-  for_each_prefix_piece(layout_, layer, flat, local[0], [&](const Segment& s, size_t i, const Tensor& piece) {
-    const TokenRange part = layer.keys_needed(rank(), s);
-    if (s.rank != rank() && !part.empty()) staging.copy(needed_part(part, needed[i]), piece);
-  });
+  const Tensor own = flat_slice(flat, piece_begin(counts, rank()), counts[static_cast<size_t>(rank())]);
+  const auto unpack = [=, this, like_BPHD = local[0]] {
+    for_each_prefix_piece(layout_, layer, flat, like_BPHD, [&](const Segment& s, size_t i, const Tensor& piece) {
+      const TokenRange part = layer.keys_needed(rank(), s);
+      if (s.rank != rank() && !part.empty()) staging.copy(needed_part(part, needed[i]), piece);
+    });
+  };
+  return start_one(
+      staging, [this, flat, own, counts] { return sp_.all_gather(flat, own, counts); }, unpack);
 }
 
-void SequenceExchange::return_key_gradients(Arena& scratch, const LayerLayout& layer, Tensor dk_BPHD, Tensor dv_BPHD,
-                                            ConstTensor dk_BSHD, ConstTensor dv_BSHD) {
+Pending SequenceExchange::return_key_gradients(Arena& scratch, const LayerLayout& layer, KeyTransport transport,
+                                               Tensor dk_BPHD, Tensor dv_BPHD, ConstTensor dk_BSHD,
+                                               ConstTensor dv_BSHD) {
   const KeysAndValues local{dk_BPHD, dv_BPHD};
   const ConstKeysAndValues found{dk_BSHD, dv_BSHD};
   check_keys("return_key_gradients", layer, found, {dk_BPHD, dv_BPHD});
-  Staging staging(scratch, ops_);
-  if (!layer.exchanges_keys()) {
-    for (const Segment& s : segments()) {
-      for (size_t i = 0; i < 2; ++i) {
-        staging.copy(local_part(layer, s, local[i]), needed_part(layer.attention_part(s), found[i]));
-      }
-    }
-  } else if (keys_ == KeyRoute::gather) {
-    reduce_key_gradients(staging, layer, local, found);
-  } else {
-    cast_key_gradients(staging, layer, local, found);
+  const Staging staging(scratch, ops_);
+  if (layer.exchanges_keys()) {
+    return transport == KeyTransport::gather ? reduce_key_gradients(staging, layer, local, found)
+                                             : cast_key_gradients(staging, layer, local, found);
   }
+  for (const Segment& s : segments()) {
+    for (size_t i = 0; i < 2; ++i) {
+      staging.copy(local_part(layer, s, local[i]), needed_part(layer.attention_part(s), found[i]));
+    }
+  }
+  return {};
 }
 
-void SequenceExchange::cast_key_gradients(Staging& staging, const LayerLayout& layer, const KeysAndValues& local,
-                                          const ConstKeysAndValues& found) {
+Pending SequenceExchange::cast_key_gradients(Staging staging, const LayerLayout& layer, const KeysAndValues& local,
+                                             const ConstKeysAndValues& found) {
   struct Sum {
     Tensor place;
     std::vector<ConstTensor> terms;  // in rank order
@@ -168,20 +167,21 @@ void SequenceExchange::cast_key_gradients(Staging& staging, const LayerLayout& l
       sums.push_back(std::move(sum));
     }
   }
-  group.run();
-  for (const Sum& sum : sums) {
-    for (size_t t = 0; t < sum.terms.size(); ++t) {
-      if (t == 0) {
-        staging.copy(sum.place, sum.terms[t]);
-      } else {
-        staging.add(sum.place, sum.terms[t]);
+  return std::move(group).start([staging, sums = std::move(sums)] {
+    for (const Sum& sum : sums) {
+      for (size_t t = 0; t < sum.terms.size(); ++t) {
+        if (t == 0) {
+          staging.copy(sum.place, sum.terms[t]);
+        } else {
+          staging.add(sum.place, sum.terms[t]);
+        }
       }
     }
-  }
+  });
 }
 
-void SequenceExchange::reduce_key_gradients(Staging& staging, const LayerLayout& layer, const KeysAndValues& local,
-                                            const ConstKeysAndValues& found) {
+Pending SequenceExchange::reduce_key_gradients(Staging staging, const LayerLayout& layer, const KeysAndValues& local,
+                                               const ConstKeysAndValues& found) {
   const std::vector<int64_t> counts = prefix_counts(layer, local[0]);
   const Tensor flat = staging.take({piece_begin(counts, layout_.ranks())}, local[0].dtype());
   for_each_prefix_piece(layout_, layer, flat, local[0], [&](const Segment& s, size_t i, const Tensor& piece) {
@@ -192,12 +192,14 @@ void SequenceExchange::reduce_key_gradients(Staging& staging, const LayerLayout&
       staging.copy(piece, needed_part(part, found[i]));
     }
   });
-  if (staging.measuring()) return;
-  const auto own = static_cast<size_t>(rank());
-  sp_.reduce_scatter(flat_slice(flat, piece_begin(counts, rank()), counts[own]), flat, counts).wait();
-  for_each_prefix_piece(layout_, layer, flat, local[0], [&](const Segment& s, size_t i, const Tensor& piece) {
-    if (s.rank == rank()) staging.copy(local_part(layer, s, local[i]), piece);
-  });
+  const Tensor own = flat_slice(flat, piece_begin(counts, rank()), counts[static_cast<size_t>(rank())]);
+  const auto unpack = [=, this, like_BPHD = ConstTensor(local[0])] {
+    for_each_prefix_piece(layout_, layer, flat, like_BPHD, [&](const Segment& s, size_t i, const Tensor& piece) {
+      if (s.rank == rank()) staging.copy(local_part(layer, s, local[i]), piece);
+    });
+  };
+  return start_one(
+      staging, [this, flat, own, counts] { return sp_.reduce_scatter(own, flat, counts); }, unpack);
 }
 
 }  // namespace tmamba

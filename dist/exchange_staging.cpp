@@ -8,7 +8,7 @@
 
 namespace tmamba {
 
-Tensor Staging::take_like(const ConstTensor& x) {
+Tensor Staging::take_like(const ConstTensor& x) const {
   switch (x.dims()) {
     case 2:
       return take({x.size(0), x.size(1)}, x.dtype());
@@ -21,7 +21,7 @@ Tensor Staging::take_like(const ConstTensor& x) {
   }
 }
 
-ConstTensor Staging::contiguous(const ConstTensor& x) {
+ConstTensor Staging::contiguous(const ConstTensor& x) const {
   if (x.contiguous()) return x;
   const Tensor staged = take_like(x);
   copy(staged, x);
@@ -30,20 +30,20 @@ ConstTensor Staging::contiguous(const ConstTensor& x) {
 
 void Staging::copy(const Tensor& y, const ConstTensor& x) const {
   if (measuring() || x.numel() == 0 || y.raw() == x.raw()) return;
-  ops_.copy(y, x);
+  ops_->copy(y, x);
 }
 
 void Staging::add(const Tensor& y, const ConstTensor& x) const {
-  if (!measuring() && x.numel() > 0) ops_.add(y, x);
+  if (!measuring() && x.numel() > 0) ops_->add(y, x);
 }
 
 void Staging::zero(const Tensor& x) const {
-  if (!measuring() && x.numel() > 0) ops_.zero(x);
+  if (!measuring() && x.numel() > 0) ops_->zero(x);
 }
 
 void Staging::scan(const Tensor& out_KBHE, const ConstTensor& in_KBHE, const ConstTensor& decay_KBH,
                    bool reverse) const {
-  if (!measuring() && in_KBHE.numel() > 0) ops_.scan(out_KBHE, in_KBHE, decay_KBH, reverse);
+  if (!measuring() && in_KBHE.numel() > 0) ops_->scan(out_KBHE, in_KBHE, decay_KBH, reverse);
 }
 
 void MessageGroup::send(int peer, const ConstTensor& x) {
@@ -64,12 +64,28 @@ ConstTensor MessageGroup::receive_beside(int peer, const ConstTensor& x) {
   return arrival;
 }
 
-void MessageGroup::run() {
-  if (staging_.measuring()) return;
+Pending MessageGroup::start(std::function<void()> then) && {
   std::stable_sort(messages_.begin(), messages_.end(),
                    [](const Message& a, const Message& b) { return a.peer < b.peer; });
-  comm_.send_recv(messages_).wait();
-  for (const auto& [place, staged] : unpack_) staging_.copy(place, staged);
+  return start_one(
+      staging_, [comm = comm_, messages = std::move(messages_)] { return comm->send_recv(messages); },
+      [staging = staging_, unpack = std::move(unpack_), then = std::move(then)] {
+        for (const auto& [place, staged] : unpack) staging.copy(place, staged);
+        if (then) then();
+      });
+}
+
+Pending start_one(const Staging& staging, std::function<Work()> issue, std::function<void()> then) {
+  if (staging.measuring()) return {};
+  return Pending({[issue = std::move(issue)] {
+                    Pending::Works works;
+                    works.push_back(issue());
+                    return works;
+                  },
+                  [then = std::move(then)] {
+                    if (then) then();
+                    return Pending::Works();
+                  }});
 }
 
 Tensor Pieces::next(std::initializer_list<int64_t> sizes) {

@@ -11,12 +11,13 @@ namespace tmamba {
 // One scan: forward, or against the sequence. Segments that give deliver `in` into it, others count as zero; those that
 // take get their place of its result, others zero.
 struct SequenceExchange::Scan {
-  const LayerLayout& layer;
+  LayerLayout layer;
   Tensor out_sBHE;
   ConstTensor in_sBHE;
   ConstTensor decay_sBH;  // forward: of the local segments; against the sequence: empty
   Tensor gathered_KBH;    // forward: decay of all segments, to be written
   ConstTensor decay_KBH;  // decay of all segments
+  StateTransport transport = StateTransport::all_gather;
   bool reverse = false;
 
   bool gives(const Segment& s) const { return reverse ? layer.delivers_adjoint(s) : layer.feeds_state(s); }
@@ -62,148 +63,128 @@ bool SequenceExchange::scans(const LayerLayout& layer) const {
   return layout_.segments().size() > 1 && layer.transpoint() < layout_.tokens();
 }
 
-void SequenceExchange::scan_states(Arena& scratch, const LayerLayout& layer, Tensor inflow_sBHE, Tensor decays_KBH,
-                                   ConstTensor state_sBHE, ConstTensor decay_sBH) {
+Pending SequenceExchange::scan_states(Arena& scratch, const LayerLayout& layer, StateTransport transport,
+                                      Tensor inflow_sBHE, Tensor decays_KBH, ConstTensor state_sBHE,
+                                      ConstTensor decay_sBH) {
   TM_CHECK(state_sBHE.dims() == 4, "scan_states: states are [s, B, H, E], got ", state_sBHE.shape());
   const int64_t s = std::ssize(segments()), K = std::ssize(layout_.segments());
   const int64_t B = state_sBHE.size(1), H = state_sBHE.size(2), E = state_sBHE.size(3);
   check_sizes("scan_states", "the states", state_sBHE, {s, B, H, E});
   check_sizes("scan_states", "the inflow", inflow_sBHE, {s, B, H, E});
-  Staging staging(scratch, ops_);
+  const Staging staging(scratch, ops_);
   if (!scans(layer)) {
     staging.zero(inflow_sBHE);
-    return;
+    return {};
   }
   check_sizes("scan_states", "the log-decays", decay_sBH, {s, B, H});
   check_sizes("scan_states", "the log-decays of all segments", decays_KBH, {K, B, H});
   TM_CHECK(decay_sBH.dtype() == state_sBHE.dtype() && decays_KBH.dtype() == state_sBHE.dtype(),
            "scan_states: states and log-decays of more than one type");
-  run_scan(staging, {.layer = layer,
-                     .out_sBHE = inflow_sBHE,
-                     .in_sBHE = state_sBHE,
-                     .decay_sBH = decay_sBH,
-                     .gathered_KBH = decays_KBH,
-                     .decay_KBH = decays_KBH,
-                     .reverse = false});
+  return start_scan(staging, {.layer = layer,
+                              .out_sBHE = inflow_sBHE,
+                              .in_sBHE = state_sBHE,
+                              .decay_sBH = decay_sBH,
+                              .gathered_KBH = decays_KBH,
+                              .decay_KBH = decays_KBH,
+                              .transport = transport,
+                              .reverse = false});
 }
 
-void SequenceExchange::scan_adjoints(Arena& scratch, const LayerLayout& layer, Tensor outflow_sBHE,
-                                     ConstTensor adjoint_sBHE, ConstTensor decays_KBH) {
+Pending SequenceExchange::scan_adjoints(Arena& scratch, const LayerLayout& layer, StateTransport transport,
+                                        Tensor outflow_sBHE, ConstTensor adjoint_sBHE, ConstTensor decays_KBH) {
   TM_CHECK(adjoint_sBHE.dims() == 4, "scan_adjoints: adjoints are [s, B, H, E], got ", adjoint_sBHE.shape());
   const int64_t s = std::ssize(segments()), K = std::ssize(layout_.segments());
   const int64_t B = adjoint_sBHE.size(1), H = adjoint_sBHE.size(2), E = adjoint_sBHE.size(3);
   check_sizes("scan_adjoints", "the adjoints", adjoint_sBHE, {s, B, H, E});
   check_sizes("scan_adjoints", "the outflow", outflow_sBHE, {s, B, H, E});
-  Staging staging(scratch, ops_);
+  const Staging staging(scratch, ops_);
   if (!scans(layer)) {
     staging.zero(outflow_sBHE);
-    return;
+    return {};
   }
   check_sizes("scan_adjoints", "the log-decays of all segments", decays_KBH, {K, B, H});
   TM_CHECK(decays_KBH.dtype() == adjoint_sBHE.dtype(), "scan_adjoints: adjoints and log-decays of more than one type");
-  run_scan(staging, {.layer = layer,
-                     .out_sBHE = outflow_sBHE,
-                     .in_sBHE = adjoint_sBHE,
-                     .decay_sBH = {},
-                     .gathered_KBH = {},
-                     .decay_KBH = decays_KBH,
-                     .reverse = true});
+  return start_scan(staging, {.layer = layer,
+                              .out_sBHE = outflow_sBHE,
+                              .in_sBHE = adjoint_sBHE,
+                              .decay_sBH = {},
+                              .gathered_KBH = {},
+                              .decay_KBH = decays_KBH,
+                              .transport = transport,
+                              .reverse = true});
 }
+
+Pending SequenceExchange::start_scan(Staging staging, const Scan& scan) {
+  return sp_.size() > 1 && scan.transport == StateTransport::sliced ? sliced_scan(staging, scan)
+                                                                    : gathered_scan(staging, scan);
+}
+
+namespace {
+
+// Calls f(segment, log-decay and state of its record) over what all segments give, in the order of a collective.
+// Records have no log-decay, an empty tensor, where `with_decays` is false.
+template <class F>
+void for_each_record(const std::vector<Segment>& givers, const Tensor& flat, bool with_decays, int64_t B, int64_t H,
+                     int64_t E, F f) {
+  Pieces pieces(flat);
+  for (const Segment& s : givers) {
+    const Tensor decay_BH = with_decays ? pieces.next({B, H}) : Tensor();
+    f(s, decay_BH, pieces.next({B, H, E}));
+  }
+}
+
+}  // namespace
 
 // Whole states: all ranks scan all of them.
-void SequenceExchange::run_scan(Staging& staging, const Scan& scan) {
-  if (sp_.size() > 1 && states_ == StateRoute::sliced) {
-    run_sliced_scan(staging, scan);
-    return;
-  }
-  const int64_t K = std::ssize(layout_.segments());
-  const Tensor in_KBHE = staging.take({K, scan.B(), scan.H(), scan.E()}, scan.dtype());
-  gather_summaries(staging, scan, in_KBHE);
-  const Tensor out_KBHE = staging.take_like(in_KBHE);
-  staging.scan(out_KBHE, in_KBHE, scan.decay_KBH, scan.reverse);
-  for (const Segment& s : segments()) {
-    const Tensor out = scan.out_sBHE.select(0, local_index(s));
-    if (scan.takes(s)) {
-      staging.copy(out, out_KBHE.select(0, s.index));
-    } else {
-      staging.zero(out);
-    }
-  }
-}
-
-// in_KBHE, and forward the log-decays, of all segments; zeros for those that give nothing.
-void SequenceExchange::gather_summaries(Staging& staging, const Scan& scan, const Tensor& in_KBHE) {
-  const int64_t B = scan.B(), H = scan.H(), E = scan.E();
+Pending SequenceExchange::gathered_scan(Staging staging, const Scan& scan) {
+  const int64_t K = std::ssize(layout_.segments()), B = scan.B(), H = scan.H(), E = scan.E();
+  const bool decays = scan.gathers_decays();
+  const Tensor in_KBHE = staging.take({K, B, H, E}, scan.dtype()), out_KBHE = staging.take_like(in_KBHE);
+  const std::vector<Segment> givers = by_rank(layout_, [&](const Segment& s) { return scan.gives(s); });
   for (const Segment& s : layout_.segments()) {
     if (!scan.gives(s)) {
       staging.zero(in_KBHE.select(0, s.index));
-      if (scan.gathers_decays()) staging.zero(scan.gathered_KBH.select(0, s.index));
+      if (decays) staging.zero(scan.gathered_KBH.select(0, s.index));
     } else if (s.rank == rank()) {
       staging.copy(in_KBHE.select(0, s.index), scan.in_sBHE.select(0, local_index(s)));
-      if (scan.gathers_decays()) {
-        staging.copy(scan.gathered_KBH.select(0, s.index), scan.decay_sBH.select(0, local_index(s)));
+      if (decays) staging.copy(scan.gathered_KBH.select(0, s.index), scan.decay_sBH.select(0, local_index(s)));
+    }
+  }
+  const auto scan_all = [=, this] {
+    staging.scan(out_KBHE, in_KBHE, scan.decay_KBH, scan.reverse);
+    for (const Segment& s : segments()) {
+      const Tensor out = scan.out_sBHE.select(0, local_index(s));
+      if (scan.takes(s)) {
+        staging.copy(out, out_KBHE.select(0, s.index));
+      } else {
+        staging.zero(out);
       }
     }
-  }
-  if (sp_.size() == 1) return;
-
-  Staging inner = staging.nested();
-  const std::vector<Segment> givers = by_rank(layout_, [&](const Segment& s) { return scan.gives(s); });
-  const int64_t record = B * H * (scan.gathers_decays() ? E + 1 : E);
-  const std::vector<int64_t> counts = counts_by_rank(givers, layout_.ranks(), record);
-  const Tensor flat = inner.take({total(counts)}, scan.dtype());
-  // A segment's record: its log-decay, forward, and its state.
-  const auto for_each_record = [&](auto f) {
-    Pieces pieces(flat);
-    for (const Segment& s : givers) {
-      const Tensor decay_BH = scan.gathers_decays() ? pieces.next({B, H}) : Tensor();
-      f(s, decay_BH, pieces.next({B, H, E}));
-    }
   };
-  for_each_record([&](const Segment& s, const Tensor& decay_BH, const Tensor& state_BHE) {
-    if (s.rank != rank()) return;
-    if (scan.gathers_decays()) inner.copy(decay_BH, scan.decay_sBH.select(0, local_index(s)));
-    inner.copy(state_BHE, scan.in_sBHE.select(0, local_index(s)));
-  });
-  if (inner.measuring()) return;
-  sp_.all_gather(flat, piece_of(flat, counts, rank()), counts).wait();
-  for_each_record([&](const Segment& s, const Tensor& decay_BH, const Tensor& state_BHE) {
-    if (s.rank == rank()) return;
-    if (scan.gathers_decays()) inner.copy(scan.gathered_KBH.select(0, s.index), decay_BH);
-    inner.copy(in_KBHE.select(0, s.index), state_BHE);
-  });
-}
-
-// Rank j scans slice j of every state.
-void SequenceExchange::run_sliced_scan(Staging& staging, const Scan& scan) {
-  if (scan.gathers_decays()) gather_decays(staging, scan);
-  const int64_t K = std::ssize(layout_.segments());
-  const int64_t width = shard_of(scan.E(), rank(), layout_.ranks()).count;
-  const Tensor in_KBHE = staging.take({K, scan.B(), scan.H(), width}, scan.dtype());
-  slices_out(staging, scan, in_KBHE);
-  const Tensor out_KBHE = staging.take_like(in_KBHE);
-  staging.scan(out_KBHE, in_KBHE, scan.decay_KBH, scan.reverse);
-  slices_back(staging, scan, out_KBHE);
-}
-
-void SequenceExchange::gather_decays(Staging& staging, const Scan& scan) {
-  const int64_t B = scan.B(), H = scan.H();
-  Staging inner = staging.nested();
-  const std::vector<Segment> givers = by_rank(layout_, [&](const Segment& s) { return scan.gives(s); });
-  const std::vector<int64_t> counts = counts_by_rank(givers, layout_.ranks(), B * H);
-  const Tensor flat = inner.take({total(counts)}, scan.dtype());
-  Pieces own(flat);
-  for (const Segment& s : givers) {
-    const Tensor decay_BH = own.next({B, H});
-    if (s.rank == rank()) inner.copy(decay_BH, scan.decay_sBH.select(0, local_index(s)));
+  if (sp_.size() == 1) {
+    scan_all();
+    return {};
   }
-  if (inner.measuring()) return;
-  sp_.all_gather(flat, piece_of(flat, counts, rank()), counts).wait();
-  Pieces all(flat);
-  for (const Segment& s : givers) inner.copy(scan.gathered_KBH.select(0, s.index), all.next({B, H}));
-  for (const Segment& s : layout_.segments()) {
-    if (!scan.gives(s)) inner.zero(scan.gathered_KBH.select(0, s.index));
-  }
+
+  const std::vector<int64_t> counts = counts_by_rank(givers, layout_.ranks(), B * H * (decays ? E + 1 : E));
+  const Tensor flat = staging.take({total(counts)}, scan.dtype());
+  for_each_record(givers, flat, decays, B, H, E,
+                  [&](const Segment& s, const Tensor& decay_BH, const Tensor& state_BHE) {
+                    if (s.rank != rank()) return;
+                    if (decays) staging.copy(decay_BH, scan.decay_sBH.select(0, local_index(s)));
+                    staging.copy(state_BHE, scan.in_sBHE.select(0, local_index(s)));
+                  });
+  return start_one(
+      staging, [=, this] { return sp_.all_gather(flat, piece_of(flat, counts, rank()), counts); },
+      [=, this] {
+        for_each_record(givers, flat, decays, B, H, E,
+                        [&](const Segment& s, const Tensor& decay_BH, const Tensor& state_BHE) {
+                          if (s.rank == rank()) return;
+                          if (decays) staging.copy(scan.gathered_KBH.select(0, s.index), decay_BH);
+                          staging.copy(in_KBHE.select(0, s.index), state_BHE);
+                        });
+        scan_all();
+      });
 }
 
 namespace {
@@ -228,52 +209,81 @@ std::vector<int64_t> slice_counts(const std::vector<Segment>& mine, int ranks, i
 
 }  // namespace
 
-// in_KBHE = this rank's slice of what all segments give.
-void SequenceExchange::slices_out(Staging& staging, const Scan& scan, const Tensor& in_KBHE) {
-  const int64_t B = scan.B(), H = scan.H(), E = scan.E(), width = in_KBHE.size(3);
+// Rank j scans slice j of every state: it gets that slice of what all segments give, and hands the slices of what they
+// take back. The log-decays go to all.
+Pending SequenceExchange::sliced_scan(Staging staging, const Scan& scan) {
+  const int64_t K = std::ssize(layout_.segments()), B = scan.B(), H = scan.H(), E = scan.E();
   const int ranks = layout_.ranks();
-  const std::vector<Segment> givers = by_rank(layout_, [&](const Segment& s) { return scan.gives(s); });
-  const std::vector<Segment> mine =
-      by_rank(layout_, [&](const Segment& s) { return s.rank == rank() && scan.gives(s); });
-  const std::vector<int64_t> sent_counts = slice_counts(mine, ranks, B, H, E);
-  const std::vector<int64_t> received_counts = counts_by_rank(givers, ranks, B * H * width);
-  Staging inner = staging.nested();
-  const Tensor sent = inner.take({total(sent_counts)}, scan.dtype());
-  const Tensor received = inner.take({total(received_counts)}, scan.dtype());
-  for_each_slice(mine, ranks, sent, B, H, E, [&](const Segment& s, const Slice& slice, const Tensor& piece) {
-    inner.copy(piece, scan.in_sBHE.select(0, local_index(s)).slice(2, slice.begin, slice.count));
-  });
-  if (inner.measuring()) return;
-  sp_.all_to_all(received, received_counts, sent, sent_counts).wait();
-  Pieces arrived(received);
-  for (const Segment& s : givers) inner.copy(in_KBHE.select(0, s.index), arrived.next({B, H, width}));
-  for (const Segment& s : layout_.segments()) {
-    if (!scan.gives(s)) inner.zero(in_KBHE.select(0, s.index));
-  }
-}
+  const int64_t width = shard_of(E, rank(), ranks).count;
+  const bool decays = scan.gathers_decays();
+  const auto own = [&](const std::vector<Segment>& all) {
+    std::vector<Segment> mine;
+    for (const Segment& s : all) {
+      if (s.rank == rank()) mine.push_back(s);
+    }
+    return mine;
+  };
+  const std::vector<Segment> givers = by_rank(layout_, [&](const Segment&s) { return scan.gives(s); }),
+                             takers = by_rank(layout_, [&](const Segment&s) { return scan.takes(s); }),
+                             my_givers = own(givers), my_takers = own(takers);
+  const Tensor in_KBHE = staging.take({K, B, H, width}, scan.dtype()), out_KBHE = staging.take_like(in_KBHE);
 
-// The local segments that take get all slices of their place in the scan.
-void SequenceExchange::slices_back(Staging& staging, const Scan& scan, const Tensor& out_KBHE) {
-  const int64_t B = scan.B(), H = scan.H(), E = scan.E(), width = out_KBHE.size(3);
-  const int ranks = layout_.ranks();
-  const std::vector<Segment> takers = by_rank(layout_, [&](const Segment& s) { return scan.takes(s); });
-  const std::vector<Segment> mine =
-      by_rank(layout_, [&](const Segment& s) { return s.rank == rank() && scan.takes(s); });
-  const std::vector<int64_t> sent_counts = counts_by_rank(takers, ranks, B * H * width);
-  const std::vector<int64_t> received_counts = slice_counts(mine, ranks, B, H, E);
-  Staging inner = staging.nested();
-  const Tensor sent = inner.take({total(sent_counts)}, scan.dtype());
-  const Tensor received = inner.take({total(received_counts)}, scan.dtype());
-  Pieces to_send(sent);
-  for (const Segment& s : takers) inner.copy(to_send.next({B, H, width}), out_KBHE.select(0, s.index));
-  if (inner.measuring()) return;
-  sp_.all_to_all(received, received_counts, sent, sent_counts).wait();
-  for_each_slice(mine, ranks, received, B, H, E, [&](const Segment& s, const Slice& slice, const Tensor& piece) {
-    inner.copy(scan.out_sBHE.select(0, local_index(s)).slice(2, slice.begin, slice.count), piece);
-  });
-  for (const Segment& s : segments()) {
-    if (!scan.takes(s)) inner.zero(scan.out_sBHE.select(0, local_index(s)));
-  }
+  const std::vector<int64_t> decay_counts = counts_by_rank(givers, ranks, decays ? B * H : 0);
+  const Tensor all_decays = staging.take({total(decay_counts)}, scan.dtype());
+  const std::vector<int64_t> given_counts = slice_counts(my_givers, ranks, B, H, E),
+                             arriving_counts = counts_by_rank(givers, ranks, B * H * width);
+  const Tensor given = staging.take({total(given_counts)}, scan.dtype()),
+               arriving = staging.take({total(arriving_counts)}, scan.dtype());
+  const std::vector<int64_t> scanned_counts = counts_by_rank(takers, ranks, B * H * width),
+                             taken_counts = slice_counts(my_takers, ranks, B, H, E);
+  const Tensor scanned = staging.take({total(scanned_counts)}, scan.dtype()),
+               taken = staging.take({total(taken_counts)}, scan.dtype());
+  if (staging.measuring()) return {};
+
+  const auto give = [=, this] {
+    Pending::Works works;
+    if (decays) {
+      Pieces pieces(all_decays);
+      for (const Segment& s : givers) {
+        const Tensor decay_BH = pieces.next({B, H});
+        if (s.rank == rank()) staging.copy(decay_BH, scan.decay_sBH.select(0, local_index(s)));
+      }
+      works.push_back(sp_.all_gather(all_decays, piece_of(all_decays, decay_counts, rank()), decay_counts));
+    }
+    for_each_slice(my_givers, ranks, given, B, H, E, [&](const Segment& s, const Slice& slice, const Tensor& piece) {
+      staging.copy(piece, scan.in_sBHE.select(0, local_index(s)).slice(2, slice.begin, slice.count));
+    });
+    works.push_back(sp_.all_to_all(arriving, arriving_counts, given, given_counts));
+    return works;
+  };
+  const auto scan_slice = [=, this] {
+    for (const Segment& s : layout_.segments()) {
+      if (scan.gives(s)) continue;
+      staging.zero(in_KBHE.select(0, s.index));
+      if (decays) staging.zero(scan.gathered_KBH.select(0, s.index));
+    }
+    Pieces slices(arriving), decay_pieces(all_decays);
+    for (const Segment& s : givers) {
+      staging.copy(in_KBHE.select(0, s.index), slices.next({B, H, width}));
+      if (decays) staging.copy(scan.gathered_KBH.select(0, s.index), decay_pieces.next({B, H}));
+    }
+    staging.scan(out_KBHE, in_KBHE, scan.decay_KBH, scan.reverse);
+    Pieces pieces(scanned);
+    for (const Segment& s : takers) staging.copy(pieces.next({B, H, width}), out_KBHE.select(0, s.index));
+    Pending::Works works;
+    works.push_back(sp_.all_to_all(taken, taken_counts, scanned, scanned_counts));
+    return works;
+  };
+  const auto take = [=, this] {
+    for_each_slice(my_takers, ranks, taken, B, H, E, [&](const Segment& s, const Slice& slice, const Tensor& piece) {
+      staging.copy(scan.out_sBHE.select(0, local_index(s)).slice(2, slice.begin, slice.count), piece);
+    });
+    for (const Segment& s : segments()) {
+      if (!scan.takes(s)) staging.zero(scan.out_sBHE.select(0, local_index(s)));
+    }
+    return Pending::Works();
+  };
+  return Pending({give, scan_slice, take});
 }
 
 }  // namespace tmamba

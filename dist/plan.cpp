@@ -72,11 +72,9 @@ class LayerPlanner {
       to_tokens(true, ExchangeKind::grads_to_tokens, {Payload::qkv_grad, Payload::dt_grad});
       return;
     }
+    if (at_.exchanges_keys() && !plan_.dims.keep_keys) keys(true);
     if (at_.exchanges_state()) state_gradient();
-    if (at_.exchanges_keys()) {
-      if (!plan_.dims.keep_keys) keys(true);
-      key_gradients();
-    }
+    if (at_.exchanges_keys()) key_gradients();
     halo(true);
   }
 

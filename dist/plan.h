@@ -14,8 +14,8 @@
 //   to_heads        all_to_all  each rank gets all tokens of its 1/R of the heads
 //   to_tokens       all_to_all  the outputs go back
 // and backward, in this order
-//   adjoints / adjoint_slices + outflow_slices   gradients of the states, against the sequence
 //   keys            again, where they were not kept
+//   adjoints / adjoint_slices + outflow_slices   gradients of the states, against the sequence
 //   key_grads       send_recv or reduce_scatter   dK and dV back to the owner
 //   halo_grads      send_recv   gradient of the halo rows, back to where they came from
 // head_parallel: grads_to_heads, grads_to_tokens.
@@ -28,27 +28,9 @@
 
 #include "dist/communicator.h"
 #include "dist/layout.h"
+#include "dist/transport.h"
 
 namespace tmamba {
-
-// How prefix keys and values travel.
-enum class KeyTransport : uint8_t { group_cast, gather };
-// How the state scan crosses ranks.
-enum class StateTransport : uint8_t { all_gather, sliced };
-
-struct Transport {
-  bool head_parallel = false;  // all-to-all around the whole mixer; the other two then mean nothing
-  KeyTransport keys = KeyTransport::group_cast;
-  StateTransport state = StateTransport::all_gather;
-  bool operator==(const Transport&) const = default;
-};
-
-// "group_cast+all_gather", "group_cast+sliced", "gather+all_gather", "gather+sliced", "head_parallel".
-std::string name_of(const Transport& transport);
-// Throws UserError listing the names for any other.
-Transport transport_named(const std::string& name);
-// All five.
-const std::array<Transport, 5>& all_transports();
 
 // The numbers of a model and its parallel run that bytes and times follow from.
 struct PlanDims {

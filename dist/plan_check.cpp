@@ -42,7 +42,9 @@ std::vector<Exchange> required_exchanges(const Plan& plan, const LayerLayout& at
     return list;
   }
   if (!backward) add(Kind::halo, Collective::send_recv);
-  if (!backward && at.exchanges_keys()) add(Kind::keys, gather ? Collective::all_gather : Collective::send_recv);
+  if (at.exchanges_keys() && !(backward && plan.dims.keep_keys)) {
+    add(Kind::keys, gather ? Collective::all_gather : Collective::send_recv);
+  }
   if (at.exchanges_state() && sliced) {
     if (!backward) add(Kind::decays, Collective::all_gather);
     add(backward ? Kind::adjoint_slices : Kind::state_slices, Collective::all_to_all);
@@ -51,7 +53,6 @@ std::vector<Exchange> required_exchanges(const Plan& plan, const LayerLayout& at
     add(backward ? Kind::adjoints : Kind::summaries, Collective::all_gather);
   }
   if (backward && at.exchanges_keys()) {
-    if (!plan.dims.keep_keys) add(Kind::keys, gather ? Collective::all_gather : Collective::send_recv);
     add(Kind::key_grads, gather ? Collective::reduce_scatter : Collective::send_recv);
   }
   if (backward) add(Kind::halo_grads, Collective::send_recv);

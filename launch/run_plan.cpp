@@ -130,11 +130,7 @@ RunPlan agree_plan(const RunConfig& config, const MeshShape& mesh, Communicator&
 }
 
 std::unique_ptr<ModelRanks> model_ranks(const RunPlan& plan, Ops& ops, Communicator& sp, Communicator& tp) {
-  const Transport transport = plan.transports.front().head_parallel ? Transport{} : plan.transports.front();
-  return std::make_unique<ModelRanks>(
-      plan.dims.layout(), plan.dims.batch, ops, sp, tp,
-      transport.keys == KeyTransport::gather ? KeyRoute::gather : KeyRoute::group_cast,
-      transport.state == StateTransport::sliced ? StateRoute::sliced : StateRoute::all_gather);
+  return std::make_unique<ModelRanks>(plan.dims.layout(), plan.dims.batch, ops, sp, tp, plan.transports);
 }
 
 std::string transports_text(const std::vector<Transport>& transports) {

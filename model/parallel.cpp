@@ -1,6 +1,7 @@
 #include "model/parallel.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace tmamba {
 
@@ -10,6 +11,33 @@ ExchangeOps exchange_ops(Ops& ops) {
           .zero = [&ops](Tensor x) { ops.fill(x, 0); },
           .scan = [&ops](Tensor out, ConstTensor in, ConstTensor decay,
                          bool reverse) { ops.segment_scan(out, in, decay, reverse); }};
+}
+
+namespace {
+
+LayoutSpec uncut(LayoutSpec spec) {
+  spec.ranks = spec.fold = 1;
+  return spec;
+}
+
+}  // namespace
+
+ModelRanks::ModelRanks(const LayoutSpec& layout, int64_t batch, Ops& ops, Communicator& sp, Communicator& tp,
+                       std::vector<Transport> transports)
+    : layout_(layout),
+      whole_layout_(uncut(layout)),
+      sequence_(layout_, sp, exchange_ops(ops)),
+      whole_(whole_layout_, alone_, exchange_ops(ops)),
+      transports_(std::move(transports)),
+      batch_(batch),
+      tensor_(tp, batch * sequence_.local_tokens(), exchange_ops(ops)) {
+  TM_CHECK(transports_.size() == 1 || std::ssize(transports_) == layout_.layers(), transports_.size(),
+           " transports for ", layout_.layers(), " layers");
+}
+
+Transport ModelRanks::transport(int layer) const {
+  if (layout_.ranks() == 1) return {};
+  return transports_.size() == 1 ? transports_.front() : transports_.at(static_cast<size_t>(layer));
 }
 
 void ModelRanks::shard(const Tensor& local_Bn, const ConstTensor& whole_BT) const {

@@ -7,6 +7,7 @@
 
 #include "dist/exchange.h"
 #include "dist/layout.h"
+#include "dist/self_communicator.h"
 #include "kernels/ops.h"
 
 namespace tmamba {
@@ -16,18 +17,19 @@ ExchangeOps exchange_ops(Ops& ops);
 
 class ModelRanks {
  public:
-  // Sequences of layout.tokens tokens, `batch` at a time. Everything must outlive this.
+  // Sequences of layout.tokens tokens, `batch` at a time. `transports`: of each layer; one stands for all layers. The
+  // others must outlive this.
   ModelRanks(const LayoutSpec& layout, int64_t batch, Ops& ops, Communicator& sp, Communicator& tp,
-             KeyRoute keys = KeyRoute::group_cast, StateRoute states = StateRoute::all_gather)
-      : layout_(layout),
-        sequence_(layout_, sp, exchange_ops(ops), keys, states),
-        batch_(batch),
-        tensor_(tp, batch * sequence_.local_tokens(), exchange_ops(ops)) {}
+             std::vector<Transport> transports = {Transport{}});
   ModelRanks(const ModelRanks&) = delete;
   ModelRanks& operator=(const ModelRanks&) = delete;
 
   const SequenceLayout& layout() const { return layout_; }
+  // How the layer's ranks reach each other. One rank needs no transport.
+  Transport transport(int layer) const;
   SequenceExchange& sequence() { return sequence_; }
+  // Of a rank that has the whole sequence, as each has inside a head-parallel layer.
+  SequenceExchange& whole() { return whole_; }
   TensorExchange& tensor() { return tensor_; }
   int64_t batch() const { return batch_; }
   // Tokens of each sequence on this rank, n.
@@ -37,8 +39,10 @@ class ModelRanks {
   void shard(const Tensor& local_Bn, const ConstTensor& whole_BT) const;
 
  private:
-  SequenceLayout layout_;
-  SequenceExchange sequence_;
+  SequenceLayout layout_, whole_layout_;
+  SelfCommunicator alone_{"alone"};
+  SequenceExchange sequence_, whole_;
+  std::vector<Transport> transports_;
   int64_t batch_;
   TensorExchange tensor_;
 };

@@ -18,15 +18,14 @@ TransMamba::TransMamba(const ModelConfig& config, const ParameterTable& table, M
   auto stats = [&] { return saved.take({rows_.size()}, accumulate_type(dtype)); };
   layers_.reserve(static_cast<size_t>(config.layers));
   for (int i = 0; i < static_cast<int>(config.layers); ++i) {
-    layers_.push_back(
-        {.h_rC = rows(),
-         .u_NC = all_rows(),
-         .rstd_r = stats(),
-         .h_mid_rC = rows(),
-         .u_mid_NC = all_rows(),
-         .rstd_mid_r = stats(),
-         .mixer = Mixer(config, ranks.layout().layer(i), ranks.sequence(), ranks.batch(), heads, dtype, saved),
-         .mlp = Mlp(all_rows_, ffn, dtype, saved)});
+    layers_.push_back({.h_rC = rows(),
+                       .u_NC = all_rows(),
+                       .rstd_r = stats(),
+                       .h_mid_rC = rows(),
+                       .u_mid_NC = all_rows(),
+                       .rstd_mid_r = stats(),
+                       .mixer = Mixer(config, i, ranks, heads, dtype, saved),
+                       .mlp = Mlp(all_rows_, ffn, dtype, saved)});
   }
   h_out_rC_ = rows(), u_out_NC_ = all_rows(), rstd_out_r_ = stats();
 }

@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <deque>
+#include <functional>
 #include <limits>
 #include <optional>
 
@@ -216,20 +218,29 @@ class Step {
         pad_(example.pad),
         layout_(dims_.layout()),
         recorder_(comm),
-        exchange_(layout_, recorder_, checked_ops(),
-                  example.transport.keys == KeyTransport::gather ? KeyRoute::gather : KeyRoute::group_cast,
-                  example.transport.state == StateTransport::sliced ? StateRoute::sliced : StateRoute::all_gather),
+        transport_(example.transport),
+        exchange_(layout_, recorder_, checked_ops()),
         decays_(static_cast<size_t>(layout_.layers())) {}
 
   void run() {
     for (int l = 0; l < layout_.layers(); ++l) {
+      if (transport_.head_parallel) {
+        heads(l, {"q", "k", "v", "dt"}, false);
+        heads(l, {"y"}, true);
+        continue;
+      }
       halo(l);
       keys(l);
       states(l);
     }
     for (int l = layout_.layers() - 1; l >= 0; --l) {
-      adjoints(l);
+      if (transport_.head_parallel) {
+        heads(l, {"dy"}, false);
+        heads(l, {"dq", "dk", "dv", "ddt"}, true);
+        continue;
+      }
       keys(l);
+      adjoints(l);
       key_gradients(l);
       halo_gradients(l);
     }
@@ -271,15 +282,13 @@ class Step {
     const size_t calls_before = recorder_.calls.size();
     Arena measured(Device::cpu);
     measuring_ = true;
-    verb(measured, true);
+    verb(measured, true).finish();
     measuring_ = false;
     EXPECT_EQ(recorder_.calls.size(), calls_before) << "messages while measuring";
-    EXPECT_EQ(measured.used(), 0u);
     Arena real(std::max<size_t>(measured.peak(), 1), Device::cpu);
     std::fill_n(real.take({0}, DType::f64).data<double>(), measured.peak() / sizeof(double), kNaN);
-    verb(real, false);
+    verb(real, false).finish();
     EXPECT_EQ(real.peak(), measured.peak());
-    EXPECT_EQ(real.used(), 0u);
     if (layout_.segments().size() == 1) {
       EXPECT_EQ(measured.peak(), 0u) << "one segment needs no staging";
     }
@@ -304,7 +313,7 @@ class Step {
     const auto row = [&](int64_t b, int64_t t, int64_t x) { return value("pre", l, {b, t, x}); };
     pre.fill([&](const Index& i) { return row(i[0], positions[static_cast<size_t>(i[1])], i[2]); });
     Host halo({local_segments(), B(), W() - 1, X()}, pad_);
-    measure_and_run([&](Arena& arena, bool m) { exchange_.conv_halo(arena, pick(halo, m), pick(pre, m)); });
+    measure_and_run([&](Arena& arena, bool m) { return exchange_.conv_halo(arena, pick(halo, m), pick(pre, m)); });
     expect("halo", halo.x, [&](const Index& i) {
       const int64_t t = local(i[0]).begin - (W() - 1) + i[2];
       return t < 0 ? 0.0 : row(i[1], t, i[3]);
@@ -318,7 +327,8 @@ class Step {
     Host dpre({B(), exchange_.local_tokens(), X()}, pad_), dhalo({local_segments(), B(), W() - 1, X()}, pad_);
     dpre.fill([&](const Index& i) { return row(i[0], positions[static_cast<size_t>(i[1])], i[2]); });
     dhalo.fill([&](const Index& i) { return grad(local(i[0]).index, i[1], i[2], i[3]); });
-    measure_and_run([&](Arena& arena, bool m) { exchange_.conv_halo_backward(arena, pick(dpre, m), pick(dhalo, m)); });
+    measure_and_run(
+        [&](Arena& arena, bool m) { return exchange_.conv_halo_backward(arena, pick(dpre, m), pick(dhalo, m)); });
     expect("dpre", dpre.x, [&](const Index& i) {
       const int64_t t = positions[static_cast<size_t>(i[1])];
       const Segment& s = layout_.segment_at(t);
@@ -354,11 +364,9 @@ class Step {
     const bool shared = shared_memory(layer, l);
     const Host &needed_k = shared ? k : all_k, &needed_v = shared ? v : all_v;
     measure_and_run([&](Arena& arena, bool m) {
-      if (S == 0) {
-        exchange_.gather_keys(arena, layer, {}, {}, pick(k, m), pick(v, m));
-      } else {
-        exchange_.gather_keys(arena, layer, pick(needed_k, m), pick(needed_v, m), pick(k, m), pick(v, m));
-      }
+      if (S == 0) return exchange_.gather_keys(arena, layer, transport_.keys, {}, {}, pick(k, m), pick(v, m));
+      return exchange_.gather_keys(arena, layer, transport_.keys, pick(needed_k, m), pick(needed_v, m), pick(k, m),
+                                   pick(v, m));
     });
     expect("k", needed_k.x, [&](const Index& i) { return of("k", i, i[1]); });
     expect("v", needed_v.x, [&](const Index& i) { return of("v", i, i[1]); });
@@ -380,10 +388,10 @@ class Step {
     found_dv.fill([&](const Index& i) { return term("dv", exchange_.rank(), i, i[1]); });
     measure_and_run([&](Arena& arena, bool m) {
       if (S == 0) {
-        exchange_.return_key_gradients(arena, layer, pick(dk, m), pick(dv, m), {}, {});
-      } else {
-        exchange_.return_key_gradients(arena, layer, pick(dk, m), pick(dv, m), pick(found_dk, m), pick(found_dv, m));
+        return exchange_.return_key_gradients(arena, layer, transport_.keys, pick(dk, m), pick(dv, m), {}, {});
       }
+      return exchange_.return_key_gradients(arena, layer, transport_.keys, pick(dk, m), pick(dv, m), pick(found_dk, m),
+                                            pick(found_dv, m));
     });
     const auto sum = [&](const char* name, const Index& i) {
       const int64_t t = positions[static_cast<size_t>(i[1])];
@@ -439,7 +447,8 @@ class Step {
     });
     Host& decays = decays_[static_cast<size_t>(l)].emplace(std::initializer_list<int64_t>{K(), B(), H()}, pad_);
     measure_and_run([&](Arena& arena, bool m) {
-      exchange_.scan_states(arena, layer, pick(inflow, m), pick(decays, m), pick(state, m), pick(decay_sBH, m));
+      return exchange_.scan_states(arena, layer, transport_.state, pick(inflow, m), pick(decays, m), pick(state, m),
+                                   pick(decay_sBH, m));
     });
     const Host whole = whole_scan(l, layer, false);
     expect("inflow", inflow.x, [&](const Index& i) {
@@ -455,7 +464,8 @@ class Step {
     });
     const Host& decays = *decays_[static_cast<size_t>(l)];
     measure_and_run([&](Arena& arena, bool m) {
-      exchange_.scan_adjoints(arena, layer, pick(outflow, m), pick(adjoint, m), pick(decays, m));
+      return exchange_.scan_adjoints(arena, layer, transport_.state, pick(outflow, m), pick(adjoint, m),
+                                     pick(decays, m));
     });
     const Host whole = whole_scan(l, layer, true);
     expect("outflow", outflow.x, [&](const Index& i) {
@@ -463,11 +473,50 @@ class Step {
     });
   }
 
+  // Tensors of a head-parallel layer: "dt" has one column a head, the others D; "y" is cut at the TransPoint.
+  void heads(int l, const std::vector<std::string>& names, bool to_tokens) {
+    const int64_t R = layout_.ranks(), P = layout_.transpoint(l), T = layout_.tokens();
+    const std::vector<int64_t> positions = layout_.positions(exchange_.rank());
+    std::vector<HeadTensor> real, shadow;
+    std::deque<Host> hosts;
+    std::vector<std::function<void()>> checks;
+    for (const std::string& name : names) {
+      const int64_t c = H() / R * (name.ends_with("dt") ? 1 : D());
+      const bool cut = name.ends_with("y");
+      for (const TokenRange& range : cut ? std::vector<TokenRange>{{0, P}, {P, T}} : std::vector<TokenRange>{{0, T}}) {
+        std::vector<int64_t> mine;
+        for (int64_t t : positions) {
+          if (range.contains(t)) mine.push_back(t);
+        }
+        Host& of_tokens = hosts.emplace_back(std::initializer_list<int64_t>{B(), std::ssize(mine), c * R}, pad_);
+        Host& of_heads = hosts.emplace_back(std::initializer_list<int64_t>{B(), range.size(), c}, pad_);
+        const auto at_token = [=, this](const Index& i) { return value(name, l, {i[0], mine[at_index(i[1])], i[2]}); };
+        const auto at_head = [=, this](const Index& i) {
+          return value(name, l, {i[0], range.begin + i[1], exchange_.rank() * c + i[2]});
+        };
+        if (to_tokens) {
+          of_heads.fill(at_head);
+          checks.emplace_back([&of_tokens, at_token, this] { expect("tokens", of_tokens.x, at_token); });
+        } else {
+          of_tokens.fill(at_token);
+          checks.emplace_back([&of_heads, at_head, this] { expect("heads", of_heads.x, at_head); });
+        }
+        real.push_back({range, of_heads.x, of_tokens.x}), shadow.push_back({range, of_heads.shadow, of_tokens.shadow});
+      }
+    }
+    measure_and_run([&](Arena& arena, bool m) {
+      return to_tokens ? exchange_.to_tokens(arena, m ? shadow : real) : exchange_.to_heads(arena, m ? shadow : real);
+    });
+    for (const auto& check : checks) check();
+  }
+  static size_t at_index(int64_t i) { return static_cast<size_t>(i); }
+
   PlanDims dims_;
   uint64_t seed_;
   int64_t pad_;
   SequenceLayout layout_;
   Recorder recorder_;
+  Transport transport_;
   bool measuring_ = false;
   SequenceExchange exchange_;
   std::vector<std::optional<Host>> decays_;  // of each layer, from forward to backward
@@ -515,7 +564,7 @@ TEST_P(Exchanges, GiveWhatOneRankHasAndMoveWhatThePlanSays) {
   for (uint64_t seed = 1; seed <= kSeeds; ++seed) {
     Example example = random_example(seed, comm_.size(), GetParam());
     for (const Transport& transport : all_transports()) {
-      if (transport.head_parallel) continue;
+      if (transport.head_parallel) example.dims.heads *= comm_.size();  // all_transports() has it last
       example.transport = transport;
       SCOPED_TRACE(example.text());
       const Plan plan = make_plan(example.dims, transport);
@@ -546,7 +595,7 @@ TEST(ExchangeErrors, NameTheVerbTheTensorAndTheRank) {
   const int ranks = comm.size();
   const int64_t T = 8 * ranks;
   const SequenceLayout layout({.tokens = T, .ranks = ranks, .chunk = 4, .transpoints = {T}});
-  SequenceExchange exchange(layout, comm, host_ops(), KeyRoute::group_cast, StateRoute::all_gather);
+  SequenceExchange exchange(layout, comm, host_ops());
   Arena arena(4096, Device::cpu);
   const std::string where = str("\"", comm.name(), "\", rank ", comm.rank(), " of ", ranks);
   const auto expect = [&](const std::string& text, const std::string& verb, const std::string& part) {
@@ -555,16 +604,20 @@ TEST(ExchangeErrors, NameTheVerbTheTensorAndTheRank) {
     EXPECT_NE(text.find(part), std::string::npos) << text;
   };
   Host pre({1, 8, 6}, 0), wrong({1, 1, 2, 6}, 0), keys({1, 8, 1, 2}, 0), states({1, 1, 1, 4}, 0), two({2, 1, 1, 4}, 0);
-  expect(error_of([&] { exchange.conv_halo(arena, wrong.x, pre.x); }), "conv_halo",
+  expect(error_of([&] { exchange.conv_halo(arena, wrong.x, pre.x).finish(); }), "conv_halo",
          "the halo is [1, 1, 2, 6], needed is [1, 1, 3, 6]");
-  const auto gather = [&] { exchange.gather_keys(arena, layout.layer(0), pre.x, pre.x, keys.x, keys.x); };
+  const auto gather = [&] {
+    exchange.gather_keys(arena, layout.layer(0), KeyTransport::gather, pre.x, pre.x, keys.x, keys.x).finish();
+  };
   expect(error_of(gather), "gather_keys", "k of the tokens needed");
-  const auto scan = [&] { exchange.scan_states(arena, layout.layer(0), two.x, {}, states.x, {}); };
+  const auto scan = [&] {
+    exchange.scan_states(arena, layout.layer(0), StateTransport::sliced, two.x, {}, states.x, {}).finish();
+  };
   expect(error_of(scan), "scan_states", "the inflow is [2, 1, 1, 4]");
   EXPECT_EQ(arena.used(), 0u);
 
   const SequenceLayout other({.tokens = 8 * (ranks + 1), .ranks = ranks + 1, .chunk = 4});
-  const auto construct = [&] { SequenceExchange(other, comm, host_ops(), KeyRoute::gather, StateRoute::sliced); };
+  const auto construct = [&] { SequenceExchange(other, comm, host_ops()); };
   EXPECT_THROW(construct(), Error);
 }
 

@@ -1,0 +1,118 @@
+// What mixes the tokens of one layer: the causal convolution, attention before the TransPoint P, the SSM scan from P
+// on, and the Memory Converter between them (spec.md sections 2 and 3). No weight matrices: those are the Mixer's.
+//
+// A rank holds n tokens of each of B sequences: its s segments back to back (dist/layout.h). The first P of them are
+// attention tokens, the other S SSM tokens. H heads and D head width of this rank, X = 3 H D channels of q, k, v, W - 1
+// halo rows.
+//
+// Exchanges with the other ranks of the sequence are started as soon as their inputs exist and finished where their
+// outputs are needed; the order in which they are started is the plan's (dist/plan.h).
+#pragma once
+
+#include <vector>
+
+#include "dist/exchange.h"
+#include "dist/layout.h"
+#include "kernels/base/buffer.h"
+#include "kernels/ops.h"
+#include "model/config.h"
+
+namespace tmamba {
+
+// Views of the parameters of this rank's heads, or of their gradients.
+struct SequenceMixerParams {
+  Tensor conv_XW, conv_bias_X, dt_bias_H, A_log_H, D_H;
+};
+
+class SequenceMixer {
+ public:
+  // Takes what forward keeps for backward from `saved`, beside the outputs o_BPHD (attention) and y_BSHD (SSM), which
+  // must live until backward.
+  SequenceMixer(const ModelConfig& config, const LayerLayout& layer, Transport transport, SequenceExchange& sequence,
+                int64_t batch, int64_t heads, DType dtype, Tensor o_BPHD, Tensor y_BSHD, Arena& saved);
+
+  // What forward reads, for the caller to fill: q, k, v before the convolution, and the raw step sizes where the layer
+  // has SSM tokens (else empty).
+  const Tensor& pre_BnX() const { return pre_BnX_; }
+  const Tensor& raw_BnH() const { return raw_BnH_; }
+
+  // Starts what needs pre_BnX alone. The caller computes raw_BnH and what else it has, then calls forward.
+  Pending begin_forward(Arena& scratch);
+  void forward(Ops& ops, Arena& scratch, const SequenceMixerParams& w, Pending halo);
+
+  // Keys and values that the queries of this rank see, and their exchange.
+  struct Keys {
+    Tensor k_BSHD, v_BSHD;
+    Pending arrival;
+  };
+  // Starts what backward needs of other ranks from forward.
+  Keys begin_backward(Arena& scratch);
+  // dpre_BnX and draw_BnH written over; gradients of the parameters added. dpre_BnX is complete when the exchange that
+  // comes back is finished. `scratch` is left for the caller to rewind after that.
+  Pending backward(Ops& ops, Arena& scratch, const SequenceMixerParams& w, const SequenceMixerParams& grad,
+                   Tensor dpre_BnX, Tensor draw_BnH, ConstTensor do_BPHD, ConstTensor dy_BSHD, Keys keys);
+
+  // S at the TransPoint and after the last token, [B, H, D, D] key x value; of the last forward, for tests. Empty where
+  // this rank has no SSM tokens, or not those.
+  ConstTensor state_at_transpoint() const { return state_BHDD_; }
+  ConstTensor final_state() const { return final_state_BHDD_; }
+
+ private:
+  // The attention or SSM tokens of one local segment: `count` of them, in the sequence from `position`, in the local
+  // arrays from `row`.
+  struct Part {
+    size_t segment;
+    int64_t position, row, count;
+  };
+
+  bool has_ssm() const { return layer_.transpoint() < sequence_.layout().tokens(); }
+  // One segment makes up the whole sequence: nothing comes from or goes to other segments.
+  bool alone() const { return sequence_.layout().segments().size() == 1; }
+  bool exact() const { return config_.converter == Converter::exact; }
+  // q, k or v (0, 1, 2) of local rows [begin, begin + count) in a [B, n, X] tensor, as [B, count, H, D].
+  Tensor part(const Tensor& qkv_BnX, int64_t which, int64_t begin, int64_t count) const;
+  Tensor all_keys(Arena& scratch) const;
+  // [H, D, D] states seen as vectors of D * D elements, for the scan over segments.
+  Tensor flat_states(const Tensor& states_sBHDD) const;
+  // Of one local segment; empty where there is but one.
+  Tensor of_segment(const Tensor& x_sBHDD, size_t segment) const;
+
+  void convolve(Ops& ops, const SequenceMixerParams& w);
+  Keys gather_keys(Arena& scratch);
+  Pending summarize_segments(Ops& ops, Arena& scratch);
+  void attention_forward(Ops& ops, const Keys& keys);
+  void ssm_forward(Ops& ops, const SequenceMixerParams& w);
+  void converter_forward(Ops& ops, const Part& prefix);
+
+  Pending segment_outflows(Ops& ops, Arena& scratch, const Tensor& outflow_sBHDD, const ConstTensor& dy_BSHD);
+  void attention_backward(Ops& ops, const Tensor& dqkv_BnX, const ConstTensor& do_BPHD, const Keys& keys,
+                          const Tensor& dk_BSHD, const Tensor& dv_BSHD);
+  SsdBackward ssd_backward_args(const Part& part, const Tensor& dqkv_BnX, const Tensor& ddt_BnH,
+                                const Tensor& dlog_a_BnH) const;
+  Pending convolve_backward(Ops& ops, Arena& scratch, const SequenceMixerParams& w, const SequenceMixerParams& grad,
+                            const Tensor& dpre_BnX, const Tensor& dqkv_BnX);
+
+  const ModelConfig& config_;
+  LayerLayout layer_;
+  Transport transport_;
+  SequenceExchange& sequence_;
+  int64_t batch_, tokens_, heads_, head_dim_;  // tokens_: local
+  DType dtype_, acc_;
+  std::vector<Part> attention_, ssm_;
+  int64_t prefix_ = 0, suffix_ = 0;  // local attention tokens, which come first, and local SSM tokens
+  int64_t keys_ = 0;                 // keys the local queries see
+
+  Tensor o_BPHD_, y_BSHD_;
+  Tensor pre_BnX_;
+  Tensor halo_sBWX_;   // the rows before each segment
+  Tensor qkv_BnX_;     // after the convolution; q of the prefix is rotated in place
+  Tensor k_rot_BPHD_;  // rotated keys of the local prefix
+  Tensor lse_BPH_;
+  Tensor raw_BnH_;  // before softplus
+  Tensor dt_BnH_, log_a_BnH_;
+  Tensor decays_KBH_;    // log-decays of all segments of the sequence
+  Tensor inflow_sBHDD_;  // the state before each local segment
+  Tensor state_BHDD_, final_state_BHDD_;
+};
+
+}  // namespace tmamba
