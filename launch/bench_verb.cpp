@@ -9,10 +9,10 @@
 
 #include "dist/self_communicator.h"
 #include "kernels/base/rng.h"
-#include "kernels/timed_ops.h"
 #include "launch/command.h"
 #include "launch/config.h"
 #include "launch/devices.h"
+#include "launch/op_profile.h"
 #include "launch/progress.h"
 #include "launch/run_state.h"
 #include "launch/trainer.h"
@@ -171,18 +171,11 @@ json bench_ops(const RunConfig& config, Ops& ops, int64_t steps, const Roof& roo
   bench.step(*timed);
   timed->reset();
   for (int64_t i = 0; i < steps; ++i) bench.step(*timed);
-  json rows = json::array();
-  for (const auto& [name, t] : timed->timings()) {
-    const double seconds = t.seconds / static_cast<double>(steps);
-    rows.push_back(
-        {{"op", name},
-         {"calls", t.calls / steps},
-         {"ms", seconds * 1e3},
-         {"gflops", t.flops / t.seconds / 1e9},
-         {"gb_per_s", t.bytes / t.seconds / 1e9},
-         {"fraction_of_roof", std::max(t.flops / t.seconds / roof.flops, t.bytes / t.seconds / roof.bytes)}});
+  json rows = op_rows(*timed, steps);
+  for (json& row : rows) {
+    row["fraction_of_roof"] =
+        1e9 * std::max(row["gflops"].get<double>() / roof.flops, row["gb_per_s"].get<double>() / roof.bytes);
   }
-  std::sort(rows.begin(), rows.end(), [](const json& a, const json& b) { return a["ms"] > b["ms"]; });
   return rows;
 }
 
@@ -241,12 +234,7 @@ int bench_verb(const Arguments& arguments) {
         100 * result["fraction_of_gemm"].get<double>());
     return kDone;
   }
-  std::printf("%-24s %6s %10s %10s %9s %7s\n", "op", "calls", "ms/step", "GFLOP/s", "GB/s", "roof");
-  for (const json& row : result) {
-    std::printf("%-24s %6lld %10.2f %10.1f %9.1f %6.0f%%\n", row["op"].get<std::string>().c_str(),
-                row["calls"].get<long long>(), row["ms"].get<double>(), row["gflops"].get<double>(),
-                row["gb_per_s"].get<double>(), 100 * row["fraction_of_roof"].get<double>());
-  }
+  std::printf("%s", op_table(result).c_str());
   return kDone;
 }
 

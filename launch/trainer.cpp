@@ -100,6 +100,7 @@ void Trainer::resume_or_initialize() {
       static_cast<double>(train_file_->info().source_bytes) / static_cast<double>(train_file_->info().tokens);
   folder_->write_config(state_.config);
   if (main_) folder_->write_plan(plan_to_json(make_plan(plan_.dims, plan_.transports)));
+  start_profile();
   folder_->event(newest.empty() ? "start" : "resume", {{"step", state_.step}, {"ranks", world_.size()}});
 }
 
@@ -125,7 +126,9 @@ int Trainer::run() {
   bool out_of_time = false;
   while (state_.step < total_steps_ && !out_of_time) {
     const auto begin = Clock::now();
+    if (comm_profile_) comm_profile_->begin_step();
     const StepResult result = train_step(state_.step + 1);
+    if (comm_profile_) comm_profile_->end_step(result.skipped);
     ++state_.step;
     state_.tokens += config_.train.global_batch * config_.data.seq_len;
     state_.seconds = seconds_before + elapsed();
@@ -157,34 +160,35 @@ StepResult Trainer::train_step(int64_t step) {
                host_2Bn = host_tokens_.tensor({2, B, n}, DType::i32);
   const Tensor sums_3 = sum_buffer_.tensor({3}, DType::f64);
   const double grad_scale = 1.0 / static_cast<double>(config_.train.global_batch * T);
-  ops_->fill(grads_, 0);
-  ops_->fill(sums_3, 0);
+  Ops& ops = timed_ops_ ? *timed_ops_ : *ops_;
+  ops.fill(grads_, 0);
+  ops.fill(sums_3, 0);
   reducer_->begin_step();
   for (int64_t micro = 0; micro < micro_batches_; ++micro) {
     const int64_t first = (step - 1) * config_.train.global_batch + mesh_.coordinates().dp * per_rank + micro * B;
     const Batch batch = loader_->load(first, B);
     // Where every micro-batch is summed over the ranks at once, the next one starts from zero.
-    if (micro > 0 && reduces(micro - 1)) ops_->fill(grads_, 0);
+    if (micro > 0 && reduces(micro - 1)) ops.fill(grads_, 0);
     // Targets are shifted by one before sequences are cut: a cut needs nothing of the next rank.
     ranks_->shard(host_2Bn.select(0, 0), batch.tokens_BT);
     ranks_->shard(host_2Bn.select(0, 1), batch.targets_BT);
     copy_blocking(tokens_2Bn, host_2Bn);
-    model_->forward_backward(*ops_, scratch_, params_, grads_, {tokens_2Bn.select(0, 0), tokens_2Bn.select(0, 1)},
+    model_->forward_backward(ops, scratch_, params_, grads_, {tokens_2Bn.select(0, 0), tokens_2Bn.select(0, 1)},
                              grad_scale,
                              {.loss_1 = sums_3.slice(0, 0, 1), .count_1 = sums_3.slice(0, 1, 1), .loss_N = {}},
                              [&](int bucket) { reduce_bucket(bucket, micro); });
     if (reduces(micro)) reducer_->finish();
   }
   const std::vector<ConstTensor> gradients = counted_gradients();
-  ops_->sum_squares(sums_3.slice(0, 2, 1), gradients);
-  ops_->synchronize();
+  ops.sum_squares(sums_3.slice(0, 2, 1), gradients);
+  ops.synchronize();
 
   // One small message decides for all ranks alike: the loss, the gradient's norm, and who wants to stop.
-  double sums[4] = {0, 0, 0, wants_to_stop() ? 1.0 : 0.0};
+  double sums[kAgreedNumbers] = {0, 0, 0, wants_to_stop() ? 1.0 : 0.0};
   copy_blocking(Tensor(sums, {3}, DType::f64), sums_3);
   if (mesh_.coordinates().tp != 0)
     sums[0] = sums[1] = 0;  // all tensor-parallel ranks have the loss of the tokens they share
-  world_.comm().all_reduce(Tensor(sums, {4}, DType::f64), ReduceOp::sum).wait();
+  world_.comm().all_reduce(Tensor(sums, {kAgreedNumbers}, DType::f64), ReduceOp::sum).wait();
   const double grad_norm = std::sqrt(sums[2]);
   StepResult result{.loss = sums[0] / sums[1],
                     .grad_norm = grad_norm,
@@ -195,7 +199,7 @@ StepResult Trainer::train_step(int64_t step) {
   if (result.skipped) return result;
   const TrainConfig& t = config_.train;
   const double clip = t.clip > 0 && grad_norm > t.clip ? t.clip / grad_norm : 1.0;
-  optimizer_->step(*ops_, params_, gradients_,
+  optimizer_->step(ops, params_, gradients_,
                    adamw_step(step - state_.skipped, result.lr, t.betas[0], t.betas[1], t.eps, t.weight_decay, clip));
   reducer_->gather_parameters(params_);
   return result;
@@ -305,6 +309,7 @@ void Trainer::finish() {
                             {"seconds", state_.seconds}, {"tokens_per_s", tokens_per_s},
                             {"skipped", state_.skipped}, {"checkpoint", last_checkpoint_}};
   if (valid_file_) summary["valid_bits_per_byte"] = last_valid_bits_;
+  add_profile(summary);
   folder_->write_summary(summary);
 }
 

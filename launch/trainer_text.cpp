@@ -5,7 +5,9 @@
 #include <nlohmann/json.hpp>
 #include <numbers>
 
+#include "launch/op_profile.h"
 #include "launch/progress.h"
+#include "launch/sharding.h"
 #include "launch/trainer.h"
 
 namespace tmamba {
@@ -67,6 +69,24 @@ void Trainer::log_step(const StepResult& result, double step_seconds) {
                    result.skipped ? "  SKIPPED: not finite" : ""));
 }
 
+void Trainer::start_profile() {
+  profiled_from_ = state_.step;
+  if (config_.run.profile == "ops") timed_ops_ = make_timed_ops(*ops_);
+  if (config_.run.profile != "comm") return;
+  const Plan plan = make_plan(plan_.dims, plan_.transports);
+  comm_profile_ = std::make_unique<CommProfile>(
+      mesh_, world_.comm(),
+      planned_traffic(plan, reduction_buckets(*table_), mesh_, head_chunk_rows(config_.model.vocab, mesh_.shape().tp),
+                      kAgreedNumbers * static_cast<int64_t>(sizeof(double))));
+}
+
+void Trainer::add_profile(nlohmann::json& summary) const {
+  const int64_t steps = state_.step - profiled_from_;
+  if (steps == 0) return;
+  if (comm_profile_) summary["comm"] = comm_profile_->summary();
+  if (timed_ops_) summary["ops"] = op_rows(*timed_ops_, steps);
+}
+
 void Trainer::print_summary(const std::vector<std::string>& compare, bool as_json) const {
   const nlohmann::json summary = folder_->read_summary();
   if (as_json) {
@@ -89,6 +109,8 @@ void Trainer::print_summary(const std::vector<std::string>& compare, bool as_jso
   row("checkpoint", summary["checkpoint"].get<std::string>());
   row("metrics", (folder_->dir() / "metrics.jsonl").string());
   row("samples", (folder_->dir() / "samples.txt").string());
+  if (summary.contains("comm")) std::printf("\n%s", comm_table(summary["comm"]).c_str());
+  if (summary.contains("ops")) std::printf("\nOps of rank 0\n%s", op_table(summary["ops"]).c_str());
 }
 
 }  // namespace tmamba

@@ -6,9 +6,6 @@ namespace tmamba {
 
 namespace {
 
-// Rows per chunk: about 8 Mi logits, so that a chunk's GEMM is large and its memory small beside the activations.
-int64_t chunk_rows(int64_t vocab) { return std::max<int64_t>(64, (int64_t{1} << 23) / vocab / 64 * 64); }
-
 // Statistics of all parts of the vocabulary, from those of each.
 void combine_shards(Ops& ops, TensorExchange& tensor, const Tensor& max_n, const Tensor& local_max_n,
                     const Tensor& sum_exp_n, const Tensor& target_n) {
@@ -22,10 +19,16 @@ void combine_shards(Ops& ops, TensorExchange& tensor, const Tensor& max_n, const
 
 }  // namespace
 
+// About 8 Mi logits on a rank, so that a chunk's GEMM is large and its memory small beside the activations. Counted for
+// the largest part of the vocabulary: parts may differ by one, and all ranks must take the same chunks.
+int64_t head_chunk_rows(int64_t vocab, int parts) {
+  return std::max<int64_t>(64, (int64_t{1} << 23) / ceil_div(vocab, parts) / 64 * 64);
+}
+
 void head_loss(Ops& ops, Arena& scratch, TensorExchange& tensor, const HeadLoss& args, const LossSums& sums) {
   const size_t mark = scratch.used();
   const int64_t N = args.x_NC.size(0), V = args.head_VC.size(0);
-  const int64_t chunk = std::min(N, chunk_rows(V));
+  const int64_t chunk = std::min(N, head_chunk_rows(args.vocab, tensor.size()));
   const DType acc = accumulate_type(args.x_NC.dtype());
   const Tensor logits = scratch.take({chunk, V}, args.x_NC.dtype());
   const Tensor max = scratch.take({chunk}, acc), sum_exp = scratch.take({chunk}, acc),

@@ -19,12 +19,16 @@ struct LossSums {
 struct HeadLoss {
   ConstTensor x_NC;  // normed outputs of the last layer
   ConstTensor head_VC;
+  int64_t vocab = 0;        // rows of the head, all parts
   int64_t vocab_begin = 0;  // of this rank's part
   ConstTensor targets_N;    // int32; negative: not counted
   Tensor dx_NC;             // written over, this rank's summand; empty: no gradients at all
   Tensor dhead_VC;          // [acc] added
   double grad_scale = 0;    // gradients are those of loss sum * grad_scale
 };
+
+// Rows whose logits exist together, where the vocabulary is cut in `parts`.
+int64_t head_chunk_rows(int64_t vocab, int parts);
 
 void head_loss(Ops& ops, Arena& scratch, TensorExchange& tensor, const HeadLoss& args, const LossSums& sums);
 
