@@ -299,6 +299,7 @@ Prediction CostModel::predict(int tp, int sp, int dp, int fold, const std::vecto
 std::vector<Transport> CostModel::choose_transports(int tp, int sp, int dp, int fold) {
   const PlanDims dims = with(tp, sp, dp, fold);
   if (const std::string problem = dims_problem(dims); !problem.empty()) throw UserError(problem);
+  if (sp == 1) return std::vector<Transport>(distinct_of_.size());  // one rank has nothing to exchange
   const SequenceCost& cost = sequence_cost(sp, fold);
   std::vector<Transport> chosen;
   for (size_t i : distinct_of_) {
