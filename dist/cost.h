@@ -131,8 +131,10 @@ struct StepTime {
 
 // Bytes on the rank that needs most.
 struct MemoryUse {
-  double parameters = 0, gradients = 0, optimizer = 0, activations = 0, exchange = 0;
-  double total() const { return parameters + gradients + optimizer + activations + exchange; }
+  double parameters = 0, gradients = 0, optimizer = 0;
+  double activations = 0;  // kept for backward
+  double scratch = 0;      // taken for the time of a pass, exchanges included
+  double total() const { return parameters + gradients + optimizer + activations + scratch; }
 };
 
 struct Prediction {

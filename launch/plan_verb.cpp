@@ -10,7 +10,7 @@
 #include "dist/plan_text.h"
 #include "launch/command.h"
 #include "launch/config.h"
-#include "launch/run_plan.h"
+#include "launch/plan_memory.h"
 #include "launch/trainer.h"
 #include "launch/verbs.h"
 
@@ -66,6 +66,19 @@ json choice_json(const LayoutChoice& choice) {
           {"mfu", choice.prediction.mfu}};
 }
 
+MemoryUse memory_of(const RankMemory& memory) {
+  return {.parameters = static_cast<double>(memory.parameters),
+          .gradients = static_cast<double>(memory.gradients),
+          .optimizer = static_cast<double>(memory.optimizer),
+          .activations = static_cast<double>(memory.saved),
+          .scratch = static_cast<double>(memory.scratch)};
+}
+
+json memory_json(const MemoryUse& memory) {
+  return {{"parameters", memory.parameters},   {"gradients", memory.gradients}, {"optimizer", memory.optimizer},
+          {"activations", memory.activations}, {"temporaries", memory.scratch}, {"total", memory.total()}};
+}
+
 json transport_names(const std::vector<Transport>& transports) {
   json names = json::array();
   for (const Transport& transport : transports) names.push_back(name_of(transport));
@@ -89,7 +102,6 @@ int plan_verb(const Arguments& arguments) {
       "machine", po::value<std::string>(),
       "h200, cpu, or a machine file (JSON of measured rates); default: that of run.device, by which a run plans")(
       "print-machine", "print the machine's rates as JSON, to measure and edit, and stop")(
-      "activation-bytes", po::value<int64_t>(), "bytes of an activation; default: those of train.dtype")(
       "vocab", po::value<int64_t>(), "vocabulary, where neither configuration nor data tell it")(
       "save", po::value<std::string>(),
       "write the plan (every message of every rank) to this JSON file, for --set run.plan=FILE")(
@@ -105,7 +117,7 @@ int plan_verb(const Arguments& arguments) {
   }
   config.model.vocab = vocab_of(config, command);
   auto [dims, transports] = plan_of(command, config, machine);
-  if (command.has("activation-bytes")) dims.activation_bytes = command.get<int64_t>("activation-bytes");
+  const MemoryUse measured = memory_of(largest_memory(config, {dims, transports}));
   const int64_t ranks = command.get<int64_t>("ranks") > 0 ? command.get<int64_t>("ranks") : dims.ranks();
   const std::vector<LayoutChoice> ranking = rank_layouts(dims, machine, ranks);
   if (command.has("save")) {
@@ -123,6 +135,8 @@ int plan_verb(const Arguments& arguments) {
                               {"step_s", prediction.time.total()},
                               {"mfu", prediction.mfu},
                               {"memory_bytes", prediction.memory.total()},
+                              {"memory", memory_json(prediction.memory)},
+                              {"measured_memory", memory_json(measured)},
                               {"fold", dims.fold},
                               {"transports", transport_names(transports)},
                               {"plan_hash", plan_hash(make_plan(dims, transports))},
@@ -131,7 +145,7 @@ int plan_verb(const Arguments& arguments) {
                             .c_str());
     return kDone;
   }
-  std::printf("%s\n", plan_report(dims, transports, machine).c_str());
+  std::printf("%s\n", plan_report(dims, transports, machine, measured).c_str());
   if (command.has("check")) std::printf("%s\n", check_text(make_plan(dims, transports)).c_str());
   std::printf("Layouts of %lld ranks\n%s", static_cast<long long>(ranks),
               ranking_table(ranking, command.get<size_t>("top")).c_str());

@@ -60,7 +60,7 @@ TEST(Predict, ZeroStagesShardWhatTheySay) {
     dims.zero = zero;
     const MemoryUse memory = predict(dims, h200_machine(128), {Transport{}}).memory;
     EXPECT_DOUBLE_EQ(memory.parameters, 2 * parameters);
-    EXPECT_DOUBLE_EQ(memory.gradients, 4 * parameters / (zero == 2 ? 8 : 1));
+    EXPECT_DOUBLE_EQ(memory.gradients, 4 * parameters * (zero == 2 ? 1 + 2.0 / 8 : 1));
     EXPECT_DOUBLE_EQ(memory.optimizer, 12 * parameters / (zero == 0 ? 1 : 8));
   }
   dims.activation_bytes = 4;  // no master copy beside float32 weights

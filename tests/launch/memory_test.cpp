@@ -64,6 +64,43 @@ TEST(Memory, OptimizerBytesDivideBySequenceAndDataRanks) {
   }
 }
 
+TEST(Memory, PredictionsAreWithinFivePercentOfDryRuns) {
+  int compared = 0;
+  for (const char* layout : {"tp=1 sp=1", "tp=2 sp=1", "tp=1 sp=4", "tp=2 sp=2", "tp=1 sp=8", "tp=4 sp=4"}) {
+    for (const char* fold : {"1", "2", "4"}) {
+      for (const char* transport : {"auto", "group_cast+all_gather", "gather+sliced", "head_parallel"}) {
+        for (const char* more : {"train.micro_batch=1", "train.dtype=float64", "parallel.zero=2", "model.z_gate=false",
+                                 "model.vocab=257", "model.schedule=[0]", "model.schedule=[\"1/1\"]"}) {
+          std::vector<std::string> overrides{std::string("parallel.fold=") + fold,
+                                             std::string("parallel.transport=") + transport, more};
+          const std::string text = layout;
+          overrides.push_back("parallel." + text.substr(0, 4)), overrides.push_back("parallel." + text.substr(5));
+          RunConfig config = v9_config(overrides);
+          SCOPED_TRACE(str(layout, " fold ", fold, " ", transport, " ", more));
+          if (!transport_problem(
+                   plan_dims(config, {static_cast<int>(config.parallel.tp), static_cast<int>(config.parallel.sp), 1}),
+                   transport_named(transport == std::string("auto") ? "gather+sliced" : transport))
+                   .empty())
+            continue;
+          const Planned run = planned(config);
+          const RankMemory found = run.memory();
+          const MemoryUse predicted = predict(run.plan.dims, machine_of_device(config), run.plan.transports).memory;
+          const auto near = [](const char* what, double a, int64_t b) {
+            EXPECT_NEAR(a / static_cast<double>(b), 1, 0.05) << what << ": " << a << " predicted, " << b << " found";
+          };
+          near("parameters", predicted.parameters, found.parameters);
+          near("gradients", predicted.gradients, found.gradients);
+          near("optimizer", predicted.optimizer, found.optimizer);
+          near("activations", predicted.activations + predicted.scratch, found.activations());
+          near("total", predicted.total(), found.total());
+          ++compared;
+        }
+      }
+    }
+  }
+  EXPECT_GT(compared, 300);
+}
+
 // What a dry run finds is what the arenas of a real step use: the model's own tests run on arenas of exactly that size.
 TEST(Memory, EveryRankOfALayoutIsMeasured) {
   const Planned four = planned(v9_config({"parallel.sp=4", "parallel.tp=2"}));
