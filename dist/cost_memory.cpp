@@ -105,10 +105,10 @@ double mixer_scratch_bytes(const PlanDims& dims, const RankWork& work, const Ran
 }
 
 double scratch_bytes(const PlanDims& dims, int64_t tokens, double mixer_scratch) {
-  constexpr double logits_at_a_time = 1 << 23;  // model/loss.h
   const double e = number(dims.activation_bytes), rows = number(tokens * dims.batch);
   const double mlp = 3 * number(dims.ffn) * rows * e / dims.tp;
-  const double head = e * std::min(rows * number(dims.vocab) / dims.tp, logits_at_a_time);
+  const double head_rows = std::min(rows, std::max(64.0, 8 * number(dims.dim) * rows / number(dims.vocab) + 32));
+  const double head = e * head_rows * number(dims.vocab) / dims.tp;  // head_chunk_rows (model/loss.h)
   return 2 * e * rows * number(dims.dim) + std::max({mixer_scratch / dims.tp, mlp, head});
 }
 

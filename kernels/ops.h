@@ -17,6 +17,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 
 #include "kernels/base/tensor.h"
 
@@ -114,6 +115,15 @@ class Ops {
   virtual Device device() const = 0;
   // Waits until everything issued so far is done.
   virtual void synchronize() = 0;
+
+  // --- Choices -----------------------------------------------------------------------------------------------------
+  // Where a device has several kernels for the same op, the bits of a result are those of the one chosen. While
+  // measuring, the fastest is found when a problem is met first (which takes longer, and memory); else a rule chooses.
+  // choices() as text, for use_choices() of another run to take over: text of another kind of device is ignored,
+  // damaged text is a UserError. A device without choices has none to tell.
+  virtual void measure_choices(bool /*on*/) {}
+  virtual std::string choices() const { return {}; }
+  virtual void use_choices(const std::string& /*text*/) {}
 
   // --- Elementwise -------------------------------------------------------------------------------------------------
   virtual void fill(Tensor x, double value) = 0;

@@ -212,6 +212,7 @@ int bench_verb(const Arguments& arguments) {
   config = parse_config(to_toml(config), "configuration", overrides);
   if (config.model.vocab == 0) config.model.vocab = 4096;
   const auto ops = ops_of(config, 1);
+  ops->measure_choices(true);
   const Roof roof = measure_roof(*ops, config.dtype());
   const json result = what == "step" ? bench_step(config, *ops, command.get<int64_t>("steps"), roof)
                                      : bench_ops(config, *ops, command.get<int64_t>("steps"), roof);

@@ -74,10 +74,12 @@ void Trainer::start_profile() {
   if (config_.run.profile == "ops") timed_ops_ = make_timed_ops(*ops_);
   if (config_.run.profile != "comm") return;
   const Plan plan = make_plan(plan_.dims, plan_.transports);
-  comm_profile_ = std::make_unique<CommProfile>(
-      mesh_, world_.comm(),
-      planned_traffic(plan, reduction_buckets(*table_), mesh_, head_chunk_rows(config_.model.vocab, mesh_.shape().tp),
-                      kAgreedNumbers * static_cast<int64_t>(sizeof(double))));
+  const int64_t rows = ranks_->batch() * ranks_->local_tokens();
+  comm_profile_ =
+      std::make_unique<CommProfile>(mesh_, world_.comm(),
+                                    planned_traffic(plan, reduction_buckets(*table_), mesh_,
+                                                    head_chunk_rows(rows, config_.model.dim, config_.model.vocab),
+                                                    kAgreedNumbers * static_cast<int64_t>(sizeof(double))));
 }
 
 void Trainer::add_profile(nlohmann::json& summary) const {

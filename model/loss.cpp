@@ -19,16 +19,17 @@ void combine_shards(Ops& ops, TensorExchange& tensor, const Tensor& max_n, const
 
 }  // namespace
 
-// About 8 Mi logits on a rank, so that a chunk's GEMM is large and its memory small beside the activations. Counted for
-// the largest part of the vocabulary: parts may differ by one, and all ranks must take the same chunks.
-int64_t head_chunk_rows(int64_t vocab, int parts) {
-  return std::max<int64_t>(64, (int64_t{1} << 23) / ceil_div(vocab, parts) / 64 * 64);
+// Each chunk reads and writes the gradient of the whole head, so chunks should be large; and the logits of as many rows
+// as hold 8 C numbers for each of all N cost no memory, since a layer's backward pass takes as much. The whole
+// vocabulary counts: parts may differ by one, and all ranks must take the same chunks.
+int64_t head_chunk_rows(int64_t rows, int64_t width, int64_t vocab) {
+  return std::max<int64_t>(64, round_up(ceil_div(8 * width * rows, vocab), 64));
 }
 
 void head_loss(Ops& ops, Arena& scratch, TensorExchange& tensor, const HeadLoss& args, const LossSums& sums) {
   const size_t mark = scratch.used();
   const int64_t N = args.x_NC.size(0), V = args.head_VC.size(0);
-  const int64_t chunk = std::min(N, head_chunk_rows(args.vocab, tensor.size()));
+  const int64_t chunk = std::min(N, head_chunk_rows(N, args.x_NC.size(1), args.vocab));
   const DType acc = accumulate_type(args.x_NC.dtype());
   const Tensor logits = scratch.take({chunk, V}, args.x_NC.dtype());
   const Tensor max = scratch.take({chunk}, acc), sum_exp = scratch.take({chunk}, acc),

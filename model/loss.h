@@ -27,8 +27,8 @@ struct HeadLoss {
   double grad_scale = 0;    // gradients are those of loss sum * grad_scale
 };
 
-// Rows whose logits exist together, where the vocabulary is cut in `parts`.
-int64_t head_chunk_rows(int64_t vocab, int parts);
+// Rows whose logits exist together, of `rows` rows of `width`.
+int64_t head_chunk_rows(int64_t rows, int64_t width, int64_t vocab);
 
 void head_loss(Ops& ops, Arena& scratch, TensorExchange& tensor, const HeadLoss& args, const LossSums& sums);
 

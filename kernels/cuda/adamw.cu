@@ -10,6 +10,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int64_t kBlock = 8192;  // elements that one block updates
+constexpr int kAtOnce = 2;        // pieces that a thread has under way together
 constexpr int kTensors = 256;     // per launch: they travel as a kernel parameter
 
 template <class T>
@@ -81,20 +82,28 @@ __global__ void __launch_bounds__(kThreads) adamw_kernel(const __grid_constant__
   const int64_t begin = (blockIdx.x - x.first_block) * kBlock;
   const int64_t end = begin + kBlock < x.count ? begin + kBlock : x.count;
   const T decay = x.decays ? k.decay : T(0);
-#pragma unroll 2
-  for (int64_t i = begin + threadIdx.x * V; i < end; i += kThreads * V) {
-    const int64_t left = end - i;
-    Raw<T> master = load(x.master + i, left, x.wide), m = load(x.m + i, left, x.wide), v = load(x.v + i, left, x.wide);
-    const Raw<T> grad = load(x.grad + i, left, x.wide);
+  for (int64_t first = begin + threadIdx.x * V; first < end; first += kAtOnce * kThreads * V) {
+    Raw<T> master[kAtOnce], m[kAtOnce], v[kAtOnce], grad[kAtOnce];
 #pragma unroll
-    for (int e = 0; e < V; ++e) update(master.v[e], m.v[e], v.v[e], grad[e], decay, k);
-    store(x.master + i, master, left, x.wide);
-    store(x.m + i, m, left, x.wide);
-    store(x.v + i, v, left, x.wide);
-    if (x.param == nullptr) continue;
-    if (x.param_dtype == DType::bf16) store_rounded<bf16_t>(x.param, i, master, left, x.wide);
-    if (x.param_dtype == DType::f32) store_rounded<float>(x.param, i, master, left, x.wide);
-    if (x.param_dtype == DType::f64) store_rounded<double>(x.param, i, master, left, x.wide);
+    for (int u = 0; u < kAtOnce; ++u) {
+      const int64_t i = first + u * kThreads * V, left = end - i;
+      master[u] = load(x.master + i, left, x.wide), m[u] = load(x.m + i, left, x.wide);
+      v[u] = load(x.v + i, left, x.wide), grad[u] = load(x.grad + i, left, x.wide);
+    }
+#pragma unroll
+    for (int u = 0; u < kAtOnce; ++u) {
+      const int64_t i = first + u * kThreads * V, left = end - i;
+      if (left <= 0) break;
+#pragma unroll
+      for (int e = 0; e < V; ++e) update(master[u].v[e], m[u].v[e], v[u].v[e], grad[u][e], decay, k);
+      store(x.master + i, master[u], left, x.wide);
+      store(x.m + i, m[u], left, x.wide);
+      store(x.v + i, v[u], left, x.wide);
+      if (x.param == nullptr) continue;
+      if (x.param_dtype == DType::bf16) store_rounded<bf16_t>(x.param, i, master[u], left, x.wide);
+      if (x.param_dtype == DType::f32) store_rounded<float>(x.param, i, master[u], left, x.wide);
+      if (x.param_dtype == DType::f64) store_rounded<double>(x.param, i, master[u], left, x.wide);
+    }
   }
 }
 

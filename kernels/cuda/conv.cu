@@ -1,7 +1,9 @@
-// Depthwise causal convolution and SiLU: a thread owns 16 bytes of channels and walks over kStrip tokens with the rows
-// that the taps reach back to in registers. kTaps >= W taps; those before the first are zero and read nothing.
+// Depthwise causal convolution and SiLU. A block walks over a strip of tokens in tiles, which come into shared memory
+// while the one before is computed; a thread owns kWidth channels and keeps the rows that its taps reach back to in
+// registers. kTaps >= W taps; those before the first are zero and read nothing.
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/device.cuh"
+#include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/partial_sums.cuh"
 #include "kernels/cuda/views.h"
 
@@ -9,9 +11,13 @@ namespace tmamba::cuda {
 
 namespace {
 
-constexpr int kStrip = 32;    // tokens per thread
-constexpr int kStrips = 8;    // per block, one behind the other
-constexpr int kColumns = 32;  // threads across channels
+constexpr int kStrip = 128;    // tokens per block
+constexpr int kTile = 16;      // tokens in shared memory at a time
+constexpr int kStages = 2;     // tiles: one in use, the others on their way
+constexpr int kGroup = 4;      // tokens that a thread computes at a time
+constexpr int kThreads = 128;  // side by side across channels
+constexpr int kWidth = 2;      // channels per thread
+constexpr int kChannels = kThreads * kWidth;
 constexpr int kMostTaps = 8;
 
 template <class A>
@@ -20,36 +26,62 @@ struct Conv {
   Rows<const A> w;
   const A* bias;
   int64_t B, T, C, W;
-  int64_t blocks_per_sequence;
-  bool wide;  // x, halo and the outputs
+  int64_t strips;  // per sequence
+  bool wide;       // x, halo and the outputs
 };
 
-// The channels and the tokens of this thread.
+// The channels and the tokens of this block and thread.
 template <class A>
 struct Place {
-  int64_t b, begin, end, c, left;
+  int64_t b, begin, end, block_c, c, left;
   __device__ explicit Place(const Conv<A>& conv) {
-    c = (static_cast<int64_t>(blockIdx.x) * kColumns + threadIdx.x) * kVec<A>;
+    block_c = static_cast<int64_t>(blockIdx.x) * kChannels;
+    c = block_c + threadIdx.x * kWidth;
     left = conv.C - c;
-    const DivMod at(blockIdx.y, conv.blocks_per_sequence);
+    const DivMod at(blockIdx.y, conv.strips);
     b = at.quotient;
-    begin = (at.remainder * kStrips + threadIdx.y) * kStrip;
+    begin = at.remainder * kStrip;
     end = begin + kStrip < conv.T ? begin + kStrip : conv.T;
   }
 };
 
-// Weights, bias and the last kTaps rows of input of one thread.
+// One tensor's tiles in shared memory.
+template <class A>
+struct Tiles {
+  A (*rows)[kTile][kChannels];  // [kStages]
+  __device__ explicit Tiles(void* shared, int tensor)
+      : rows(reinterpret_cast<A (*)[kTile][kChannels]>(shared) + tensor * kStages) {}
+  static constexpr size_t kBytes = sizeof(A) * kStages * kTile * kChannels;
+
+  // Starts to load tokens [t, t + kTile) of all channels of the block; zeros from `end` on and beyond the channels.
+  __device__ void start(int stage, const Planes<const A>& from, const Place<A>& place, int64_t t, int64_t end,
+                        int64_t C, bool wide) const {
+    constexpr int kPieces = kChannels / kVec<A>;  // of a row
+    for (int i = threadIdx.x; i < kTile * kPieces; i += kThreads) {
+      const int row = i / kPieces, column = i % kPieces * kVec<A>;
+      const int64_t c = place.block_c + column, left = t + row < end ? C - c : 0;
+      A* to = &rows[stage][row][column];
+      if (wide && left >= kVec<A>) {
+        copy_async_16(to, from.at(place.b, t + row) + c, true);
+      } else {
+        *reinterpret_cast<Raw<A>*>(to) = load(from.at(place.b, t + row) + c, left, false);
+      }
+    }
+  }
+  // This thread's channels of row `row`.
+  __device__ Acc<A> at(int stage, int row, int e) const { return widen(rows[stage][row][threadIdx.x * kWidth + e]); }
+};
+
+// Weights, bias and inputs of a group of tokens.
 template <class A, int kTaps>
 struct Window {
-  static constexpr int V = kVec<A>;
-  const Conv<A>& conv;
-  const Place<A>& place;
-  Acc<A> w[kTaps][V], bias[V];
-  Raw<A> x[kTaps];
+  static constexpr int kBack = kTaps - 1;
+  Acc<A> w[kTaps][kWidth], bias[kWidth];
+  Acc<A> x[kBack + kGroup][kWidth];  // of tokens group - kBack .. group + kGroup - 1
 
-  __device__ Window(const Conv<A>& conv_in, const Place<A>& place_in) : conv(conv_in), place(place_in) {
+  __device__ Window(const Conv<A>& conv, const Place<A>& place) {
 #pragma unroll
-    for (int e = 0; e < V; ++e) {
+    for (int e = 0; e < kWidth; ++e) {
       const bool here = e < place.left;
       bias[e] = here ? widen(conv.bias[place.c + e]) : Acc<A>(0);
 #pragma unroll
@@ -57,54 +89,100 @@ struct Window {
         const int tap = j - (kTaps - static_cast<int>(conv.W));
         w[j][e] = here && tap >= 0 ? widen(conv.w[place.c + e][tap]) : Acc<A>(0);
       }
-    }
 #pragma unroll
-    for (int j = 0; j < kTaps; ++j) x[j] = input(place.begin - kTaps + j);
+      for (int j = 0; j < kBack; ++j) x[kGroup + j][e] = here ? before(conv, place, place.begin - kBack + j, e) : 0;
+    }
   }
 
-  // The row of token t; zeros where the convolution does not reach.
-  __device__ Raw<A> input(int64_t t) const {
+  // Of token t < begin; zeros where the convolution does not reach.
+  __device__ static Acc<A> before(const Conv<A>& conv, const Place<A>& place, int64_t t, int e) {
     const int64_t reach = conv.W - 1;
-    const A* row = nullptr;
-    if (t >= 0) {
-      row = conv.x.at(place.b, t);
-    } else if (t >= -reach && conv.halo.data != nullptr) {
-      row = conv.halo.at(place.b, t + reach);
-    }
-    return row == nullptr ? Raw<A>{} : load(row + place.c, place.left, conv.wide);
+    if (t >= 0) return widen(conv.x.at(place.b, t)[place.c + e]);
+    if (t < -reach || conv.halo.data == nullptr) return 0;
+    return widen(conv.halo.at(place.b, t + reach)[place.c + e]);
   }
 
-  // Takes in the row of the next token.
-  __device__ void push(const Raw<A>& next) {
+  // Takes in the group at rows [row, row + kGroup) of a tile.
+  __device__ void advance(const Tiles<A>& tiles, int stage, int row) {
 #pragma unroll
-    for (int j = 0; j + 1 < kTaps; ++j) x[j] = x[j + 1];
-    x[kTaps - 1] = next;
+    for (int e = 0; e < kWidth; ++e) {
+#pragma unroll
+      for (int j = 0; j < kBack; ++j) x[j][e] = x[kGroup + j][e];
+#pragma unroll
+      for (int i = 0; i < kGroup; ++i) x[kBack + i][e] = tiles.at(stage, row + i, e);
+    }
   }
 
-  __device__ Acc<A> pre_activation(int e) const {
+  // Of token i of the group.
+  __device__ Acc<A> pre_activation(int i, int e) const {
     Acc<A> sum = bias[e];
 #pragma unroll
-    for (int j = 0; j < kTaps; ++j) sum += w[j][e] * x[j][e];
+    for (int j = 0; j < kTaps; ++j) sum += w[j][e] * x[i + j][e];
     return sum;
   }
 };
 
-template <class A, int kTaps>
-__global__ void __launch_bounds__(kColumns* kStrips) forward_kernel(Conv<A> conv, Planes<A> y) {
-  const Place<A> place(conv);
-  if (place.left <= 0 || place.begin >= place.end) return;
-  Window<A, kTaps> window(conv, place);
-#pragma unroll 4
-  for (int64_t t = place.begin; t < place.end; ++t) {
-    window.push(load(conv.x.at(place.b, t) + place.c, place.left, conv.wide));
-    Raw<A> out;
-#pragma unroll
-    for (int e = 0; e < kVec<A>; ++e) {
-      const Acc<A> pre = window.pre_activation(e);
-      out.v[e] = narrow<A>(pre * sigmoid<A>(pre));
-    }
-    store(y.at(place.b, t) + place.c, out, place.left, conv.wide);
+// Calls f(stage, first token) for each tile of tokens [begin, end), with start(stage, first token) issued kStages - 1
+// tiles ahead.
+template <class Start, class F>
+__device__ void for_each_tile(int64_t begin, int64_t end, Start start, F f) {
+  for (int ahead = 0; ahead < kStages - 1; ++ahead) {
+    if (begin + ahead * kTile < end) start(ahead, begin + ahead * kTile);
+    commit_copies();
   }
+  int stage = 0;
+  for (int64_t t = begin; t < end; t += kTile) {
+    const int64_t next = t + (kStages - 1) * kTile;
+    if (next < end) start((stage + kStages - 1) % kStages, next);
+    commit_copies();
+    wait_copies<kStages - 1>();
+    __syncthreads();
+    f(stage, t);
+    __syncthreads();
+    stage = (stage + 1) % kStages;
+  }
+}
+
+template <class A>
+__device__ void store_channels(A* to, const Acc<A> (&x)[kWidth], int64_t left, bool wide) {
+  if (wide && left >= kWidth) {
+    if constexpr (std::is_same_v<A, bf16_t>) {
+      *reinterpret_cast<uint32_t*>(to) = pack_bf16(x[0], x[1]);
+      return;
+    }
+  }
+#pragma unroll
+  for (int e = 0; e < kWidth; ++e) {
+    if (e < left) to[e] = narrow<A>(x[e]);
+  }
+}
+
+template <class A, int kTaps>
+__global__ void __launch_bounds__(kThreads) forward_kernel(Conv<A> conv, Planes<A> y) {
+  extern __shared__ uint4 shared[];
+  const Place<A> place(conv);
+  const Tiles<A> x(shared, 0);
+  Window<A, kTaps> window(conv, place);
+  for_each_tile(
+      place.begin, place.end,
+      [&](int stage, int64_t t) { x.start(stage, conv.x, place, t, place.end, conv.C, conv.wide); },
+      [&](int stage, int64_t t) {
+#pragma unroll
+        for (int row = 0; row < kTile; row += kGroup) {
+          window.advance(x, stage, row);
+#pragma unroll
+          for (int i = 0; i < kGroup; ++i) {
+            Acc<A> out[kWidth];
+#pragma unroll
+            for (int e = 0; e < kWidth; ++e) {
+              const Acc<A> pre = window.pre_activation(i, e);
+              out[e] = pre * sigmoid<A>(pre);
+            }
+            const int64_t at = t + row + i;
+            if (at < place.end) store_channels(y.at(place.b, at) + place.c, out, place.left, conv.wide);
+          }
+        }
+      });
 }
 
 template <class A>
@@ -112,86 +190,76 @@ struct Backward {
   Conv<A> conv;
   Planes<A> dx, dhalo;
   Planes<const A> dy;
-  Acc<A>* partial;  // [blocks of tokens, W + 1, C]: taps, then the bias
+  Acc<A>* partial;  // [strips of all sequences, W + 1, C]: taps, then the bias
 };
 
 template <class A, int kTaps>
-__global__ void __launch_bounds__(kColumns* kStrips) backward_kernel(Backward<A> f) {
-  constexpr int V = kVec<A>;
-  __shared__ Acc<A> scratch[kStrips][kColumns * V];
+__global__ void __launch_bounds__(kThreads) backward_kernel(Backward<A> f) {
+  constexpr int kBack = kTaps - 1;
+  extern __shared__ uint4 shared[];
   const Conv<A>& conv = f.conv;
   const Place<A> place(conv);
-  Acc<A> dw[kTaps][V] = {}, db[V] = {};
-  if (place.left > 0 && place.begin < place.end) {
-    Window<A, kTaps> window(conv, place);
-    Acc<A> dpre[kTaps][V] = {};  // of the last kTaps tokens
-    for (int64_t t = place.begin; t < place.end + kTaps - 1; ++t) {
+  const Tiles<A> x(shared, 0), dy(shared, 1);
+  Window<A, kTaps> window(conv, place);
+  Acc<A> dw[kTaps][kWidth] = {}, db[kWidth] = {};
+  Acc<A> dpre[kBack + kGroup][kWidth] = {};  // of the window's tokens
+  // The tokens behind the strip that its last rows feed belong to the next one, and are computed here again.
+  for_each_tile(
+      place.begin, place.end + kBack,
+      [&](int stage, int64_t t) {
+        x.start(stage, conv.x, place, t, conv.T, conv.C, conv.wide);
+        dy.start(stage, f.dy, place, t, conv.T, conv.C, conv.wide);
+      },
+      [&](int stage, int64_t t) {
 #pragma unroll
-      for (int j = 0; j + 1 < kTaps; ++j) {
+        for (int row = 0; row < kTile; row += kGroup) {
+          window.advance(x, stage, row);
 #pragma unroll
-        for (int e = 0; e < V; ++e) dpre[j][e] = dpre[j + 1][e];
-      }
-      if (t < conv.T) {
-        window.push(load(conv.x.at(place.b, t) + place.c, place.left, conv.wide));
-        const Raw<A> dy = load(f.dy.at(place.b, t) + place.c, place.left, conv.wide);
+          for (int e = 0; e < kWidth; ++e) {
 #pragma unroll
-        for (int e = 0; e < V; ++e) {
-          const Acc<A> pre = window.pre_activation(e), s = sigmoid<A>(pre);
-          dpre[kTaps - 1][e] = dy[e] * s * (1 + pre * (1 - s));
+            for (int j = 0; j < kBack; ++j) dpre[j][e] = dpre[kGroup + j][e];
+#pragma unroll
+            for (int i = 0; i < kGroup; ++i) {
+              const Acc<A> pre = window.pre_activation(i, e), s = sigmoid<A>(pre);
+              const Acc<A> d = dy.at(stage, row + i, e) * s * (1 + pre * (1 - s));
+              dpre[kBack + i][e] = d;
+              const Acc<A> counted = t + row + i < place.end ? d : Acc<A>(0);
+              db[e] += counted;
+#pragma unroll
+              for (int j = 0; j < kTaps; ++j) dw[j][e] += counted * window.x[i + j][e];
+            }
+          }
+      // Row s feeds output s + n by tap kBack - n: of rows s = t + row - kBack + i all of them are known now.
+#pragma unroll
+          for (int i = 0; i < kGroup; ++i) {
+            const int64_t s = t + row - kBack + i;
+            A* to = nullptr;
+            if (s >= place.begin && s < place.end) {
+              to = f.dx.at(place.b, s);
+            } else if (s < 0 && s + conv.W - 1 >= 0 && f.dhalo.data != nullptr) {
+              to = f.dhalo.at(place.b, s + conv.W - 1);
+            }
+            if (to == nullptr) continue;
+            Acc<A> dx[kWidth] = {};
+#pragma unroll
+            for (int e = 0; e < kWidth; ++e) {
+#pragma unroll
+              for (int j = 0; j < kTaps; ++j) dx[e] += window.w[kBack - j][e] * dpre[i + j][e];
+            }
+            store_channels(to + place.c, dx, place.left, conv.wide);
+          }
         }
-      } else {
+      });
+  Acc<A>* line = f.partial + blockIdx.y * (conv.W + 1) * conv.C;
 #pragma unroll
-        for (int e = 0; e < V; ++e) dpre[kTaps - 1][e] = 0;
-      }
-      if (t < place.end) {
+  for (int e = 0; e < kWidth; ++e) {
+    if (e >= place.left) break;
 #pragma unroll
-        for (int e = 0; e < V; ++e) {
-          const Acc<A> d = dpre[kTaps - 1][e];
-          db[e] += d;
-#pragma unroll
-          for (int j = 0; j < kTaps; ++j) dw[j][e] += d * window.x[j][e];
-        }
-      }
-      // Row s feeds output t - j by tap j: all of them are known now.
-      const int64_t s = t - (kTaps - 1);
-      A* to = nullptr;
-      if (s >= place.begin) {
-        to = f.dx.at(place.b, s);
-      } else if (place.begin == 0 && s + conv.W - 1 >= 0 && f.dhalo.data != nullptr) {
-        to = f.dhalo.at(place.b, s + conv.W - 1);
-      }
-      if (to == nullptr) continue;
-      Raw<A> dx;
-#pragma unroll
-      for (int e = 0; e < V; ++e) {
-        Acc<A> sum = 0;
-#pragma unroll
-        for (int j = 0; j < kTaps; ++j) sum += window.w[j][e] * dpre[kTaps - 1 - j][e];
-        dx.v[e] = narrow<A>(sum);
-      }
-      store(to + place.c, dx, place.left, conv.wide);
+    for (int j = 0; j < kTaps; ++j) {
+      const int64_t tap = j - (kTaps - conv.W);
+      if (tap >= 0) line[tap * conv.C + place.c + e] = dw[j][e];
     }
-  }
-  // The block's strips meet in shared memory, one tap at a time, and are added in order.
-  for (int line = 0; line <= conv.W; ++line) {
-    __syncthreads();
-#pragma unroll
-    for (int e = 0; e < V; ++e) {
-      Acc<A> value = db[e];
-#pragma unroll
-      for (int j = 0; j < kTaps; ++j) value = line == j - (kTaps - conv.W) ? dw[j][e] : value;
-      scratch[threadIdx.y][threadIdx.x * V + e] = value;
-    }
-    __syncthreads();
-    Acc<A>* out = f.partial + (blockIdx.y * (conv.W + 1) + line) * conv.C;
-    for (int i = threadIdx.y * kColumns + threadIdx.x; i < kColumns * V; i += kColumns * kStrips) {
-      const int64_t c = static_cast<int64_t>(blockIdx.x) * kColumns * V + i;
-      if (c >= conv.C) continue;
-      Acc<A> sum = 0;
-#pragma unroll
-      for (int strip = 0; strip < kStrips; ++strip) sum += scratch[strip][i];
-      out[c] = sum;
-    }
+    line[conv.W * conv.C + place.c + e] = db[e];
   }
 }
 
@@ -206,7 +274,7 @@ Conv<A> make_conv(const ConstTensor& x_BTC, const ConstTensor& halo_BWC, const C
           x_BTC.size(1),
           x_BTC.size(2),
           w_CW.size(1),
-          ceil_div(x_BTC.size(1), kStrip * kStrips),
+          ceil_div(x_BTC.size(1), kStrip),
           wide};
 }
 
@@ -224,7 +292,7 @@ void expect_inputs(const ConstTensor& x_BTC, const ConstTensor& halo_BWC, const 
 
 template <class A>
 Grid grid_of(const Conv<A>& conv) {
-  return {ceil_div(conv.C, kColumns * kVec<A>), conv.B * conv.blocks_per_sequence};
+  return {ceil_div(conv.C, kChannels), conv.B * conv.strips};
 }
 
 // Calls f.template operator()<kTaps>().
@@ -246,7 +314,7 @@ void CudaOps::conv_silu_forward(Tensor y_BTC, ConstTensor x_BTC, ConstTensor hal
   dispatch_activation(x_BTC.dtype(), [&]<class A>() {
     const Conv<A> conv = make_conv<A>(x_BTC, halo_BWC, w_CW, b_C, wide);
     dispatch_taps(conv.W, [&]<int kTaps>() {
-      launch(stream(), grid_of(conv), dim3(kColumns, kStrips), 0, forward_kernel<A, kTaps>, conv, planes<A>(y_BTC));
+      launch(stream(), grid_of(conv), kThreads, Tiles<A>::kBytes, forward_kernel<A, kTaps>, conv, planes<A>(y_BTC));
     });
   });
 }
@@ -270,7 +338,7 @@ void CudaOps::conv_silu_backward(Tensor dx_BTC, Tensor dhalo_BWC, Tensor dw_CW, 
     Acc<A>* partial = workspace_.take<Acc<A>>(grid.y * (W + 1) * C);
     const Backward<A> f{conv, planes<A>(dx_BTC), planes<A>(dhalo_BWC), planes<A>(dy_BTC), partial};
     dispatch_taps(
-        W, [&]<int kTaps>() { launch(stream(), grid, dim3(kColumns, kStrips), 0, backward_kernel<A, kTaps>, f); });
+        W, [&]<int kTaps>() { launch(stream(), grid, kThreads, 2 * Tiles<A>::kBytes, backward_kernel<A, kTaps>, f); });
     // Two targets in lines of (W + 1) C: the taps go to dw transposed, the rest to db.
     const int64_t width = (W + 1) * C;
     add_lines<Acc<A>>(stream(), {dw_CW.data<Acc<A>>(), C, 1, dw_CW.stride(0)}, partial, grid.y, W * C, width);

@@ -21,7 +21,10 @@ class CudaOps final : public Ops {
   // What the rest of a CUDA program orders its work with.
   cudaStream_t stream() const { return stream_.get(); }
   Workspace& workspace() { return workspace_; }
-  Gemm& gemm() { return gemm_; }
+
+  void measure_choices(bool on) override { gemm_.measure(on); }
+  std::string choices() const override { return gemm_.choices(); }
+  void use_choices(const std::string& text) override { gemm_.use_choices(text); }
 
   void fill(Tensor x, double value) override;
   void copy(Tensor y, ConstTensor x) override;

@@ -75,8 +75,8 @@ decltype(auto) dispatch_activation(DType dtype, F&& f) {
   return dispatch_float(dtype, f);
 }
 
-// --- 16-byte accesses
-// -------------------------------------------------------------------------------------------------
+// --- Wide accesses: 16 bytes, or 8 where a thread has no more
+// -------------------------------------------------------------
 
 // Elements of type A in 16 bytes.
 template <class A>
@@ -84,8 +84,10 @@ inline constexpr int kVec = 16 / static_cast<int>(sizeof(A));
 
 // N consecutive elements as they are stored.
 template <class A, int N = kVec<A>>
-struct alignas(16) Raw {
-  static_assert(N * sizeof(A) % 16 == 0);
+struct alignas(N * sizeof(A) % 16 == 0 ? 16 : 8) Raw {
+  static_assert(N * sizeof(A) % 16 == 0 || N * sizeof(A) == 8);
+  using Piece = std::conditional_t<N * sizeof(A) % 16 == 0, uint4, uint2>;
+  static constexpr int kPieces = static_cast<int>(N * sizeof(A) / sizeof(Piece));
   A v[N];
   __device__ Acc<A> operator[](int i) const { return widen(v[i]); }
 };
@@ -95,9 +97,11 @@ template <class A, int N = kVec<A>>
 __device__ inline Raw<A, N> load(const A* from, int64_t left, bool wide) {
   Raw<A, N> out;
   if (wide && left >= N) {
-    constexpr int kPieces = N * static_cast<int>(sizeof(A)) / 16;
+    using Piece = typename Raw<A, N>::Piece;
 #pragma unroll
-    for (int i = 0; i < kPieces; ++i) reinterpret_cast<uint4*>(&out)[i] = reinterpret_cast<const uint4*>(from)[i];
+    for (int i = 0; i < Raw<A, N>::kPieces; ++i) {
+      reinterpret_cast<Piece*>(&out)[i] = reinterpret_cast<const Piece*>(from)[i];
+    }
   } else {
 #pragma unroll
     for (int i = 0; i < N; ++i) out.v[i] = i < left ? from[i] : A{};
@@ -108,9 +112,11 @@ __device__ inline Raw<A, N> load(const A* from, int64_t left, bool wide) {
 template <class A, int N = kVec<A>>
 __device__ inline void store(A* to, const Raw<A, N>& x, int64_t left, bool wide) {
   if (wide && left >= N) {
-    constexpr int kPieces = N * static_cast<int>(sizeof(A)) / 16;
+    using Piece = typename Raw<A, N>::Piece;
 #pragma unroll
-    for (int i = 0; i < kPieces; ++i) reinterpret_cast<uint4*>(to)[i] = reinterpret_cast<const uint4*>(&x)[i];
+    for (int i = 0; i < Raw<A, N>::kPieces; ++i) {
+      reinterpret_cast<Piece*>(to)[i] = reinterpret_cast<const Piece*>(&x)[i];
+    }
   } else {
 #pragma unroll
     for (int i = 0; i < N; ++i) {

@@ -10,7 +10,7 @@ namespace tmamba::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kSteps = 4;  // 16-byte pieces of a head per thread
+constexpr int kMostSteps = 4;  // 16-byte pieces of a head per thread
 
 // SiLU(z) and its slope; without a gate, 1 and nothing.
 template <class A>
@@ -62,7 +62,7 @@ struct Forward {
   double eps;
 };
 
-template <class A>
+template <class A, int kSteps>
 __global__ void __launch_bounds__(kThreads) forward_kernel(Forward<A> f) {
   constexpr int V = kVec<A>;
   const Problem<A>& p = f.p;
@@ -114,35 +114,41 @@ struct Backward {
   Planes<const Acc<A>> rstd;
 };
 
-template <class A>
-__global__ void __launch_bounds__(kThreads) backward_kernel(Backward<A> f) {
+template <class A, int kSteps>
+__global__ void __launch_bounds__(kThreads, kSteps == 1 && sizeof(A) == 2 ? 3 : 1) backward_kernel(Backward<A> f) {
   constexpr int V = kVec<A>;
   __shared__ Acc<A> scratch[kThreads * V];
   const Problem<A>& p = f.p;
   const Place<A> place(p);
   const bool gated = p.z.data != nullptr;
+  const auto column = [&](int j) { return static_cast<int64_t>(place.lane + j * kLanes<A>) * V; };
+  const int64_t h = place.h < p.H ? place.h : 0;
   Acc<A> dw[kSteps][V] = {};
+  Raw<A> w[kSteps];
+#pragma unroll
+  for (int j = 0; j < kSteps; ++j) w[j] = load(p.w[h] + column(j), p.D - column(j), p.wide);
   const int64_t rounds = ceil_div(p.rows_per_block, place.step);
   for (int64_t round = 0; round < rounds; ++round) {
     const int64_t n = place.first + round * place.step;
     const bool here = n < place.end && place.h < p.H;
     const DivMod token(here ? n : 0, p.T);
-    const int64_t b = token.quotient, t = token.remainder, h = here ? place.h : 0;
+    const int64_t b = token.quotient, t = token.remainder;
     const Acc<A> rstd = f.rstd.at(b, t)[h];
-    Raw<A> y[kSteps], z[kSteps] = {}, dout[kSteps];
+    Raw<A> y[kSteps], z[kSteps], dout[kSteps];
+#pragma unroll
+    for (int j = 0; j < kSteps; ++j) {
+      const int64_t c = column(j), left = here ? p.D - c : 0;
+      y[j] = load(p.y.at(b, t, h) + c, left, p.wide);
+      z[j] = load(p.z.at(b, t, h) + c, gated ? left : 0, p.wide);
+      dout[j] = load(f.dout.at(b, t, h) + c, left, p.wide);
+    }
     Acc<A> dot = 0;  // sum of w dout g
 #pragma unroll
     for (int j = 0; j < kSteps; ++j) {
-      const int64_t c = (place.lane + j * kLanes<A>)*V, left = here ? p.D - c : 0;
-      if (left <= 0) continue;
-      y[j] = load(p.y.at(b, t, h) + c, left, p.wide);
-      if (gated) z[j] = load(p.z.at(b, t, h) + c, left, p.wide);
-      dout[j] = load(f.dout.at(b, t, h) + c, left, p.wide);
-      const Raw<A> w = load(p.w[h] + c, left, p.wide);
 #pragma unroll
       for (int e = 0; e < V; ++e) {
         const Acc<A> g = y[j][e] * Gate<A>(gated, z[j][e]).value;
-        dot += w[e] * dout[j][e] * g;
+        dot += w[j][e] * dout[j][e] * g;
         dw[j][e] += dout[j][e] * g * rstd;
       }
     }
@@ -150,14 +156,13 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(Backward<A> f) {
     const Acc<A> along = dot * rstd * rstd * rstd / static_cast<Acc<A>>(p.D);
 #pragma unroll
     for (int j = 0; j < kSteps; ++j) {
-      const int64_t c = (place.lane + j * kLanes<A>)*V, left = here ? p.D - c : 0;
+      const int64_t c = column(j), left = here ? p.D - c : 0;
       if (left <= 0) continue;
-      const Raw<A> w = load(p.w[h] + c, left, p.wide);
       Raw<A> dy, dz;
 #pragma unroll
       for (int e = 0; e < V; ++e) {
         const Gate<A> gate(gated, z[j][e]);
-        const Acc<A> dg = rstd * w[e] * dout[j][e] - y[j][e] * gate.value * along;
+        const Acc<A> dg = rstd * w[j][e] * dout[j][e] - y[j][e] * gate.value * along;
         dy.v[e] = narrow<A>(dg * gate.value);
         dz.v[e] = narrow<A>(dg * y[j][e] * gate.slope);
       }
@@ -199,12 +204,19 @@ Problem<A> make_problem(const ConstTensor& y_BTHD, const ConstTensor& z_BTHD, co
                1,
                0,
                wide};
-  constexpr int64_t kMost = int64_t{kLanes<A>} * kSteps * kVec<A>;
+  constexpr int64_t kMost = int64_t{kLanes<A>} * kMostSteps * kVec<A>;
   TM_CHECK(p.D <= kMost, "gated_norm: heads of ", p.D, " channels, at most ", kMost, " are supported on the GPU");
   while (p.heads < p.H && p.heads < kGroups<A>) p.heads *= 2;
   const int64_t at_once = kGroups<A> / p.heads, N = p.B * p.T;
   p.rows_per_block = round_up(ceil_div(N, std::min(most_blocks, ceil_div(N, 4 * at_once))), at_once);
   return p;
+}
+
+// Calls f.template operator()<kSteps>() for the pieces of a head of D channels.
+template <class A, class F>
+void dispatch_steps(int64_t D, const F& f) {
+  if (D <= int64_t{kLanes<A>} * kVec<A>) return f.template operator()<1>();
+  f.template operator()<kMostSteps>();
 }
 
 template <class A>
@@ -228,7 +240,8 @@ void CudaOps::gated_norm_forward(Tensor out_BTHD, Tensor rstd_BTH, ConstTensor y
   dispatch_activation(dtype, [&]<class A>() {
     const Problem<A> p = make_problem<A>(y_BTHD, z_BTHD, w_HD, 1 << 20, wide);
     const Forward<A> f{p, cubes<A>(out_BTHD), planes<Acc<A>>(rstd_BTH), eps};
-    launch(stream(), grid_of(p), kThreads, 0, forward_kernel<A>, f);
+    dispatch_steps<A>(D,
+                      [&]<int kSteps>() { launch(stream(), grid_of(p), kThreads, 0, forward_kernel<A, kSteps>, f); });
   });
 }
 
@@ -247,12 +260,12 @@ void CudaOps::gated_norm_backward(Tensor dy_BTHD, Tensor dz_BTHD, Tensor dw_HD, 
   expect(w_HD, "gated_norm w_HD", dtype, {H, D});
   const bool wide = wide_rows({dy_BTHD, dz_BTHD, dout_BTHD, y_BTHD, z_BTHD, w_HD});
   dispatch_activation(dtype, [&]<class A>() {
-    const Problem<A> p = make_problem<A>(y_BTHD, z_BTHD, w_HD, 528, wide);
+    const Problem<A> p = make_problem<A>(y_BTHD, z_BTHD, w_HD, 1056, wide);
     const Grid grid = grid_of(p);
     Acc<A>* partial = workspace_.take<Acc<A>>(grid.x * H * D);
     const Backward<A> f{p,       cubes<A>(dy_BTHD),   cubes<A>(dz_BTHD),
                         partial, cubes<A>(dout_BTHD), planes<Acc<A>>(rstd_BTH)};
-    launch(stream(), grid, kThreads, 0, backward_kernel<A>, f);
+    dispatch_steps<A>(D, [&]<int kSteps>() { launch(stream(), grid, kThreads, 0, backward_kernel<A, kSteps>, f); });
     add_lines<Acc<A>>(stream(), {dw_HD.data<Acc<A>>(), D, dw_HD.stride(0), 1}, partial, grid.x, H * D);
   });
 }

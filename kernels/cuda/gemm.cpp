@@ -1,6 +1,9 @@
 #include "kernels/cuda/gemm.h"
 
 #include <algorithm>
+#include <array>
+#include <limits>
+#include <sstream>
 
 namespace tmamba::cuda {
 
@@ -144,23 +147,137 @@ std::vector<cublasLtMatmulAlgo_t> Gemm::candidates(const GemmProblem& problem, i
   return algorithms;
 }
 
-void Gemm::set_choice(const GemmProblem& problem, const cublasLtMatmulAlgo_t& algorithm) {
-  Plan& plan = plan_of(problem);
-  plan.algorithm = algorithm;
-  plan.chosen = true;
-}
-
 void Gemm::run(const GemmProblem& problem, const void* a, const void* b, void* out) {
   Plan& plan = plan_of(problem);
-  if (!plan.chosen) set_choice(problem, candidates(problem, 1).front());
+  if (!plan.chosen) {
+    plan.algorithm = measuring_ ? fastest(problem, a, b) : candidates(problem, 1).front();
+    plan.chosen = true;
+  }
+  TM_CUBLAS(launch(problem, plan, plan.algorithm, a, b, out));
+}
+
+cublasStatus_t Gemm::launch(const GemmProblem& problem, const Plan& plan, const cublasLtMatmulAlgo_t& algorithm,
+                            const void* a, const void* b, void* out) {
   const double one64 = 1, beta64 = problem.accumulate ? 1 : 0;
   const float one32 = 1, beta32 = problem.accumulate ? 1.0f : 0.0f;
   const bool wide = problem.in == DType::f64;
   const void* one = wide ? static_cast<const void*>(&one64) : &one32;
   const void* beta = wide ? static_cast<const void*>(&beta64) : &beta32;
-  TM_CUBLAS(cublasLtMatmul(handle_, plan.product.get(), one, a, plan.a.get(), b, plan.b.get(), beta, out,
-                           plan.out.get(), out, plan.out.get(), &plan.algorithm, workspace_.data(), kWorkspaceBytes,
-                           stream_.get()));
+  return cublasLtMatmul(handle_, plan.product.get(), one, a, plan.a.get(), b, plan.b.get(), beta, out, plan.out.get(),
+                        out, plan.out.get(), &algorithm, workspace_.data(), kWorkspaceBytes, stream_.get());
+}
+
+// --- Choices
+// ----------------------------------------------------------------------------------------------------------
+
+namespace {
+
+class Timer {
+ public:
+  Timer() {
+    TM_CUDA(cudaEventCreate(&begin_));
+    TM_CUDA(cudaEventCreate(&end_));
+  }
+  ~Timer() {
+    cudaEventDestroy(begin_);
+    cudaEventDestroy(end_);
+  }
+  Timer(const Timer&) = delete;
+  Timer& operator=(const Timer&) = delete;
+  template <class F>
+  float milliseconds(cudaStream_t stream, F f) {
+    float elapsed = 0;
+    TM_CUDA(cudaEventRecord(begin_, stream));
+    f();
+    TM_CUDA(cudaEventRecord(end_, stream));
+    TM_CUDA(cudaEventSynchronize(end_));
+    TM_CUDA(cudaEventElapsedTime(&elapsed, begin_, end_));
+    return elapsed;
+  }
+
+ private:
+  cudaEvent_t begin_ = nullptr, end_ = nullptr;
+};
+
+std::string text_of(const GemmProblem& p) {
+  return str(name_of(p.in), " ", name_of(p.out), " ", p.transpose_a, " ", p.transpose_b, " ", p.accumulate, " ", p.m,
+             " ", p.n, " ", p.k, " ", p.pitch_a, " ", p.pitch_b, " ", p.pitch_out, " ", p.align_a, " ", p.align_b, " ",
+             p.align_out);
+}
+
+DType dtype_named(const std::string& name) {
+  for (DType dtype : {DType::bf16, DType::f32, DType::f64}) {
+    if (name == name_of(dtype)) return dtype;
+  }
+  throw UserError(str("\"", name, "\" is not a type of matrix products"));
+}
+
+}  // namespace
+
+// The median of a few runs of each: the first one may pay for loading the kernel, and one alone may be disturbed.
+cublasLtMatmulAlgo_t Gemm::fastest(const GemmProblem& problem, const void* a, const void* b) {
+  constexpr int kCandidates = 24, kRuns = 5;
+  const Plan& plan = plan_of(problem);
+  const Buffer aside(static_cast<size_t>((problem.n - 1) * problem.pitch_out + problem.m) * size_of(problem.out),
+                     Device::cuda);
+  Timer timer;
+  cublasLtMatmulAlgo_t best{};
+  float best_time = std::numeric_limits<float>::infinity();
+  for (const cublasLtMatmulAlgo_t& algorithm : candidates(problem, kCandidates)) {
+    if (launch(problem, plan, algorithm, a, b, aside.data()) != CUBLAS_STATUS_SUCCESS) continue;
+    std::array<float, kRuns> times;
+    for (float& time : times) {
+      time =
+          timer.milliseconds(stream_.get(), [&] { TM_CUBLAS(launch(problem, plan, algorithm, a, b, aside.data())); });
+    }
+    std::sort(times.begin(), times.end());
+    if (times[kRuns / 2] < best_time) best_time = times[kRuns / 2], best = algorithm;
+  }
+  TM_CHECK(best_time < std::numeric_limits<float>::infinity(), "no cublasLt algorithm runs the product ",
+           text_of(problem));
+  return best;
+}
+
+std::string Gemm::header() const {
+  int device = 0;
+  cudaDeviceProp properties{};
+  TM_CUDA(cudaGetDevice(&device));
+  TM_CUDA(cudaGetDeviceProperties(&properties, device));
+  return str("cublasLt ", cublasLtGetVersion(), " on ", properties.name);
+}
+
+std::string Gemm::choices() const {
+  std::vector<std::string> lines;
+  for (const auto& [problem, plan] : plans_) {
+    if (!plan->chosen) continue;
+    std::ostringstream line;
+    line << text_of(problem) << std::hex;
+    for (uint64_t word : plan->algorithm.data) line << " " << word;
+    lines.push_back(line.str());
+  }
+  std::sort(lines.begin(), lines.end());
+  std::string text = header() + "\n";
+  for (const std::string& line : lines) text += line + "\n";
+  return text;
+}
+
+void Gemm::use_choices(const std::string& text) {
+  std::istringstream in(text);
+  std::string line;
+  if (!std::getline(in, line) || line != header()) return;
+  while (std::getline(in, line)) {
+    std::istringstream words(line);
+    std::string in_name, out_name;
+    GemmProblem p{};
+    words >> in_name >> out_name >> p.transpose_a >> p.transpose_b >> p.accumulate >> p.m >> p.n >> p.k >> p.pitch_a >>
+        p.pitch_b >> p.pitch_out >> p.align_a >> p.align_b >> p.align_out >> std::hex;
+    cublasLtMatmulAlgo_t algorithm{};
+    for (uint64_t& word : algorithm.data) words >> word;
+    if (!words) throw UserError(str("choices of matrix products: this line is damaged: ", line));
+    p.in = dtype_named(in_name), p.out = dtype_named(out_name);
+    Plan& plan = plan_of(p);
+    if (!plan.chosen) plan.algorithm = algorithm, plan.chosen = true;
+  }
 }
 
 }  // namespace tmamba::cuda

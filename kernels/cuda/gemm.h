@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <memory>
+#include <string>
 #include <unordered_map>
 #include <vector>
 
@@ -43,20 +44,29 @@ class Gemm {
 
   void run(const GemmProblem& problem, const void* a, const void* b, void* out);
 
-  // The algorithms that fit a problem, best first by cublasLt's own estimate. choose() takes the first; an autotuner
-  // times them and calls set_choice().
-  std::vector<cublasLtMatmulAlgo_t> candidates(const GemmProblem& problem, int count);
-  void set_choice(const GemmProblem& problem, const cublasLtMatmulAlgo_t& algorithm);
-  size_t problems() const { return plans_.size(); }
+  // While on, a problem without a choice is solved by each of the algorithms that cublasLt thinks best, on the operands
+  // at hand and into memory set aside for it, and the fastest becomes its choice. Else its first one does.
+  void measure(bool on) { measuring_ = on; }
+  // One line for the GPU and the library, one per choice; sorted.
+  std::string choices() const;
+  // Takes the choices of such a text where it is of this GPU and library; keeps those that are there.
+  void use_choices(const std::string& text);
 
  private:
   struct Plan;
 
   Plan& plan_of(const GemmProblem& problem);
+  // Best first by cublasLt's own estimate.
+  std::vector<cublasLtMatmulAlgo_t> candidates(const GemmProblem& problem, int count);
+  cublasLtMatmulAlgo_t fastest(const GemmProblem& problem, const void* a, const void* b);
+  cublasStatus_t launch(const GemmProblem& problem, const Plan& plan, const cublasLtMatmulAlgo_t& algorithm,
+                        const void* a, const void* b, void* out);
+  std::string header() const;
 
   const Stream& stream_;
   cublasLtHandle_t handle_ = nullptr;
   Buffer workspace_;
+  bool measuring_ = false;
   std::unordered_map<GemmProblem, std::unique_ptr<Plan>, GemmProblemHash> plans_;
 };
 

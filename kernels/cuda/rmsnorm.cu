@@ -1,4 +1,5 @@
-// RMSNorm: kGroup threads (a warp, or a whole block for wide rows) hold a row in registers.
+// RMSNorm. Forward: kGroup threads (a warp, or a whole block for wide rows) hold a row in registers. Backward: a block
+// holds several rows at once, each thread the same columns of all of them.
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/partial_sums.cuh"
@@ -13,7 +14,7 @@ constexpr int kNarrow = kWarp, kBroad = 512;
 template <int kGroup>
 constexpr int kBlock = kGroup == kNarrow ? 256 : kGroup;
 template <int kGroup>
-constexpr int kSteps = kGroup == kNarrow ? 8 : 4;  // 16-byte pieces of a row per thread
+constexpr int kPieces = kGroup == kNarrow ? 8 : 4;  // 16-byte pieces of a row per thread
 
 // Sum over the group that holds a row.
 template <int kGroup, class T>
@@ -44,10 +45,10 @@ __global__ void __launch_bounds__(kBlock<kGroup>) forward_kernel(Forward<A> f) {
   const int64_t n = static_cast<int64_t>(blockIdx.x) * (kBlock<kGroup> / kGroup) + threadIdx.x / kGroup;
   if (n >= f.N) return;
   const bool adds = f.delta.data != nullptr;
-  Raw<A> x[kSteps<kGroup>];
+  Raw<A> x[kPieces<kGroup>];
   Acc<A> squares = 0;
 #pragma unroll
-  for (int j = 0; j < kSteps<kGroup>; ++j) {
+  for (int j = 0; j < kPieces<kGroup>; ++j) {
     const int64_t c = (lane + j * kGroup) * V, left = f.C - c;
     if (left <= 0) continue;
     x[j] = load(f.x[n] + c, left, f.wide);
@@ -64,7 +65,7 @@ __global__ void __launch_bounds__(kBlock<kGroup>) forward_kernel(Forward<A> f) {
   const Acc<A> rstd = 1 / sqrt(squares / static_cast<Acc<A>>(f.C) + static_cast<Acc<A>>(f.eps));
   if (lane == 0) f.rstd[n] = rstd;
 #pragma unroll
-  for (int j = 0; j < kSteps<kGroup>; ++j) {
+  for (int j = 0; j < kPieces<kGroup>; ++j) {
     const int64_t c = (lane + j * kGroup) * V, left = f.C - c;
     if (left <= 0) continue;
     const Raw<A> w = load(f.w + c, left, f.wide);
@@ -87,74 +88,66 @@ struct Backward {
   bool wide;
 };
 
-// A block takes the rows of one line; its threads keep their columns' share of dw.
-template <class A, int kGroup>
-__global__ void __launch_bounds__(kBlock<kGroup>) backward_kernel(Backward<A> f) {
-  constexpr int V = kVec<A>, kGroups = kBlock<kGroup> / kGroup;
-  __shared__ Acc<A> scratch[kGroup == kNarrow ? kGroups * kWarp * V : kBroad / kWarp];
-  const int lane = threadIdx.x % kGroup, group = threadIdx.x / kGroup;
+constexpr int kMostThreads = 512;
+
+// A block takes the rows of one line; its threads keep their columns' share of dw. Several blocks share a processor, so
+// that some wait for memory and some for their sum.
+template <class A, int kSteps, int kThreads>
+__global__ void __launch_bounds__(kThreads, kThreads < kMostThreads ? 4 : 1) backward_kernel(Backward<A> f) {
+  constexpr int V = kVec<A>;
+  __shared__ Acc<A> dots[2][kThreads / kWarp];  // of this row and the one before, which may still be read
+  const int threads = static_cast<int>(blockDim.x), warps = threads / kWarp;
   const int64_t begin = blockIdx.x * f.rows_per_line;
   const int64_t end = begin + f.rows_per_line < f.N ? begin + f.rows_per_line : f.N;
-  Acc<A> dw[kSteps<kGroup>][V] = {};
-  for (int64_t n = begin + group; n < end; n += kGroups) {
-    const Acc<A> rstd = f.rstd[n];
-    Raw<A> x[kSteps<kGroup>], dy[kSteps<kGroup>];
-    Acc<A> dot = 0;
+  const auto column = [&](int j) { return static_cast<int64_t>(threadIdx.x + j * threads) * V; };
+  Acc<A> dw[kSteps][V] = {};
+  Raw<A> w[kSteps];
 #pragma unroll
-    for (int j = 0; j < kSteps<kGroup>; ++j) {
-      const int64_t c = (lane + j * kGroup) * V, left = f.C - c;
-      if (left <= 0) continue;
+  for (int j = 0; j < kSteps; ++j) w[j] = load(f.w + column(j), f.C - column(j), f.wide);
+  for (int64_t n = begin; n < end; ++n) {
+    Raw<A> x[kSteps], dy[kSteps], residual[kSteps];
+#pragma unroll
+    for (int j = 0; j < kSteps; ++j) {
+      const int64_t c = column(j), left = f.C - c;
       x[j] = load(f.x[n] + c, left, f.wide);
       dy[j] = load(f.dy[n] + c, left, f.wide);
+      residual[j] = load(f.dresidual[n] + c, f.dresidual.data != nullptr ? left : 0, f.wide);
     }
+    const Acc<A> rstd = f.rstd[n];
+    Acc<A> dot = 0;
 #pragma unroll
-    for (int j = 0; j < kSteps<kGroup>; ++j) {
-      const int64_t c = (lane + j * kGroup) * V, left = f.C - c;
-      if (left <= 0) continue;
-      const Raw<A> w = load(f.w + c, left, f.wide);
+    for (int j = 0; j < kSteps; ++j) {
 #pragma unroll
       for (int e = 0; e < V; ++e) {
-        dot += w[e] * dy[j][e] * x[j][e];
-        dw[j][e] += dy[j][e] * x[j][e] * rstd;
+        const Acc<A> product = dy[j][e] * x[j][e];
+        dot += w[j][e] * product;
+        dw[j][e] += product * rstd;
       }
     }
-    dot = group_sum<kGroup>(dot, scratch);
-    const Acc<A> along = dot * rstd * rstd * rstd / static_cast<Acc<A>>(f.C);
+    dot = warp_sum(dot);
+    if (threadIdx.x % kWarp == 0) dots[n % 2][threadIdx.x / kWarp] = dot;
+    __syncthreads();
+    Acc<A> sum = 0;
+    for (int i = 0; i < warps; ++i) sum += dots[n % 2][i];
+    const Acc<A> along = sum * rstd * rstd * rstd / static_cast<Acc<A>>(f.C);
 #pragma unroll
-    for (int j = 0; j < kSteps<kGroup>; ++j) {
-      const int64_t c = (lane + j * kGroup) * V, left = f.C - c;
+    for (int j = 0; j < kSteps; ++j) {
+      const int64_t c = column(j), left = f.C - c;
       if (left <= 0) continue;
-      const Raw<A> w = load(f.w + c, left, f.wide);
-      Raw<A> residual{}, dx;
-      if (f.dresidual.data != nullptr) residual = load(f.dresidual[n] + c, left, f.wide);
+      Raw<A> dx;
 #pragma unroll
-      for (int e = 0; e < V; ++e) dx.v[e] = narrow<A>(residual[e] + (rstd * w[e] * dy[j][e] - x[j][e] * along));
+      for (int e = 0; e < V; ++e) {
+        dx.v[e] = narrow<A>(residual[j][e] + (rstd * w[j][e] * dy[j][e] - x[j][e] * along));
+      }
       store(f.dx[n] + c, dx, left, f.wide);
     }
   }
   Acc<A>* line = f.dw_partial + blockIdx.x * f.C;
 #pragma unroll
-  for (int j = 0; j < kSteps<kGroup>; ++j) {
-    const int64_t c = (lane + j * kGroup) * V;
-    if constexpr (kGroup == kNarrow) {
-      __syncthreads();
+  for (int j = 0; j < kSteps; ++j) {
 #pragma unroll
-      for (int e = 0; e < V; ++e) scratch[(group * kWarp + lane) * V + e] = dw[j][e];
-      __syncthreads();
-      // Thread i adds up column i of the kWarp * V that the block holds in this step.
-      const int i = threadIdx.x;
-      const int64_t column = j * kGroup * V + i;
-      if (i < kWarp * V && column < f.C) {
-        Acc<A> sum = 0;
-#pragma unroll
-        for (int g = 0; g < kGroups; ++g) sum += scratch[g * kWarp * V + i];
-        line[column] = sum;
-      }
-    } else {
-#pragma unroll
-      for (int e = 0; e < V; ++e) {
-        if (c + e < f.C) line[c + e] = dw[j][e];
-      }
+    for (int e = 0; e < V; ++e) {
+      if (column(j) + e < f.C) line[column(j) + e] = dw[j][e];
     }
   }
 }
@@ -162,10 +155,20 @@ __global__ void __launch_bounds__(kBlock<kGroup>) backward_kernel(Backward<A> f)
 // Calls f.template operator()<kGroup>() with the threads that a row of C channels needs.
 template <class A, class F>
 void dispatch_group(int64_t C, const F& f) {
-  constexpr int64_t kMost = int64_t{kBroad} * kSteps<kBroad> * kVec<A>;
+  constexpr int64_t kMost = int64_t{kBroad} * kPieces<kBroad> * kVec<A>;
   TM_CHECK(C <= kMost, "rmsnorm: rows of ", C, " channels, at most ", kMost, " are supported on the GPU");
-  if (C <= int64_t{kNarrow} * kSteps<kNarrow> * kVec<A>) return f.template operator()<kNarrow>();
+  if (C <= int64_t{kNarrow} * kPieces<kNarrow> * kVec<A>) return f.template operator()<kNarrow>();
   f.template operator()<kBroad>();
+}
+
+// The same for the columns that a thread of the backward pass holds, as 16-byte pieces.
+template <class A, class F>
+void dispatch_steps(int64_t C, const F& f) {
+  if (C <= int64_t{kMostThreads} / 2 * kVec<A>) return f.template operator()<1, kMostThreads / 2>();
+  if (C <= int64_t{kMostThreads} * kVec<A>) return f.template operator()<1, kMostThreads>();
+  TM_CHECK(C <= int64_t{kMostThreads} * 4 * kVec<A>, "rmsnorm: rows of ", C, " channels, at most ",
+           kMostThreads * 4 * kVec<A>, " are supported on the GPU");
+  f.template operator()<4, kMostThreads>();
 }
 
 }  // namespace
@@ -212,7 +215,7 @@ void CudaOps::rmsnorm_backward(Tensor dx_NC, Tensor dw_C, ConstTensor dy_NC, Con
   expect(w_C, "rmsnorm w_C", dtype, {C});
   expect_optional(dresidual_NC, "rmsnorm dresidual_NC", dtype, {N, C});
   dispatch_activation(dtype, [&]<class A>() {
-    const int64_t rows_per_line = ceil_div(N, partial_lines(N, 8)), lines = ceil_div(N, rows_per_line);
+    const int64_t rows_per_line = ceil_div(N, partial_lines(N, 8, 528)), lines = ceil_div(N, rows_per_line);
     Acc<A>* partial = workspace_.take<Acc<A>>(lines * C);
     const Backward<A> f{rows<A>(dx_NC),
                         partial,
@@ -225,8 +228,10 @@ void CudaOps::rmsnorm_backward(Tensor dx_NC, Tensor dw_C, ConstTensor dy_NC, Con
                         C,
                         rows_per_line,
                         wide_rows({dx_NC, dy_NC, x_NC, w_C, dresidual_NC})};
-    dispatch_group<A>(
-        C, [&]<int kGroup>() { launch(stream(), {lines}, kBlock<kGroup>, 0, backward_kernel<A, kGroup>, f); });
+    dispatch_steps<A>(C, [&]<int kSteps, int kThreads>() {
+      const int64_t threads = round_up(ceil_div(C, kSteps * kVec<A>), kWarp);
+      launch(stream(), {lines}, static_cast<unsigned>(threads), 0, backward_kernel<A, kSteps, kThreads>, f);
+    });
     add_lines<Acc<A>>(stream(), {dw_C.data<Acc<A>>(), C, C, 1}, partial, lines, C);
   });
 }
