@@ -207,10 +207,10 @@ StepTime CostModel::step_time(const PlanDims& dims, const SequenceCost& cost,
   const KindSeconds head = head_seconds(dims, machine_, cost.tokens_max);
   time.head = head[WorkKind::head].total();
   time.elementwise += head[WorkKind::elementwise].total();
-  // Around the mixer and around the MLP: gather and scatter forward, gather, scatter and one more gather backward; and
-  // twice each for embedding and head.
+  // Around the mixer and around the MLP: gather and scatter forward, gather and scatter backward; and once more each
+  // for embedding and head.
   const double rows = number(cost.tokens_max * dims.batch * dims.dim * dims.activation_bytes) * (1 - 1.0 / dims.tp);
-  const auto collectives = static_cast<int>(10 * dims.layers() + 4);
+  const auto collectives = static_cast<int>(8 * dims.layers() + 4);
   time.tp = exchange_seconds(machine_, dims.tp, 1, collectives, collectives * rows);
   const double backward_seconds = 2.0 / 3.0 * time.total();
 

@@ -441,20 +441,6 @@ TEST_F(Communicators, TrafficToTheByte) {
   EXPECT_EQ(comm->traffic().calls, TrafficCounter{}.calls);
 }
 
-// Pieces of different sizes, that of rank 0 empty: each rank counts what it must receive, not the average.
-TEST_F(Communicators, TrafficOfUnevenPieces) {
-  const auto comm = comm_.split(0, rank_, "uneven");
-  std::vector<int64_t> counts;
-  for (int r = 0; r < size_; ++r) counts.push_back(7 * r);
-  const int64_t own = 7 * rank_;
-  Vector whole(total(counts), DType::f64), piece(own, DType::f64);
-  comm->reduce_scatter(piece.x, whole.x, counts).wait();
-  comm->all_gather(whole.x, piece.x, counts).wait();
-  const auto& bytes = comm->traffic().bytes;
-  EXPECT_EQ(bytes[static_cast<size_t>(Collective::reduce_scatter)], own * 8 * (size_ - 1));
-  EXPECT_EQ(bytes[static_cast<size_t>(Collective::all_gather)], (total(counts) - own) * 8);
-}
-
 // Text of the Error that `f` throws; refused calls must throw before anything is sent, so all ranks can go on.
 template <class F>
 std::string error_of(F f) {

@@ -27,6 +27,22 @@ TEST(Traffic, AddsSubtractsAndRepeats) {
   EXPECT_EQ((a - all_reduce_traffic(1000, 4)).bytes[0], 3000);
 }
 
+// Pieces of different sizes, that of rank 0 empty: each rank counts what it must receive, not the average.
+TEST(Traffic, OfUnevenPieces) {
+  Communicator& world = test_world().comm();
+  const auto comm = world.split(0, world.rank(), "uneven");
+  const int64_t ranks = comm->size(), own = 7 * comm->rank(), all = 7 * ranks * (ranks - 1) / 2;
+  std::vector<int64_t> counts;
+  for (int64_t r = 0; r < ranks; ++r) counts.push_back(7 * r);
+  Buffer whole({all + 1}, DType::f64), piece({own + 1}, DType::f64);
+  const Tensor whole_all = whole.tensor({all}, DType::f64), piece_own = piece.tensor({own}, DType::f64);
+  comm->reduce_scatter(piece_own, whole_all, counts).wait();
+  comm->all_gather(whole_all, piece_own, counts).wait();
+  const auto& bytes = comm->traffic().bytes;
+  EXPECT_EQ(bytes[static_cast<size_t>(Collective::reduce_scatter)], own * 8 * (ranks - 1));
+  EXPECT_EQ(bytes[static_cast<size_t>(Collective::all_gather)], (all - own) * 8);
+}
+
 // Buckets with rows that do not divide, padding, and blocks that all tensor ranks have.
 std::vector<Bucket> buckets() {
   return {{{.begin = 0, .rows = 13, .row_elements = 5}},
