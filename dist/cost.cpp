@@ -80,7 +80,7 @@ Load converter_load(const PlanDims& dims, const RankWork& work) {
 // All tokens of a sequence on one rank.
 RankWork whole_sequence(const PlanDims& dims, int64_t transpoint) {
   LayoutSpec spec = dims.layout();
-  spec.ranks = spec.fold = 1;
+  spec.ranks = spec.fold = spec.grain = 1;
   return rank_work(spec, transpoint).front();
 }
 

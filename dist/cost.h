@@ -191,7 +191,7 @@ class CostModel {
   std::map<std::pair<int, int>, std::shared_ptr<const SequenceCost>> sequence_costs_;  // by (sp, fold)
 };
 
-// For dims.tp, sp, dp and fold.
+// For dims.tp, sp, dp and fold; the choices are among cuts with grain 1.
 Prediction predict(const PlanDims& dims, const MachineModel& machine, const std::vector<Transport>& transports);
 std::vector<Transport> choose_transports(const PlanDims& dims, const MachineModel& machine);
 int choose_fold(const PlanDims& dims, const MachineModel& machine, int max_fold = 16);

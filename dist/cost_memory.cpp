@@ -16,11 +16,11 @@ struct Sizes {
         stat(number(dims.batch * dims.heads * dims.state_bytes)),
         state(stat * number(dims.head_dim * dims.head_dim)),
         gate(dims.z_gate ? 1 : 0),
-        segments(number(dims.fold)),
-        all_segments(number(int64_t{dims.fold} * dims.sp)),
+        segments(number(int64_t{dims.fold} * dims.grain)),
+        all_segments(segments * dims.sp),
         halo(segments * number(dims.conv_width - 1) * 3 * row),
         scans(transpoint < dims.tokens),
-        alone(dims.sp * dims.fold == 1) {}
+        alone(all_segments == 1) {}
 
   double row;    // of one token: q, k, v or any other tensor as wide as the heads
   double raw;    // of one token: a number per head

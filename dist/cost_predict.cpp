@@ -365,12 +365,21 @@ std::vector<Transport> choose_transports(const PlanDims& dims, const MachineMode
   return CostModel(dims, machine).choose_transports(dims.tp, dims.sp, dims.dp, dims.fold);
 }
 
+namespace {
+
+PlanDims with_grain_1(PlanDims dims) {
+  dims.grain = 1;
+  return dims;
+}
+
+}  // namespace
+
 int choose_fold(const PlanDims& dims, const MachineModel& machine, int max_fold) {
-  return CostModel(dims, machine).choose_fold(dims.tp, dims.sp, dims.dp, max_fold);
+  return CostModel(with_grain_1(dims), machine).choose_fold(dims.tp, dims.sp, dims.dp, max_fold);
 }
 
 std::vector<LayoutChoice> rank_layouts(const PlanDims& dims, const MachineModel& machine, int64_t ranks, int max_fold) {
-  return CostModel(dims, machine).rank_layouts(ranks, max_fold);
+  return CostModel(with_grain_1(dims), machine).rank_layouts(ranks, max_fold);
 }
 
 }  // namespace tmamba

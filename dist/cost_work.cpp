@@ -15,17 +15,17 @@ int64_t causal_chunk_pairs(int64_t tokens, int64_t chunk) {
 
 // Keys and their gradients, from the last segment that has queries to the first: a rank needs the keys of every segment
 // up to its last one with queries.
-void count_keys(const SequenceCut& cut, int ranks, int64_t transpoint, std::vector<RankTraffic>& traffic) {
+void count_keys(const SequenceCut& cut, const LayoutSpec& spec, int64_t transpoint, std::vector<RankTraffic>& traffic) {
   std::vector<int64_t> own(traffic.size(), 0);
   std::vector<bool> seen(traffic.size(), false);  // the rank has queries behind the segment looked at
   int64_t ranks_behind = 0;
   const int64_t last = transpoint > 0 ? cut.segment_at(transpoint - 1) : -1;
   for (int64_t k = last; k >= 0; --k) {
-    const auto owner = static_cast<size_t>(snake_rank(k, ranks));
+    const auto owner = static_cast<size_t>(spec.rank_of(k));
     const int64_t begin = cut.begin(k), end = std::min(cut.begin(k + 1), transpoint);
     own[owner] += end - begin;
     traffic[owner].key_grad_tokens_cast += (end - begin) * (ranks_behind - (seen[owner] ? 1 : 0));
-    traffic[owner].key_grad_tokens_gather += (end - begin) * (ranks - 1);
+    traffic[owner].key_grad_tokens_gather += (end - begin) * (spec.ranks - 1);
     if (!seen[owner]) {
       seen[owner] = true;
       ++ranks_behind;
@@ -48,7 +48,7 @@ std::vector<RankWork> rank_work(const LayoutSpec& spec, int64_t transpoint) {
   const SequenceCut cut(spec);
   std::vector<RankWork> work(static_cast<size_t>(spec.ranks));
   for (int64_t k = 0; k < cut.segments; ++k) {
-    RankWork& w = work[static_cast<size_t>(snake_rank(k, spec.ranks))];
+    RankWork& w = work[static_cast<size_t>(spec.rank_of(k))];
     const int64_t begin = cut.begin(k), end = cut.begin(k + 1);
     const int64_t middle = std::clamp(transpoint, begin, end);
     const int64_t attention = middle - begin, ssm = end - middle;
@@ -69,12 +69,12 @@ std::vector<RankTraffic> rank_traffic(const LayoutSpec& spec, int64_t transpoint
   std::vector<RankTraffic> traffic(static_cast<size_t>(spec.ranks));
   int64_t feeding = 0, adjoints = 0;
   for (int64_t k = 0; k < cut.segments; ++k) {
-    const int owner = snake_rank(k, spec.ranks);
+    const int owner = spec.rank_of(k);
     RankTraffic& t = traffic[static_cast<size_t>(owner)];
     t.tokens_own += cut.begin(k + 1) - cut.begin(k);
-    if (k > 0 && snake_rank(k - 1, spec.ranks) != owner) {
+    if (k > 0 && spec.rank_of(k - 1) != owner) {
       t.halo_rows += spec.conv_width - 1;
-      traffic[static_cast<size_t>(snake_rank(k - 1, spec.ranks))].halo_grad_rows += spec.conv_width - 1;
+      traffic[static_cast<size_t>(spec.rank_of(k - 1))].halo_grad_rows += spec.conv_width - 1;
     }
     if (transpoint < cut.tokens && k + 1 < cut.segments) ++t.feeding_own, ++feeding;
     if (k > 0 && transpoint < cut.tokens) ++t.inflow_own;
@@ -86,7 +86,7 @@ std::vector<RankTraffic> rank_traffic(const LayoutSpec& spec, int64_t transpoint
     t.tokens_others = cut.tokens - t.tokens_own;
     if (transpoint < cut.tokens) t.dt_tokens_own = t.tokens_own, t.dt_tokens_others = t.tokens_others;
   }
-  count_keys(cut, spec.ranks, transpoint, traffic);
+  count_keys(cut, spec, transpoint, traffic);
   return traffic;
 }
 

@@ -1,5 +1,5 @@
 // How much each sequence rank computes and receives in a layer with TransPoint P: counts in tokens, pairs and segments,
-// before widths and bytes. Closed forms over the segments of a cut, O(fold * ranks) a layer: nothing is listed per
+// before widths and bytes. Closed forms over the segments of a cut, O(segments) a layer: nothing is listed per
 // token or per message, so thousands of layouts can be compared (cost.h). plan_test and cost_test hold them against
 // both.
 #pragma once

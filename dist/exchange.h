@@ -123,7 +123,7 @@ class SequenceExchange {
   using ConstKeysAndValues = std::array<ConstTensor, 2>;
   struct Scan;
 
-  int64_t local_index(const Segment& segment) const { return segment.index / layout_.ranks(); }
+  int64_t local_index(const Segment& segment) const { return layout_.spec().local_index(segment.index); }
   void check_sizes(const char* verb, const char* what, const ConstTensor& x,
                    std::initializer_list<int64_t> sizes) const;
   void check_keys(const char* verb, const LayerLayout& layer, const ConstKeysAndValues& needed,

@@ -12,7 +12,7 @@ struct Cut {
 };
 
 Cut cut_of(const LayoutSpec& spec) {
-  const int64_t chunks = ceil_div(spec.tokens, spec.chunk), segments = int64_t{spec.fold} * spec.ranks;
+  const int64_t chunks = ceil_div(spec.tokens, spec.chunk), segments = spec.segments();
   return {chunks, segments, chunks / segments, chunks % segments};
 }
 
@@ -20,9 +20,15 @@ std::string number_problem(const LayoutSpec& spec) {
   if (spec.tokens < 1) return str("sequence length ", spec.tokens, " (data.seq_len) must be at least 1");
   if (spec.ranks < 1) return str("parallel.sp = ", spec.ranks, " must be at least 1");
   if (spec.fold < 1) return str("parallel.fold = ", spec.fold, " must be at least 1");
+  if (spec.grain < 1) return str("segments dealt at a time, ", spec.grain, ", must be at least 1");
   if (spec.chunk < 1) return str("model.chunk = ", spec.chunk, " must be at least 1");
   if (spec.conv_width < 1) return str("convolution width ", spec.conv_width, " must be at least 1");
   return "";
+}
+
+std::string cut_text(const LayoutSpec& spec) {
+  if (spec.grain > 1) return str("run.canonical = ", spec.segments());
+  return str("parallel.sp = ", spec.ranks, " with parallel.fold = ", spec.fold);
 }
 
 }  // namespace
@@ -36,20 +42,20 @@ std::string cut_problem(const LayoutSpec& spec) {
   if (std::string problem = number_problem(spec); !problem.empty()) return problem;
   const auto [chunks, segments, base, extra] = cut_of(spec);
   if (chunks < segments) {
-    const std::string advice = chunks >= spec.ranks ? str("set parallel.fold to at most ", chunks / spec.ranks)
-                                                    : str("set parallel.sp to at most ", chunks);
-    return str("sequence of ", spec.tokens, " tokens is ", chunks, " chunks of ", spec.chunk,
-               ", but parallel.sp = ", spec.ranks, " with parallel.fold = ", spec.fold, " needs ", segments,
-               " segments of at least one chunk: ", advice, ", or model.chunk lower, or data.seq_len higher");
+    const std::string advice = spec.grain > 1         ? str("set run.canonical to at most ", chunks)
+                               : chunks >= spec.ranks ? str("set parallel.fold to at most ", chunks / spec.ranks)
+                                                      : str("set parallel.sp to at most ", chunks);
+    return str("sequence of ", spec.tokens, " tokens is ", chunks, " chunks of ", spec.chunk, ", but ", cut_text(spec),
+               " needs ", segments, " segments of at least one chunk: ", advice,
+               ", or model.chunk lower, or data.seq_len higher");
   }
   const int64_t halo = spec.conv_width - 1, last = spec.tokens - (chunks - base - (extra > 0 ? 1 : 0)) * spec.chunk;
   const int64_t shortest = std::min(base * spec.chunk, last);
   if (segments > 1 && shortest < halo) {
-    return str(
-        "parallel.sp = ", spec.ranks, " with parallel.fold = ", spec.fold, " cuts ", spec.tokens,
-        " tokens into a segment of ", shortest, ", shorter than the ", halo,
-        " tokens that the convolution hands over: set parallel.fold or parallel.sp lower, model.chunk to at least ",
-        halo, ", and data.seq_len to a multiple of model.chunk");
+    return str(cut_text(spec), " cuts ", spec.tokens, " tokens into a segment of ", shortest, ", shorter than the ",
+               halo, " tokens that the convolution hands over: set ",
+               spec.grain > 1 ? "run.canonical" : "parallel.fold or parallel.sp", " lower, model.chunk to at least ",
+               halo, ", and data.seq_len to a multiple of model.chunk");
   }
   return "";
 }
@@ -78,8 +84,7 @@ SequenceLayout::SequenceLayout(LayoutSpec spec) : spec_(std::move(spec)), cut_(s
   for (int64_t p : spec_.transpoints) with_transpoint(p);
   std::vector<int64_t> rows(static_cast<size_t>(ranks()), 0);
   for (int64_t k = 0; k < cut_.segments; ++k) {
-    Segment s{
-        .index = static_cast<int>(k), .rank = snake_rank(k, ranks()), .begin = cut_.begin(k), .end = cut_.begin(k + 1)};
+    Segment s{.index = static_cast<int>(k), .rank = spec_.rank_of(k), .begin = cut_.begin(k), .end = cut_.begin(k + 1)};
     int64_t& row = rows[static_cast<size_t>(s.rank)];
     s.local_begin = row;
     row += s.size();
@@ -102,8 +107,8 @@ const Segment& SequenceLayout::segment(int index) const {
 
 std::span<const Segment> SequenceLayout::segments_of(int rank) const {
   TM_CHECK(rank >= 0 && rank < ranks(), "sequence rank ", rank, " of ", ranks());
-  const auto fold = static_cast<size_t>(spec_.fold);
-  return std::span(by_rank_).subspan(static_cast<size_t>(rank) * fold, fold);
+  const auto count = static_cast<size_t>(spec_.segments_per_rank());
+  return std::span(by_rank_).subspan(static_cast<size_t>(rank) * count, count);
 }
 
 int64_t SequenceLayout::local_tokens(int rank) const {

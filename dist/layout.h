@@ -1,10 +1,13 @@
 // SequenceLayout: which rank owns which tokens of a sequence, and what follows from it for a layer with TransPoint P.
-// A pure function of (tokens, ranks, fold, chunk, TransPoints): every rank computes the same one, nothing is sent.
+// A pure function of (tokens, ranks, fold, grain, chunk, TransPoints): every rank computes the same one, nothing is
+// sent.
 //
-// T tokens are cut into K = fold * ranks segments, dealt to the ranks in snake order (0 1 .. R-1 R-1 .. 1 0 0 1 ..), so
-// that each rank owns `fold` of them. fold = 1 is the contiguous split, 2 the zigzag split; larger folds spread the
-// work of every TransPoint at once. Segments are made of whole chunks of the SSM scan; only the last may end inside
-// one. Token positions are global and 0-based; ranges are half-open.
+// T tokens are cut into K = fold * ranks * grain segments and dealt to the ranks in snake order (0 1 .. R-1 R-1 .. 1 0
+// 0 1 ..), `grain` consecutive ones at a time, so that each rank owns fold * grain of them. fold = 1 is the contiguous
+// split, 2 the zigzag split; larger folds spread the work of every TransPoint at once. grain > 1 cuts finer than the
+// deal needs: with fold * ranks * grain held fixed, every number of ranks and every fold works on the same segments
+// (run.canonical). Segments are made of whole chunks of the SSM scan; only the last may end inside one. Token positions
+// are global and 0-based; ranges are half-open.
 #pragma once
 
 #include <cstdint>
@@ -36,6 +39,14 @@ struct LayoutSpec {
   int64_t chunk = 64;
   int conv_width = 4;                     // W; the halo of a segment is the W - 1 tokens before it
   std::vector<int64_t> transpoints = {};  // P of each layer, 0 <= P <= tokens
+  int grain = 1;
+  bool canonical = false;  // the same bits for every cut into the same segments: nothing is done across them at once
+
+  int64_t segments() const { return int64_t{fold} * ranks * grain; }
+  int64_t segments_per_rank() const { return int64_t{fold} * grain; }
+  int rank_of(int64_t segment) const;
+  // Which of its rank's segments a segment is, in ascending order from 0.
+  int64_t local_index(int64_t segment) const { return segment / grain / ranks * grain + segment % grain; }
   bool operator==(const LayoutSpec&) const = default;
 };
 
@@ -74,11 +85,13 @@ struct Alignment {
   std::vector<SplitSegment> splits = {};  // empty: every segment is wholly attention or wholly SSM in every layer
 };
 
-// The rank that owns segment k of a snake over `ranks` ranks.
-constexpr int snake_rank(int64_t segment, int ranks) {
-  const auto step = static_cast<int>(segment % (2 * int64_t{ranks}));
+// The rank that gets deal k of a snake over `ranks` ranks.
+constexpr int snake_rank(int64_t deal, int ranks) {
+  const auto step = static_cast<int>(deal % (2 * int64_t{ranks}));
   return step < ranks ? step : 2 * ranks - 1 - step;
 }
+
+inline int LayoutSpec::rank_of(int64_t segment) const { return snake_rank(segment / grain, ranks); }
 
 // Why a sequence cannot be cut so, and which number to change: there are fewer chunks than segments, a segment would be
 // shorter than the halo, or a number is out of range. Empty where it can be cut.
@@ -156,7 +169,7 @@ class SequenceLayout {
   LayoutSpec spec_;
   SequenceCut cut_;
   std::vector<Segment> segments_;
-  std::vector<Segment> by_rank_;  // sorted by (rank, index): fold per rank
+  std::vector<Segment> by_rank_;  // sorted by (rank, index)
 };
 
 // What a layer with TransPoint P asks of a layout: tokens t < P attend, tokens t >= P run the SSM. A view: the layout

@@ -224,7 +224,8 @@ LayoutSpec PlanDims::layout() const {
           .fold = fold,
           .chunk = chunk,
           .conv_width = static_cast<int>(conv_width),
-          .transpoints = transpoints};
+          .transpoints = transpoints,
+          .grain = grain};
 }
 
 std::string dims_problem(const PlanDims& dims) {

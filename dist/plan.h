@@ -51,6 +51,7 @@ struct PlanDims {
   int64_t state_bytes = 4;  // of states, log-decays, gradient sums and optimizer numbers
   int tp = 1, sp = 1, dp = 1;
   int fold = 1;
+  int grain = 1;           // segments dealt to a rank at a time (LayoutSpec)
   int zero = 1;            // 0, 1 or 2
   bool recompute = false;  // norms, convolution, gated norm and SwiGLU are computed again in backward
   bool keep_keys = false;  // keep the gathered K and V for backward instead of exchanging them again

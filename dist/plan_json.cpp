@@ -12,7 +12,7 @@ namespace tmamba {
 namespace {
 
 using Json = nlohmann::ordered_json;
-constexpr int kVersion = 1;
+constexpr int kVersion = 2;  // 2: grain
 
 // The fields of PlanDims: name in the JSON, what sets it in a run.
 template <class Dims, class Visit>
@@ -27,7 +27,8 @@ void for_each_field(Dims& dims, Visit&& visit) {
   visit("activation_bytes", "bytes of train.dtype", dims.activation_bytes);
   visit("state_bytes", "bytes of a sum in train.dtype", dims.state_bytes);
   visit("tp", "parallel.tp", dims.tp), visit("sp", "parallel.sp", dims.sp), visit("dp", "parallel.dp", dims.dp);
-  visit("fold", "parallel.fold", dims.fold), visit("zero", "parallel.zero", dims.zero);
+  visit("fold", "parallel.fold", dims.fold), visit("grain", "run.canonical", dims.grain);
+  visit("zero", "parallel.zero", dims.zero);
   visit("recompute", "recompute", dims.recompute), visit("keep_keys", "keep_keys", dims.keep_keys);
 }
 

@@ -89,7 +89,9 @@ std::string picture_heading(const SequenceLayout& layout, const Alignment& align
       shortest = std::min(shortest, s.size()), longest = std::max(longest, s.size());
     text += str(shortest, " to ", longest, " tokens");
   }
-  text += str(", sp ", spec.ranks, " x fold ", spec.fold, ", chunks of ", spec.chunk, "\n");
+  text += str(", sp ", spec.ranks, " x fold ", spec.fold);
+  if (spec.grain > 1) text += str(", dealt ", spec.grain, " at a time");
+  text += str(", chunks of ", spec.chunk, "\n");
   if (alignment.splits.empty()) return text + "Every TransPoint falls between segments.\n";
   return text + str(alignment.splits.size(), " of ", layout.layers(),
                     " layers have a TransPoint inside a segment (x); ", "their greatest common divisor is ",

@@ -115,6 +115,9 @@ void visit_fields(Config& c, Visitor&& v) {
     "what to count and print at the end: calls and bytes between ranks beside the plan's, or the time of every op");
   v("run.threads", c.run.threads, Limits{0, 4096},
     "CPU threads per rank; 0: the cores of this host shared by its ranks");
+  v("run.canonical", c.run.canonical, Limits{0, 1e6},
+    "test mode: losses and parameters are the same to the last bit for every parallel.sp, fold, dp and zero; cuts each "
+    "sequence into this many units (cpu, float64, slow; 0: off)");
 }
 
 // --- text of a value
@@ -351,6 +354,40 @@ void validate_dtype(const RunConfig& c) {
   throw UserError("train.dtype = \"bfloat16\" needs run.device = \"cuda\"; on the CPU set train.dtype = \"float32\"");
 }
 
+namespace {
+
+// The canonical mode: what it cannot do, and units that are whole chunks and that every rank and fold has as many of.
+void validate_canonical(const RunConfig& c) {
+  const int64_t units = c.run.canonical, shares = c.parallel.sp * c.parallel.fold, T = c.data.seq_len;
+  if (units == 0) return;
+  const std::string key = str("run.canonical = ", units);
+  if (c.run.device != "cpu" || c.dtype() != DType::f64) {
+    throw UserError(str(key, " needs run.device = \"cpu\" and train.dtype = \"float64\", not \"", c.run.device,
+                        "\" and \"", c.train.dtype, "\""));
+  }
+  if (c.parallel.tp != 1) {
+    throw UserError(str(key, " needs parallel.tp = 1, not ", c.parallel.tp,
+                        ": sums over tensor-parallel ranks depend on how many there are"));
+  }
+  if (c.parallel.fold == 0) throw UserError(str(key, " needs a number of parallel.fold, not 0, the planner's choice"));
+  if (c.parallel.transport == "head_parallel") {
+    throw UserError(str(key, " cuts sequences, which parallel.transport = \"head_parallel\" does not: take another"));
+  }
+  if (units % shares != 0) {
+    throw UserError(str(key, " must be a multiple of parallel.sp * parallel.fold = ", c.parallel.sp, " * ",
+                        c.parallel.fold, ", and the same in all runs to be compared; ", round_up(units, shares),
+                        " is one"));
+  }
+  if (T % (units * c.model.chunk) != 0) {
+    throw UserError(
+        str(key, " does not cut data.seq_len = ", T, " into units of whole chunks of model.chunk = ", c.model.chunk,
+            " tokens: set run.canonical to a divisor of ", T % c.model.chunk == 0 ? str(T / c.model.chunk) : str(T),
+            T % c.model.chunk == 0 ? "" : " and model.chunk to a divisor of a unit's tokens"));
+  }
+}
+
+}  // namespace
+
 void validate(const RunConfig& c) {
   validate(c.model);
   validate_dtype(c);
@@ -363,6 +400,7 @@ void validate(const RunConfig& c) {
   require(c.train.steps == 0 || c.train.tokens == 0, "give train.steps or train.tokens, not both");
   require(!c.run.dir.empty(), "run.dir must be given: the folder of the run");
   require(!c.data.train.empty(), "data.train must be given: a token file written by `transmamba prepare`");
+  validate_canonical(c);
 }
 
 }  // namespace tmamba

@@ -65,6 +65,7 @@ struct RunSection {
   double hang_timeout = 600;
   std::string plan;
   std::string profile = "none";
+  int64_t canonical = 0;
 };
 
 struct RunConfig {
@@ -78,6 +79,11 @@ struct RunConfig {
   std::map<std::string, std::string> origin;
 
   DType dtype() const { return dtype_named(train.dtype); }
+  // Segments that a sequence rank gets at a time (LayoutSpec): in the canonical mode what makes run.canonical of them.
+  int grain() const {
+    const int64_t shares = parallel.sp * parallel.fold;
+    return run.canonical == 0 || shares == 0 ? 1 : static_cast<int>(run.canonical / shares);
+  }
 };
 
 // Reads a TOML file and applies the overrides ("train.lr=3e-4"; a value that is not TOML is taken as a string).

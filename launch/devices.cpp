@@ -1,5 +1,7 @@
 #include "launch/devices.h"
 
+#include "kernels/canonical_ops.h"
+
 namespace tmamba {
 
 std::unique_ptr<Ops> ops_of(const RunConfig& config, int ranks) {
@@ -11,6 +13,14 @@ std::unique_ptr<Ops> ops_of(const RunConfig& config, int ranks) {
                         "start one rank, or set run.device = \"cpu\""));
   }
   return make_ops(Device::cuda);
+}
+
+std::unique_ptr<Ops> training_ops(const RunConfig& config, int ranks, int64_t micro_batches) {
+  std::unique_ptr<Ops> ops = ops_of(config, ranks);
+  if (config.run.canonical == 0) return ops;
+  // Under ZeRO-2 the sums of each micro-batch over the ranks are added up, else those of each rank over micro-batches.
+  return make_canonical_ops(std::move(ops), {.unit = config.data.seq_len / config.run.canonical,
+                                             .summands = config.parallel.zero == 2 ? ranks * micro_batches : ranks});
 }
 
 namespace {

@@ -15,6 +15,10 @@ namespace tmamba {
 // where several ranks cannot work together on it, and where this build or this machine has no such device.
 std::unique_ptr<Ops> ops_of(const RunConfig& config, int ranks);
 
+// The ops of a training run of `ranks` ranks with `micro_batches` a step: those of the device, canonical where
+// run.canonical says so.
+std::unique_ptr<Ops> training_ops(const RunConfig& config, int ranks, int64_t micro_batches);
+
 // A contiguous tensor of one or two dimensions where the host can read it: itself, or a copy held by `copies`.
 Tensor on_host(const Tensor& x, std::deque<Buffer>& copies);
 

@@ -116,8 +116,10 @@ int plan_verb(const Arguments& arguments) {
     return kDone;
   }
   config.model.vocab = vocab_of(config, command);
-  auto [dims, transports] = plan_of(command, config, machine);
-  const MemoryUse measured = memory_of(largest_memory(config, {dims, transports}));
+  const RunPlan plan = plan_of(command, config, machine);
+  const PlanDims& dims = plan.dims;
+  const std::vector<Transport>& transports = plan.transports;
+  const MemoryUse measured = memory_of(largest_memory(config, plan));
   const int64_t ranks = command.get<int64_t>("ranks") > 0 ? command.get<int64_t>("ranks") : dims.ranks();
   const std::vector<LayoutChoice> ranking = rank_layouts(dims, machine, ranks);
   if (command.has("save")) {

@@ -21,7 +21,7 @@ std::string read_text(const std::string& file) {
 }
 
 // What of a saved plan a run of these dimensions can use. Throws UserError.
-RunPlan usable(const Plan& plan, PlanDims dims, const std::string& forced) {
+RunPlan usable(const Plan& plan, const RunConfig& config, PlanDims dims) {
   if (dims.fold == 0) dims.fold = plan.dims.fold;
   if (const std::string difference = dims_difference(plan.dims, dims); !difference.empty()) {
     throw UserError(str("the plan is for another run: it has ", difference,
@@ -31,13 +31,17 @@ RunPlan usable(const Plan& plan, PlanDims dims, const std::string& forced) {
     throw UserError(str("the plan is wrong: ", problems.front(),
                         problems.size() > 1 ? str(" (and ", problems.size() - 1, " more)") : ""));
   }
-  for (size_t layer = 0; layer < plan.transports.size() && forced != "auto"; ++layer) {
+  const std::string& forced = config.parallel.transport;
+  for (size_t layer = 0; layer < plan.transports.size(); ++layer) {
     const std::string planned = name_of(plan.transports[layer]);
-    if (planned == forced) continue;
+    if (plan.transports[layer].head_parallel && config.run.canonical > 0) {
+      throw UserError(str("the plan has ", planned, " in layer ", layer, ", which run.canonical cannot use"));
+    }
+    if (forced == "auto" || planned == forced) continue;
     throw UserError(str("the plan has ", planned, " in layer ", layer, ", but parallel.transport = \"", forced,
                         "\"; leave one of the two out"));
   }
-  return {.dims = std::move(dims), .transports = plan.transports};
+  return {.dims = std::move(dims), .transports = plan.transports, .canonical = config.run.canonical > 0};
 }
 
 // Text that carries a plan's fold and transports from rank 0: the transports' names, one a line, behind the fold.
@@ -47,12 +51,12 @@ std::string to_text(const RunPlan& plan) {
   return text;
 }
 
-RunPlan from_text(const std::string& text, PlanDims dims) {
+RunPlan from_text(const std::string& text, PlanDims dims, bool canonical) {
   std::istringstream in(text);
   std::vector<Transport> transports;
   in >> dims.fold;
   for (std::string name; in >> name;) transports.push_back(transport_named(name));
-  return {.dims = std::move(dims), .transports = std::move(transports)};
+  return {.dims = std::move(dims), .transports = std::move(transports), .canonical = canonical};
 }
 
 }  // namespace
@@ -84,11 +88,12 @@ PlanDims plan_dims(const RunConfig& config, const MeshShape& mesh) {
           .sp = mesh.sp,
           .dp = mesh.dp,
           .fold = static_cast<int>(config.parallel.fold),
+          .grain = config.grain(),
           .zero = static_cast<int>(config.parallel.zero)};
 }
 
 RunPlan choose_plan(const RunConfig& config, const MeshShape& mesh, const MachineModel& machine) {
-  RunPlan plan{.dims = plan_dims(config, mesh), .transports = {}};
+  RunPlan plan{.dims = plan_dims(config, mesh), .transports = {}, .canonical = config.run.canonical > 0};
   PlanDims& dims = plan.dims;
   if (dims.fold == 0) {
     dims.fold = 1;  // what every choice must at least be able to do
@@ -97,7 +102,9 @@ RunPlan choose_plan(const RunConfig& config, const MeshShape& mesh, const Machin
   }
   if (const std::string problem = dims_problem(dims); !problem.empty()) throw UserError(problem);
   if (config.parallel.transport == "auto") {
-    plan.transports = choose_transports(dims, machine);
+    // The canonical mode is for comparing bits, not for speed, and cannot take every transport.
+    plan.transports =
+        plan.canonical ? std::vector<Transport>(dims.transpoints.size()) : choose_transports(dims, machine);
     return plan;
   }
   const Transport forced = transport_named(config.parallel.transport);
@@ -108,7 +115,7 @@ RunPlan choose_plan(const RunConfig& config, const MeshShape& mesh, const Machin
 
 RunPlan read_plan(const std::string& file, const RunConfig& config, const MeshShape& mesh) {
   try {
-    return usable(plan_from_json(read_text(file)), plan_dims(config, mesh), config.parallel.transport);
+    return usable(plan_from_json(read_text(file)), config, plan_dims(config, mesh));
   } catch (const UserError& error) {
     throw UserError(str("run.plan = ", file, ": ", error.what()));
   }
@@ -126,11 +133,13 @@ RunPlan agree_plan(const RunConfig& config, const MeshShape& mesh, Communicator&
   }
   problem = broadcast_text(world, problem);
   if (!problem.empty()) throw UserError(problem);
-  return from_text(broadcast_text(world, planned), plan_dims(config, mesh));
+  return from_text(broadcast_text(world, planned), plan_dims(config, mesh), config.run.canonical > 0);
 }
 
 std::unique_ptr<ModelRanks> model_ranks(const RunPlan& plan, Ops& ops, Communicator& sp, Communicator& tp) {
-  return std::make_unique<ModelRanks>(plan.dims.layout(), plan.dims.batch, ops, sp, tp, plan.transports);
+  LayoutSpec layout = plan.dims.layout();
+  layout.canonical = plan.canonical;
+  return std::make_unique<ModelRanks>(layout, plan.dims.batch, ops, sp, tp, plan.transports);
 }
 
 std::string transports_text(const std::vector<Transport>& transports) {

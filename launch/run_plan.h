@@ -19,6 +19,7 @@ namespace tmamba {
 struct RunPlan {
   PlanDims dims;
   std::vector<Transport> transports;  // of each layer
+  bool canonical = false;             // run.canonical
 };
 
 // One H200 a rank for run.device = "cuda", one core for "cpu".

@@ -27,7 +27,7 @@ Trainer::Trainer(RunConfig config, World& world)
                           : std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / world.local_size());
   omp_set_num_threads(threads);
   open_data();
-  ops_ = ops_of(config_, world.size());
+  ops_ = training_ops(config_, world.size(), micro_batches_);
   plan_memory();
   resume_or_initialize();
 }

@@ -28,6 +28,11 @@ void Trainer::print_header() const {
                 mesh_.shape().sp, plan_.dims.fold, static_cast<long long>(ranks_->layout().segments().size()),
                 transports_text(plan_.transports).c_str());
   }
+  if (config_.run.canonical > 0) {
+    std::printf("canonical: %lld units of %lld tokens; the same bits on every number of ranks\n",
+                static_cast<long long>(config_.run.canonical),
+                static_cast<long long>(config_.data.seq_len / config_.run.canonical));
+  }
   std::printf(
       "%d data-parallel rank%s, %d thread%s each; %lld sequences a step, %lld at a time on a rank; %s per rank\n",
       mesh_.shape().dp, mesh_.shape().dp == 1 ? "" : "s", omp_get_max_threads(), omp_get_max_threads() == 1 ? "" : "s",

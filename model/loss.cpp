@@ -29,7 +29,7 @@ int64_t head_chunk_rows(int64_t rows, int64_t width, int64_t vocab) {
 void head_loss(Ops& ops, Arena& scratch, TensorExchange& tensor, const HeadLoss& args, const LossSums& sums) {
   const size_t mark = scratch.used();
   const int64_t N = args.x_NC.size(0), V = args.head_VC.size(0);
-  const int64_t chunk = std::min(N, head_chunk_rows(N, args.x_NC.size(1), args.vocab));
+  const int64_t chunk = std::min(N, args.unit > 0 ? args.unit : head_chunk_rows(N, args.x_NC.size(1), args.vocab));
   const DType acc = accumulate_type(args.x_NC.dtype());
   const Tensor logits = scratch.take({chunk, V}, args.x_NC.dtype());
   const Tensor max = scratch.take({chunk}, acc), sum_exp = scratch.take({chunk}, acc),

@@ -22,6 +22,7 @@ struct HeadLoss {
   int64_t vocab = 0;        // rows of the head, all parts
   int64_t vocab_begin = 0;  // of this rank's part
   ConstTensor targets_N;    // int32; negative: not counted
+  int64_t unit = 0;         // rows per chunk; 0: as many as memory allows
   Tensor dx_NC;             // written over, this rank's summand; empty: no gradients at all
   Tensor dhead_VC;          // [acc] added
   double grad_scale = 0;    // gradients are those of loss sum * grad_scale

@@ -16,7 +16,7 @@ ExchangeOps exchange_ops(Ops& ops) {
 namespace {
 
 LayoutSpec uncut(LayoutSpec spec) {
-  spec.ranks = spec.fold = 1;
+  spec.ranks = spec.fold = spec.grain = 1;
   return spec;
 }
 

@@ -70,6 +70,7 @@ HeadLoss TransMamba::head_args(const Tensor& params, const TokenBatch& batch) co
           .vocab = config_.vocab,
           .vocab_begin = vocab_begin(),
           .targets_N = batch.targets_Bn.view({all_rows_}),
+          .unit = ranks_.layout().spec().canonical ? ranks_.layout().alignment().unit : 0,
           .dx_NC = {},
           .dhead_VC = {},
           .grad_scale = 0};

@@ -28,7 +28,8 @@ std::vector<RandomCase> random_cases(int count) {
     };
     LayoutSpec spec{
         .ranks = static_cast<int>(in(0, 1, 12)), .fold = static_cast<int>(in(1, 1, 6)), .chunk = in(2, 4, 16)};
-    spec.tokens = in(3, spec.ranks * spec.fold * spec.chunk, 4 * spec.ranks * spec.fold * spec.chunk);
+    spec.grain = in(6, 0, 1) ? static_cast<int>(in(7, 2, 4)) : 1;
+    spec.tokens = in(3, spec.segments() * spec.chunk, 4 * spec.segments() * spec.chunk);
     const int64_t choice = in(4, 0, 4);
     const int64_t p = choice == 0 ? 0 : choice == 1 ? spec.tokens : in(5, 0, spec.tokens);
     spec.transpoints = {p};
@@ -38,8 +39,8 @@ std::vector<RandomCase> random_cases(int count) {
 }
 
 std::string describe(const LayoutSpec& spec) {
-  return str("tokens ", spec.tokens, " ranks ", spec.ranks, " fold ", spec.fold, " chunk ", spec.chunk, " P ",
-             spec.transpoints.front());
+  return str("tokens ", spec.tokens, " ranks ", spec.ranks, " fold ", spec.fold, " grain ", spec.grain, " chunk ",
+             spec.chunk, " P ", spec.transpoints.front());
 }
 
 // rank_work, one token after the other.
@@ -87,6 +88,7 @@ TEST(CostWork, BytesMatchTheMessagesOfThePlan) {
                   .tp = c.spec.tokens % 2 == 0 ? 2 : 1,
                   .sp = c.spec.ranks,
                   .fold = c.spec.fold,
+                  .grain = c.spec.grain,
                   .keep_keys = c.spec.tokens % 3 == 0};
     const auto traffic = rank_traffic(c.spec, c.transpoint);
     for (const Transport& transport : all_transports()) {

@@ -24,8 +24,8 @@ struct Random {
 };
 
 std::string describe(const LayoutSpec& spec) {
-  std::string text =
-      str("tokens ", spec.tokens, " ranks ", spec.ranks, " fold ", spec.fold, " chunk ", spec.chunk, " P");
+  std::string text = str("tokens ", spec.tokens, " ranks ", spec.ranks, " fold ", spec.fold, " grain ", spec.grain,
+                         " chunk ", spec.chunk, " P");
   for (int64_t p : spec.transpoints) text += str(" ", p);
   return text;
 }
@@ -36,7 +36,8 @@ LayoutSpec random_spec(uint64_t seed) {
   spec.ranks = static_cast<int>(random.in(1, 12));
   spec.fold = static_cast<int>(random.in(1, 8));
   spec.chunk = random.in(0, 3) == 0 ? random.in(3, 9) : int64_t{1} << random.in(2, 5);
-  const int64_t segments = int64_t{spec.fold} * spec.ranks;
+  spec.grain = random.in(0, 1) ? static_cast<int>(random.in(2, 4)) : 1;
+  const int64_t segments = spec.segments();
   spec.tokens = spec.chunk * (segments * random.in(1, 3) + (random.in(0, 1) ? random.in(0, segments) : 0));
   if (random.in(0, 1)) spec.tokens += random.in(3, spec.chunk + 2) - spec.chunk;
   const int64_t layers = random.in(1, 5);
@@ -98,6 +99,22 @@ TEST(Layout, EvenSplitIsEqualAndAligned) {
   EXPECT_EQ(alignment.splits[0].segment, 0);
 }
 
+// What makes a run the same for every number of ranks: the grain takes up what ranks and folds leave of K segments.
+TEST(Layout, GrainHoldsTheCutFixed) {
+  const SequenceLayout one({.tokens = 100, .chunk = 4, .grain = 16});
+  for (const auto& [ranks, fold] : {std::pair{1, 4}, {2, 1}, {2, 4}, {4, 1}, {4, 2}, {16, 1}, {8, 2}}) {
+    const int grain = 16 / (ranks * fold);
+    const SequenceLayout many({.tokens = 100, .ranks = ranks, .fold = fold, .chunk = 4, .grain = grain});
+    ASSERT_EQ(many.segments().size(), one.segments().size());
+    for (size_t k = 0; k < one.segments().size(); ++k) {
+      EXPECT_EQ(many.segments()[k].range(), one.segments()[k].range()) << ranks << " x " << fold << " segment " << k;
+    }
+  }
+  const std::vector<int> expected{0, 0, 1, 1, 1, 1, 0, 0};
+  const SequenceLayout small({.tokens = 64, .ranks = 2, .fold = 2, .chunk = 8, .grain = 2});
+  for (size_t k = 0; k < expected.size(); ++k) EXPECT_EQ(small.segments()[k].rank, expected[k]) << k;
+}
+
 TEST(Layout, FoldChoicesReportAlignment) {
   const auto choices = fold_choices(
       {.tokens = 8192, .ranks = 8, .chunk = 64, .transpoints = {0, 128, 256, 512, 1024, 2048, 4096, 8192}});
@@ -119,7 +136,7 @@ TEST(Layout, EveryTokenHasOneOwnerAndOneRow) {
     for (int64_t t = 0; t < layout.tokens(); ++t) {
       const Segment& s = layout.segment_at(t);
       ASSERT_TRUE(s.range().contains(t)) << "token " << t;
-      ASSERT_EQ(layout.rank_of(t), snake_rank(s.index, layout.ranks()));
+      ASSERT_EQ(layout.rank_of(t), snake_rank(s.index / layout.spec().grain, layout.ranks()));
       ASSERT_TRUE(rows[static_cast<size_t>(s.rank)].insert(layout.local_row(t)).second) << "token " << t;
     }
     int64_t most = 0;
@@ -133,7 +150,11 @@ TEST(Layout, EveryTokenHasOneOwnerAndOneRow) {
       ASSERT_EQ(static_cast<int64_t>(positions.size()), size);
       ASSERT_TRUE(std::is_sorted(positions.begin(), positions.end()));
       for (int64_t row = 0; row < size; ++row) ASSERT_EQ(layout.local_row(positions[static_cast<size_t>(row)]), row);
-      ASSERT_EQ(layout.segments_of(r).size(), static_cast<size_t>(layout.spec().fold));
+      const auto mine_in_order = layout.segments_of(r);
+      ASSERT_EQ(std::ssize(mine_in_order), layout.spec().fold * layout.spec().grain);
+      for (size_t i = 0; i < mine_in_order.size(); ++i) {
+        ASSERT_EQ(layout.spec().local_index(mine_in_order[i].index), static_cast<int64_t>(i));
+      }
       most = std::max(most, size);
     }
     ASSERT_EQ(most, layout.max_local_tokens());
@@ -161,10 +182,13 @@ TEST(Layout, SegmentsAreWholeChunksOfNearlyEqualSize) {
       ASSERT_EQ(longest, shortest);
       ASSERT_EQ(layout.alignment().unit, longest);
     }
-    // No other cut at chunk granularity gives the busiest rank fewer chunks.
+    // No other cut at chunk granularity gives the busiest rank fewer chunks, where segments are dealt one by one.
+    const int64_t grain = layout.spec().grain;
     ASSERT_LE(ceil_div(layout.max_local_tokens(), chunk),
-              ceil_div(ceil_div(layout.tokens(), chunk), int64_t{layout.ranks()}));
-    for (int r = 0; r < layout.ranks(); ++r) ASSERT_LE(layout.max_local_tokens() - layout.local_tokens(r), 2 * chunk);
+              ceil_div(ceil_div(layout.tokens(), chunk), int64_t{layout.ranks()}) + grain - 1);
+    for (int r = 0; r < layout.ranks(); ++r) {
+      ASSERT_LE(layout.max_local_tokens() - layout.local_tokens(r), 2 * grain * chunk);
+    }
   });
 }
 
@@ -223,8 +247,8 @@ TEST(Layout, PartsAndKeysOfALayerMatchTokenCounts) {
   });
 }
 
-// An SSM token reads the states of all segments before its own. So does the decay gradient of any token that a later SSM
-// token's state depends on.
+// An SSM token reads the states of all segments before its own. So does the decay gradient of any token that a later
+// SSM token's state depends on.
 TEST(Layout, StateFlowsFromEveryTokenToEveryLaterSsmToken) {
   for_random_layouts([](const SequenceLayout& layout) {
     const auto segments = layout.segments();
@@ -328,6 +352,9 @@ TEST(Layout, RefusalNamesTheNumberToChange) {
   EXPECT_NE(refusal({.tokens = 64, .transpoints = {-1}}).find("TransPoint -1"), std::string::npos);
   EXPECT_NE(refusal({.tokens = 64, .ranks = 0}).find("parallel.sp = 0"), std::string::npos);
   EXPECT_NE(refusal({.tokens = 64, .fold = 0}).find("parallel.fold = 0"), std::string::npos);
+  EXPECT_NE(refusal({.tokens = 64, .grain = 0}).find("dealt at a time"), std::string::npos);
+  EXPECT_NE(refusal({.tokens = 512, .ranks = 4, .chunk = 64, .grain = 4}).find("set run.canonical to at most 8"),
+            std::string::npos);
   EXPECT_NE(refusal({.tokens = 64, .chunk = 0}).find("model.chunk = 0"), std::string::npos);
   EXPECT_NE(refusal({.tokens = 0}).find("data.seq_len"), std::string::npos);
   EXPECT_EQ(refusal({.tokens = 1, .transpoints = {0, 1}}), "accepted");  // one rank, one segment: no halo to hand over

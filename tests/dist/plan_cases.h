@@ -25,7 +25,8 @@ inline PlanDims small_dims(int sp, int fold, int64_t tokens, std::vector<int64_t
 }
 
 inline std::string describe(const PlanDims& dims, const Transport& transport) {
-  std::string text = str(name_of(transport), " sp ", dims.sp, " fold ", dims.fold, " tokens ", dims.tokens, " P");
+  std::string text = str(name_of(transport), " sp ", dims.sp, " fold ", dims.fold, " grain ", dims.grain, " tokens ",
+                         dims.tokens, " P");
   for (int64_t p : dims.transpoints) text += str(" ", p);
   return text;
 }

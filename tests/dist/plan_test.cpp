@@ -27,6 +27,9 @@ std::vector<Case> random_cases(int count) {
     PlanDims dims = small_dims(sp, fold, tokens, {0, tokens, in(5, 0, tokens), in(6, 0, tokens / 3)});
     dims.keep_keys = in(7, 0, 1) == 1;
     if (in(8, 0, 1)) dims.tp = 2;
+    // A finer cut of as many chunks, dealt several segments at a time, where there are chunks enough.
+    dims.grain = static_cast<int>(in(9, 1, 3));
+    if (!dims_problem(dims).empty()) dims.grain = 1;
     for (const Transport& transport : all_transports()) {
       if (transport_problem(dims, transport).empty()) cases.push_back({dims, transport});
     }
@@ -320,7 +323,7 @@ TEST(Plan, DamagedJsonIsRefused) {
     return changed.replace(at, from.size(), to);
   };
   for (const std::string& damaged :
-       {text.substr(0, text.size() / 2), std::string(), std::string("[]"), replaced("\"version\":1", "\"version\":99"),
+       {text.substr(0, text.size() / 2), std::string(), std::string("[]"), replaced("\"version\":2", "\"version\":99"),
         replaced("\"key\"", "\"kex\""), replaced("\"sends\"", "\"sent\""),
         replaced("\"tokens\":16", "\"tokens\":\"16\""), replaced("\"send_recv\"", "\"send\""),
         replaced("group_cast+all_gather", "pigeons")}) {

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include "kernels/base/check.h"
+
 namespace tmamba {
 namespace {
 
@@ -75,6 +77,41 @@ TEST(Config, MistakesNameFileLineAndKey) {
   says("dim = 4\n", "x.toml:1: unknown key dim; did you mean model.dim?");
   says("[model]\ndim = 4\ndim = 5\n", "x.toml:3");
   says("[model\n", "x.toml:1");
+}
+
+// The message that a canonical run of 128 tokens in 16 units of 8 is refused with, changed by `overrides`.
+std::string canonical_refusal(const std::vector<std::string>& overrides) {
+  const RunConfig config = parse_config(
+      "[model]\ndim = 8\nheads = 2\nlayers = 2\nffn = 8\nchunk = 4\nschedule = [0]\n[data]\ntrain = \"t.h5\"\n"
+      "seq_len = 128\n[train]\nsteps = 1\ndtype = \"float64\"\n[run]\ndir = \"r\"\ncanonical = 16\n",
+      "x.toml", overrides);
+  try {
+    validate(config);
+  } catch (const UserError& error) {
+    return error.what();
+  }
+  return str("accepted, grain ", config.grain());
+}
+
+TEST(Config, CanonicalRunsAreCheckedAtOnce) {
+  EXPECT_EQ(canonical_refusal({}), "accepted, grain 16");
+  EXPECT_EQ(canonical_refusal({"parallel.sp=2", "parallel.fold=4"}), "accepted, grain 2");
+  EXPECT_EQ(canonical_refusal({"run.canonical=0", "train.dtype=float32", "parallel.sp=3"}), "accepted, grain 1");
+  const std::vector<std::pair<std::vector<std::string>, std::string>> refused{
+      {{"train.dtype=float32"}, "train.dtype = \"float64\""},
+      {{"run.device=cuda"}, "run.device = \"cpu\""},
+      {{"parallel.tp=2"}, "needs parallel.tp = 1"},
+      {{"parallel.sp=3", "parallel.fold=2"},
+       "must be a multiple of parallel.sp * parallel.fold = 3 * 2, and the same in "
+       "all runs to be compared; 18 is one"},
+      {{"run.canonical=64"}, "set run.canonical to a divisor of 32"},
+      {{"run.canonical=12"}, "set run.canonical to a divisor of 32"},
+      {{"data.seq_len=130"}, "data.seq_len = 130"}};
+  for (const auto& [overrides, message] : refused) {
+    const std::string got = canonical_refusal(overrides);
+    EXPECT_NE(got.find(message), std::string::npos) << overrides[0] << ": " << got;
+    EXPECT_NE(got.find("run.canonical = "), std::string::npos) << got;
+  }
 }
 
 }  // namespace
