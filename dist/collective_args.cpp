@@ -49,6 +49,18 @@ void check_same_type(const CallSite& site, const ConstTensor& a, const ConstTens
   }
 }
 
+void check_all_to_all(const CallSite& site, const ConstTensor& out, std::span<const int64_t> out_counts,
+                      const ConstTensor& in, std::span<const int64_t> in_counts) {
+  check_counts(site, "the output", out, out_counts);
+  check_counts(site, "the input", in, in_counts);
+  check_same_type(site, out, in);
+  const auto own = static_cast<size_t>(site.comm.rank());
+  if (in_counts[own] != out_counts[own]) {
+    throw Error(
+        str(site.text(), ": this rank sends itself ", in_counts[own], " elements and receives ", out_counts[own]));
+  }
+}
+
 void check_peer(const CallSite& site, const char* what, int peer) {
   if (peer < 0 || peer >= site.comm.size()) throw Error(str(site.text(), ": ", what, " is rank ", peer));
 }

@@ -22,6 +22,9 @@ void check_counts(const CallSite& site, const char* what, const ConstTensor& who
 void check_piece(const CallSite& site, const ConstTensor& whole, const ConstTensor& piece,
                  std::span<const int64_t> counts);
 void check_same_type(const CallSite& site, const ConstTensor& a, const ConstTensor& b);
+// Of all_to_all: the counts, one type, and as much to oneself as from oneself.
+void check_all_to_all(const CallSite& site, const ConstTensor& out, std::span<const int64_t> out_counts,
+                      const ConstTensor& in, std::span<const int64_t> in_counts);
 void check_peer(const CallSite& site, const char* what, int peer);
 
 // Bytes this rank receives by the rule beside TrafficCounter, of an all_reduce, reduce_scatter or all_gather: `whole`

@@ -9,8 +9,12 @@
 //   arrive, and its communicator refuses all further work.
 // - Operations may be waited for in any order, and any number may be in flight. A Work must not outlive its
 // communicator.
-// - Reductions combine in a fixed order, rank 0 first: the same inputs on the same ranks give the same bits, and every
-//   rank gets them. Integer sums wrap; the maximum or minimum of anything with a NaN is NaN.
+// - Reductions combine in a fixed order: the same inputs on the same ranks give the same bits, and every rank gets
+// them.
+//   On host tensors the order is rank 0 first, and bfloat16 is rounded once; on device tensors it is NCCL's
+//   (nccl_communicator.h). Integer sums wrap; the maximum or minimum of anything with a NaN is NaN.
+// - On a device an operation comes after all work of streams that are ordered with the default stream, and wait() puts
+//   what those streams are given later behind it.
 // - A tensor of no elements may be the empty view.
 // - Every call is counted (calls and bytes per operation) and named for the watchdog.
 #pragma once

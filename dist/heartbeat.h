@@ -16,6 +16,7 @@ struct OperationRecord {
   int64_t sequence = 0;  // counted from 1 on its communicator
   Collective op = Collective::barrier;
   int64_t bytes = 0;
+  int64_t order = 0;  // among all operations this process has started, from 1; kept by its watchdog, not told to others
 };
 
 struct CommunicatorRecord {

@@ -211,13 +211,7 @@ Work MpiCommunicator::all_to_all(Tensor out, std::span<const int64_t> out_counts
   const CallSite site{*this, Collective::all_to_all};
   check_tensor(site, "output", out, Device::cpu);
   check_tensor(site, "input", in, Device::cpu);
-  check_counts(site, "the output", out, out_counts);
-  check_counts(site, "the input", in, in_counts);
-  check_same_type(site, out, in);
-  if (in_counts[at(rank_)] != out_counts[at(rank_)]) {
-    throw Error(str(site.text(), ": this rank sends itself ", in_counts[at(rank_)], " elements and receives ",
-                    out_counts[at(rank_)]));
-  }
+  check_all_to_all(site, out, out_counts, in, in_counts);
   const int64_t own = out_counts[at(rank_)] * static_cast<int64_t>(size_of(out.dtype()));
   const auto operation = begin(site.op, out.bytes(), out.bytes() - own);
   operation->stages.push_back(

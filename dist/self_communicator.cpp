@@ -9,8 +9,8 @@ namespace tmamba {
 void SelfCommunicator::copy(Collective op, const Tensor& to, const ConstTensor& from) const {
   if (to.numel() == 0 || to.raw() == from.raw()) return;
   const CallSite site{*this, op};
-  check_tensor(site, "output", to, Device::cpu);
-  check_tensor(site, "input", from, Device::cpu);
+  check_tensor(site, "output", to, from.device());
+  check_tensor(site, "input", from, from.device());
   copy_blocking(flat_slice(to, 0, to.numel()), from);
 }
 

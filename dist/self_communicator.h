@@ -1,5 +1,5 @@
-// class SelfCommunicator: the communicator of one rank alone, without any library. Operations are copies, done when the
-// call returns, and take any device as far as nothing needs copying; copies are on the host.
+// class SelfCommunicator: the communicator of one rank alone, without any library, for tensors on any device.
+// Operations are copies: on the host done when the call returns, on a device ordered as copy_blocking is.
 #pragma once
 
 #include "dist/communicator.h"

@@ -44,7 +44,7 @@ Watchdog::Watchdog(int rank, std::vector<std::string> hosts) : rank_(rank), host
 
 Watchdog::~Watchdog() { stop(); }
 
-Watchdog::Handle Watchdog::watch(const std::string& name, std::vector<int> members) {
+Watchdog::Handle Watchdog::watch(const std::string& name, std::vector<int> members, const Finished* finished) {
   std::string identity = name;
   for (int member : members) identity = str(identity, " ", member);
   const std::lock_guard lock(mutex_);
@@ -53,8 +53,8 @@ Watchdog::Handle Watchdog::watch(const std::string& name, std::vector<int> membe
   record->key = stream_id(str(identity, " ", before)) | 1;  // 0 stands for none
   record->name = name;
   record->members = std::move(members);
-  std::erase_if(communicators_, [](const auto& other) { return other.expired(); });
-  communicators_.push_back(record);
+  std::erase_if(communicators_, [](const Watched& other) { return other.record.expired(); });
+  communicators_.push_back({record, finished});
   return record;
 }
 
@@ -62,21 +62,40 @@ void Watchdog::started(const Handle& comm, const OperationRecord& operation) {
   const std::lock_guard lock(mutex_);
   if (comm->recent.size() == kRecentOperations) comm->recent.erase(comm->recent.begin());
   comm->recent.push_back(operation);
-  if (waiting_key_ == 0) seconds_ = 0;
+  comm->recent.back().order = ++started_;
+  if (host_.key == 0) host_.seconds = 0;
 }
 
 void Watchdog::wait_begins(const Handle& comm, const OperationRecord& operation) {
   const std::lock_guard lock(mutex_);
-  waiting_key_ = comm->key;
-  waiting_for_ = operation;
-  seconds_ = 0;
+  host_ = {.key = comm->key, .operation = operation, .seconds = 0};
 }
 
 void Watchdog::wait_ends() {
   const std::lock_guard lock(mutex_);
-  waiting_key_ = 0;
-  waiting_for_ = {};
-  seconds_ = 0;
+  host_ = {};
+}
+
+// The oldest of all is the one that does not wait for another operation of this rank.
+void Watchdog::look_at_devices(double seconds) {
+  Wait oldest;
+  for (const Watched& watched : communicators_) {
+    const auto record = watched.record.lock();
+    if (!record || watched.finished == nullptr) continue;
+    const int64_t finished = watched.finished->load(std::memory_order_relaxed);
+    for (const OperationRecord& operation : record->recent) {
+      if (operation.sequence <= finished) continue;
+      if (oldest.key == 0 || operation.order < oldest.operation.order) {
+        oldest = {.key = record->key, .operation = operation, .seconds = 0};
+      }
+      break;
+    }
+  }
+  if (oldest.key == device_.key && oldest.operation.sequence == device_.operation.sequence) {
+    device_.seconds += seconds;
+  } else {
+    device_ = oldest;
+  }
 }
 
 void Watchdog::start(double timeout_seconds, fs::path folder) {
@@ -111,11 +130,12 @@ Heartbeat Watchdog::current() {
   heartbeat.host = hosts_[static_cast<size_t>(rank_)];
   const std::lock_guard lock(mutex_);
   heartbeat.beat = ++beat_;
-  heartbeat.waiting_key = waiting_key_;
-  heartbeat.waiting_for = waiting_for_;
-  heartbeat.seconds = seconds_;
-  for (const auto& weak : communicators_) {
-    if (const auto record = weak.lock()) heartbeat.communicators.push_back(*record);
+  const Wait& wait = wait_now();
+  heartbeat.waiting_key = wait.key;
+  heartbeat.waiting_for = wait.operation;
+  heartbeat.seconds = wait.seconds;
+  for (const Watched& watched : communicators_) {
+    if (const auto record = watched.record.lock()) heartbeat.communicators.push_back(*record);
   }
   return heartbeat;
 }
@@ -127,9 +147,11 @@ void Watchdog::run() {
   while (!stop_requested_.wait_for(lock, interval_, [this] { return stopping_; })) {
     // A process that was frozen, together with all others perhaps, has not waited in that time.
     const auto now = Clock::now();
-    seconds_ += std::min(std::chrono::duration<double>(now - last), longest_tick).count();
+    const double tick = std::min(std::chrono::duration<double>(now - last), longest_tick).count();
     last = now;
-    const bool late = waiting_key_ != 0 && seconds_ > timeout_seconds_;
+    host_.seconds += tick;
+    look_at_devices(tick);
+    const bool late = wait_now().key != 0 && wait_now().seconds > timeout_seconds_;
     lock.unlock();
     replace_file(file_of(rank_), to_text(current()));
     std::error_code ignored;

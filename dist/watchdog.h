@@ -3,9 +3,14 @@
 // Every communicator tells it what is started and waited for. A thread writes that to a file of this rank's own
 // (heartbeat.h) in a folder that all ranks see. When this rank has waited for one operation longer than the time limit,
 // the thread reads the files of the others, prints who is missing where, and ends the process; the launcher, and the
-// watchdogs of the other ranks, end the rest. The thread never calls MPI.
+// watchdogs of the other ranks, end the rest.
+//
+// Operations that a device carries out are waited for from their start, wherever the host is meanwhile: the oldest one
+// that the device has not finished is what this rank waits for. The thread calls neither MPI nor the device's library,
+// which could block it as they block the main thread: devices write what they have finished to host memory.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <filesystem>
@@ -35,8 +40,11 @@ class Watchdog {
 
   // --- For communicators, from the main thread ---
   using Handle = std::shared_ptr<CommunicatorRecord>;
-  // A new communicator of these world ranks, until the handle is dropped.
-  Handle watch(const std::string& name, std::vector<int> members);
+  // Sequence number of the last operation a device has finished. The device writes it, the watchdog's thread reads it.
+  using Finished = std::atomic<int64_t>;
+  // A new communicator of these world ranks, until the handle is dropped; `finished` where a device carries out the
+  // operations.
+  Handle watch(const std::string& name, std::vector<int> members, const Finished* finished = nullptr);
   void started(const Handle& comm, const OperationRecord& operation);
   void wait_begins(const Handle& comm, const OperationRecord& operation);
   void wait_ends();
@@ -48,9 +56,22 @@ class Watchdog {
 
  private:
   using Clock = std::chrono::steady_clock;
+  struct Watched {
+    std::weak_ptr<CommunicatorRecord> record;
+    const Finished* finished = nullptr;
+  };
+  // An operation waited for (key 0: none), and for how long: not counting the time this process did not run.
+  struct Wait {
+    uint64_t key = 0;
+    OperationRecord operation;
+    double seconds = 0;
+  };
 
   void run();
   Heartbeat current();
+  // Of the host, or else of a device. With the mutex held.
+  const Wait& wait_now() const { return host_.key != 0 || device_.key == 0 ? host_ : device_; }
+  void look_at_devices(double seconds);
   void write(const Heartbeat& heartbeat) const;
   // This rank waits too long. One rank of the job looks into it; the others give it time to.
   void handle_late();
@@ -70,11 +91,11 @@ class Watchdog {
   std::mutex mutex_;  // guards what follows
   std::condition_variable stop_requested_;
   bool stopping_ = false;
-  std::vector<std::weak_ptr<CommunicatorRecord>> communicators_;
+  std::vector<Watched> communicators_;
   std::map<uint64_t, int> same_members_;  // communicators there have been with one name and members
-  uint64_t waiting_key_ = 0;
-  OperationRecord waiting_for_;
-  double seconds_ = 0;  // since the wait began or ended, not counting the time this process did not run
+  Wait host_;                             // with no operation: since the last wait ended
+  Wait device_;
+  int64_t started_ = 0;
   int64_t beat_ = 0;
 
   std::thread thread_;

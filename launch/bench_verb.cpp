@@ -190,10 +190,12 @@ RunConfig default_config() {
 }  // namespace
 
 int bench_verb(const Arguments& arguments) {
+  if (!arguments.empty() && arguments.front() == "comm") return bench_comm({arguments.begin() + 1, arguments.end()});
   Command command(
-      "bench ops|step [CONFIG] [options]",
+      "bench ops|step|comm [CONFIG] [options]",
       "step  one rank's training step (forward, backward, gradient norm, AdamW) on random tokens\n"
       "ops   the same step op by op: ms per step, GFLOP/s, GB/s, and the larger share of the two roofs\n"
+      "comm  every exchange between ranks, by size; bench comm --help shows its own options\n"
       "Roofs are a matrix product (2048^3, on a GPU 8192^3) and a copy, measured in the same run on the same device.");
   command.options()("set", po::value<std::vector<std::string>>(), "override a key: --set model.dim=512 (repeatable)")(
       "steps", po::value<int64_t>()->default_value(5), "steps to time; the median counts")(
@@ -204,14 +206,14 @@ int bench_verb(const Arguments& arguments) {
   if (!command.parse(arguments)) return kDone;
   const std::string what = command.required("what");
   if (what != "ops" && what != "step")
-    throw UserError(str("bench ", what, ": there is no such benchmark; one of ops, step"));
+    throw UserError(str("bench ", what, ": there is no such benchmark; one of ops, step, comm"));
   if (command.get<int>("threads") > 0) omp_set_num_threads(command.get<int>("threads"));
   RunConfig config = command.has("config") ? load_config(command.required("config"), {}) : default_config();
   std::vector<std::string> overrides = command.list("set");
   if (command.has("device")) overrides.push_back("run.device=" + command.get<std::string>("device"));
   config = parse_config(to_toml(config), "configuration", overrides);
   if (config.model.vocab == 0) config.model.vocab = 4096;
-  const auto ops = ops_of(config, 1);
+  const auto ops = ops_of(config);
   ops->measure_choices(true);
   const Roof roof = measure_roof(*ops, config.dtype());
   const json result = what == "step" ? bench_step(config, *ops, command.get<int64_t>("steps"), roof)

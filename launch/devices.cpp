@@ -1,22 +1,20 @@
 #include "launch/devices.h"
 
+#include "dist/device_world.h"
 #include "kernels/canonical_ops.h"
 
 namespace tmamba {
 
-std::unique_ptr<Ops> ops_of(const RunConfig& config, int ranks) {
+std::unique_ptr<Ops> ops_of(const RunConfig& config, World* world) {
   validate_dtype(config);
-  if (config.run.device == "cpu") return make_ops(Device::cpu);
-  if (ranks > 1) {
-    throw UserError(str("run.device = \"cuda\" on ", ranks,
-                        " ranks: communication between GPUs (NCCL) is not built in yet; ",
-                        "start one rank, or set run.device = \"cpu\""));
-  }
-  return make_ops(Device::cuda);
+  const Device device = config.run.device == "cuda" ? Device::cuda : Device::cpu;
+  if (world != nullptr) select_device(*world, device);
+  return make_ops(device);
 }
 
-std::unique_ptr<Ops> training_ops(const RunConfig& config, int ranks, int64_t micro_batches) {
-  std::unique_ptr<Ops> ops = ops_of(config, ranks);
+std::unique_ptr<Ops> training_ops(const RunConfig& config, World& world, int64_t micro_batches) {
+  const int ranks = world.size();
+  std::unique_ptr<Ops> ops = ops_of(config, &world);
   if (config.run.canonical == 0) return ops;
   // Under ZeRO-2 the sums of each micro-batch over the ranks are added up, else those of each rank over micro-batches.
   return make_canonical_ops(std::move(ops), {.unit = config.data.seq_len / config.run.canonical,

@@ -5,19 +5,21 @@
 #include <functional>
 #include <memory>
 
+#include "dist/world.h"
 #include "kernels/base/buffer.h"
 #include "kernels/ops.h"
 #include "launch/config.h"
 
 namespace tmamba {
 
-// The ops of run.device for each of `ranks` ranks. Throws UserError where the device cannot compute in train.dtype,
-// where several ranks cannot work together on it, and where this build or this machine has no such device.
-std::unique_ptr<Ops> ops_of(const RunConfig& config, int ranks);
+// The ops of run.device: of this rank's own GPU where `world` is given (collective then), else of the first. Throws
+// UserError where the device cannot compute in train.dtype, and where this build or this machine has no such device or
+// too few.
+std::unique_ptr<Ops> ops_of(const RunConfig& config, World* world = nullptr);
 
-// The ops of a training run of `ranks` ranks with `micro_batches` a step: those of the device, canonical where
-// run.canonical says so.
-std::unique_ptr<Ops> training_ops(const RunConfig& config, int ranks, int64_t micro_batches);
+// The ops of a training run of all ranks of the world with `micro_batches` a step: those of the device, canonical where
+// run.canonical says so. Collective.
+std::unique_ptr<Ops> training_ops(const RunConfig& config, World& world, int64_t micro_batches);
 
 // A contiguous tensor of one or two dimensions where the host can read it: itself, or a copy held by `copies`.
 Tensor on_host(const Tensor& x, std::deque<Buffer>& copies);

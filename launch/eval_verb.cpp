@@ -1,7 +1,7 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
-#include "dist/world.h"
+#include "dist/device_world.h"
 #include "launch/command.h"
 #include "launch/evaluator.h"
 #include "launch/loaded_model.h"
@@ -22,7 +22,7 @@ int eval_on(World& world, const Command& command) {
   if (command.has("schedule")) overrides.push_back("model.schedule=" + command.get<std::string>("schedule"));
   if (command.has("seq-len")) overrides.push_back(str("data.seq_len=", command.get<int64_t>("seq-len")));
   if (command.has("device")) overrides.push_back("run.device=" + command.get<std::string>("device"));
-  const LoadedModel loaded = load_model(command.required("checkpoint"), overrides, world.size());
+  const LoadedModel loaded = load_model(command.required("checkpoint"), overrides, &world);
   Ops& ops = *loaded.ops;
   const std::string data = command.has("data") ? command.get<std::string>("data") : loaded.config.data.valid;
   if (data.empty()) throw UserError("--data is missing: a token file to evaluate on");
@@ -34,7 +34,7 @@ int eval_on(World& world, const Command& command) {
   const ModelConfig& model_config = loaded.config.model;
   const std::vector<int64_t> points =
       transpoints(model_config.schedule, model_config.layers, loaded.config.data.seq_len);
-  Mesh mesh(world.comm(), mesh_shape(1, 1, 0, world.size()));
+  Mesh mesh(*make_device_communicator(world, ops.device()), mesh_shape(1, 1, 0, world.size()));
   const DType dtype = loaded.config.dtype();
   const int64_t B = command.get<int64_t>("batch"), T = loaded.config.data.seq_len;
   ModelRanks ranks({.tokens = T,

@@ -21,13 +21,13 @@ fs::path checkpoint_at(const fs::path& path) {
 
 }  // namespace
 
-LoadedModel load_model(const fs::path& path, const std::vector<std::string>& overrides, int ranks) {
+LoadedModel load_model(const fs::path& path, const std::vector<std::string>& overrides, World* world) {
   LoadedModel loaded{
       .path = checkpoint_at(path), .config = {}, .state = {}, .ops = {}, .table = {}, .buffer = {}, .params = {}};
   const CheckpointReader reader(loaded.path);
   loaded.state = read_state(reader);
   loaded.config = parse_config(loaded.state.config, loaded.path.string() + " (configuration)", overrides);
-  loaded.ops = ops_of(loaded.config, ranks);
+  loaded.ops = ops_of(loaded.config, world);
   loaded.table = std::make_unique<ParameterTable>(loaded.config.model);
   const int64_t size = loaded.table->flat_size();
   loaded.buffer = Buffer({size}, loaded.config.dtype(), loaded.ops->device());

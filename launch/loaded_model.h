@@ -8,6 +8,7 @@
 
 #include "data/token_file.h"
 #include "data/tokenizer.h"
+#include "dist/world.h"
 #include "kernels/base/buffer.h"
 #include "kernels/ops.h"
 #include "launch/config.h"
@@ -27,8 +28,10 @@ struct LoadedModel {
 };
 
 // `path` is a checkpoint, a run folder or its checkpoints folder (then the newest whole checkpoint is taken; nothing is
-// renamed). Overrides as for load_config, of the configuration in the checkpoint. Each of `ranks` ranks calls it.
-LoadedModel load_model(const std::filesystem::path& path, const std::vector<std::string>& overrides, int ranks = 1);
+// renamed). Overrides as for load_config, of the configuration in the checkpoint. With `world` all ranks call it, and
+// each takes a device of its own.
+LoadedModel load_model(const std::filesystem::path& path, const std::vector<std::string>& overrides,
+                       World* world = nullptr);
 
 // The tokenizer of a token file: `override_name` where given, else "bytes" or the file kept beside it. Throws UserError
 // where it is not the one the file was made with.

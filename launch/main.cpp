@@ -22,7 +22,7 @@ constexpr std::array kVerbs{
     Verb{"tokenizer", tmamba::tokenizer_verb, "train a tokenizer; encode and decode text"},
     Verb{"plan", tmamba::plan_verb, "cost of a run before it runs: FLOPs, memory, layout, exchanges, predicted time"},
     Verb{"checkpoint", tmamba::checkpoint_verb, "list, inspect and verify checkpoints"},
-    Verb{"bench", tmamba::bench_verb, "time ops and whole steps beside the machine's own matrix product rate"},
+    Verb{"bench", tmamba::bench_verb, "time ops, whole steps and exchanges beside the machine's own rates"},
     Verb{"explain", tmamba::explain_verb, "what configuration keys mean, with their defaults"},
 };
 

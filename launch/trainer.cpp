@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
+#include "dist/device_world.h"
 #include "launch/devices.h"
 #include "launch/loaded_model.h"
 #include "launch/progress.h"
@@ -18,7 +19,7 @@ namespace tmamba {
 Trainer::Trainer(RunConfig config, World& world)
     : config_(std::move(config)),
       world_(world),
-      mesh_(world.comm(), mesh_shape(config_.parallel.tp, config_.parallel.sp, config_.parallel.dp, world.size())),
+      shape_(mesh_shape(config_.parallel.tp, config_.parallel.sp, config_.parallel.dp, world.size())),
       main_(world.rank() == 0),
       started_(Clock::now()) {
   validate(config_);
@@ -27,7 +28,9 @@ Trainer::Trainer(RunConfig config, World& world)
                           : std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / world.local_size());
   omp_set_num_threads(threads);
   open_data();
-  ops_ = training_ops(config_, world.size(), micro_batches_);
+  plan_ = agree_plan(config_, shape_, world_.comm());
+  ops_ = training_ops(config_, world_, micro_batches_);
+  mesh_ = std::make_unique<Mesh>(*make_device_communicator(world_, ops_->device()), shape_);
   plan_memory();
   resume_or_initialize();
 }
@@ -51,16 +54,15 @@ void Trainer::open_data() {
   }
   loader_ = std::make_unique<Loader>(*train_file_, config_.data.seq_len, static_cast<uint64_t>(config_.data.seed));
 
-  const int64_t per_rank = config_.train.global_batch / mesh_.dp().size();
-  if (per_rank * mesh_.dp().size() != config_.train.global_batch) {
-    throw UserError(str("train.global_batch = ", config_.train.global_batch, " is not divisible by the ",
-                        mesh_.dp().size(), " data-parallel ranks"));
+  const int64_t per_rank = config_.train.global_batch / shape_.dp;
+  if (per_rank * shape_.dp != config_.train.global_batch) {
+    throw UserError(str("train.global_batch = ", config_.train.global_batch, " is not divisible by the ", shape_.dp,
+                        " data-parallel ranks"));
   }
   const int64_t micro = config_.train.micro_batch > 0 ? config_.train.micro_batch : per_rank;
   if (per_rank % micro != 0) {
     throw UserError(str("train.micro_batch = ", micro, " does not divide the ", per_rank, " sequences of each of ",
-                        mesh_.dp().size(), " data-parallel ranks (train.global_batch = ", config_.train.global_batch,
-                        ")"));
+                        shape_.dp, " data-parallel ranks (train.global_batch = ", config_.train.global_batch, ")"));
   }
   micro_batches_ = per_rank / micro;
   micro_batch_ = micro;
@@ -165,7 +167,7 @@ StepResult Trainer::train_step(int64_t step) {
   ops.fill(sums_3, 0);
   reducer_->begin_step();
   for (int64_t micro = 0; micro < micro_batches_; ++micro) {
-    const int64_t first = (step - 1) * config_.train.global_batch + mesh_.coordinates().dp * per_rank + micro * B;
+    const int64_t first = (step - 1) * config_.train.global_batch + mesh_->coordinates().dp * per_rank + micro * B;
     const Batch batch = loader_->load(first, B);
     // Where every micro-batch is summed over the ranks at once, the next one starts from zero.
     if (micro > 0 && reduces(micro - 1)) ops.fill(grads_, 0);
@@ -186,7 +188,7 @@ StepResult Trainer::train_step(int64_t step) {
   // One small message decides for all ranks alike: the loss, the gradient's norm, and who wants to stop.
   double sums[kAgreedNumbers] = {0, 0, 0, wants_to_stop() ? 1.0 : 0.0};
   copy_blocking(Tensor(sums, {3}, DType::f64), sums_3);
-  if (mesh_.coordinates().tp != 0)
+  if (mesh_->coordinates().tp != 0)
     sums[0] = sums[1] = 0;  // all tensor-parallel ranks have the loss of the tokens they share
   world_.comm().all_reduce(Tensor(sums, {kAgreedNumbers}, DType::f64), ReduceOp::sum).wait();
   const double grad_norm = std::sqrt(sums[2]);
@@ -218,10 +220,10 @@ void Trainer::reduce_bucket(int bucket, int64_t micro) {
 // The gradients whose squares this rank adds to the global norm: together the ranks count every element once.
 std::vector<ConstTensor> Trainer::counted_gradients() const {
   std::vector<ConstTensor> counted;
-  const bool copies_others = reducer_->stage() == 0 && mesh_.shape().zero_rank(mesh_.coordinates()) > 0;
+  const bool copies_others = reducer_->stage() == 0 && shape_.zero_rank(mesh_->coordinates()) > 0;
   for (size_t i = 0; i < gradients_.size() && !copies_others; ++i) {
     const bool replicated = optimizer_->owned()[i].parameter->shard == Shard::none;
-    if (!replicated || mesh_.coordinates().tp == 0) counted.push_back(gradients_[i]);
+    if (!replicated || mesh_->coordinates().tp == 0) counted.push_back(gradients_[i]);
   }
   return counted;
 }
@@ -255,7 +257,7 @@ void Trainer::evaluate_and_log(bool full) {
   if (!valid_file_) return;
   const auto begin = Clock::now();
   const EvalResult result = evaluate(*ops_, scratch_, *model_, *ranks_, params_, *valid_file_,
-                                     full ? 0 : config_.train.eval_sequences, mesh_, world_.comm());
+                                     full ? 0 : config_.train.eval_sequences, *mesh_, world_.comm());
   last_valid_bits_ = result.bits_per_byte();
   folder_->metric({{"step", state_.step},
                    {"valid_loss", result.loss()},
@@ -270,7 +272,7 @@ void Trainer::evaluate_and_log(bool full) {
 
 void Trainer::write_sample() {
   // Decoding takes whole parameters; of a tensor-parallel run `generate` makes text from a checkpoint.
-  if (!main_ || mesh_.shape().tp > 1) return;
+  if (!main_ || shape_.tp > 1) return;
   const SampleOptions options{.max_tokens = config_.train.sample_tokens,
                               .temperature = config_.train.temperature,
                               .top_k = 0,
@@ -288,7 +290,7 @@ void Trainer::save() {
   const SaveReport report =
       save_run(world_.comm(), folder_->checkpoints(), *table_, params_, *optimizer_, state_,
                {.keep = config_.checkpoint.keep, .keep_every = config_.checkpoint.keep_every},
-               reducer_->stage() > 0 || mesh_.shape().zero_rank(mesh_.coordinates()) == 0, mesh_.coordinates().tp == 0);
+               reducer_->stage() > 0 || shape_.zero_rank(mesh_->coordinates()) == 0, mesh_->coordinates().tp == 0);
   last_saved_ = state_.step;
   last_checkpoint_ = report.path.string();
   folder_->event(

@@ -49,6 +49,7 @@ class Trainer {
 
   // What came of the run, from its summary file: a table beside other methods ("NAME=BITS"), or JSON.
   void print_summary(const std::vector<std::string>& compare, bool as_json) const;
+
   // The flat parameters of this rank.
   const Tensor& params() const { return params_; }
   const RunState& state() const { return state_; }
@@ -83,7 +84,8 @@ class Trainer {
 
   RunConfig config_;
   World& world_;
-  Mesh mesh_;
+  const MeshShape shape_;
+  std::unique_ptr<Mesh> mesh_;
   bool main_;  // rank 0: prints and writes logs
   std::unique_ptr<Ops> ops_;
   std::unique_ptr<TimedOps> timed_ops_;  // steps run on these where run.profile = "ops"

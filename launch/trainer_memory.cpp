@@ -5,15 +5,14 @@
 
 namespace tmamba {
 
-// How the ranks share the work; then a dry run finds the exact memory and arithmetic, and everything is allocated once.
+// A dry run of one step finds the exact memory and arithmetic; then everything is allocated once.
 void Trainer::plan_memory() {
   const Device device = ops_->device();
   const int64_t B = micro_batch_;
   const DType dtype = config_.dtype(), acc = accumulate_type(dtype);
   transpoints_ = transpoints(config_.model.schedule, config_.model.layers, config_.data.seq_len);
-  table_ = std::make_unique<ParameterTable>(config_.model, mesh_.coordinates().tp, mesh_.shape().tp);
-  plan_ = agree_plan(config_, mesh_.shape(), world_.comm());
-  ranks_ = model_ranks(plan_, *ops_, mesh_.sp(), mesh_.tp());
+  table_ = std::make_unique<ParameterTable>(config_.model, mesh_->coordinates().tp, shape_.tp);
+  ranks_ = model_ranks(plan_, *ops_, mesh_->sp(), mesh_->tp());
   const int64_t n = ranks_->local_tokens(), size = table_->flat_size();
 
   const ModelMeasure measure = measure_model(config_.model, *table_, *ranks_, dtype, device);
@@ -24,7 +23,7 @@ void Trainer::plan_memory() {
   params_ = params_buffer_.tensor({size}, dtype);
   grads_ = grads_buffer_.tensor({size}, acc);
   reducer_ =
-      std::make_unique<GradReducer>(mesh_.zero(), mesh_.tp(), reduction_buckets(*table_),
+      std::make_unique<GradReducer>(mesh_->zero(), mesh_->tp(), reduction_buckets(*table_),
                                     GradReducerOptions{.stage = static_cast<int>(config_.parallel.zero),
                                                        .dtype = acc,
                                                        .device = device,

@@ -23,9 +23,9 @@ void Trainer::print_header() const {
               static_cast<long long>(m.heads), static_cast<long long>(m.head_dim()), static_cast<long long>(m.layers),
               static_cast<long long>(m.vocab));
   std::printf("TransPoints of %lld tokens: %s\n", static_cast<long long>(config_.data.seq_len), points.c_str());
-  if (mesh_.shape().tp * mesh_.shape().sp > 1) {
-    std::printf("tensor parallel %d, sequence parallel %d (fold %d: %lld segments; %s)\n", mesh_.shape().tp,
-                mesh_.shape().sp, plan_.dims.fold, static_cast<long long>(ranks_->layout().segments().size()),
+  if (shape_.tp * shape_.sp > 1) {
+    std::printf("tensor parallel %d, sequence parallel %d (fold %d: %lld segments; %s)\n", shape_.tp, shape_.sp,
+                plan_.dims.fold, static_cast<long long>(ranks_->layout().segments().size()),
                 transports_text(plan_.transports).c_str());
   }
   if (config_.run.canonical > 0) {
@@ -35,7 +35,7 @@ void Trainer::print_header() const {
   }
   std::printf(
       "%d data-parallel rank%s, %d thread%s each; %lld sequences a step, %lld at a time on a rank; %s per rank\n",
-      mesh_.shape().dp, mesh_.shape().dp == 1 ? "" : "s", omp_get_max_threads(), omp_get_max_threads() == 1 ? "" : "s",
+      shape_.dp, shape_.dp == 1 ? "" : "s", omp_get_max_threads(), omp_get_max_threads() == 1 ? "" : "s",
       static_cast<long long>(config_.train.global_batch), static_cast<long long>(micro_batch_),
       bytes_text(memory_bytes()).c_str());
   std::printf("data: %s, %s tokens, %.2f bytes each; run folder: %s\n", config_.data.train.c_str(),
@@ -81,8 +81,8 @@ void Trainer::start_profile() {
   const Plan plan = make_plan(plan_.dims, plan_.transports);
   const int64_t rows = ranks_->batch() * ranks_->local_tokens();
   comm_profile_ =
-      std::make_unique<CommProfile>(mesh_, world_.comm(),
-                                    planned_traffic(plan, reduction_buckets(*table_), mesh_,
+      std::make_unique<CommProfile>(*mesh_, world_.comm(),
+                                    planned_traffic(plan, reduction_buckets(*table_), *mesh_,
                                                     head_chunk_rows(rows, config_.model.dim, config_.model.vocab),
                                                     kAgreedNumbers * static_cast<int64_t>(sizeof(double))));
 }

@@ -16,6 +16,8 @@ int tokenizer_verb(const Arguments& arguments);
 int plan_verb(const Arguments& arguments);
 int checkpoint_verb(const Arguments& arguments);
 int bench_verb(const Arguments& arguments);
+// `bench comm`; its arguments follow.
+int bench_comm(const Arguments& arguments);
 int explain_verb(const Arguments& arguments);
 
 }  // namespace tmamba

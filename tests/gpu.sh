@@ -1,48 +1,81 @@
 #!/bin/sh
 # Tests of the CUDA backend.
-#   tests/gpu.sh [ARGUMENTS]     builds them and runs them on this machine's GPU; fails where there is none
+#   tests/gpu.sh [GPUS]          builds them and runs those of one GPU (the default) or of two on this machine; fails
+#                                where there are fewer
 #   tests/gpu.sh --pack FOLDER   builds them and transmamba, and puts into FOLDER all that a machine without this one's
-#                                compilers and libraries needs but Open MPI, OpenSSL and the CUDA toolkit; there, run
-#                                FOLDER/run.sh cuda_ops_test [ARGUMENTS] or FOLDER/run.sh transmamba VERB ...
-# ARGUMENTS go to GoogleTest, for example --gtest_filter='CudaSsd.*'.
+#                                compilers and libraries needs but Open MPI, OpenSSL, the CUDA toolkit and NCCL. There:
+#                                  FOLDER/run.sh all 1                      every test of one GPU
+#                                  FOLDER/run.sh all 2                      every test of two
+#                                  FOLDER/run.sh -n 2 dist_cuda_test        one of them on two ranks
+#                                  FOLDER/run.sh launch_cuda_test --gtest_filter='CudaTrain.*'
+#                                  FOLDER/run.sh [-n RANKS] transmamba VERB ...
 set -eu
 cd "$(dirname "$0")/.."
-tests=build/cuda/tests/kernels/cuda/cuda_ops_test
-train_tests=build/cuda/tests/launch/launch_cuda_test
-transmamba=build/cuda/launch/transmamba
+programs="tests/kernels/cuda/cuda_ops_test tests/dist/dist_cuda_test tests/launch/launch_cuda_test
+  tests/launch/launch_cuda_ranks_test launch/transmamba"
 
 build() {
   cmake --preset cuda "$@" > /dev/null
-  cmake --build build/cuda --target cuda_ops_test launch_cuda_test transmamba
+  cmake --build build/cuda --target $(for program in $programs; do basename "$program"; done)
 }
 
 if [ "${1:-}" != --pack ]; then
   build
-  "$tests" "$@"
-  exec "$train_tests" "$@"
+  case ${1:-1} in
+    1) exec ctest --test-dir build/cuda --output-on-failure -L '^cuda$' ;;
+    2) exec ctest --test-dir build/cuda --output-on-failure -L '^two-gpus$' ;;
+    *) echo "tests/gpu.sh: there are tests of 1 GPU and of 2, not of $1" >&2; exit 2 ;;
+  esac
 fi
 
 folder=${2:?"tests/gpu.sh --pack needs a folder"}
 build -DTMAMBA_NATIVE=OFF  # the other machine's processor may be another
 mkdir -p "$folder/lib"
-for program in "$tests" "$train_tests" "$transmamba"; do strip -o "$folder/$(basename "$program")" "$program"; done
+for program in $programs; do strip -o "$folder/$(basename "$program")" "build/cuda/$program"; done
 # HDF5 takes no library of another release than its headers; the C and C++ libraries of the other machine are used.
-ldd "$transmamba" | awk '$1 ~ /^lib(openblas|gfortran|quadmath|gomp|hdf5_serial|sz|aec|sentencepiece|tomlplusplus|boost)/ { print $3 }' |
+ldd build/cuda/launch/transmamba | awk '$1 ~ /^lib(openblas|gfortran|quadmath|gomp|hdf5_serial|sz|aec|sentencepiece|tomlplusplus|boost)/ { print $3 }' |
   while read -r library; do cp -L "$library" "$folder/lib/"; done
 tar -C "$folder" -czf "$folder/lib.tar.gz" lib  # OpenBLAS has kernels for every processor: a third of its size packed
 rm -r "$folder/lib"
 cat > "$folder/run.sh" <<'RUN'
 #!/bin/sh
-# run.sh PROGRAM [ARGUMENTS]
+# run.sh all 1|2
+# run.sh [-n RANKS] PROGRAM [ARGUMENTS]
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
-program=${1:?"run.sh needs a program: cuda_ops_test, launch_cuda_test or transmamba"}
-shift
+usage="run.sh needs 'all 1', 'all 2', or a program: cuda_ops_test, dist_cuda_test, launch_cuda_test, launch_cuda_ranks_test or transmamba"
 [ -d "$here/lib" ] || tar -C "$here" -xzf "$here/lib.tar.gz"
 cuda=${CUDA_HOME:-/usr/local/cuda}
-export LD_LIBRARY_PATH="$here/lib:$cuda/lib64${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
-export TRANSMAMBA_PROGRAM="$here/transmamba"
-exec "$here/$program" "$@"
+# NCCL beside the toolkit, or the one that Python packages bring.
+nccl=
+for folder in ${NCCL_HOME:+"$NCCL_HOME/lib"} "$cuda/lib64" /usr/lib/x86_64-linux-gnu \
+  /usr/local/lib/python3*/*-packages/nvidia/nccl/lib /usr/lib/python3*/*-packages/nvidia/nccl/lib; do
+  [ -e "$folder/libnccl.so.2" ] && nccl=$folder && break
+done
+[ -n "$nccl" ] || { echo "run.sh: libnccl.so.2 was not found; set NCCL_HOME" >&2; exit 2; }
+export LD_LIBRARY_PATH="$here/lib:$cuda/lib64:$nccl${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+export TRANSMAMBA_PROGRAM="$here/transmamba" TRANSMAMBA_MPIEXEC="${TRANSMAMBA_MPIEXEC:-mpirun}"
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+mpi="$TRANSMAMBA_MPIEXEC --allow-run-as-root --oversubscribe"
+if [ "${1:-}" = all ]; then
+  failed=
+  run() {
+    echo "== $*"
+    "$@" || failed="$failed $*;"
+  }
+  case ${2:-} in
+    1) run "$here/cuda_ops_test"; run "$here/dist_cuda_test"; run "$here/launch_cuda_test" ;;
+    2) run $mpi -n 2 "$here/dist_cuda_test"; run "$here/launch_cuda_ranks_test" ;;
+    *) echo "$usage" >&2; exit 2 ;;
+  esac
+  [ -z "$failed" ] || { echo "failed:$failed" >&2; exit 1; }
+  exit 0
+fi
+launcher=
+if [ "${1:-}" = -n ]; then launcher="$mpi -n ${2:?"$usage"}"; shift 2; fi
+program=${1:?"$usage"}
+shift
+exec $launcher "$here/$program" "$@"
 RUN
 chmod +x "$folder/run.sh"
 echo "packed into $folder: $(du -sh "$folder" | cut -f1)"

@@ -1,98 +1,21 @@
-// Every collective with answers known exactly, on 1 to 8 ranks.
+// Every collective with answers known exactly, on any number of ranks: on host tensors, and on device tensors over
+// NCCL.
 #include <gtest/gtest.h>
 
-#include <bit>
 #include <cmath>
-#include <cstring>
-#include <limits>
-#include <numeric>
 #include <vector>
 
-#include "dist/mpi_communicator.h"
-#include "dist/reduce.h"
-#include "kernels/base/buffer.h"
-#include "kernels/base/rng.h"
+#include "tests/dist/collective_tools.h"
 #include "tests/dist/mpi_main.h"
 
 namespace tmamba {
 namespace {
 
-bf16_t to_bf16(double x) { return {static_cast<uint16_t>(std::bit_cast<uint32_t>(static_cast<float>(x)) >> 16)}; }
-double from_bf16(bf16_t x) { return std::bit_cast<float>(uint32_t{x.bits} << 16); }
-
-// Element i of a tensor of any type, as a number. The tests use integers up to 255, exact in every type.
-double get(const ConstTensor& x, int64_t i) {
-  switch (x.dtype()) {
-    case DType::f32:
-      return x.data<float>()[i];
-    case DType::f64:
-      return x.data<double>()[i];
-    case DType::bf16:
-      return from_bf16(x.data<bf16_t>()[i]);
-    case DType::i32:
-      return x.data<int32_t>()[i];
-    case DType::i64:
-      return static_cast<double>(x.data<int64_t>()[i]);
-    case DType::u16:
-      return x.data<uint16_t>()[i];
-    case DType::u8:
-      return x.data<uint8_t>()[i];
-  }
-  return NAN;
-}
-
-void set(const Tensor& x, int64_t i, double value) {
-  switch (x.dtype()) {
-    case DType::f32:
-      x.data<float>()[i] = static_cast<float>(value);
-      break;
-    case DType::f64:
-      x.data<double>()[i] = value;
-      break;
-    case DType::bf16:
-      x.data<bf16_t>()[i] = to_bf16(value);
-      break;
-    case DType::i32:
-      x.data<int32_t>()[i] = static_cast<int32_t>(value);
-      break;
-    case DType::i64:
-      x.data<int64_t>()[i] = static_cast<int64_t>(value);
-      break;
-    case DType::u16:
-      x.data<uint16_t>()[i] = static_cast<uint16_t>(value);
-      break;
-    case DType::u8:
-      x.data<uint8_t>()[i] = static_cast<uint8_t>(value);
-      break;
-  }
-}
-
-// A vector with its memory.
-struct Vector {
-  Vector(int64_t n, DType dtype) : buffer({n}, dtype), x(buffer.tensor({n}, dtype)) {}
-  template <class F>
-  Vector(int64_t n, DType dtype, F f) : Vector(n, dtype) {
-    for (int64_t i = 0; i < n; ++i) set(x, i, f(i));
-  }
-  Buffer buffer;
-  Tensor x;
-};
-
-// What rank `rank` holds at i: at most 7, so that sums over 8 ranks stay exact in bfloat16 and uint8.
-double term(int rank, int64_t i) { return static_cast<double>((3 * rank + i) % 8); }
-
-// A different number of elements on every rank, none on some.
-std::vector<int64_t> uneven_counts(int size) {
-  std::vector<int64_t> counts;
-  for (int r = 0; r < size; ++r) counts.push_back(r % 3 == 1 ? 0 : 1000 * r + 7);
-  return counts;
-}
-
-int64_t total(const std::vector<int64_t>& counts) { return std::accumulate(counts.begin(), counts.end(), int64_t{0}); }
+size_t at(int64_t i) { return static_cast<size_t>(i); }
 
 class Collectives : public testing::TestWithParam<DType> {
  protected:
-  Communicator& comm_ = test_world().comm();
+  Communicator& comm_ = test_comm();
   int rank_ = comm_.rank(), size_ = comm_.size();
 };
 
@@ -100,10 +23,11 @@ TEST_P(Collectives, AllReduceSum) {
   for (int64_t n : {0, 1, 5, 2047, 40000}) {
     Vector v(n, GetParam(), [&](int64_t i) { return term(rank_, i); });
     comm_.all_reduce(v.x, ReduceOp::sum).wait();
+    const std::vector<double> got = values(v.x);
     for (int64_t i = 0; i < n; ++i) {
       double expected = 0;
       for (int r = 0; r < size_; ++r) expected += term(r, i);
-      ASSERT_EQ(get(v.x, i), expected) << "element " << i << " of " << n;
+      ASSERT_EQ(got[at(i)], expected) << "element " << i << " of " << n;
     }
   }
 }
@@ -115,46 +39,49 @@ TEST_P(Collectives, AllReduceMaxAndMin) {
     Work max = comm_.all_reduce(v.x, ReduceOp::max);
     comm_.all_reduce(w.x, ReduceOp::min).wait();
     max.wait();
+    const std::vector<double> maxima = values(v.x), minima = values(w.x);
     for (int64_t i = 0; i < n; ++i) {
       double largest = 0, smallest = 8;
       for (int r = 0; r < size_; ++r)
         largest = std::max(largest, term(r, i)), smallest = std::min(smallest, term(r, i));
-      ASSERT_EQ(get(v.x, i), largest) << i;
-      ASSERT_EQ(get(w.x, i), smallest) << i;
+      ASSERT_EQ(maxima[at(i)], largest) << i;
+      ASSERT_EQ(minima[at(i)], smallest) << i;
     }
   }
 }
 
-TEST_P(Collectives, ReduceScatterUneven) {
-  const auto counts = uneven_counts(size_);
-  const int64_t mine = counts[static_cast<size_t>(rank_)];
-  const int64_t begin = std::accumulate(counts.begin(), counts.begin() + rank_, int64_t{0});
-  for (bool in_place : {false, true}) {
-    Vector in(total(counts), GetParam(), [&](int64_t i) { return term(rank_, i); });
-    Vector separate(mine, GetParam());
-    const Tensor out = in_place ? in.x.slice(0, begin, mine) : separate.x;
-    comm_.reduce_scatter(out, in.x, counts).wait();
-    for (int64_t i = 0; i < mine; ++i) {
-      double expected = 0;
-      for (int r = 0; r < size_; ++r) expected += term(r, begin + i);
-      ASSERT_EQ(get(out, i), expected) << i << " in place " << in_place;
+TEST_P(Collectives, ReduceScatter) {
+  for (const auto& counts : {uneven_counts(size_), even_counts(size_, 1003)}) {
+    const int64_t mine = counts[at(rank_)], begin = begin_of(counts, rank_);
+    for (bool in_place : {false, true}) {
+      Vector in(total(counts), GetParam(), [&](int64_t i) { return term(rank_, i); });
+      Vector separate(mine, GetParam());
+      const Tensor out = in_place ? in.x.slice(0, begin, mine) : separate.x;
+      comm_.reduce_scatter(out, in.x, counts).wait();
+      const std::vector<double> got = values(out);
+      for (int64_t i = 0; i < mine; ++i) {
+        double expected = 0;
+        for (int r = 0; r < size_; ++r) expected += term(r, begin + i);
+        ASSERT_EQ(got[at(i)], expected) << i << " of " << mine << ", in place " << in_place;
+      }
     }
   }
 }
 
-TEST_P(Collectives, AllGatherUneven) {
-  const auto counts = uneven_counts(size_);
-  const int64_t mine = counts[static_cast<size_t>(rank_)];
-  const int64_t begin = std::accumulate(counts.begin(), counts.begin() + rank_, int64_t{0});
-  for (bool in_place : {false, true}) {
-    Vector out(total(counts), GetParam());
-    Vector separate(mine, GetParam());
-    const Tensor in = in_place ? out.x.slice(0, begin, mine) : separate.x;
-    for (int64_t i = 0; i < mine; ++i) set(in, i, term(rank_, i));
-    comm_.all_gather(out.x, in, counts).wait();
-    int64_t position = 0;
-    for (int r = 0; r < size_; ++r) {
-      for (int64_t i = 0; i < counts[static_cast<size_t>(r)]; ++i) ASSERT_EQ(get(out.x, position++), term(r, i));
+TEST_P(Collectives, AllGather) {
+  for (const auto& counts : {uneven_counts(size_), even_counts(size_, 1003)}) {
+    const int64_t mine = counts[at(rank_)], begin = begin_of(counts, rank_);
+    for (bool in_place : {false, true}) {
+      // Outside this rank's piece `out` holds what must be written over.
+      Vector out(total(counts), GetParam(),
+                 [&](int64_t i) { return in_place && i >= begin && i < begin + mine ? term(rank_, i - begin) : 99.0; });
+      Vector separate(mine, GetParam(), [&](int64_t i) { return term(rank_, i); });
+      comm_.all_gather(out.x, in_place ? out.x.slice(0, begin, mine) : separate.x, counts).wait();
+      const std::vector<double> got = values(out.x);
+      size_t position = 0;
+      for (int r = 0; r < size_; ++r) {
+        for (int64_t i = 0; i < counts[at(r)]; ++i) ASSERT_EQ(got[position++], term(r, i)) << i << " of rank " << r;
+      }
     }
   }
 }
@@ -163,7 +90,8 @@ TEST_P(Collectives, BroadcastFromEveryRoot) {
   for (int root = 0; root < size_; ++root) {
     Vector v(1234, GetParam(), [&](int64_t i) { return rank_ == root ? term(root, i) : 99.0; });
     comm_.broadcast(v.x, root).wait();
-    for (int64_t i = 0; i < 1234; ++i) ASSERT_EQ(get(v.x, i), term(root, i)) << "root " << root;
+    const std::vector<double> got = values(v.x);
+    for (int64_t i = 0; i < 1234; ++i) ASSERT_EQ(got[at(i)], term(root, i)) << "root " << root;
   }
 }
 
@@ -172,17 +100,18 @@ TEST_P(Collectives, AllToAllUneven) {
   auto count = [](int a, int b) { return int64_t{(5 * a + 3 * b) % 7} * 100; };
   std::vector<int64_t> in_counts, out_counts;
   for (int r = 0; r < size_; ++r) in_counts.push_back(count(rank_, r)), out_counts.push_back(count(r, rank_));
-  Vector in(total(in_counts), GetParam()), out(total(out_counts), GetParam());
-  int64_t position = 0;
+  auto element = [](int from, int to, int64_t i) { return static_cast<double>((from * 8 + to + i) % 251); };
+  std::vector<double> pieces;
   for (int r = 0; r < size_; ++r) {
-    for (int64_t i = 0; i < count(rank_, r); ++i) set(in.x, position++, static_cast<double>((rank_ * 8 + r + i) % 251));
+    for (int64_t i = 0; i < count(rank_, r); ++i) pieces.push_back(element(rank_, r, i));
   }
+  Vector in(total(in_counts), GetParam(), [&](int64_t i) { return pieces[at(i)]; });
+  Vector out(total(out_counts), GetParam());
   comm_.all_to_all(out.x, out_counts, in.x, in_counts).wait();
-  position = 0;
+  const std::vector<double> got = values(out.x);
+  size_t position = 0;
   for (int r = 0; r < size_; ++r) {
-    for (int64_t i = 0; i < count(r, rank_); ++i) {
-      ASSERT_EQ(get(out.x, position++), static_cast<double>((r * 8 + rank_ + i) % 251)) << "from " << r;
-    }
+    for (int64_t i = 0; i < count(r, rank_); ++i) ASSERT_EQ(got[position++], element(r, rank_, i)) << "from " << r;
   }
 }
 
@@ -207,9 +136,9 @@ TEST_P(Collectives, SendRecvSeveralPerPeerInOrder) {
   comm_.send_recv(messages).wait();
   for (int r = 0; r < size_; ++r) {
     for (size_t m = 0; m < kSizes.size(); ++m) {
-      const Tensor& x = received[static_cast<size_t>(r) * kSizes.size() + m].x;
+      const std::vector<double> got = values(received[static_cast<size_t>(r) * kSizes.size() + m].x);
       for (int64_t i = 0; i < kSizes[m]; ++i) {
-        ASSERT_EQ(get(x, i), static_cast<double>((r + 2 * rank_ + kSizes[m] + i) % 200)) << "from " << r;
+        ASSERT_EQ(got[at(i)], static_cast<double>((r + 2 * rank_ + kSizes[m] + i) % 200)) << "from " << r;
       }
     }
   }
@@ -222,41 +151,29 @@ INSTANTIATE_TEST_SUITE_P(Types, Collectives,
 
 class Communicators : public testing::Test {
  protected:
-  Communicator& comm_ = test_world().comm();
+  Communicator& comm_ = test_comm();
   int rank_ = comm_.rank(), size_ = comm_.size();
-
-  // Numbers of very different size, so that another order of the sum has other bits.
-  float wild(uint64_t seed, int rank, int64_t i) const {
-    const Philox random(seed, static_cast<uint64_t>(rank));
-    return static_cast<float>(random.normal(static_cast<uint64_t>(i)) *
-                              std::pow(10.0, 6 * random.uniform(static_cast<uint64_t>(i) + 1000000)));
-  }
 };
 
-TEST_F(Communicators, SumsAreInRankOrderToTheBit) {
-  for (uint64_t seed : {11, 12}) {
-    for (int64_t n : {17, 20011}) {
-      Vector v(n, DType::f32, [&](int64_t i) { return wild(seed, rank_, i); });
+// Sums in several ways, each twice: the same bits again, and on every rank.
+TEST_F(Communicators, SumsHaveTheSameBitsEverywhereAndAgain) {
+  constexpr int64_t n = 5003;
+  for (DType dtype : {DType::f32, DType::bf16}) {
+    std::vector<std::vector<char>> sums;
+    for (int again = 0; again < 2; ++again) {
+      Vector v(n, dtype, [&](int64_t i) { return wild(21, rank_, i); });
       comm_.all_reduce(v.x, ReduceOp::sum).wait();
-      for (int64_t i = 0; i < n; ++i) {
-        float expected = wild(seed, 0, i);
-        for (int r = 1; r < size_; ++r) expected += wild(seed, r, i);
-        ASSERT_EQ(std::bit_cast<uint32_t>(v.x.data<float>()[i]), std::bit_cast<uint32_t>(expected))
-            << "seed " << seed << ", element " << i << " of " << n;
+      Vector all(n * size_, dtype);
+      comm_.all_gather(all.x, v.x, even_counts(size_, n)).wait();
+      for (int r = 0; r < size_; ++r) EXPECT_EQ(bits(all.x.slice(0, r * n, n)), bits(v.x)) << "rank " << r;
+      sums.push_back(bits(v.x));
+      for (const auto& counts : {even_counts(size_, n), uneven_counts(size_)}) {
+        Vector in(total(counts), dtype, [&](int64_t i) { return wild(22, rank_, i); }), out(counts[at(rank_)], dtype);
+        comm_.reduce_scatter(out.x, in.x, counts).wait();
+        sums.push_back(bits(out.x));
       }
     }
-  }
-}
-
-TEST_F(Communicators, EveryRankGetsTheSameBits) {
-  constexpr int64_t n = 5003;
-  Vector v(n, DType::f32, [&](int64_t i) { return wild(21, rank_, i); });
-  comm_.all_reduce(v.x, ReduceOp::sum).wait();
-  Vector all(n * size_, DType::f32);
-  const std::vector<int64_t> counts(static_cast<size_t>(size_), n);
-  comm_.all_gather(all.x, v.x, counts).wait();
-  for (int r = 0; r < size_; ++r) {
-    EXPECT_EQ(std::memcmp(all.x.slice(0, r * n, n).raw(), v.x.raw(), n * sizeof(float)), 0) << "rank " << r;
+    for (size_t k = 0; k < sums.size() / 2; ++k) EXPECT_EQ(sums[k], sums[k + sums.size() / 2]) << k;
   }
 }
 
@@ -264,23 +181,27 @@ TEST_F(Communicators, NanSurvivesMaxAndMin) {
   for (ReduceOp op : {ReduceOp::max, ReduceOp::min}) {
     Vector v(2, DType::f64, [&](int64_t i) { return i == 0 && rank_ == size_ / 2 ? NAN : rank_ + 1.0; });
     comm_.all_reduce(v.x, op).wait();
-    EXPECT_TRUE(std::isnan(get(v.x, 0)));
-    EXPECT_EQ(get(v.x, 1), op == ReduceOp::max ? size_ : 1);
+    const std::vector<double> got = values(v.x);
+    EXPECT_TRUE(std::isnan(got[0]));
+    EXPECT_EQ(got[1], op == ReduceOp::max ? size_ : 1);
   }
 }
 
 TEST_F(Communicators, IntegersBeyondDoublesAreExact) {
+  int64_t number = (int64_t{1} << 53) + 1 + rank_;
+  const Tensor host(&number, {1}, DType::i64);
   Vector v(1, DType::i64);
-  v.x.data<int64_t>()[0] = (int64_t{1} << 53) + 1 + rank_;
+  copy_blocking(v.x, host);
   comm_.all_reduce(v.x, ReduceOp::max).wait();
-  EXPECT_EQ(v.x.data<int64_t>()[0], (int64_t{1} << 53) + size_);
+  copy_blocking(host, v.x);
+  EXPECT_EQ(number, (int64_t{1} << 53) + size_);
 }
 
 TEST_F(Communicators, ManyInFlightWaitedInDifferentOrders) {
   constexpr int kOperations = 24;
   constexpr int64_t n = 6000;
   std::vector<Vector> tensors, gathered;
-  const std::vector<int64_t> counts(static_cast<size_t>(size_), n);
+  const auto counts = even_counts(size_, n);
   for (int k = 0; k < kOperations; ++k) {
     tensors.emplace_back(n, DType::f64, [&](int64_t i) { return static_cast<double>(rank_ * 1000 + k + i); });
     gathered.emplace_back(n * size_, DType::f64);
@@ -296,15 +217,16 @@ TEST_F(Communicators, ManyInFlightWaitedInDifferentOrders) {
   for (int k = 0; k < kOperations; ++k) works[static_cast<size_t>(rank_ % 2 ? kOperations - 1 - k : k)].wait();
   for (int k = 0; k < kOperations; ++k) {
     const auto j = static_cast<size_t>(k);
+    const std::vector<double> got = values(tensors[j].x), pieces = values(gathered[j].x);
     for (int64_t i = 0; i < n; i += 7) {
       const double own = static_cast<double>(k + i);
       if (k % 3 == 0) {
-        ASSERT_EQ(get(tensors[j].x, i), size_ * own + 500.0 * size_ * (size_ - 1));
+        ASSERT_EQ(got[at(i)], size_ * own + 500.0 * size_ * (size_ - 1));
       }
       if (k % 3 == 2) {
-        ASSERT_EQ(get(tensors[j].x, i), (k % size_) * 1000 + own);
+        ASSERT_EQ(got[at(i)], (k % size_) * 1000 + own);
       }
-      for (int r = 0; k % 3 == 1 && r < size_; ++r) ASSERT_EQ(get(gathered[j].x, r * n + i), r * 1000 + own);
+      for (int r = 0; k % 3 == 1 && r < size_; ++r) ASSERT_EQ(pieces[at(r * n + i)], r * 1000 + own);
     }
   }
 }
@@ -320,21 +242,23 @@ TEST_F(Communicators, TwoCommunicatorsAtOnce) {
   comm_.barrier();  // must move both along
   (rank_ % 2 ? first : second).wait();
   (rank_ % 2 ? second : first).wait();
+  const std::vector<double> got_a = values(a.x), got_b = values(b.x);
   for (int64_t i = 0; i < n; ++i) {
     double sum_a = 0, sum_b = 0;
     for (int r = 0; r < size_; ++r) sum_a += term(r, i), sum_b += term(r, i + 1);
-    ASSERT_EQ(get(a.x, i), sum_a);
-    ASSERT_EQ(get(b.x, i), sum_b);
+    ASSERT_EQ(got_a[at(i)], sum_a);
+    ASSERT_EQ(got_b[at(i)], sum_b);
   }
 }
 
 TEST_F(Communicators, DroppedWorkWaits) {
   Vector v(50000, DType::f32, [&](int64_t i) { return term(rank_, i); });
   { const Work dropped = comm_.all_reduce(v.x, ReduceOp::max); }
+  const std::vector<double> got = values(v.x);
   for (int64_t i = 0; i < 50000; i += 11) {
     double largest = 0;
     for (int r = 0; r < size_; ++r) largest = std::max(largest, term(r, i));
-    ASSERT_EQ(get(v.x, i), largest);
+    ASSERT_EQ(got[at(i)], largest);
   }
 }
 
@@ -349,12 +273,13 @@ TEST_F(Communicators, SplitByColorAndKey) {
   Vector own(1, DType::i32, [&](int64_t) { return rank_; });
   const std::vector<int64_t> counts(static_cast<size_t>(members), 1);
   part->all_gather(all.x, own.x, counts).wait();
-  for (int r = 0; r < members; ++r) EXPECT_EQ(get(all.x, r), rank_ % 3 + 3 * (members - 1 - r));
+  const std::vector<double> ranks = values(all.x);
+  for (int r = 0; r < members; ++r) EXPECT_EQ(ranks[at(r)], rank_ % 3 + 3 * (members - 1 - r));
 
   const auto nested = part->split(0, part->rank(), "nested");
   Vector sum(1, DType::i64, [&](int64_t) { return 1; });
   nested->all_reduce(sum.x, ReduceOp::sum).wait();
-  EXPECT_EQ(get(sum.x, 0), members);
+  EXPECT_EQ(values(sum.x)[0], members);
 }
 
 TEST_F(Communicators, MessagesOfUnequalPairs) {
@@ -375,25 +300,7 @@ TEST_F(Communicators, MessagesOfUnequalPairs) {
   comm_.send_recv(messages).wait();
   size_t k = 0;
   for (int r = 0; r < rank_; ++r) {
-    for (int m = 0; m < r; ++m, ++k) EXPECT_EQ(get(received[k].x, m), 100 * r + m);
-  }
-}
-
-TEST_F(Communicators, MessagesInChunksOfAnySize) {
-  const auto watchdog = std::make_shared<Watchdog>(rank_, test_world().hosts());
-  for (int64_t chunk : {5, 64, 424, 100000}) {
-    MPI_Comm raw = MPI_COMM_NULL;
-    ASSERT_EQ(MPI_Comm_dup(MPI_COMM_WORLD, &raw), MPI_SUCCESS);
-    MpiCommunicator chunked(raw, "chunked", std::make_shared<MpiProgress>(chunk, watchdog));
-    Vector v(53, DType::f64, [&](int64_t i) { return static_cast<double>(rank_ + i); });
-    Vector all(53 * size_, DType::f64);
-    const std::vector<int64_t> counts(static_cast<size_t>(size_), 53);
-    Work gather = chunked.all_gather(all.x, v.x, counts);
-    Vector b(1000, DType::u8, [&](int64_t i) { return rank_ == size_ - 1 ? static_cast<double>(i % 256) : 0.0; });
-    chunked.broadcast(b.x, size_ - 1).wait();
-    gather.wait();
-    for (int64_t i = 0; i < 1000; ++i) ASSERT_EQ(get(b.x, i), static_cast<double>(i % 256)) << "chunk " << chunk;
-    for (int64_t i = 0; i < 53 * size_; ++i) ASSERT_EQ(get(all.x, i), static_cast<double>(i / 53 + i % 53));
+    for (int m = 0; m < r; ++m, ++k) EXPECT_EQ(values(received[k].x)[at(m)], 100 * r + m);
   }
 }
 
@@ -401,7 +308,7 @@ TEST_F(Communicators, TrafficToTheByte) {
   const auto comm = comm_.split(0, rank_, "counted");
   constexpr int64_t n = 1001;
   Vector v(n, DType::f32), whole(n * size_, DType::f32), piece(n, DType::f32);
-  const std::vector<int64_t> counts(static_cast<size_t>(size_), n);
+  const auto counts = even_counts(size_, n);
   comm->all_reduce(v.x, ReduceOp::sum).wait();
   comm->all_reduce(v.x, ReduceOp::max).wait();
   comm->reduce_scatter(piece.x, whole.x, counts).wait();
@@ -441,28 +348,19 @@ TEST_F(Communicators, TrafficToTheByte) {
   EXPECT_EQ(comm->traffic().calls, TrafficCounter{}.calls);
 }
 
-// Text of the Error that `f` throws; refused calls must throw before anything is sent, so all ranks can go on.
-template <class F>
-std::string error_of(F f) {
-  try {
-    f();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "(nothing was thrown)";
-}
-
 TEST_F(Communicators, RefusesWhatItCannotDo) {
   float memory[6] = {};
-  const Tensor on_gpu(memory, {2}, DType::f32, Device::cuda);
+  const Device elsewhere = test_device() == Device::cpu ? Device::cuda : Device::cpu;
+  const Tensor on_other(memory, {2}, DType::f32, elsewhere);
   const std::vector<int64_t> counts(static_cast<size_t>(size_), 1), short_counts(static_cast<size_t>(size_) + 1, 1);
   Vector whole(size_, DType::f32), two(2, DType::f32), one(1, DType::f64);
-  const Tensor strided = Tensor(memory, {3, 2}, DType::f32).slice(1, 0, 1);
+  const Tensor strided = Tensor(memory, {3, 2}, DType::f32, test_device()).slice(1, 0, 1);
   auto expect = [&](const std::string& text, const std::string& part) {
     EXPECT_NE(text.find(part), std::string::npos) << text;
-    EXPECT_NE(text.find(str("\"world\", rank ", rank_, " of ", size_)), std::string::npos) << text;
+    EXPECT_NE(text.find(str("\"", comm_.name(), "\", rank ", rank_, " of ", size_)), std::string::npos) << text;
   };
-  if (size_ > 1) expect(error_of([&] { comm_.all_reduce(on_gpu, ReduceOp::sum).wait(); }), "lies on cuda");
+  if (size_ > 1)
+    expect(error_of([&] { comm_.all_reduce(on_other, ReduceOp::sum).wait(); }), str("lies on ", name_of(elsewhere)));
   expect(error_of([&] { comm_.all_reduce(strided, ReduceOp::sum).wait(); }), "not contiguous");
   expect(error_of([&] { comm_.all_gather(whole.x, two.x, counts).wait(); }), "its count is 1");
   expect(error_of([&] { comm_.all_gather(whole.x, one.x, counts).wait(); }), "float64 in one call");
@@ -474,30 +372,6 @@ TEST_F(Communicators, RefusesWhatItCannotDo) {
   expect(error_of([&] { comm_.send_recv({&to_self, 1}).wait(); }), "to itself");
   EXPECT_THROW(comm_.split(-1, 0, "bad"), Error);
   comm_.barrier();
-}
-
-TEST(ReduceInOrder, RoundsBfloat16OnceToNearestEven) {
-  // 1 + 2^-8 + 2^-8: in bfloat16 after each step it would stay 1.
-  const bf16_t one = to_bf16(1), small = to_bf16(0x1p-8);
-  bf16_t out{};
-  const void* terms[] = {&one, &small, &small};
-  reduce_in_order(ReduceOp::sum, DType::bf16, &out, terms, 1);
-  EXPECT_EQ(from_bf16(out), 1 + 0x1p-7);
-  const void* tie[] = {&one, &small};
-  reduce_in_order(ReduceOp::sum, DType::bf16, &out, tie, 1);
-  EXPECT_EQ(from_bf16(out), 1);
-  const bf16_t infinity = to_bf16(INFINITY), minus = to_bf16(-INFINITY);
-  const void* nan[] = {&infinity, &minus};
-  reduce_in_order(ReduceOp::sum, DType::bf16, &out, nan, 1);
-  EXPECT_TRUE(std::isnan(from_bf16(out)));
-}
-
-TEST(ReduceInOrder, IntegersWrap) {
-  const int32_t largest = std::numeric_limits<int32_t>::max(), one = 1;
-  int32_t out = 0;
-  const void* terms[] = {&largest, &one};
-  reduce_in_order(ReduceOp::sum, DType::i32, &out, terms, 1);
-  EXPECT_EQ(out, std::numeric_limits<int32_t>::min());
 }
 
 }  // namespace

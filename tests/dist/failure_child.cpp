@@ -14,6 +14,28 @@ namespace {
 
 void sleep_long() { std::this_thread::sleep_for(std::chrono::seconds(50)); }
 
+// Operations that a device would carry out, with this program in its place: the host starts them and goes on.
+int hang_on_device(World& world) {
+  world.start_watchdog({.timeout_seconds = 1.0, .folder = ""});
+  static Watchdog::Finished sequences_done(0), values_done(0);
+  Watchdog& watchdog = *world.watchdog();
+  const auto sequences = watchdog.watch("sp", {0, 1, 2, 3}, &sequences_done);
+  const auto values = watchdog.watch("zero", {0, 1, 2, 3}, &values_done);
+  const auto start = [&](const Watchdog::Handle& comm, int64_t number, Collective op) {
+    watchdog.started(comm, {.sequence = number, .op = op, .bytes = 4096});
+  };
+  start(values, 1, Collective::reduce_scatter), values_done = 1;
+  start(sequences, 1, Collective::all_gather), sequences_done = 1;
+  world.comm().barrier();
+  if (world.rank() != 2) {
+    // The second of these is stuck behind the first, in which rank 2 is missing.
+    start(sequences, 2, Collective::send_recv);
+    start(values, 2, Collective::reduce_scatter);
+  }
+  sleep_long();
+  return 0;
+}
+
 // A short time limit, and a rank that holds up the others.
 int hang(World& world, const std::string& how) {
   world.start_watchdog({.timeout_seconds = how == "hang_not_at_all" ? 2.0 : 1.0, .folder = ""});
@@ -52,6 +74,7 @@ int misbehave(World& world, const std::string& how) {
   Communicator& comm = world.comm();
   const bool last = world.rank() == world.size() - 1;
   if (how == "none") return 0;
+  if (how == "hang_on_device") return hang_on_device(world);
   if (how.starts_with("hang_")) return hang(world, how);
   if (how == "return_85") return 85;
   if (how == "user_error_on_all") throw UserError("config.toml:3: there is no key \"lr_\"");

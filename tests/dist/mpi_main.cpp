@@ -2,10 +2,13 @@
 
 #include <gtest/gtest.h>
 
+#include "dist/device_world.h"
+
 namespace tmamba {
 
 namespace {
 World* current = nullptr;
+Communicator* current_comm = nullptr;
 
 // Ranks other than 0 print only what fails, with their rank.
 class FailurePrinter : public testing::EmptyTestEventListener {
@@ -18,6 +21,7 @@ class FailurePrinter : public testing::EmptyTestEventListener {
 }  // namespace
 
 World& test_world() { return *current; }
+Communicator& test_comm() { return *current_comm; }
 
 }  // namespace tmamba
 
@@ -27,6 +31,9 @@ int main(int argc, char** argv) {
   testing::GTEST_FLAG(catch_exceptions) = false;
   return tmamba::run_main([](tmamba::World& world) {
     tmamba::current = &world;
+    tmamba::select_device(world, tmamba::test_device());
+    const auto comm = tmamba::make_device_communicator(world, tmamba::test_device());
+    tmamba::current_comm = comm.get();
     if (world.rank() != 0) {
       auto& listeners = testing::UnitTest::GetInstance()->listeners();
       delete listeners.Release(listeners.default_result_printer());

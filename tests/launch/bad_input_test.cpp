@@ -52,7 +52,7 @@ TEST_F(BadInput, Configuration) {
   refused("train run.toml --set parallel.sp=2 --set model.chunk=64", {"segments"}, 2, 2);
   refused("plan run.toml --set model.heads=3", {"not divisible"});
   refused("train run.toml --set run.device=cuda", {"CUDA"});
-  refused("train run.toml --set run.device=cuda", {"2 ranks", "NCCL", "run.device"}, 2, 2);
+  refused("train run.toml --set run.device=cuda", {"NCCL", "TMAMBA_CUDA=ON", "run.device"}, 2, 2);
   refused("train run.toml --set train.dtype=bfloat16", {"train.dtype", "run.device", "float32"});
   refused("train run.toml --check --set train.dtype=bfloat16", {"train.dtype", "run.device"});
   refused("bench step --set train.dtype=bfloat16", {"train.dtype", "run.device"});

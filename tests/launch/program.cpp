@@ -28,11 +28,12 @@ Outcome shell(const std::string& command) {
 }
 
 std::string command_line(const std::string& arguments, int ranks) {
-  const char* packed =
-      std::getenv("TRANSMAMBA_PROGRAM");  // set where the tests run on another machine than they were built on
+  // Set where the tests run on another machine than they were built on.
+  const char *packed = std::getenv("TRANSMAMBA_PROGRAM"), *mpiexec = std::getenv("TRANSMAMBA_MPIEXEC");
   const std::string program = std::string("'") + (packed != nullptr ? packed : TRANSMAMBA) + "' " + arguments;
   if (ranks == 0) return program;
-  return std::string(MPIEXEC) + " --oversubscribe --allow-run-as-root -n " + std::to_string(ranks) + " " + program;
+  return std::string(mpiexec != nullptr ? mpiexec : MPIEXEC) + " --oversubscribe --allow-run-as-root -n " +
+         std::to_string(ranks) + " " + program;
 }
 
 Outcome transmamba(const std::string& arguments, int ranks) { return shell(command_line(arguments, ranks)); }

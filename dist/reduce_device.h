@@ -1,0 +1,15 @@
+// reduce_in_order (dist/reduce.h) for device memory.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "dist/communicator.h"
+
+namespace tmamba {
+
+// out[i] = ((terms[i] op terms[stride + i]) op terms[2 stride + i]) ... over `count` terms of n elements, on a stream:
+// the bits of reduce_in_order. `out` may be one of the terms. Returns what launching the kernel gave.
+cudaError_t reduce_on_device(ReduceOp op, DType dtype, void* out, const void* terms, int64_t stride, int count,
+                             int64_t n, cudaStream_t stream);
+
+}  // namespace tmamba
