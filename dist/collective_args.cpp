@@ -65,8 +65,17 @@ void check_peer(const CallSite& site, const char* what, int peer) {
   if (peer < 0 || peer >= site.comm.size()) throw Error(str(site.text(), ": ", what, " is rank ", peer));
 }
 
-int64_t ring_bytes(Collective op, int64_t whole, int size) {
-  return (op == Collective::all_reduce ? 2 : 1) * whole * (size - 1) / size;
+int64_t received_bytes(Collective op, int64_t whole, int64_t own, int size) {
+  switch (op) {
+    case Collective::all_reduce:
+      return 2 * whole * (size - 1) / size;
+    case Collective::reduce_scatter:
+      return own * (size - 1);
+    case Collective::all_gather:
+      return whole - own;
+    default:
+      throw Error(str("received_bytes of ", name_of(op), ": its messages tell"));
+  }
 }
 
 int64_t piece_begin(std::span<const int64_t> counts, int rank) {

@@ -27,8 +27,9 @@ void check_all_to_all(const CallSite& site, const ConstTensor& out, std::span<co
                       const ConstTensor& in, std::span<const int64_t> in_counts);
 void check_peer(const CallSite& site, const char* what, int peer);
 
-// Bytes this rank receives by the rule beside TrafficCounter; `whole` is the unsplit tensor in bytes.
-int64_t ring_bytes(Collective op, int64_t whole, int size);
+// Bytes this rank receives by the rule beside TrafficCounter, of an all_reduce, reduce_scatter or all_gather: `whole`
+// bytes are those of the unsplit tensor, `own` those of this rank's piece (all_reduce has none).
+int64_t received_bytes(Collective op, int64_t whole, int64_t own, int size);
 
 // Sum of counts[0, rank): where the piece of `rank` begins.
 int64_t piece_begin(std::span<const int64_t> counts, int rank);

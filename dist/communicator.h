@@ -40,9 +40,10 @@ constexpr const char* name_of(Collective op) {
   return names[static_cast<size_t>(op)];
 }
 
-// Calls made and bytes received by this rank, per operation. A ring is assumed for what a rank receives:
-// all_reduce of n bytes 2 n (size-1)/size, all_gather and reduce_scatter n (size-1)/size of the whole, broadcast n
-// (0 on the root), all_to_all and send_recv exactly what arrives from other ranks.
+// Calls made and bytes received by this rank, per operation: what must arrive from other ranks whatever the transport
+// does. all_gather: all pieces but its own; reduce_scatter: its own piece from each other rank; broadcast: all of it,
+// on the root nothing; all_to_all and send_recv: what other ranks send it. all_reduce of n bytes is counted as a
+// reduce_scatter and an all_gather of equal pieces, 2 n (size-1)/size.
 struct TrafficCounter {
   std::array<int64_t, kCollectives> calls{};
   std::array<int64_t, kCollectives> bytes{};

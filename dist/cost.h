@@ -50,9 +50,9 @@ struct MachineModel {
   double overlap = 0;  // share of a layer's mixing (for gradients: of the backward pass) that messages hide behind
 };
 
-// One H200 per rank. Rates: linear, head, attention and SSD as measured with cuBLAS, cuDNN (for this head width) and
-// mamba_ssm's Triton kernels at T = 8192; links within a node as measured with NCCL. Assumed, not measured: elementwise
-// 0.9 of the copy rate, the converter as the SSD, 5 us per kernel range, 50 GB/s between nodes, overlap 0.8.
+// One H200 per rank, bfloat16. Rates of compute: this program's own, from the tables of kernels/cuda/PERFORMANCE.md
+// (commit 45da254, T = 8192, heads 96 wide); links within a node as measured with NCCL. Assumed, not measured: 5 us per
+// kernel range, 50 GB/s between nodes, overlap 0.8.
 MachineModel h200_machine(int64_t head_dim);
 // One core of a CPU per rank: orders of magnitude for comparing layouts of small runs, to be refitted.
 MachineModel cpu_machine();
@@ -131,8 +131,10 @@ struct StepTime {
 
 // Bytes on the rank that needs most.
 struct MemoryUse {
-  double parameters = 0, gradients = 0, optimizer = 0, activations = 0, exchange = 0;
-  double total() const { return parameters + gradients + optimizer + activations + exchange; }
+  double parameters = 0, gradients = 0, optimizer = 0;
+  double activations = 0;  // kept for backward
+  double scratch = 0;      // taken for the time of a pass, exchanges included
+  double total() const { return parameters + gradients + optimizer + activations + scratch; }
 };
 
 struct Prediction {

@@ -52,18 +52,18 @@ MachineModel h200_machine(int64_t head_dim) {
                     .peak_flops = 989e12,
                     .memory_bandwidth = 4.20e12,
                     .memory_bytes = 139.0 * (1 << 30)};
-  of(h200.compute, WorkKind::linear) = {727.0 / 989, 727.0 / 989};
-  of(h200.compute, WorkKind::head) = {758.0 / 989, 700.0 / 989};
-  of(h200.compute, WorkKind::attention) = head_dim <= 64   ? Rate{439.0 / 989, 376.0 / 989}
-                                          : head_dim <= 96 ? Rate{467.0 / 989, 368.0 / 989}
-                                                           : Rate{582.0 / 989, 497.0 / 989};
-  // The Triton scan is bound neither by arithmetic nor by memory; its time is best described as 6 and 12 passes over
-  // [T, d] at a fraction of the copy rate: 0.56 and 1.97 ms for 2 x 8192 tokens of width 1536.
-  of(h200.streaming, WorkKind::ssd) = {0.128, 0.073};
-  of(h200.streaming, WorkKind::converter) = {0.128, 0.073};
-  for (WorkKind kind : {WorkKind::linear, WorkKind::head, WorkKind::attention, WorkKind::elementwise}) {
-    of(h200.streaming, kind) = {0.9, 0.9};
-  }
+  // Of `bench ops` (V9): linear_forward; linear_backward_input and linear_backward_weight together. Head included.
+  of(h200.compute, WorkKind::linear) = of(h200.compute, WorkKind::head) = {670.0 / 989, 566.0 / 989};
+  // attention_forward and attention_backward, of heads 96 wide; for other widths in proportion to cuDNN's rates.
+  const Rate cudnn = head_dim <= 64 ? Rate{439, 376} : head_dim <= 96 ? Rate{467, 368} : Rate{582, 497};
+  of(h200.compute, WorkKind::attention) = {cudnn.forward / 467 * 218 / 989, cudnn.backward / 368 * 148 / 989};
+  // ssd_forward 3.32 ms and ssd_backward 9.91 ms, scans and converters together: bound neither by arithmetic nor by
+  // memory, their time is best described as passes over [T, d] (ssd_load and converter_load) at these fractions of the
+  // copy rate.
+  for (WorkKind kind : {WorkKind::ssd, WorkKind::converter}) of(h200.streaming, kind) = {0.222, 0.149};
+  // conv_silu, rmsnorm, swiglu, gated_norm, and what the step takes beyond all rows: 5.3 ms forward, 15.5 ms backward.
+  of(h200.streaming, WorkKind::elementwise) = {0.71, 0.345};
+  for (WorkKind kind : {WorkKind::linear, WorkKind::head, WorkKind::attention}) of(h200.streaming, kind) = {0.9, 0.9};
   h200.launch_seconds = 5e-6;
   h200.inside = {.bandwidth = 336e9, .latency = 20e-6};
   h200.between = {.bandwidth = 50e9, .latency = 30e-6};

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "dist/cost.h"
+#include "dist/cost_memory.h"
 
 namespace tmamba {
 
@@ -61,6 +62,7 @@ struct CostModel::LayerCost {
   double load_max = 0;    // forward and backward of one rank
   int64_t ranges = 0, heads_ranges = 0;
   std::array<std::array<ExchangeCost, 2>, 5> exchanges{};  // by transport, forward and backward
+  std::array<double, 5> mixer_scratch{};                   // by transport, on the rank that takes most
   double bytes(const Transport& transport) const {
     const auto& [forward, backward] = exchanges[index_of(transport)];
     return forward.bytes() + backward.bytes();
@@ -71,26 +73,11 @@ struct CostModel::SequenceCost {
   std::vector<LayerCost> layers;  // by distinct TransPoint
   double balance = 1;
   int64_t tokens_max = 0;
-  double activation_bytes = 0;  // of all layers, on the rank that keeps most
+  std::vector<std::vector<std::array<SplitBytes, 2>>> kept;  // by distinct TransPoint and rank; not and head-parallel
   int split_layers = 0;
 };
 
 namespace {
-
-// Bytes that a rank keeps of one layer for backward, one tensor-parallel rank of one. Without recompute: both residuals
-// and their norms, q, k, v before and after the convolution, rotated keys, z, the scan's outputs, the mixed outputs,
-// the MLP's three. With: what only a matrix product or attention could give back.
-double kept_bytes(const PlanDims& dims, const RankWork& work, int64_t transpoint) {
-  const double e = number(dims.activation_bytes), s = number(dims.state_bytes);
-  const double d = number(dims.dim), inner = number(dims.inner()), f = number(dims.ffn), heads = number(dims.heads);
-  const double z = dims.z_gate ? inner : 0, scan = transpoint < dims.tokens ? heads * (e + 2 * s) : 0;
-  const double token =
-      (dims.recompute ? e * (2 * d + 4 * inner + 2 * f) : e * (4 * d + 7 * inner + 3 * f)) + 2 * s + scan;
-  const double attention = s * heads + (dims.recompute ? 0 : e * inner);
-  const double ssm = s * heads + e * (dims.recompute ? z : z + inner);
-  return number(dims.batch) *
-         (number(work.tokens) * token + number(work.attention_tokens) * attention + number(work.ssm_tokens) * ssm);
-}
 
 std::array<ExchangeCost, 2> exchange_costs(const PlanDims& dims, const Transport& transport,
                                            const std::vector<RankTraffic>& traffic) {
@@ -153,8 +140,13 @@ CostModel::LayerCost CostModel::layer_cost(const PlanDims& dims, int64_t transpo
   const bool attention = transpoint > 0, ssm = transpoint < dims.tokens;
   cost.heads_ranges = attention + ssm + (attention && ssm);
   const auto traffic = rank_traffic(dims.layout(), transpoint);
+  const auto work = rank_work(dims.layout(), transpoint);
   for (const Transport& transport : all_transports()) {
     cost.exchanges[index_of(transport)] = exchange_costs(dims, transport, traffic);
+    double& scratch = cost.mixer_scratch[index_of(transport)];
+    for (size_t r = 0; r < work.size(); ++r) {
+      scratch = std::max(scratch, mixer_scratch_bytes(dims, work[r], traffic[r], transport, transpoint));
+    }
   }
   return cost;
 }
@@ -165,27 +157,23 @@ const CostModel::SequenceCost& CostModel::sequence_cost(int sp, int fold) {
   const PlanDims dims = with(1, sp, 1, fold);
   const SequenceCut cut(dims.layout());
   auto cost = std::make_shared<SequenceCost>();
-  std::vector<std::vector<double>> kept;  // by distinct TransPoint and rank
   for (int64_t p : distinct_) {
     cost->layers.push_back(layer_cost(dims, p));
-    auto& of_ranks = kept.emplace_back();
+    auto& of_ranks = cost->kept.emplace_back();
     for (const RankWork& work : rank_work(dims.layout(), p)) {
-      of_ranks.push_back(kept_bytes(dims, work, p));
+      of_ranks.push_back({kept_bytes(dims, work, {}, p), kept_bytes(dims, work, {.head_parallel = true}, p)});
       cost->tokens_max = std::max(cost->tokens_max, work.tokens);
     }
   }
   double mean = 0, slowest = 0;
-  std::vector<double> bytes(static_cast<size_t>(sp), 0);
   for (size_t i : distinct_of_) {
     const LayerCost& layer = cost->layers[i];
     mean += layer.mean.sum().total();
     slowest += layer.load_max;
-    for (size_t r = 0; r < bytes.size(); ++r) bytes[r] += kept[i][r];
     const int64_t p = distinct_[i];
     cost->split_layers += p > 0 && p < cut.tokens && cut.begin(cut.segment_at(p)) != p;
   }
   cost->balance = mean / slowest;
-  cost->activation_bytes = *std::max_element(bytes.begin(), bytes.end());
   known = std::move(cost);
   return *known;
 }
@@ -219,10 +207,10 @@ StepTime CostModel::step_time(const PlanDims& dims, const SequenceCost& cost,
   const KindSeconds head = head_seconds(dims, machine_, cost.tokens_max);
   time.head = head[WorkKind::head].total();
   time.elementwise += head[WorkKind::elementwise].total();
-  // Around the mixer and around the MLP: gather and scatter forward, gather, scatter and one more gather backward; and
-  // twice each for embedding and head.
+  // Around the mixer and around the MLP: gather and scatter forward, gather and scatter backward; and once more each
+  // for embedding and head.
   const double rows = number(cost.tokens_max * dims.batch * dims.dim * dims.activation_bytes) * (1 - 1.0 / dims.tp);
-  const auto collectives = static_cast<int>(10 * dims.layers() + 4);
+  const auto collectives = static_cast<int>(8 * dims.layers() + 4);
   time.tp = exchange_seconds(machine_, dims.tp, 1, collectives, collectives * rows);
   const double backward_seconds = 2.0 / 3.0 * time.total();
 
@@ -253,23 +241,20 @@ MemoryUse CostModel::memory_use(const PlanDims& dims, const SequenceCost& cost,
   const double state = number(dims.state_bytes), e = number(dims.activation_bytes);
   MemoryUse memory;
   memory.parameters = parameters * e;
-  memory.gradients = parameters * state / (dims.zero == 2 ? replicas : 1);
+  // ZeRO-2 keeps its own sums, and those of a micro-batch on their way, beside the gradients of a pass.
+  memory.gradients = parameters * state * (1 + (dims.zero == 2 && replicas > 1 ? 2 / replicas : 0));
   // AdamW's two moments, and a master copy where the weights are narrower.
   memory.optimizer = parameters * (e < state ? 3 : 2) * state / (dims.zero == 0 ? 1 : replicas);
-  const double rows = number(cost.tokens_max * dims.batch);
-  // Logits are made for at most 8192 rows at a time.
-  memory.activations =
-      (cost.activation_bytes + 3 * e * rows * number(dims.dim) + e * std::min(rows, 8192.0) * number(dims.vocab)) /
-      dims.tp;
+  std::vector<SplitBytes> kept(static_cast<size_t>(dims.sp), kept_behind_layers(dims, cost.tokens_max));
+  double mixer_scratch = 0;
   for (size_t l = 0; l < distinct_of_.size(); ++l) {
     const Transport& transport = transports[transports.size() == 1 ? 0 : l];
-    double layer_bytes = 0;
-    for (const ExchangeCost& e_cost : cost.layers[distinct_of_[l]].exchanges[index_of(transport)]) {
-      layer_bytes = std::max(layer_bytes, e_cost.bytes() / dims.tp);
-    }
-    memory.exchange = dims.keep_keys ? memory.exchange + layer_bytes : std::max(memory.exchange, layer_bytes);
+    const auto& of_ranks = cost.kept[distinct_of_[l]];
+    for (size_t r = 0; r < kept.size(); ++r) kept[r] += of_ranks[r][transport.head_parallel ? 1 : 0];
+    mixer_scratch = std::max(mixer_scratch, cost.layers[distinct_of_[l]].mixer_scratch[index_of(transport)]);
   }
-  if (dims.tp > 1) memory.exchange += e * rows * number(dims.dim);
+  for (const SplitBytes& of_rank : kept) memory.activations = std::max(memory.activations, of_rank.on(dims.tp));
+  memory.scratch = scratch_bytes(dims, cost.tokens_max, mixer_scratch);
   return memory;
 }
 
@@ -299,6 +284,7 @@ Prediction CostModel::predict(int tp, int sp, int dp, int fold, const std::vecto
 std::vector<Transport> CostModel::choose_transports(int tp, int sp, int dp, int fold) {
   const PlanDims dims = with(tp, sp, dp, fold);
   if (const std::string problem = dims_problem(dims); !problem.empty()) throw UserError(problem);
+  if (sp == 1) return std::vector<Transport>(distinct_of_.size());  // one rank has nothing to exchange
   const SequenceCost& cost = sequence_cost(sp, fold);
   std::vector<Transport> chosen;
   for (size_t i : distinct_of_) {

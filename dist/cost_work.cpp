@@ -84,6 +84,7 @@ std::vector<RankTraffic> rank_traffic(const LayoutSpec& spec, int64_t transpoint
     t.feeding_others = feeding - t.feeding_own;
     t.adjoints_others = adjoints - t.adjoints_own;
     t.tokens_others = cut.tokens - t.tokens_own;
+    if (transpoint < cut.tokens) t.dt_tokens_own = t.tokens_own, t.dt_tokens_others = t.tokens_others;
   }
   count_keys(cut, spec, transpoint, traffic);
   return traffic;
@@ -123,13 +124,14 @@ int64_t exchange_bytes(const PlanDims& dims, const Transport& transport, Exchang
     case ExchangeKind::outflow_slices:
       return sliced ? traffic.feeding_own * bytes(Payload::outflow_grad, state - slice) : 0;
     case ExchangeKind::to_heads:
-      return bytes(Payload::qkv, traffic.tokens_others) + bytes(Payload::dt, traffic.tokens_others);
+      return bytes(Payload::qkv, traffic.tokens_others) + bytes(Payload::dt, traffic.dt_tokens_others);
     case ExchangeKind::to_tokens:
       return other_ranks * bytes(Payload::y, traffic.tokens_own);
     case ExchangeKind::grads_to_heads:
       return bytes(Payload::y_grad, traffic.tokens_others);
     case ExchangeKind::grads_to_tokens:
-      return other_ranks * (bytes(Payload::qkv_grad, traffic.tokens_own) + bytes(Payload::dt_grad, traffic.tokens_own));
+      return other_ranks *
+             (bytes(Payload::qkv_grad, traffic.tokens_own) + bytes(Payload::dt_grad, traffic.dt_tokens_own));
   }
   throw Error("unknown exchange");
 }

@@ -33,6 +33,7 @@ struct RankTraffic {
   int64_t inflow_own = 0;                                        // segments that need the state before them
   int64_t adjoints_own = 0, adjoints_others = 0;                 // segments that deliver a gradient to it
   int64_t tokens_own = 0, tokens_others = 0;
+  int64_t dt_tokens_own = 0, dt_tokens_others = 0;  // the same where there is a scan
 };
 
 // Of every rank of the cut, for one TransPoint.

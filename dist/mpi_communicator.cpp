@@ -143,7 +143,7 @@ void MpiCommunicator::add_all_gather(const MpiOperationPtr& operation, Tensor ou
 Work MpiCommunicator::all_reduce(Tensor x, ReduceOp op) {
   const CallSite site{*this, Collective::all_reduce};
   check_tensor(site, "tensor", x, Device::cpu);
-  const auto operation = begin(site.op, x.bytes(), ring_bytes(site.op, x.bytes(), size_));
+  const auto operation = begin(site.op, x.bytes(), received_bytes(site.op, x.bytes(), 0, size_));
   if (x.bytes() <= kSmallAllReduce) {
     const auto all = Tensor(operation->take_scratch(x.bytes() * size_), {size_, x.numel()}, x.dtype());
     add_all_gather(operation, all, x, std::vector<int64_t>(at(size_), x.numel()));
@@ -168,7 +168,7 @@ Work MpiCommunicator::reduce_scatter(Tensor out, ConstTensor in, std::span<const
   check_tensor(site, "input", in, Device::cpu);
   check_counts(site, "the input", in, counts);
   check_piece(site, in, out, counts);
-  const auto operation = begin(site.op, in.bytes(), ring_bytes(site.op, in.bytes(), size_));
+  const auto operation = begin(site.op, in.bytes(), received_bytes(site.op, in.bytes(), out.bytes(), size_));
   add_reduce_scatter(operation, out, in, {counts.begin(), counts.end()}, ReduceOp::sum);
   return start(operation);
 }
@@ -179,7 +179,7 @@ Work MpiCommunicator::all_gather(Tensor out, ConstTensor in, std::span<const int
   check_tensor(site, "input", in, Device::cpu);
   check_counts(site, "the output", out, counts);
   check_piece(site, out, in, counts);
-  const auto operation = begin(site.op, out.bytes(), ring_bytes(site.op, out.bytes(), size_));
+  const auto operation = begin(site.op, out.bytes(), received_bytes(site.op, out.bytes(), in.bytes(), size_));
   add_all_gather(operation, out, in, {counts.begin(), counts.end()});
   return start(operation);
 }

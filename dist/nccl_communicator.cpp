@@ -185,7 +185,7 @@ void NcclCommunicator::reduce_gathered(ReduceOp op, const Tensor& out, const Con
 Work NcclCommunicator::all_reduce(Tensor x, ReduceOp op) {
   const CallSite site{*this, Collective::all_reduce};
   check_tensor(site, "tensor", x, Device::cuda);
-  begin(site.op, x.bytes(), ring_bytes(site.op, x.bytes(), size()));
+  begin(site.op, x.bytes(), received_bytes(site.op, x.bytes(), 0, size()));
   if (x.numel() > 0) {
     if (const auto type = reduction_type(x.dtype(), op)) {
       check(ncclAllReduce(x.raw(), x.raw(), count_of(x.numel()), *type, nccl_op(op), comm_, stream_), "ncclAllReduce");
@@ -202,7 +202,7 @@ Work NcclCommunicator::reduce_scatter(Tensor out, ConstTensor in, std::span<cons
   check_tensor(site, "input", in, Device::cuda);
   check_counts(site, "the input", in, counts);
   check_piece(site, in, out, counts);
-  begin(site.op, in.bytes(), ring_bytes(site.op, in.bytes(), size()));
+  begin(site.op, in.bytes(), received_bytes(site.op, in.bytes(), out.bytes(), size()));
   const auto type = reduction_type(in.dtype(), ReduceOp::sum);
   if (in.numel() == 0) return finish();
   if (!type) {
@@ -232,7 +232,7 @@ Work NcclCommunicator::all_gather(Tensor out, ConstTensor in, std::span<const in
   check_tensor(site, "input", in, Device::cuda);
   check_counts(site, "the output", out, counts);
   check_piece(site, out, in, counts);
-  begin(site.op, out.bytes(), ring_bytes(site.op, out.bytes(), size()));
+  begin(site.op, out.bytes(), received_bytes(site.op, out.bytes(), in.bytes(), size()));
   if (out.numel() == 0) return finish();
   if (all_equal(counts)) {
     check(ncclAllGather(in.raw(), out.raw(), count_of(in.bytes()), ncclUint8, comm_, stream_), "ncclAllGather");

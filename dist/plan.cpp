@@ -57,7 +57,7 @@ class LayerPlanner {
 
   void forward() {
     if (transport_.head_parallel) {
-      to_heads(false, ExchangeKind::to_heads, {Payload::qkv, Payload::dt});
+      to_heads(false, ExchangeKind::to_heads, with_dt(Payload::qkv, Payload::dt));
       to_tokens(false, ExchangeKind::to_tokens, {Payload::y});
       return;
     }
@@ -69,7 +69,7 @@ class LayerPlanner {
   void backward() {
     if (transport_.head_parallel) {
       to_heads(true, ExchangeKind::grads_to_heads, {Payload::y_grad});
-      to_tokens(true, ExchangeKind::grads_to_tokens, {Payload::qkv_grad, Payload::dt_grad});
+      to_tokens(true, ExchangeKind::grads_to_tokens, with_dt(Payload::qkv_grad, Payload::dt_grad));
       return;
     }
     if (at_.exchanges_keys() && !plan_.dims.keep_keys) keys(true);
@@ -81,6 +81,10 @@ class LayerPlanner {
  private:
   Exchange exchange(bool backward, ExchangeKind kind) const {
     return {layer_, backward, kind, collective_of(kind, transport_)};
+  }
+  // Step sizes only where there is a scan.
+  std::vector<Payload> with_dt(Payload rows, Payload dt) const {
+    return at_.transpoint() < layout_.tokens() ? std::vector{rows, dt} : std::vector{rows};
   }
   bool gathers_keys() const { return transport_.keys == KeyTransport::gather; }
   TokenRange slice(int rank) const { return state_slice(plan_.dims, rank); }
@@ -183,14 +187,14 @@ class LayerPlanner {
     for (int from = 0; from < layout_.ranks(); ++from) writer.transfer(what, from, s.rank, s.index, slice(from));
   }
 
-  void to_heads(bool backward, ExchangeKind kind, std::initializer_list<Payload> payloads) {
+  void to_heads(bool backward, ExchangeKind kind, const std::vector<Payload>& payloads) {
     ExchangeWriter writer(plan_, exchange(backward, kind));
     for (const Segment& s : layout_.segments()) {
       for (Payload what : payloads) to_all(writer, what, s, s.range());
     }
   }
 
-  void to_tokens(bool backward, ExchangeKind kind, std::initializer_list<Payload> payloads) {
+  void to_tokens(bool backward, ExchangeKind kind, const std::vector<Payload>& payloads) {
     ExchangeWriter writer(plan_, exchange(backward, kind));
     for (const Segment& s : layout_.segments()) {
       for (int from = 0; from < layout_.ranks(); ++from) {
@@ -235,12 +239,11 @@ std::string dims_problem(const PlanDims& dims) {
   for (const auto& [name, value] : positive) {
     if (value < 1) return str(name, " = ", value, " must be at least 1");
   }
-  const std::pair<const char*, int64_t> divided[] = {
-      {"model.heads", dims.heads}, {"model.ffn", dims.ffn}, {"model.vocab", dims.vocab}};
+  const std::pair<const char*, int64_t> divided[] = {{"model.heads", dims.heads}, {"model.ffn", dims.ffn}};
   for (const auto& [name, value] : divided) {
     if (value % dims.tp != 0) {
       return str("parallel.tp = ", dims.tp, " does not divide ", name, " = ", value,
-                 ": set parallel.tp to a divisor of ", std::gcd(std::gcd(dims.heads, dims.ffn), dims.vocab));
+                 ": set parallel.tp to a divisor of ", std::gcd(dims.heads, dims.ffn));
     }
   }
   if (dims.zero < 0 || dims.zero > 2) return str("parallel.zero = ", dims.zero, " must be 0, 1 or 2");
@@ -259,7 +262,7 @@ std::string dims_problem(const PlanDims& dims) {
 
 std::string transport_problem(const PlanDims& dims, const Transport& transport) {
   if (transport.head_parallel && (dims.heads / dims.tp) % dims.sp != 0) {
-    return str("parallel.sp_transport = head_parallel needs parallel.sp = ", dims.sp, " to divide the ",
+    return str("parallel.transport = head_parallel needs parallel.sp = ", dims.sp, " to divide the ",
                dims.heads / dims.tp, " heads of a tensor-parallel rank: lower parallel.sp or take another transport");
   }
   return "";

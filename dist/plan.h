@@ -177,6 +177,9 @@ int64_t bytes_received(const Plan& plan, int exchange, int rank);
 // JSON, one line per step; the same plan gives the same text. Reading throws UserError saying what is wrong.
 std::string plan_to_json(const Plan& plan);
 Plan plan_from_json(const std::string& text);
+// The first field in which the dimensions of a plan are not those of a run, with both values and what sets it; empty
+// where none is.
+std::string dims_difference(const PlanDims& plan, const PlanDims& run);
 // 16 hexadecimal digits that name the plan; equal plans have equal hashes.
 std::string plan_hash(const Plan& plan);
 

@@ -81,6 +81,7 @@ class Needs {
   std::set<Need> list;
 
  private:
+  bool scans() const { return at_.transpoint() < layout_.tokens(); }
   void add(Payload what, int from, const Segment& s, const TokenRange& range) {
     if (from != rank_ && !range.empty()) list.insert({what, from, s.index, range});
   }
@@ -113,7 +114,7 @@ class Needs {
         }
         break;
       case ExchangeKind::inflow_slices:
-        if (s.begin > 0 && at_.transpoint() < layout_.tokens()) add_slices(Payload::inflow, s);
+        if (s.begin > 0 && scans()) add_slices(Payload::inflow, s);
         break;
       case ExchangeKind::outflow_slices:
         if (has_next) add_slices(Payload::outflow_grad, s);
@@ -123,7 +124,7 @@ class Needs {
         break;
       case ExchangeKind::grads_to_tokens:
         add_from_others(Payload::qkv_grad, s, s.range());
-        add_from_others(Payload::dt_grad, s, s.range());
+        if (scans()) add_from_others(Payload::dt_grad, s, s.range());
         break;
       default:
         break;
@@ -159,7 +160,7 @@ class Needs {
         break;
       case ExchangeKind::to_heads:
         add(Payload::qkv, s.rank, s, s.range());
-        add(Payload::dt, s.rank, s, s.range());
+        if (scans()) add(Payload::dt, s.rank, s, s.range());
         break;
       case ExchangeKind::grads_to_heads:
         add(Payload::y_grad, s.rank, s, s.range());

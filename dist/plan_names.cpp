@@ -60,7 +60,7 @@ Transport transport_named(const std::string& name) {
     if (name_of(transport) == name) return transport;
     known += (known.empty() ? "" : ", ") + name_of(transport);
   }
-  throw UserError(str("parallel.sp_transport = \"", name, "\" is not one of ", known));
+  throw UserError(str("\"", name, "\" is not a transport: one of ", known));
 }
 
 }  // namespace tmamba

@@ -4,6 +4,7 @@
 #include <cstdarg>
 #include <cstdio>
 #include <set>
+#include <tuple>
 
 namespace tmamba {
 
@@ -232,19 +233,22 @@ std::string step_table(const Prediction& prediction, const PlanDims& dims, const
                        prediction.tokens_per_second, 100 * prediction.mfu, prediction.balance);
 }
 
-std::string memory_table(const MemoryUse& memory, const MachineModel& machine) {
-  const std::pair<const char*, double> kinds[] = {
-      {"parameters", memory.parameters},   {"gradients", memory.gradients},       {"optimizer", memory.optimizer},
-      {"activations", memory.activations}, {"exchange buffers", memory.exchange}, {"sum", memory.total()}};
-  std::string text = "Memory of a rank\n";
-  for (const auto& [name, bytes] : kinds) text += format("  %-20s %10.3f GiB\n", name, bytes / kGiB);
+std::string memory_table(const MemoryUse& memory, const MemoryUse& measured, const MachineModel& machine) {
+  const std::tuple<const char*, double, double> kinds[] = {
+      {"parameters", memory.parameters, measured.parameters}, {"gradients", memory.gradients, measured.gradients},
+      {"optimizer", memory.optimizer, measured.optimizer},    {"activations", memory.activations, measured.activations},
+      {"temporaries", memory.scratch, measured.scratch},      {"sum", memory.total(), measured.total()}};
+  std::string text = "Memory of a rank          predicted     by a dry run\n";
+  for (const auto& [name, predicted, found] : kinds) {
+    text += format("  %-20s %10.3f GiB %10.3f GiB\n", name, predicted / kGiB, found / kGiB);
+  }
   const double limit = 0.95 * machine.memory_bytes;
   if (memory.total() <= limit)
     return text + format("  %-20s %10.3f GiB\n", "free", (machine.memory_bytes - memory.total()) / kGiB);
   return text +
          format("  does not fit: %.3f GiB over the %.3f GiB of 95 %% of the device;\n", (memory.total() - limit) / kGiB,
                 limit / kGiB) +
-         "  raise parallel.sp or parallel.tp, lower train.micro_batch, or use recomputation\n";
+         "  raise parallel.sp or parallel.tp, or lower train.micro_batch\n";
 }
 
 std::string ranking_table(const std::vector<LayoutChoice>& choices, size_t count) {
@@ -287,11 +291,12 @@ std::string check_text(const Plan& plan) {
   return text;
 }
 
-std::string plan_report(const PlanDims& dims, const std::vector<Transport>& transports, const MachineModel& machine) {
+std::string plan_report(const PlanDims& dims, const std::vector<Transport>& transports, const MachineModel& machine,
+                        const MemoryUse& measured) {
   const Prediction prediction = predict(dims, machine, transports);
   return flops_table(dims) + "\n" + layout_picture(SequenceLayout(dims.layout())) + "\n" + load_table(dims, machine) +
          "\n" + exchange_table(dims, transports) + "\n" + step_table(prediction, dims, machine) + "\n" +
-         memory_table(prediction.memory, machine);
+         memory_table(prediction.memory, measured, machine);
 }
 
 }  // namespace tmamba

@@ -24,7 +24,8 @@ std::string exchange_table(const PlanDims& dims, const std::vector<Transport>& t
 std::string flops_table(const PlanDims& dims);
 
 std::string step_table(const Prediction& prediction, const PlanDims& dims, const MachineModel& machine);
-std::string memory_table(const MemoryUse& memory, const MachineModel& machine);
+// The prediction beside what a dry run found (launch/plan_memory.h).
+std::string memory_table(const MemoryUse& memory, const MemoryUse& measured, const MachineModel& machine);
 
 // The first `count` of a ranking: of each tp x sp x dp x fold the best transport.
 std::string ranking_table(const std::vector<LayoutChoice>& choices, size_t count);
@@ -33,6 +34,7 @@ std::string ranking_table(const std::vector<LayoutChoice>& choices, size_t count
 std::string check_text(const Plan& plan);
 
 // All tables for one run.
-std::string plan_report(const PlanDims& dims, const std::vector<Transport>& transports, const MachineModel& machine);
+std::string plan_report(const PlanDims& dims, const std::vector<Transport>& transports, const MachineModel& machine,
+                        const MemoryUse& measured);
 
 }  // namespace tmamba

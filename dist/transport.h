@@ -1,5 +1,5 @@
-// How the ranks of a sequence reach each other in one layer. The planner compares transports, the plan writes down which
-// one each layer uses, and the exchanges carry it out.
+// How the ranks of a sequence reach each other in one layer. The planner compares transports, the plan writes down
+// which one each layer uses, and the exchanges carry it out.
 #pragma once
 
 #include <array>

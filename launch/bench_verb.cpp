@@ -9,17 +9,16 @@
 
 #include "dist/self_communicator.h"
 #include "kernels/base/rng.h"
-#include "kernels/counting_ops.h"
-#include "kernels/timed_ops.h"
 #include "launch/command.h"
 #include "launch/config.h"
 #include "launch/devices.h"
+#include "launch/op_profile.h"
 #include "launch/progress.h"
 #include "launch/run_state.h"
 #include "launch/trainer.h"
 #include "launch/verbs.h"
+#include "model/measure.h"
 #include "model/optimizer.h"
-#include "model/transmamba.h"
 
 namespace tmamba {
 
@@ -92,14 +91,9 @@ class StepBench {
                    .conv_width = static_cast<int>(config.model.conv),
                    .transpoints = transpoints(config.model.schedule, config.model.layers, T)},
         B, ops, self_, self_);
-    Arena saved(device), scratch(device);
-    const auto counter = make_counting_ops(device);
-    TransMamba dry(config_.model, table_, *ranks_, dtype, saved);
-    tokens_ = Tensor(nullptr, {2, B, T}, DType::i32, device), sums_ = Tensor(nullptr, {3}, DType::f64, device);
-    params_ = Tensor(nullptr, {size}, dtype, device), grads_ = Tensor(nullptr, {size}, acc, device);
-    run(dry, *counter, scratch);
-    counts_ = counter->counts();
-    saved_ = Arena(saved.peak(), device), scratch_ = Arena(scratch.peak(), device);
+    const ModelMeasure measure = measure_model(config_.model, table_, *ranks_, dtype, device);
+    counts_ = measure.counts;
+    saved_ = Arena(measure.saved_bytes, device), scratch_ = Arena(measure.scratch_bytes, device);
     params_buffer_ = Buffer({size}, dtype, device), grads_buffer_ = Buffer({size}, acc, device);
     tokens_buffer_ = Buffer({2, B, T}, DType::i32, device), sums_buffer_ = Buffer({3}, DType::f64, device);
     params_ = params_buffer_.tensor({size}, dtype), grads_ = grads_buffer_.tensor({size}, acc);
@@ -113,7 +107,10 @@ class StepBench {
 
   void step(Ops& ops) {
     ops.fill(grads_, 0);
-    run(*model_, ops, scratch_);
+    model_->forward_backward(ops, scratch_, params_, grads_, {tokens_.select(0, 0), tokens_.select(0, 1)},
+                             1.0 / static_cast<double>(tokens()),
+                             {.loss_1 = sums_.slice(0, 0, 1), .count_1 = sums_.slice(0, 1, 1), .loss_N = {}},
+                             [](int) {});
     const ConstTensor grads = grads_;
     ops.sum_squares(sums_.slice(0, 2, 1), {&grads, 1});
     optimizer_->step(ops, params_, gradients_, adamw_step(1, 1e-4, 0.9, 0.95, 1e-8, 0.1, 1));
@@ -127,12 +124,6 @@ class StepBench {
   size_t activation_bytes() const { return saved_.peak() + scratch_.peak(); }
 
  private:
-  void run(TransMamba& model, Ops& ops, Arena& scratch) {
-    model.forward_backward(ops, scratch, params_, grads_, {tokens_.select(0, 0), tokens_.select(0, 1)},
-                           1.0 / static_cast<double>(tokens()),
-                           {.loss_1 = sums_.slice(0, 0, 1), .count_1 = sums_.slice(0, 1, 1), .loss_N = {}}, [](int) {});
-  }
-
   void random_tokens() {
     std::vector<int32_t> host(static_cast<size_t>(2 * tokens()));
     for (size_t i = 0; i < host.size(); ++i)
@@ -180,18 +171,11 @@ json bench_ops(const RunConfig& config, Ops& ops, int64_t steps, const Roof& roo
   bench.step(*timed);
   timed->reset();
   for (int64_t i = 0; i < steps; ++i) bench.step(*timed);
-  json rows = json::array();
-  for (const auto& [name, t] : timed->timings()) {
-    const double seconds = t.seconds / static_cast<double>(steps);
-    rows.push_back(
-        {{"op", name},
-         {"calls", t.calls / steps},
-         {"ms", seconds * 1e3},
-         {"gflops", t.flops / t.seconds / 1e9},
-         {"gb_per_s", t.bytes / t.seconds / 1e9},
-         {"fraction_of_roof", std::max(t.flops / t.seconds / roof.flops, t.bytes / t.seconds / roof.bytes)}});
+  json rows = op_rows(*timed, steps);
+  for (json& row : rows) {
+    row["fraction_of_roof"] =
+        1e9 * std::max(row["gflops"].get<double>() / roof.flops, row["gb_per_s"].get<double>() / roof.bytes);
   }
-  std::sort(rows.begin(), rows.end(), [](const json& a, const json& b) { return a["ms"] > b["ms"]; });
   return rows;
 }
 
@@ -253,12 +237,7 @@ int bench_verb(const Arguments& arguments) {
         100 * result["fraction_of_gemm"].get<double>());
     return kDone;
   }
-  std::printf("%-24s %6s %10s %10s %9s %7s\n", "op", "calls", "ms/step", "GFLOP/s", "GB/s", "roof");
-  for (const json& row : result) {
-    std::printf("%-24s %6lld %10.2f %10.1f %9.1f %6.0f%%\n", row["op"].get<std::string>().c_str(),
-                row["calls"].get<long long>(), row["ms"].get<double>(), row["gflops"].get<double>(),
-                row["gb_per_s"].get<double>(), 100 * row["fraction_of_roof"].get<double>());
-  }
+  std::printf("%s", op_table(result).c_str());
   return kDone;
 }
 

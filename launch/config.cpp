@@ -10,6 +10,7 @@
 #include <optional>
 #include <sstream>
 
+#include "dist/plan.h"
 #include "kernels/base/check.h"
 
 namespace tmamba {
@@ -22,6 +23,12 @@ struct Limits {
   double min = 0, max = kInf;
 };
 using Choices = std::vector<std::string>;
+
+Choices transport_choices() {
+  Choices names{"auto"};
+  for (const Transport& transport : all_transports()) names.push_back(name_of(transport));
+  return names;
+}
 
 // Calls v(key, member, limits or choices, what it means) for every key, in the order they are printed.
 template <class Config, class Visitor>
@@ -80,11 +87,13 @@ void visit_fields(Config& c, Visitor&& v) {
   v("parallel.tp", c.parallel.tp, Limits{1, 65536}, "tensor-parallel ranks");
   v("parallel.sp", c.parallel.sp, Limits{1, 65536}, "sequence-parallel ranks");
   v("parallel.dp", c.parallel.dp, Limits{0, 1048576}, "data-parallel ranks; 0: all that are left");
-  v("parallel.fold", c.parallel.fold, Limits{1, 64}, "segments per sequence rank, in snake order");
-  v("parallel.keys", c.parallel.keys, Choices{"group_cast", "gather"},
-    "how prefix keys and values reach sequence ranks: what each needs, or all to all");
-  v("parallel.states", c.parallel.states, Choices{"all_gather", "sliced"},
-    "how the state scan crosses sequence ranks: whole states to all, or a slice of every state to each");
+  v("parallel.fold", c.parallel.fold, Limits{0, 64},
+    "segments per sequence rank, in snake order; 0: as many as the planner predicts to be fastest");
+  v("parallel.transport", c.parallel.transport, transport_choices(),
+    "how sequence ranks exchange keys+states: those each needs (group_cast) or all to all (gather), whole states to "
+    "all "
+    "(all_gather) or a slice of each (sliced); or all tokens of some heads (head_parallel); auto: the planner chooses "
+    "for each layer");
   v("parallel.zero", c.parallel.zero, Limits{0, 2},
     "ZeRO stage: 0 replicates optimizer states, 1 shards them, 2 shards gradients too");
 
@@ -99,6 +108,11 @@ void visit_fields(Config& c, Visitor&& v) {
   v("run.hang_timeout", c.run.hang_timeout, Limits{},
     "seconds after which an operation between ranks that does not end stops the job, naming the rank that is missing; "
     "0: never");
+  v("run.plan", c.run.plan, Limits{},
+    "saved plan to exchange by, from `transmamba plan --save` or another run's plan.json; empty: the planner makes "
+    "one");
+  v("run.profile", c.run.profile, Choices{"none", "comm", "ops"},
+    "what to count and print at the end: calls and bytes between ranks beside the plan's, or the time of every op");
   v("run.threads", c.run.threads, Limits{0, 4096},
     "CPU threads per rank; 0: the cores of this host shared by its ranks");
   v("run.canonical", c.run.canonical, Limits{0, 1e6},
@@ -354,6 +368,10 @@ void validate_canonical(const RunConfig& c) {
   if (c.parallel.tp != 1) {
     throw UserError(str(key, " needs parallel.tp = 1, not ", c.parallel.tp,
                         ": sums over tensor-parallel ranks depend on how many there are"));
+  }
+  if (c.parallel.fold == 0) throw UserError(str(key, " needs a number of parallel.fold, not 0, the planner's choice"));
+  if (c.parallel.transport == "head_parallel") {
+    throw UserError(str(key, " cuts sequences, which parallel.transport = \"head_parallel\" does not: take another"));
   }
   if (units % shares != 0) {
     throw UserError(str(key, " must be a multiple of parallel.sp * parallel.fold = ", c.parallel.sp, " * ",

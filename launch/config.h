@@ -47,7 +47,7 @@ struct TrainConfig {
 struct ParallelConfig {
   int64_t tp = 1, sp = 1, dp = 0;
   int64_t fold = 1;
-  std::string keys = "group_cast", states = "all_gather";
+  std::string transport = "auto";
   int64_t zero = 1;
 };
 
@@ -63,6 +63,8 @@ struct RunSection {
   int64_t log_every = 1;
   int64_t threads = 0;
   double hang_timeout = 600;
+  std::string plan;
+  std::string profile = "none";
   int64_t canonical = 0;
 };
 
@@ -78,7 +80,10 @@ struct RunConfig {
 
   DType dtype() const { return dtype_named(train.dtype); }
   // Segments that a sequence rank gets at a time (LayoutSpec): in the canonical mode what makes run.canonical of them.
-  int grain() const { return run.canonical == 0 ? 1 : static_cast<int>(run.canonical / (parallel.sp * parallel.fold)); }
+  int grain() const {
+    const int64_t shares = parallel.sp * parallel.fold;
+    return run.canonical == 0 || shares == 0 ? 1 : static_cast<int>(run.canonical / shares);
+  }
 };
 
 // Reads a TOML file and applies the overrides ("train.lr=3e-4"; a value that is not TOML is taken as a string).

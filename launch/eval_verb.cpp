@@ -2,7 +2,6 @@
 #include <nlohmann/json.hpp>
 
 #include "dist/device_world.h"
-#include "kernels/counting_ops.h"
 #include "launch/command.h"
 #include "launch/evaluator.h"
 #include "launch/loaded_model.h"
@@ -10,6 +9,7 @@
 #include "launch/sampler.h"
 #include "launch/trainer.h"
 #include "launch/verbs.h"
+#include "model/measure.h"
 
 namespace tmamba {
 
@@ -42,17 +42,11 @@ int eval_on(World& world, const Command& command) {
                     .conv_width = static_cast<int>(model_config.conv),
                     .transpoints = points},
                    B, ops, mesh.sp(), mesh.tp());
-  // A dry run finds the memory.
-  Arena saved(ops.device()), scratch(ops.device());
-  const auto counting = make_counting_ops(ops.device());
-  const Tensor none(nullptr, {loaded.table->flat_size()}, dtype, ops.device()),
-      none_BT(nullptr, {B, T}, DType::i32, ops.device()), none_1(nullptr, {1}, DType::f64, ops.device());
-  TransMamba(model_config, *loaded.table, ranks, dtype, saved)
-      .forward(*counting, scratch, none, {none_BT, none_BT}, {none_1, none_1, {}});
-  Arena real_saved(saved.peak(), ops.device()), real_scratch(scratch.peak(), ops.device());
-  TransMamba model(model_config, *loaded.table, ranks, dtype, real_saved);
-  const EvalResult result = evaluate(ops, real_scratch, model, ranks, loaded.params, file,
-                                     command.get<int64_t>("sequences"), mesh, world.comm());
+  const ModelMeasure memory = measure_model(model_config, *loaded.table, ranks, dtype, ops.device(), Pass::forward);
+  Arena saved(memory.saved_bytes, ops.device()), scratch(memory.scratch_bytes, ops.device());
+  TransMamba model(model_config, *loaded.table, ranks, dtype, saved);
+  const EvalResult result =
+      evaluate(ops, scratch, model, ranks, loaded.params, file, command.get<int64_t>("sequences"), mesh, world.comm());
   if (world.rank() != 0) return kDone;
   if (command.json()) {
     std::printf("%s\n", nlohmann::json({{"checkpoint", loaded.path.string()},

@@ -10,9 +10,9 @@
 #include "dist/plan_text.h"
 #include "launch/command.h"
 #include "launch/config.h"
+#include "launch/plan_memory.h"
 #include "launch/trainer.h"
 #include "launch/verbs.h"
-#include "model/schedule.h"
 
 namespace tmamba {
 
@@ -21,32 +21,6 @@ namespace po = boost::program_options;
 namespace {
 
 using nlohmann::json;
-
-PlanDims dims_of(const RunConfig& config, int64_t vocab, int64_t activation_bytes) {
-  const ModelConfig& m = config.model;
-  PlanDims dims{.dim = m.dim,
-                .heads = m.heads,
-                .head_dim = m.head_dim(),
-                .ffn = m.ffn,
-                .vocab = m.vocab > 0 ? m.vocab : vocab,
-                .conv_width = m.conv,
-                .chunk = m.chunk,
-                .tied_head = m.tied_head,
-                .z_gate = m.z_gate,
-                .tokens = config.data.seq_len,
-                .transpoints = transpoints(m.schedule, m.layers, config.data.seq_len)};
-  dims.tp = static_cast<int>(config.parallel.tp), dims.sp = static_cast<int>(config.parallel.sp);
-  dims.dp = static_cast<int>(std::max<int64_t>(config.parallel.dp, 1)),
-  dims.fold = static_cast<int>(config.parallel.fold);
-  dims.grain = config.grain();
-  dims.zero = static_cast<int>(config.parallel.zero);
-  dims.activation_bytes = activation_bytes;
-  dims.state_bytes = static_cast<int64_t>(size_of(accumulate_type(config.dtype())));
-  dims.global_batch = config.train.global_batch;
-  dims.batch = config.train.micro_batch > 0 ? config.train.micro_batch
-                                            : std::max<int64_t>(1, config.train.global_batch / dims.dp);
-  return dims;
-}
 
 // The vocabulary of the run: the configuration's, else the token file's where it is there, else the one given.
 int64_t vocab_of(const RunConfig& config, const Command& command) {
@@ -58,6 +32,7 @@ int64_t vocab_of(const RunConfig& config, const Command& command) {
 }
 
 MachineModel machine_of(const Command& command, const RunConfig& config) {
+  if (!command.has("machine")) return machine_of_device(config);
   const std::string name = command.get<std::string>("machine");
   if (name == "h200") return h200_machine(config.model.head_dim());
   if (name == "cpu") return cpu_machine();
@@ -66,6 +41,18 @@ MachineModel machine_of(const Command& command, const RunConfig& config) {
   std::ostringstream text;
   text << in.rdbuf();
   return machine_from_json(text.str());
+}
+
+// The mesh of the configuration; without parallel.dp as many data-parallel ranks as --ranks leaves, or one.
+MeshShape mesh_of(const RunConfig& config, int64_t ranks) {
+  const ParallelConfig& p = config.parallel;
+  if (p.dp == 0 && ranks > 0) return mesh_shape(p.tp, p.sp, 0, static_cast<int>(ranks));
+  return {static_cast<int>(p.tp), static_cast<int>(p.sp), static_cast<int>(std::max<int64_t>(p.dp, 1))};
+}
+
+RunPlan plan_of(const Command& command, const RunConfig& config, const MachineModel& machine) {
+  const MeshShape mesh = mesh_of(config, command.get<int64_t>("ranks"));
+  return config.run.plan.empty() ? choose_plan(config, mesh, machine) : read_plan(config.run.plan, config, mesh);
 }
 
 json choice_json(const LayoutChoice& choice) {
@@ -77,6 +64,25 @@ json choice_json(const LayoutChoice& choice) {
           {"fits", choice.prediction.fits},
           {"step_s", choice.prediction.time.total()},
           {"mfu", choice.prediction.mfu}};
+}
+
+MemoryUse memory_of(const RankMemory& memory) {
+  return {.parameters = static_cast<double>(memory.parameters),
+          .gradients = static_cast<double>(memory.gradients),
+          .optimizer = static_cast<double>(memory.optimizer),
+          .activations = static_cast<double>(memory.saved),
+          .scratch = static_cast<double>(memory.scratch)};
+}
+
+json memory_json(const MemoryUse& memory) {
+  return {{"parameters", memory.parameters},   {"gradients", memory.gradients}, {"optimizer", memory.optimizer},
+          {"activations", memory.activations}, {"temporaries", memory.scratch}, {"total", memory.total()}};
+}
+
+json transport_names(const std::vector<Transport>& transports) {
+  json names = json::array();
+  for (const Transport& transport : transports) names.push_back(name_of(transport));
+  return names;
 }
 
 }  // namespace
@@ -91,41 +97,35 @@ int plan_verb(const Arguments& arguments) {
       "--ranks ranks ranked by predicted step time. Predictions come from a few measured rates of a machine.");
   command.options()("set", po::value<std::vector<std::string>>(), "override a key: --set parallel.sp=8 (repeatable)")(
       "ranks", po::value<int64_t>()->default_value(0),
-      "rank the layouts of this many ranks; 0: those of the configuration's layout")(
-      "top", po::value<size_t>()->default_value(10), "how many of them to show")(
-      "machine", po::value<std::string>()->default_value("h200"),
-      "h200, cpu, or a machine file (JSON of measured rates)")(
+      "rank the layouts of this many ranks, and take parallel.dp = 0 for as many as they leave; 0: those of the "
+      "configuration's layout")("top", po::value<size_t>()->default_value(10), "how many of them to show")(
+      "machine", po::value<std::string>(),
+      "h200, cpu, or a machine file (JSON of measured rates); default: that of run.device, by which a run plans")(
       "print-machine", "print the machine's rates as JSON, to measure and edit, and stop")(
-      "activation-bytes", po::value<int64_t>(),
-      "bytes of an activation; default: 2 (bfloat16) on a GPU machine, else those of train.dtype")(
       "vocab", po::value<int64_t>(), "vocabulary, where neither configuration nor data tell it")(
-      "save", po::value<std::string>(), "write the plan (every message of every rank) to this JSON file")(
+      "save", po::value<std::string>(),
+      "write the plan (every message of every rank) to this JSON file, for --set run.plan=FILE")(
       "check", "prove that every message has its partner and nothing is missing");
   command.positional("config");
   if (!command.parse(arguments)) return kDone;
-  const RunConfig config = load_config(command.required("config"), command.list("set"));
+  RunConfig config = load_config(command.required("config"), command.list("set"));
   validate(config.model);
   const MachineModel machine = machine_of(command, config);
   if (command.has("print-machine")) {
     std::printf("%s\n", machine_to_json(machine).c_str());
     return kDone;
   }
-  const int64_t native = static_cast<int64_t>(size_of(config.dtype()));
-  const int64_t activation_bytes = command.has("activation-bytes") ? command.get<int64_t>("activation-bytes")
-                                   : command.get<std::string>("machine") == "cpu" ? native
-                                                                                  : 2;
-  const PlanDims dims = dims_of(config, vocab_of(config, command), activation_bytes);
-  if (const std::string problem = dims_problem(dims); !problem.empty()) throw UserError(problem);
-  const Transport transport{
-      .keys = config.parallel.keys == "gather" ? KeyTransport::gather : KeyTransport::group_cast,
-      .state = config.parallel.states == "sliced" ? StateTransport::sliced : StateTransport::all_gather};
-  const std::vector<Transport> transports(dims.transpoints.size(), transport);
+  config.model.vocab = vocab_of(config, command);
+  const RunPlan plan = plan_of(command, config, machine);
+  const PlanDims& dims = plan.dims;
+  const std::vector<Transport>& transports = plan.transports;
+  const MemoryUse measured = memory_of(largest_memory(config, plan));
   const int64_t ranks = command.get<int64_t>("ranks") > 0 ? command.get<int64_t>("ranks") : dims.ranks();
   const std::vector<LayoutChoice> ranking = rank_layouts(dims, machine, ranks);
   if (command.has("save")) {
     const std::string path = command.get<std::string>("save");
     std::ofstream out(path);
-    out << plan_to_json(make_plan(dims, transport));
+    out << plan_to_json(make_plan(dims, transports));
     if (!out.flush()) throw Error(str(path, ": cannot write"));
   }
   if (command.json()) {
@@ -137,14 +137,18 @@ int plan_verb(const Arguments& arguments) {
                               {"step_s", prediction.time.total()},
                               {"mfu", prediction.mfu},
                               {"memory_bytes", prediction.memory.total()},
-                              {"plan_hash", plan_hash(make_plan(dims, transport))},
+                              {"memory", memory_json(prediction.memory)},
+                              {"measured_memory", memory_json(measured)},
+                              {"fold", dims.fold},
+                              {"transports", transport_names(transports)},
+                              {"plan_hash", plan_hash(make_plan(dims, transports))},
                               {"ranking", choices}})
                             .dump(2)
                             .c_str());
     return kDone;
   }
-  std::printf("%s\n", plan_report(dims, transports, machine).c_str());
-  if (command.has("check")) std::printf("%s\n", check_text(make_plan(dims, transport)).c_str());
+  std::printf("%s\n", plan_report(dims, transports, machine, measured).c_str());
+  if (command.has("check")) std::printf("%s\n", check_text(make_plan(dims, transports)).c_str());
   std::printf("Layouts of %lld ranks\n%s", static_cast<long long>(ranks),
               ranking_table(ranking, command.get<size_t>("top")).c_str());
   return kDone;

@@ -62,6 +62,17 @@ void RunFolder::write_config(const std::string& toml) {
   write_line(out, dir_ / "config.toml", toml);
 }
 
+void RunFolder::write_plan(const std::string& json) {
+  if (!write_) return;
+  const fs::path file = dir_ / "plan.json", written = dir_ / "plan.json.tmp";
+  {
+    std::ofstream out(written);
+    out << json;
+    if (!out.flush()) throw Error(str(written.string(), ": cannot write; is the disk full?"));
+  }
+  fs::rename(written, file);
+}
+
 void RunFolder::metric(const nlohmann::json& line) {
   if (write_) write_line(metrics_, dir_ / "metrics.jsonl", line.dump());
 }

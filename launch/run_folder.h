@@ -1,5 +1,5 @@
-// The folder of a run: config.toml (effective, with origins), metrics.jsonl (one object a step), events.jsonl,
-// samples.txt, checkpoints/. Written by rank 0 alone.
+// The folder of a run: config.toml (effective, with origins), plan.json, metrics.jsonl (one object a step),
+// events.jsonl, samples.txt, checkpoints/. Written by rank 0 alone.
 #pragma once
 
 #include <cstdint>
@@ -21,6 +21,8 @@ class RunFolder {
   std::filesystem::path checkpoints() const { return dir_ / "checkpoints"; }
 
   void write_config(const std::string& toml);
+  // plan.json; the file is there whole or as it was.
+  void write_plan(const std::string& json);
   void metric(const nlohmann::json& line);
   void event(const std::string& kind, const nlohmann::json& details);
   void sample(int64_t step, const std::string& text);

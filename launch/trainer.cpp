@@ -5,16 +5,13 @@
 #include <cmath>
 #include <cstdio>
 #include <nlohmann/json.hpp>
-#include <numbers>
 #include <thread>
 
 #include "dist/device_world.h"
-#include "kernels/counting_ops.h"
 #include "launch/devices.h"
 #include "launch/loaded_model.h"
 #include "launch/progress.h"
 #include "launch/sampler.h"
-#include "launch/sharding.h"
 #include "launch/signals.h"
 
 namespace tmamba {
@@ -31,6 +28,7 @@ Trainer::Trainer(RunConfig config, World& world)
                           : std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / world.local_size());
   omp_set_num_threads(threads);
   open_data();
+  plan_ = agree_plan(config_, shape_, world_.comm());
   ops_ = training_ops(config_, world_, micro_batches_);
   mesh_ = std::make_unique<Mesh>(*make_device_communicator(world_, ops_->device()), shape_);
   plan_memory();
@@ -72,57 +70,6 @@ void Trainer::open_data() {
   total_steps_ = config_.train.steps > 0 ? config_.train.steps : ceil_div(config_.train.tokens, step_tokens);
 }
 
-// A dry run of one step over measuring arenas finds the exact memory and arithmetic; then everything is allocated once.
-void Trainer::plan_memory() {
-  const Device device = ops_->device();
-  const int64_t B = micro_batch_;
-  const DType dtype = config_.dtype(), acc = accumulate_type(dtype);
-  transpoints_ = transpoints(config_.model.schedule, config_.model.layers, config_.data.seq_len);
-  table_ = std::make_unique<ParameterTable>(config_.model, mesh_->coordinates().tp, shape_.tp);
-  ranks_ = std::make_unique<ModelRanks>(
-      LayoutSpec{.tokens = config_.data.seq_len,
-                 .ranks = shape_.sp,
-                 .fold = static_cast<int>(config_.parallel.fold),
-                 .chunk = config_.model.chunk,
-                 .conv_width = static_cast<int>(config_.model.conv),
-                 .transpoints = transpoints_,
-                 .grain = config_.grain(),
-                 .canonical = config_.run.canonical > 0},
-      B, *ops_, mesh_->sp(), mesh_->tp(),
-      std::vector{Transport{
-          .keys = config_.parallel.keys == "gather" ? KeyTransport::gather : KeyTransport::group_cast,
-          .state = config_.parallel.states == "sliced" ? StateTransport::sliced : StateTransport::all_gather}});
-  const int64_t n = ranks_->local_tokens(), size = table_->flat_size();
-
-  Arena saved(device), scratch(device);
-  const auto counting = make_counting_ops(device);
-  TransMamba dry(config_.model, *table_, *ranks_, dtype, saved);
-  const Tensor none_flat(nullptr, {size}, dtype, device), none_grads(nullptr, {size}, acc, device);
-  const Tensor none_Bn(nullptr, {B, n}, DType::i32, device), none_1(nullptr, {1}, DType::f64, device);
-  dry.forward_backward(*counting, scratch, none_flat, none_grads, {none_Bn, none_Bn}, 1, {none_1, none_1, {}},
-                       [](int) {});
-  flops_per_step_ = counting->counts().matmul() * static_cast<double>(micro_batches_);
-
-  params_buffer_ = Buffer({size}, dtype, device);
-  grads_buffer_ = Buffer({size}, acc, device);
-  params_ = params_buffer_.tensor({size}, dtype);
-  grads_ = grads_buffer_.tensor({size}, acc);
-  reducer_ =
-      std::make_unique<GradReducer>(mesh_->zero(), mesh_->tp(), reduction_buckets(*table_),
-                                    GradReducerOptions{.stage = static_cast<int>(config_.parallel.zero),
-                                                       .dtype = acc,
-                                                       .device = device,
-                                                       .add = [this](Tensor y, ConstTensor x) { ops_->add(y, x); }});
-  optimizer_ = std::make_unique<Optimizer>(owned_rows(*table_, *reducer_), dtype, device);
-  gradients_ = owned_gradients(*table_, *reducer_, grads_);
-  saved_ = Arena(saved.peak(), device);
-  scratch_ = Arena(scratch.peak(), device);
-  token_buffer_ = Buffer({2, B, n}, DType::i32, device);
-  host_tokens_ = Buffer({2, B, n}, DType::i32);
-  sum_buffer_ = Buffer({3}, DType::f64, device);
-  model_ = std::make_unique<TransMamba>(config_.model, *table_, *ranks_, dtype, saved_);
-}
-
 void Trainer::resume_or_initialize() {
   const std::filesystem::path checkpoints = std::filesystem::path(config_.run.dir) / "checkpoints";
   std::string newest;
@@ -154,6 +101,8 @@ void Trainer::resume_or_initialize() {
   state_.bytes_per_token =
       static_cast<double>(train_file_->info().source_bytes) / static_cast<double>(train_file_->info().tokens);
   folder_->write_config(state_.config);
+  if (main_) folder_->write_plan(plan_to_json(make_plan(plan_.dims, plan_.transports)));
+  start_profile();
   folder_->event(newest.empty() ? "start" : "resume", {{"step", state_.step}, {"ranks", world_.size()}});
 }
 
@@ -179,7 +128,9 @@ int Trainer::run() {
   bool out_of_time = false;
   while (state_.step < total_steps_ && !out_of_time) {
     const auto begin = Clock::now();
+    if (comm_profile_) comm_profile_->begin_step();
     const StepResult result = train_step(state_.step + 1);
+    if (comm_profile_) comm_profile_->end_step(result.skipped);
     ++state_.step;
     state_.tokens += config_.train.global_batch * config_.data.seq_len;
     state_.seconds = seconds_before + elapsed();
@@ -211,34 +162,35 @@ StepResult Trainer::train_step(int64_t step) {
                host_2Bn = host_tokens_.tensor({2, B, n}, DType::i32);
   const Tensor sums_3 = sum_buffer_.tensor({3}, DType::f64);
   const double grad_scale = 1.0 / static_cast<double>(config_.train.global_batch * T);
-  ops_->fill(grads_, 0);
-  ops_->fill(sums_3, 0);
+  Ops& ops = timed_ops_ ? *timed_ops_ : *ops_;
+  ops.fill(grads_, 0);
+  ops.fill(sums_3, 0);
   reducer_->begin_step();
   for (int64_t micro = 0; micro < micro_batches_; ++micro) {
     const int64_t first = (step - 1) * config_.train.global_batch + mesh_->coordinates().dp * per_rank + micro * B;
     const Batch batch = loader_->load(first, B);
     // Where every micro-batch is summed over the ranks at once, the next one starts from zero.
-    if (micro > 0 && reduces(micro - 1)) ops_->fill(grads_, 0);
+    if (micro > 0 && reduces(micro - 1)) ops.fill(grads_, 0);
     // Targets are shifted by one before sequences are cut: a cut needs nothing of the next rank.
     ranks_->shard(host_2Bn.select(0, 0), batch.tokens_BT);
     ranks_->shard(host_2Bn.select(0, 1), batch.targets_BT);
     copy_blocking(tokens_2Bn, host_2Bn);
-    model_->forward_backward(*ops_, scratch_, params_, grads_, {tokens_2Bn.select(0, 0), tokens_2Bn.select(0, 1)},
+    model_->forward_backward(ops, scratch_, params_, grads_, {tokens_2Bn.select(0, 0), tokens_2Bn.select(0, 1)},
                              grad_scale,
                              {.loss_1 = sums_3.slice(0, 0, 1), .count_1 = sums_3.slice(0, 1, 1), .loss_N = {}},
                              [&](int bucket) { reduce_bucket(bucket, micro); });
     if (reduces(micro)) reducer_->finish();
   }
   const std::vector<ConstTensor> gradients = counted_gradients();
-  ops_->sum_squares(sums_3.slice(0, 2, 1), gradients);
-  ops_->synchronize();
+  ops.sum_squares(sums_3.slice(0, 2, 1), gradients);
+  ops.synchronize();
 
   // One small message decides for all ranks alike: the loss, the gradient's norm, and who wants to stop.
-  double sums[4] = {0, 0, 0, wants_to_stop() ? 1.0 : 0.0};
+  double sums[kAgreedNumbers] = {0, 0, 0, wants_to_stop() ? 1.0 : 0.0};
   copy_blocking(Tensor(sums, {3}, DType::f64), sums_3);
   if (mesh_->coordinates().tp != 0)
     sums[0] = sums[1] = 0;  // all tensor-parallel ranks have the loss of the tokens they share
-  world_.comm().all_reduce(Tensor(sums, {4}, DType::f64), ReduceOp::sum).wait();
+  world_.comm().all_reduce(Tensor(sums, {kAgreedNumbers}, DType::f64), ReduceOp::sum).wait();
   const double grad_norm = std::sqrt(sums[2]);
   StepResult result{.loss = sums[0] / sums[1],
                     .grad_norm = grad_norm,
@@ -249,7 +201,7 @@ StepResult Trainer::train_step(int64_t step) {
   if (result.skipped) return result;
   const TrainConfig& t = config_.train;
   const double clip = t.clip > 0 && grad_norm > t.clip ? t.clip / grad_norm : 1.0;
-  optimizer_->step(*ops_, params_, gradients_,
+  optimizer_->step(ops, params_, gradients_,
                    adamw_step(step - state_.skipped, result.lr, t.betas[0], t.betas[1], t.eps, t.weight_decay, clip));
   reducer_->gather_parameters(params_);
   return result;
@@ -299,75 +251,6 @@ int Trainer::stop_for_signal() {
     std::printf("%s: saved step %lld and stopped. Start the same command again to go on.\n", signal_name(stop_signal_),
                 static_cast<long long>(state_.step));
   return kSavedAndStopped;
-}
-
-void Trainer::log_step(const StepResult& result, double step_seconds) {
-  const double step_tokens = static_cast<double>(config_.train.global_batch * config_.data.seq_len);
-  const double tokens_per_s = step_tokens / step_seconds;
-  recent_tokens_per_s_ = recent_tokens_per_s_ == 0 ? tokens_per_s : 0.9 * recent_tokens_per_s_ + 0.1 * tokens_per_s;
-  const double bits = result.loss / std::numbers::ln2 / state_.bytes_per_token;
-  nlohmann::json line = {{"step", state_.step},
-                         {"loss", result.loss},
-                         {"bits_per_byte", bits},
-                         {"grad_norm", result.grad_norm},
-                         {"lr", result.lr},
-                         {"tokens", state_.tokens},
-                         {"tokens_per_s", tokens_per_s},
-                         {"step_ms", step_seconds * 1e3},
-                         {"gflops", flops_per_step_ / step_seconds / 1e9},
-                         {"memory_bytes", memory_bytes()}};
-  if (result.skipped) {
-    line["skipped"] = true;
-    folder_->event("skip", {{"step", state_.step}, {"loss", str(result.loss)}, {"grad_norm", str(result.grad_norm)}});
-  }
-  folder_->metric(line);
-  if (!main_ || (state_.step % config_.run.log_every != 0 && !result.skipped && state_.step != total_steps_)) return;
-  double eta = static_cast<double>(total_steps_ - state_.step) * step_tokens / recent_tokens_per_s_;
-  if (config_.train.minutes > 0) eta = std::min(eta, 60 * config_.train.minutes - elapsed());
-  message_line(str("step ", state_.step, "/", total_steps_, "  loss ", fixed(result.loss, 4), "  ", fixed(bits, 3),
-                   " bits/byte  norm ", fixed(result.grad_norm, 2), "  lr ", scientific(result.lr), "  ",
-                   count_text(recent_tokens_per_s_), " tok/s  ETA ", duration(eta),
-                   result.skipped ? "  SKIPPED: not finite" : ""));
-}
-
-int64_t Trainer::memory_bytes() const {
-  return static_cast<int64_t>(params_buffer_.bytes() + grads_buffer_.bytes() + saved_.peak() + scratch_.peak() +
-                              token_buffer_.bytes()) +
-         optimizer_->state_bytes();
-}
-
-void Trainer::print_header() const {
-  if (!main_) return;
-  const ModelConfig& m = config_.model;
-  std::string points;
-  for (size_t i = 0; i < transpoints_.size() && i < 16; ++i) points += (i ? " " : "") + std::to_string(transpoints_[i]);
-  if (transpoints_.size() > 16) points += " ...";
-  std::printf("TransMamba: %s parameters, d %lld, %lld heads of %lld, %lld layers, vocabulary %lld\n",
-              count_text(static_cast<double>(table_->global_size())).c_str(), static_cast<long long>(m.dim),
-              static_cast<long long>(m.heads), static_cast<long long>(m.head_dim()), static_cast<long long>(m.layers),
-              static_cast<long long>(m.vocab));
-  std::printf("TransPoints of %lld tokens: %s\n", static_cast<long long>(config_.data.seq_len), points.c_str());
-  if (shape_.tp * shape_.sp > 1) {
-    std::printf("tensor parallel %d, sequence parallel %d (fold %lld: %lld segments, %s and %s)\n", shape_.tp,
-                shape_.sp, static_cast<long long>(config_.parallel.fold),
-                static_cast<long long>(ranks_->layout().segments().size()), config_.parallel.keys.c_str(),
-                config_.parallel.states.c_str());
-  }
-  if (config_.run.canonical > 0) {
-    std::printf("canonical: %lld units of %lld tokens; the same bits on every number of ranks\n",
-                static_cast<long long>(config_.run.canonical),
-                static_cast<long long>(config_.data.seq_len / config_.run.canonical));
-  }
-  std::printf(
-      "%d data-parallel rank%s, %d thread%s each; %lld sequences a step, %lld at a time on a rank; %s per rank\n",
-      shape_.dp, shape_.dp == 1 ? "" : "s", omp_get_max_threads(), omp_get_max_threads() == 1 ? "" : "s",
-      static_cast<long long>(config_.train.global_batch), static_cast<long long>(micro_batch_),
-      bytes_text(memory_bytes()).c_str());
-  std::printf("data: %s, %s tokens, %.2f bytes each; run folder: %s\n", config_.data.train.c_str(),
-              count_text(static_cast<double>(train_file_->info().tokens)).c_str(), state_.bytes_per_token,
-              config_.run.dir.c_str());
-  if (state_.step > 0) std::printf("resumed from step %lld\n", static_cast<long long>(state_.step));
-  std::fflush(stdout);
 }
 
 void Trainer::evaluate_and_log(bool full) {
@@ -428,31 +311,8 @@ void Trainer::finish() {
                             {"seconds", state_.seconds}, {"tokens_per_s", tokens_per_s},
                             {"skipped", state_.skipped}, {"checkpoint", last_checkpoint_}};
   if (valid_file_) summary["valid_bits_per_byte"] = last_valid_bits_;
+  add_profile(summary);
   folder_->write_summary(summary);
-}
-
-void Trainer::print_summary(const std::vector<std::string>& compare, bool as_json) const {
-  const nlohmann::json summary = folder_->read_summary();
-  if (as_json) {
-    std::printf("%s\n", summary.dump(2).c_str());
-    return;
-  }
-  auto row = [](const std::string& name, const std::string& value) {
-    std::printf("  %-28s %s\n", name.c_str(), value.c_str());
-  };
-  std::printf("\n");
-  if (summary.contains("valid_bits_per_byte"))
-    row("held-out bits/byte", fixed(summary["valid_bits_per_byte"].get<double>(), 3));
-  for (const std::string& other : compare) {
-    const size_t equals = other.rfind('=');
-    row(other.substr(0, equals), equals == std::string::npos ? "" : other.substr(equals + 1));
-  }
-  row("steps, tokens", str(summary["steps"].get<int64_t>(), ", ", count_text(summary["tokens"].get<double>())));
-  row("training time", duration(summary["seconds"].get<double>()));
-  row("tokens/s", count_text(summary["tokens_per_s"].get<double>()));
-  row("checkpoint", summary["checkpoint"].get<std::string>());
-  row("metrics", (folder_->dir() / "metrics.jsonl").string());
-  row("samples", (folder_->dir() / "samples.txt").string());
 }
 
 }  // namespace tmamba

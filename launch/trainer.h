@@ -9,9 +9,12 @@
 #include "dist/grad_reducer.h"
 #include "dist/mesh.h"
 #include "dist/world.h"
+#include "kernels/timed_ops.h"
+#include "launch/comm_profile.h"
 #include "launch/config.h"
 #include "launch/evaluator.h"
 #include "launch/run_folder.h"
+#include "launch/run_plan.h"
 #include "launch/run_state.h"
 #include "model/optimizer.h"
 #include "model/transmamba.h"
@@ -62,6 +65,8 @@ class Trainer {
   bool due(int64_t every) const { return every > 0 && state_.step % every == 0; }
   void log_step(const StepResult& result, double step_seconds);
   void print_header() const;
+  void start_profile();
+  void add_profile(nlohmann::json& summary) const;
   void evaluate_and_log(bool full);
   void write_sample();
   void save();
@@ -74,6 +79,7 @@ class Trainer {
   int stop_for_signal();
   LearningRate lr_schedule() const;
   int64_t memory_bytes() const;
+  static constexpr int64_t kAgreedNumbers = 4;  // by which all ranks agree on a step
   double elapsed() const { return std::chrono::duration<double>(Clock::now() - started_).count(); }
 
   RunConfig config_;
@@ -82,10 +88,14 @@ class Trainer {
   std::unique_ptr<Mesh> mesh_;
   bool main_;  // rank 0: prints and writes logs
   std::unique_ptr<Ops> ops_;
+  std::unique_ptr<TimedOps> timed_ops_;  // steps run on these where run.profile = "ops"
+  std::unique_ptr<CommProfile> comm_profile_;
+  int64_t profiled_from_ = 0;  // the step before the first of this process
   std::unique_ptr<TokenFile> train_file_, valid_file_;
   std::unique_ptr<Tokenizer> tokenizer_;
   std::vector<int64_t> transpoints_;
   std::unique_ptr<ParameterTable> table_;
+  RunPlan plan_;
   std::unique_ptr<ModelRanks> ranks_;
   int64_t micro_batch_ = 1;  // sequences of one forward and backward
   int64_t micro_batches_ = 1;

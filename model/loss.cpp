@@ -6,12 +6,6 @@ namespace tmamba {
 
 namespace {
 
-// Rows per chunk. Each chunk reads and writes the gradient of the whole head, so chunks should be large; and the logits
-// of as many rows as hold 8 C numbers for each of all N cost no memory, since a layer's backward pass takes as much.
-int64_t chunk_rows(int64_t N, int64_t C, int64_t vocab) {
-  return std::max<int64_t>(64, round_up(ceil_div(8 * C * N, vocab), 64));
-}
-
 // Statistics of all parts of the vocabulary, from those of each.
 void combine_shards(Ops& ops, TensorExchange& tensor, const Tensor& max_n, const Tensor& local_max_n,
                     const Tensor& sum_exp_n, const Tensor& target_n) {
@@ -25,10 +19,17 @@ void combine_shards(Ops& ops, TensorExchange& tensor, const Tensor& max_n, const
 
 }  // namespace
 
+// Each chunk reads and writes the gradient of the whole head, so chunks should be large; and the logits of as many rows
+// as hold 8 C numbers for each of all N cost no memory, since a layer's backward pass takes as much. The whole
+// vocabulary counts: parts may differ by one, and all ranks must take the same chunks.
+int64_t head_chunk_rows(int64_t rows, int64_t width, int64_t vocab) {
+  return std::max<int64_t>(64, round_up(ceil_div(8 * width * rows, vocab), 64));
+}
+
 void head_loss(Ops& ops, Arena& scratch, TensorExchange& tensor, const HeadLoss& args, const LossSums& sums) {
   const size_t mark = scratch.used();
   const int64_t N = args.x_NC.size(0), V = args.head_VC.size(0);
-  const int64_t chunk = std::min(N, args.unit > 0 ? args.unit : chunk_rows(N, args.x_NC.size(1), V));
+  const int64_t chunk = std::min(N, args.unit > 0 ? args.unit : head_chunk_rows(N, args.x_NC.size(1), args.vocab));
   const DType acc = accumulate_type(args.x_NC.dtype());
   const Tensor logits = scratch.take({chunk, V}, args.x_NC.dtype());
   const Tensor max = scratch.take({chunk}, acc), sum_exp = scratch.take({chunk}, acc),

@@ -19,6 +19,7 @@ struct LossSums {
 struct HeadLoss {
   ConstTensor x_NC;  // normed outputs of the last layer
   ConstTensor head_VC;
+  int64_t vocab = 0;        // rows of the head, all parts
   int64_t vocab_begin = 0;  // of this rank's part
   ConstTensor targets_N;    // int32; negative: not counted
   int64_t unit = 0;         // rows per chunk; 0: as many as memory allows
@@ -26,6 +27,9 @@ struct HeadLoss {
   Tensor dhead_VC;          // [acc] added
   double grad_scale = 0;    // gradients are those of loss sum * grad_scale
 };
+
+// Rows whose logits exist together, of `rows` rows of `width`.
+int64_t head_chunk_rows(int64_t rows, int64_t width, int64_t vocab);
 
 void head_loss(Ops& ops, Arena& scratch, TensorExchange& tensor, const HeadLoss& args, const LossSums& sums);
 

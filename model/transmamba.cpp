@@ -67,6 +67,7 @@ void TransMamba::layers_forward(Ops& ops, Arena& scratch, const Tensor& params, 
 HeadLoss TransMamba::head_args(const Tensor& params, const TokenBatch& batch) const {
   return {.x_NC = u_out_NC_,
           .head_VC = table_.view(params, config_.tied_head ? "embedding.weight" : "head.weight"),
+          .vocab = config_.vocab,
           .vocab_begin = vocab_begin(),
           .targets_N = batch.targets_Bn.view({all_rows_}),
           .unit = ranks_.layout().spec().canonical ? ranks_.layout().alignment().unit : 0,

@@ -331,6 +331,98 @@ TEST(Plan, DamagedJsonIsRefused) {
   }
 }
 
+// Numbers that would be cut off, wrap around, or make a size overflow.
+TEST(Plan, HostileNumbersAreRefused) {
+  const std::string text = plan_to_json(make_plan(small_dims(2, 1, 16, {16, 0}), Transport{}));
+  const std::string halo = "[\"halo\",1,1,5,8,";
+  const auto refused = [&](const std::string& from, const std::string& to, const std::string& part) {
+    std::string changed = text;
+    const size_t at = changed.find(from);
+    ASSERT_NE(at, std::string::npos) << from;
+    try {
+      plan_from_json(changed.replace(at, from.size(), to));
+      FAIL() << to << " was accepted";
+    } catch (const UserError& error) {
+      EXPECT_NE(std::string(error.what()).find("not a plan: "), std::string::npos) << error.what();
+      EXPECT_NE(std::string(error.what()).find(part), std::string::npos) << error.what();
+    }
+  };
+  refused("\"sp\":2", "\"sp\":4294967298", "sp = 4294967298 is out of range");
+  refused("\"sp\":2", "\"sp\":2.5", "sp is 2.5, which is no integer");
+  refused("\"tokens\":16", "\"tokens\":18446744073709551615", "out of range");
+  refused("\"tokens\":16", "\"tokens\":9223372036854775807", "out of range");
+  refused("\"tokens\":16", "\"tokens\":-16", "out of range");
+  refused("\"head_dim\":4", "\"head_dim\":9223372036854775807", "out of range");
+  refused("\"tied_head\":false", "\"tied_head\":0", "neither true nor false");
+  refused("\"transpoints\":[16,0]", "\"transpoints\":16", "no list");
+  refused("\"transpoints\":[16,0]", "\"transpoints\":[16,{}]", "no integer");
+  refused(halo, "[\"halo\",1,1,-9223372036854775808,9223372036854775807,", "range of message");
+  refused(halo, "[\"halo\",1,1,5,17,", "range of message");
+  refused(halo, "[\"halo\",1,1,8,5,", "range of message");
+  refused(halo, "[\"halo\",1,5,8,", "6 fields");
+}
+
+// A byte of a saved plan changed, lost or doubled: the plan is refused, is for another run, or does not pass the check,
+// unless it says the same.
+TEST(Plan, NoDamagedBytePassesUnnoticed) {
+  const Plan plan = make_plan(small_dims(3, 2, 48, {0, 17, 48}), transport_named("gather+sliced"));
+  const std::string text = plan_to_json(plan);
+  constexpr uint64_t kSeed = 11, kChanges = 3000;
+  const Philox random(kSeed, 0);
+  int refused = 0, other = 0, wrong = 0, same = 0;
+  for (uint64_t i = 0; i < kChanges; ++i) {
+    const auto words = random.words(i);
+    std::string changed = text;
+    const size_t at = words[0] % text.size();
+    if (words[1] % 3 == 0) {
+      changed[at] = static_cast<char>(words[2] % 256);
+    } else if (words[1] % 3 == 1) {
+      changed.erase(at, 1);
+    } else {
+      changed.insert(at, 1, text[at]);
+    }
+    SCOPED_TRACE(str("seed ", kSeed, ", change ", i, " at ", at));
+    try {
+      const Plan read = plan_from_json(changed);
+      if (!dims_difference(read.dims, plan.dims).empty()) {
+        ++other;
+      } else if (!check_plan(read).empty()) {
+        ++wrong;
+      } else {
+        // Transports may have changed to others that need the same messages.
+        ++same;
+        EXPECT_TRUE(read.programs == plan.programs);
+      }
+    } catch (const UserError&) {
+      ++refused;
+    }
+  }
+  EXPECT_GT(refused, 500);
+  EXPECT_GT(wrong, 100);
+  EXPECT_GT(other, 0);
+  EXPECT_LT(same, 50) << refused << " refused, " << other << " for another run, " << wrong << " wrong";
+}
+
+TEST(Plan, TheFirstDifferenceIsNamedWithBothValues) {
+  const PlanDims dims = small_dims(4, 2, 64, {0, 32});
+  EXPECT_EQ(dims_difference(dims, dims), "");
+  const auto difference = [&](auto change) {
+    PlanDims other = dims;
+    change(other);
+    return dims_difference(dims, other);
+  };
+  EXPECT_EQ(difference([](PlanDims& d) { d.sp = 2; }), "sp = 4, but this run has 2 (parallel.sp)");
+  EXPECT_EQ(difference([](PlanDims& d) { d.sp = 2, d.heads = 3; }), "heads = 6, but this run has 3 (model.heads)");
+  EXPECT_EQ(difference([](PlanDims& d) {
+              d.transpoints = {0, 16};
+            }),
+            "transpoints = [0,32], but this run has [0,16] (model.schedule)");
+  EXPECT_EQ(difference([](PlanDims& d) { d.tied_head = true; }),
+            "tied_head = false, but this run has true (model.tied_head)");
+  EXPECT_EQ(difference([](PlanDims& d) { d.keep_keys = true; }),
+            "keep_keys = false, but this run has true (keep_keys)");
+}
+
 TEST(Plan, TransportNames) {
   for (const Transport& transport : all_transports()) EXPECT_EQ(transport_named(name_of(transport)), transport);
   try {

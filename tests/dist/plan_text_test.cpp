@@ -33,7 +33,7 @@ TEST(PlanText, EveryLineFits) {
          {std::tuple<int, int, int64_t>{1, 1, 24}, {3, 2, 96}, {8, 4, 1}, {48, 2, 24}}) {
       PlanDims dims = v9_dims(tokens, sp, fold, layers);
       dims.global_batch = 4096;
-      expect_printable(plan_report(dims, choose_transports(dims, machine), machine));
+      expect_printable(plan_report(dims, choose_transports(dims, machine), machine, {}));
     }
     PlanDims dims = v9_dims(tokens, 1, 1, 24);
     dims.global_batch = 4096;
@@ -112,8 +112,8 @@ TEST(PlanText, TablesAddUp) {
   }
   EXPECT_NEAR(sum, prediction.time.total() * 1e3, 0.01);
   EXPECT_NEAR(step, prediction.time.total() * 1e3, 0.001);
-  EXPECT_NE(memory_table(prediction.memory, machine).find("free"), std::string::npos);
-  EXPECT_NE(memory_table(predict(v9_dims(int64_t{1} << 20, 2, 1, 24), machine, {Transport{}}).memory, machine)
+  EXPECT_NE(memory_table(prediction.memory, prediction.memory, machine).find("free"), std::string::npos);
+  EXPECT_NE(memory_table(predict(v9_dims(int64_t{1} << 20, 2, 1, 24), machine, {Transport{}}).memory, {}, machine)
                 .find("does not fit"),
             std::string::npos);
 }

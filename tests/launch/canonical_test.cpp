@@ -99,7 +99,7 @@ TEST_F(Canonical, EverySpreadGivesTheBitsOfOneRank) {
   ASSERT_EQ(one.metrics.at("loss").size(), 5u);
   ASSERT_EQ(one.metrics.at("valid_loss").size(), 1u);
   ASSERT_GT(one.tensors.size(), 3u * 6 * 12);  // parameters and two moments of each
-  const std::string other_routes = "--set parallel.keys=gather --set parallel.states=sliced";
+  const std::string other_routes = "--set parallel.transport=gather+sliced";
   for (const Spread& spread :
        {sp_fold(1, 4), sp_fold(2, 1), sp_fold(2, 2, other_routes), sp_fold(2, 4), sp_fold(4, 1, other_routes),
         sp_fold(4, 2, "--set parallel.zero=0"), sp_fold(8, 1), Spread{2, "--set parallel.zero=2"},

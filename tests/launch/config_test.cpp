@@ -31,10 +31,10 @@ TEST(Config, MistypedKeysNameTheNearest) {
   int tried = 0, named = 0;
   std::string section;
   for (const char* key :
-       {"model.dim",         "model.heads",      "model.layers",          "model.schedule",   "model.converter",
-        "data.train",        "data.seq_len",     "data.tokenizer",        "train.steps",      "train.global_batch",
-        "train.micro_batch", "train.warmup",     "train.weight_decay",    "train.eval_every", "train.sample_prompt",
-        "parallel.states",   "checkpoint.every", "checkpoint.keep_every", "run.device",       "run.log_every"}) {
+       {"model.dim",          "model.heads",      "model.layers",          "model.schedule",   "model.converter",
+        "data.train",         "data.seq_len",     "data.tokenizer",        "train.steps",      "train.global_batch",
+        "train.micro_batch",  "train.warmup",     "train.weight_decay",    "train.eval_every", "train.sample_prompt",
+        "parallel.transport", "checkpoint.every", "checkpoint.keep_every", "run.device",       "run.log_every"}) {
     const std::string name = key;
     const size_t leaf = name.find('.') + 1;
     for (size_t i = leaf; i < name.size(); ++i) {

@@ -82,7 +82,7 @@ TEST_F(Train, EveryAxisGivesTheCurveOfOneRank) {
                             valid = series("one", "valid_loss");
   for (const char* layout : {"--set parallel.tp=2 --set parallel.sp=2",
                              "--set parallel.sp=2 --set parallel.dp=2 --set parallel.fold=2 --set parallel.zero=2",
-                             "--set parallel.sp=4 --set parallel.keys=gather --set parallel.states=sliced"}) {
+                             "--set parallel.sp=4 --set parallel.transport=gather+sliced"}) {
     fs::remove_all("many");
     const Outcome many = train(std::string("--set run.dir=many ") + layout, 4);
     ASSERT_EQ(many.code, 0) << many.output;

@@ -59,6 +59,7 @@ Gradients run(const Head& head, const std::vector<int64_t>& units) {
   TensorExchange tensor(self, N, exchange_ops(*ops));
   const HeadLoss args{.x_NC = ConstTensor(x.data(), {N, kWidth}, DType::f64),
                       .head_VC = ConstTensor(head.w.data(), {kVocab, kWidth}, DType::f64),
+                      .vocab = kVocab,
                       .targets_N = ConstTensor(targets.data(), {N}, DType::i32),
                       .unit = unit,
                       .dx_NC = Tensor(out.dx.data(), {N, kWidth}, DType::f64),

@@ -5,8 +5,7 @@
 #include <vector>
 
 #include "dist/self_communicator.h"
-#include "kernels/counting_ops.h"
-#include "model/transmamba.h"
+#include "model/measure.h"
 
 namespace tmamba {
 
@@ -30,15 +29,9 @@ class ModelRunner {
                 .conv_width = static_cast<int>(config.conv),
                 .transpoints = transpoints},
                shape.batch, *ops_, self_, self_) {
-    Arena saved(Device::cpu), scratch(Device::cpu);
     const int64_t size = table_.flat_size();
-    const auto counting = make_counting_ops(Device::cpu);
-    const Tensor none(nullptr, {size}, shape.dtype), none_BT(nullptr, {shape.batch, shape.tokens}, DType::i32),
-        none_1(nullptr, {1}, DType::f64);
-    TransMamba dry(config_, table_, ranks_, shape.dtype, saved);
-    dry.forward_backward(*counting, scratch, none, Tensor(nullptr, {size}, acc()), {none_BT, none_BT}, 1,
-                         {none_1, none_1, {}}, [](int) {});
-    saved_ = Arena(saved.peak(), Device::cpu), scratch_ = Arena(scratch.peak(), Device::cpu);
+    const ModelMeasure measure = measure_model(config_, table_, ranks_, shape.dtype, Device::cpu);
+    saved_ = Arena(measure.saved_bytes, Device::cpu), scratch_ = Arena(measure.scratch_bytes, Device::cpu);
     params_buffer_ = Buffer({size}, shape.dtype), grads_buffer_ = Buffer({size}, acc()),
     sums_buffer_ = Buffer({2}, DType::f64);
     model_ = std::make_unique<TransMamba>(config_, table_, ranks_, shape.dtype, saved_);

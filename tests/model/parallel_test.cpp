@@ -57,15 +57,9 @@ class LayoutRunner {
                 .transpoints = golden.transpoints()},
                golden.batch() / layout.mesh.dp, *ops_, mesh_.sp(), mesh_.tp(), {layout.transport}) {
     const DType acc = accumulate_type(dtype);
-    const int64_t size = table_.flat_size(), B = ranks_.batch(), n = ranks_.local_tokens();
-    Arena saved(Device::cpu), scratch(Device::cpu);
-    const auto counting = make_counting_ops(Device::cpu);
-    const Tensor none(nullptr, {size}, dtype), none_Bn(nullptr, {B, n}, DType::i32), none_1(nullptr, {1}, DType::f64);
-    TransMamba(config_, table_, ranks_, dtype, saved)
-        .forward_backward(*counting, scratch, none, Tensor(nullptr, {size}, acc), {none_Bn, none_Bn}, 1,
-                          {none_1, none_1, {}}, [](int) {});
-    saved_ = Arena(saved.peak(), Device::cpu), scratch_ = Arena(scratch.peak(), Device::cpu);
-    activation_bytes_ = saved.peak() + scratch.peak();
+    const int64_t size = table_.flat_size();
+    const ModelMeasure measure = measure_model(config_, table_, ranks_, dtype, Device::cpu);
+    saved_ = Arena(measure.saved_bytes, Device::cpu), scratch_ = Arena(measure.scratch_bytes, Device::cpu);
     params_ = Buffer({size}, dtype), grads_ = Buffer({size}, acc), sums_ = Buffer({2}, DType::f64);
     golden.fill_params_sharded(table_, params());
     model_ = std::make_unique<TransMamba>(config_, table_, ranks_, dtype, saved_);
@@ -145,7 +139,6 @@ class LayoutRunner {
   Tensor params() const { return params_.tensor({table_.flat_size()}, dtype_); }
   const std::vector<Tensor>& gradients() const { return gradients_; }
   Tensor owned_params(size_t i) const { return Optimizer::rows_of(params(), optimizer_->owned()[i]); }
-  size_t activation_bytes() const { return activation_bytes_; }
   int64_t optimizer_bytes() const { return optimizer_->state_bytes(); }
 
  private:
@@ -171,7 +164,6 @@ class LayoutRunner {
   std::unique_ptr<Ops> ops_;
   ModelRanks ranks_;
   Arena saved_{Device::cpu}, scratch_{Device::cpu};
-  size_t activation_bytes_ = 0;
   Buffer params_, grads_, sums_, tokens_buffer_;
   Tensor tokens_;
   std::unique_ptr<TransMamba> model_;

@@ -1,0 +1,123 @@
+// Trainer: what a run says of itself: its header, a line a step, its summary.
+#include <omp.h>
+
+#include <cstdio>
+#include <nlohmann/json.hpp>
+#include <numbers>
+
+#include "launch/op_profile.h"
+#include "launch/progress.h"
+#include "launch/sharding.h"
+#include "launch/trainer.h"
+
+namespace tmamba {
+
+void Trainer::print_header() const {
+  if (!main_) return;
+  const ModelConfig& m = config_.model;
+  std::string points;
+  for (size_t i = 0; i < transpoints_.size() && i < 16; ++i) points += (i ? " " : "") + std::to_string(transpoints_[i]);
+  if (transpoints_.size() > 16) points += " ...";
+  std::printf("TransMamba: %s parameters, d %lld, %lld heads of %lld, %lld layers, vocabulary %lld\n",
+              count_text(static_cast<double>(table_->global_size())).c_str(), static_cast<long long>(m.dim),
+              static_cast<long long>(m.heads), static_cast<long long>(m.head_dim()), static_cast<long long>(m.layers),
+              static_cast<long long>(m.vocab));
+  std::printf("TransPoints of %lld tokens: %s\n", static_cast<long long>(config_.data.seq_len), points.c_str());
+  if (shape_.tp * shape_.sp > 1) {
+    std::printf("tensor parallel %d, sequence parallel %d (fold %d: %lld segments; %s)\n", shape_.tp, shape_.sp,
+                plan_.dims.fold, static_cast<long long>(ranks_->layout().segments().size()),
+                transports_text(plan_.transports).c_str());
+  }
+  if (config_.run.canonical > 0) {
+    std::printf("canonical: %lld units of %lld tokens; the same bits on every number of ranks\n",
+                static_cast<long long>(config_.run.canonical),
+                static_cast<long long>(config_.data.seq_len / config_.run.canonical));
+  }
+  std::printf(
+      "%d data-parallel rank%s, %d thread%s each; %lld sequences a step, %lld at a time on a rank; %s per rank\n",
+      shape_.dp, shape_.dp == 1 ? "" : "s", omp_get_max_threads(), omp_get_max_threads() == 1 ? "" : "s",
+      static_cast<long long>(config_.train.global_batch), static_cast<long long>(micro_batch_),
+      bytes_text(memory_bytes()).c_str());
+  std::printf("data: %s, %s tokens, %.2f bytes each; run folder: %s\n", config_.data.train.c_str(),
+              count_text(static_cast<double>(train_file_->info().tokens)).c_str(), state_.bytes_per_token,
+              config_.run.dir.c_str());
+  if (state_.step > 0) std::printf("resumed from step %lld\n", static_cast<long long>(state_.step));
+  std::fflush(stdout);
+}
+
+void Trainer::log_step(const StepResult& result, double step_seconds) {
+  const double step_tokens = static_cast<double>(config_.train.global_batch * config_.data.seq_len);
+  const double tokens_per_s = step_tokens / step_seconds;
+  recent_tokens_per_s_ = recent_tokens_per_s_ == 0 ? tokens_per_s : 0.9 * recent_tokens_per_s_ + 0.1 * tokens_per_s;
+  const double bits = result.loss / std::numbers::ln2 / state_.bytes_per_token;
+  nlohmann::json line = {{"step", state_.step},
+                         {"loss", result.loss},
+                         {"bits_per_byte", bits},
+                         {"grad_norm", result.grad_norm},
+                         {"lr", result.lr},
+                         {"tokens", state_.tokens},
+                         {"tokens_per_s", tokens_per_s},
+                         {"step_ms", step_seconds * 1e3},
+                         {"gflops", flops_per_step_ / step_seconds / 1e9},
+                         {"memory_bytes", memory_bytes()}};
+  if (result.skipped) {
+    line["skipped"] = true;
+    folder_->event("skip", {{"step", state_.step}, {"loss", str(result.loss)}, {"grad_norm", str(result.grad_norm)}});
+  }
+  folder_->metric(line);
+  if (!main_ || (state_.step % config_.run.log_every != 0 && !result.skipped && state_.step != total_steps_)) return;
+  double eta = static_cast<double>(total_steps_ - state_.step) * step_tokens / recent_tokens_per_s_;
+  if (config_.train.minutes > 0) eta = std::min(eta, 60 * config_.train.minutes - elapsed());
+  message_line(str("step ", state_.step, "/", total_steps_, "  loss ", fixed(result.loss, 4), "  ", fixed(bits, 3),
+                   " bits/byte  norm ", fixed(result.grad_norm, 2), "  lr ", scientific(result.lr), "  ",
+                   count_text(recent_tokens_per_s_), " tok/s  ETA ", duration(eta),
+                   result.skipped ? "  SKIPPED: not finite" : ""));
+}
+
+void Trainer::start_profile() {
+  profiled_from_ = state_.step;
+  if (config_.run.profile == "ops") timed_ops_ = make_timed_ops(*ops_);
+  if (config_.run.profile != "comm") return;
+  const Plan plan = make_plan(plan_.dims, plan_.transports);
+  const int64_t rows = ranks_->batch() * ranks_->local_tokens();
+  comm_profile_ =
+      std::make_unique<CommProfile>(*mesh_, world_.comm(),
+                                    planned_traffic(plan, reduction_buckets(*table_), *mesh_,
+                                                    head_chunk_rows(rows, config_.model.dim, config_.model.vocab),
+                                                    kAgreedNumbers * static_cast<int64_t>(sizeof(double))));
+}
+
+void Trainer::add_profile(nlohmann::json& summary) const {
+  const int64_t steps = state_.step - profiled_from_;
+  if (steps == 0) return;
+  if (comm_profile_) summary["comm"] = comm_profile_->summary();
+  if (timed_ops_) summary["ops"] = op_rows(*timed_ops_, steps);
+}
+
+void Trainer::print_summary(const std::vector<std::string>& compare, bool as_json) const {
+  const nlohmann::json summary = folder_->read_summary();
+  if (as_json) {
+    std::printf("%s\n", summary.dump(2).c_str());
+    return;
+  }
+  auto row = [](const std::string& name, const std::string& value) {
+    std::printf("  %-28s %s\n", name.c_str(), value.c_str());
+  };
+  std::printf("\n");
+  if (summary.contains("valid_bits_per_byte"))
+    row("held-out bits/byte", fixed(summary["valid_bits_per_byte"].get<double>(), 3));
+  for (const std::string& other : compare) {
+    const size_t equals = other.rfind('=');
+    row(other.substr(0, equals), equals == std::string::npos ? "" : other.substr(equals + 1));
+  }
+  row("steps, tokens", str(summary["steps"].get<int64_t>(), ", ", count_text(summary["tokens"].get<double>())));
+  row("training time", duration(summary["seconds"].get<double>()));
+  row("tokens/s", count_text(summary["tokens_per_s"].get<double>()));
+  row("checkpoint", summary["checkpoint"].get<std::string>());
+  row("metrics", (folder_->dir() / "metrics.jsonl").string());
+  row("samples", (folder_->dir() / "samples.txt").string());
+  if (summary.contains("comm")) std::printf("\n%s", comm_table(summary["comm"]).c_str());
+  if (summary.contains("ops")) std::printf("\nOps of rank 0\n%s", op_table(summary["ops"]).c_str());
+}
+
+}  // namespace tmamba

@@ -1,0 +1,23 @@
+// What a model needs on one rank, found by a dry run: its own forward and backward over measuring arenas and ops that
+// only count. Nothing is computed, sent or allocated, so any rank of any layout can be measured anywhere.
+#pragma once
+
+#include "kernels/counting_ops.h"
+#include "model/transmamba.h"
+
+namespace tmamba {
+
+struct ModelMeasure {
+  size_t saved_bytes = 0;    // activations that backward needs
+  size_t scratch_bytes = 0;  // most staging and temporaries at a time
+  OpCounts counts;           // of one micro-batch
+  size_t activation_bytes() const { return saved_bytes + scratch_bytes; }
+};
+
+enum class Pass : uint8_t { forward, forward_backward };
+
+// Of one micro-batch of ranks.batch() sequences.
+ModelMeasure measure_model(const ModelConfig& config, const ParameterTable& table, ModelRanks& ranks, DType dtype,
+                           Device device, Pass pass = Pass::forward_backward);
+
+}  // namespace tmamba

@@ -1,0 +1,131 @@
+// Saved plans, through the program: what `plan --save` writes is what a run uses and writes down again, and nothing
+// else is.
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <sstream>
+
+#include "tests/launch/program.h"
+
+namespace tmamba {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+class SavedPlan : public testing::Test {
+ protected:
+  void SetUp() override {
+    enter_test_folder(std::string("plan-") + testing::UnitTest::GetInstance()->current_test_info()->name());
+    prepare_bytes(40000);
+    write_config("run.toml", "steps = 2\nglobal_batch = 4\nmicro_batch = 2\ndtype = \"float64\"");
+  }
+  void TearDown() override {
+    const fs::path folder = fs::current_path();
+    fs::current_path("/");
+    fs::remove_all(folder);
+  }
+
+  static std::string contents(const fs::path& file) {
+    std::ifstream in(file);
+    std::ostringstream text;
+    text << in.rdbuf();
+    return text.str();
+  }
+  static void save_plan(const std::string& options) {
+    const Outcome outcome = transmamba("plan run.toml --save plan.json " + options);
+    ASSERT_EQ(outcome.code, 0) << outcome.output;
+  }
+  // Refused with exit code 2 and one message with these parts, nothing is left behind: training on `ranks` ranks, or,
+  // where there are none, the plan verb, which reads plans alike.
+  static void refused(const std::string& options, int ranks, const std::vector<std::string>& parts) {
+    const Outcome outcome = transmamba((ranks > 0 ? "train run.toml " : "plan run.toml ") + options, ranks);
+    EXPECT_EQ(outcome.code, 2) << options << "\n" << outcome.output;
+    for (const std::string& part : parts) {
+      EXPECT_NE(outcome.output.find(part), std::string::npos) << options << " does not say: " << part << "\n"
+                                                              << outcome.output;
+    }
+    const size_t first = outcome.output.find("error:");
+    EXPECT_EQ(outcome.output.find("error:", first + 1), std::string::npos) << outcome.output;
+    EXPECT_FALSE(fs::exists("run"));
+    fs::remove_all("run");
+  }
+};
+
+TEST_F(SavedPlan, IsWhatTheRunUsesAndWritesDown) {
+  const std::string layout = "--set parallel.sp=2 --set parallel.dp=1 ";
+  save_plan(layout + "--set parallel.transport=gather+sliced --set parallel.fold=2");
+  // The run's own choices are the planner's; the saved plan is another.
+  const Outcome chosen = transmamba("train run.toml --set run.dir=chosen --set parallel.fold=0 " + layout, 2);
+  ASSERT_EQ(chosen.code, 0) << chosen.output;
+  EXPECT_NE(contents("chosen/plan.json"), contents("plan.json"));
+  const Outcome given =
+      transmamba("train run.toml --set run.dir=given --set run.plan=plan.json --set parallel.fold=0 " + layout, 2);
+  ASSERT_EQ(given.code, 0) << given.output;
+  EXPECT_NE(given.output.find("fold 2: 4 segments; gather+sliced"), std::string::npos) << given.output;
+  EXPECT_EQ(contents("given/plan.json"), contents("plan.json"));
+  // A run's plan is as good as one from `plan`, and starting again from it changes nothing.
+  const Outcome again = transmamba(
+      "train run.toml --set run.dir=given --set run.plan=given/plan.json --set train.steps=3 --set parallel.fold=2 " +
+          layout,
+      2);
+  ASSERT_EQ(again.code, 0) << again.output;
+  EXPECT_EQ(contents("given/plan.json"), contents("plan.json"));
+}
+
+TEST_F(SavedPlan, TheChoiceIsThatOfThePlanVerb) {
+  const std::string layout = "--set parallel.sp=2 --set parallel.dp=1 --set parallel.fold=0";
+  save_plan(layout);
+  const Outcome run = transmamba("train run.toml " + layout, 2);
+  ASSERT_EQ(run.code, 0) << run.output;
+  EXPECT_EQ(contents("run/plan.json"), contents("plan.json"));
+  const json plan = json::parse(contents("plan.json"));
+  const Outcome verb = transmamba("plan run.toml --json " + layout);
+  ASSERT_EQ(verb.code, 0) << verb.output;
+  EXPECT_EQ(json::parse(verb.output)["transports"], plan["transports"]);
+  EXPECT_EQ(json::parse(verb.output)["fold"], plan["dims"]["fold"]);
+}
+
+TEST_F(SavedPlan, OfAnotherRunIsRefusedWithBothValues) {
+  save_plan("--set parallel.sp=2 --set parallel.dp=1");
+  const std::string use = "--set run.plan=plan.json --set parallel.sp=2 ";
+  refused("--set run.plan=plan.json", 1, {"plan.json", "sp = 2", "this run has 1", "parallel.sp"});
+  refused(use, 4, {"plan.json", "dp = 1", "this run has 2", "parallel.dp"});
+  refused(use + "--set parallel.fold=2", 0, {"fold = 1", "this run has 2", "parallel.fold"});
+  refused(use + "--set train.dtype=float32", 0, {"activation_bytes = 8", "this run has 4", "train.dtype"});
+  refused(use + "--set model.schedule=[0,16]", 0, {"transpoints = [0,16,32,64]", "[0,16,0,16]", "model.schedule"});
+  refused(use + "--set parallel.transport=gather+sliced", 0, {"parallel.transport", "gather+sliced", "in layer 0"});
+}
+
+TEST_F(SavedPlan, DamagedIsRefusedByName) {
+  save_plan("--set parallel.sp=2 --set parallel.dp=1 --set parallel.transport=group_cast+all_gather");
+  const std::string text = contents("plan.json");
+  const auto broken = [&](const std::string& from, const std::string& to, const std::string& part) {
+    std::string changed = text;
+    const size_t at = changed.find(from);
+    ASSERT_NE(at, std::string::npos) << from;
+    std::ofstream("broken.json") << changed.replace(at, from.size(), to);
+    refused("--set run.plan=broken.json --set parallel.sp=2", 0, {"run.plan = broken.json", part});
+  };
+  broken("\"version\":2", "\"version\":7", "plan version 7");
+  broken("\"halo\",1,", "\"halo\",0,", "plan is wrong");
+  broken("\"exchange\":1", "\"exchange\":2", "rank 0 issues exchange 2");
+  broken("group_cast+all_gather", "group_cast+sliced", "plan is wrong");
+  broken("\"tokens\":64", "\"tokens\":64000000000000", "out of range");
+  std::ofstream("cut.json") << text.substr(0, text.size() / 2);
+  refused("--set run.plan=cut.json --set parallel.sp=2", 0, {"run.plan = cut.json", "not a plan"});
+  refused("--set run.plan=nowhere.json --set parallel.sp=2", 2, {"run.plan = nowhere.json", "cannot read"});
+  refused("--set run.plan=data --set parallel.sp=2", 0, {"run.plan = data", "cannot read"});
+}
+
+TEST_F(SavedPlan, TransportsThatDoNotFitAreRefused) {
+  // Two heads over four ranks.
+  refused("--set parallel.sp=4 --set parallel.transport=head_parallel", 4,
+          {"parallel.transport = head_parallel", "parallel.sp = 4", "2 heads"});
+  refused("--set parallel.transport=ring", 0, {"parallel.transport", "ring", "head_parallel", "auto"});
+  refused("--set parallel.keys=gather", 0, {"unknown key parallel.keys", "did you mean "});
+  refused("--set parallel.fold=0 --set parallel.sp=8", 8, {"segments", "parallel.sp"});
+}
+
+}  // namespace
+}  // namespace tmamba
