@@ -4,162 +4,18 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <deque>
 #include <functional>
-#include <limits>
 #include <optional>
 
-#include "dist/collective_args.h"
 #include "dist/plan.h"
 #include "kernels/base/rng.h"
+#include "tests/dist/exchange_tools.h"
 #include "tests/dist/mpi_main.h"
 
 namespace tmamba {
 namespace {
-
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-
-// --- Host tensors
-// ------------------------------------------------------------------------------------------------------
-
-using Index = std::array<int64_t, 4>;
-
-template <class View>
-auto& at(const View& x, const Index& index) {
-  int64_t offset = 0;
-  for (int i = 0; i < x.dims(); ++i) offset += index[static_cast<size_t>(i)] * x.stride(i);
-  return x.template data<double>()[offset];
-}
-
-template <class F>
-void for_each_index(const ConstTensor& x, F f) {
-  const auto size = [&](int i) { return i < x.dims() ? x.size(i) : 1; };
-  if (x.numel() == 0) return;
-  Index i{};
-  for (i[0] = 0; i[0] < size(0); ++i[0]) {
-    for (i[1] = 0; i[1] < size(1); ++i[1]) {
-      for (i[2] = 0; i[2] < size(2); ++i[2]) {
-        for (i[3] = 0; i[3] < size(3); ++i[3]) f(i);
-      }
-    }
-  }
-}
-
-// A tensor full of NaN; with `pad`, strided: between its rows and its second dimensions lie other elements. `shadow` is
-// the same view without memory, as a measuring arena gives it.
-struct Host {
-  Host(std::initializer_list<int64_t> sizes, int64_t pad) {
-    std::vector<int64_t> whole(sizes);
-    whole.back() += pad;
-    if (whole.size() > 2) whole[1] += pad;
-    int64_t elements = 1;
-    for (int64_t size : whole) elements *= size;
-    data.assign(static_cast<size_t>(elements), kNaN);
-    x = view(data.data(), whole, sizes);
-    shadow = view(nullptr, whole, sizes);
-  }
-  template <class F>
-  Host& fill(F value) {
-    for_each_index(x, [&](const Index& i) { at(x, i) = value(i); });
-    return *this;
-  }
-
-  std::vector<double> data;
-  Tensor x, shadow;
-
- private:
-  static Tensor view(double* memory, const std::vector<int64_t>& whole, const std::vector<int64_t>& sizes) {
-    const bool four = whole.size() == 4;
-    Tensor v = four ? Tensor(memory, {whole[0], whole[1], whole[2], whole[3]}, DType::f64)
-                    : Tensor(memory, {whole[0], whole[1], whole[2]}, DType::f64);
-    v = v.slice(1, 0, sizes[1]);
-    return v.slice(v.dims() - 1, 0, sizes.back());
-  }
-};
-
-ExchangeOps host_ops() {
-  return {
-      .copy = [](Tensor y, ConstTensor x) { for_each_index(x, [&](const Index& i) { at(y, i) = at(x, i); }); },
-      .add = [](Tensor y, ConstTensor x) { for_each_index(x, [&](const Index& i) { at(y, i) += at(x, i); }); },
-      .zero = [](Tensor x) { for_each_index(x, [&](const Index& i) { at(x, i) = 0; }); },
-      .scan =
-          [](Tensor out, ConstTensor in, ConstTensor decay, bool reverse) {
-            const int64_t K = in.size(0), first = reverse ? K - 1 : 0, step = reverse ? -1 : 1;
-            for_each_index(in.select(0, 0), [&](const Index& i) {
-              at(out, {first, i[0], i[1], i[2]}) = 0;
-              for (int64_t k = first; k + step >= 0 && k + step < K; k += step) {
-                const Index here{k, i[0], i[1], i[2]};
-                at(out, {k + step, i[0], i[1], i[2]}) = std::exp(at(decay, here)) * at(out, here) + at(in, here);
-              }
-            });
-          },
-  };
-}
-
-uint64_t bits(double x) { return std::bit_cast<uint64_t>(x); }
-
-// --- What a rank sends and receives
-// ------------------------------------------------------------------------------------
-
-struct Call {
-  Collective op;
-  int64_t received = 0;                                            // bytes from other ranks
-  std::vector<std::pair<int, int64_t>> sends = {}, receives = {};  // of a send_recv group: peer, bytes
-};
-
-// Passes everything on and writes down what arrives, to the byte also where ranks' pieces differ.
-class Recorder final : public Communicator {
- public:
-  explicit Recorder(Communicator& inner) : inner_(inner) {}
-  int rank() const override { return inner_.rank(); }
-  int size() const override { return inner_.size(); }
-  const std::string& name() const override { return inner_.name(); }
-
-  Work all_reduce(Tensor x, ReduceOp op) override {
-    calls.push_back({.op = Collective::all_reduce});
-    return inner_.all_reduce(x, op);
-  }
-  Work reduce_scatter(Tensor out, ConstTensor in, std::span<const int64_t> counts) override {
-    calls.push_back({.op = Collective::reduce_scatter, .received = out.bytes() * (size() - 1)});
-    return inner_.reduce_scatter(out, in, counts);
-  }
-  Work all_gather(Tensor out, ConstTensor in, std::span<const int64_t> counts) override {
-    calls.push_back({.op = Collective::all_gather, .received = out.bytes() - in.bytes()});
-    return inner_.all_gather(out, in, counts);
-  }
-  Work broadcast(Tensor x, int root) override {
-    calls.push_back({.op = Collective::broadcast});
-    return inner_.broadcast(x, root);
-  }
-  Work all_to_all(Tensor out, std::span<const int64_t> out_counts, ConstTensor in,
-                  std::span<const int64_t> in_counts) override {
-    const int64_t own = out_counts[static_cast<size_t>(rank())] * static_cast<int64_t>(size_of(out.dtype()));
-    calls.push_back({.op = Collective::all_to_all, .received = out.bytes() - own});
-    return inner_.all_to_all(out, out_counts, in, in_counts);
-  }
-  Work send_recv(std::span<const Message> messages) override {
-    Call call{.op = Collective::send_recv};
-    for (const Message& m : messages) {
-      EXPECT_NE(m.peer, rank());
-      if (m.recv.numel() > 0) call.receives.emplace_back(m.peer, m.recv.bytes());
-      if (m.send.numel() > 0) call.sends.emplace_back(m.peer, m.send.bytes());
-      call.received += m.recv.bytes();
-    }
-    calls.push_back(call);
-    return inner_.send_recv(messages);
-  }
-  void barrier() override { inner_.barrier(); }
-  std::unique_ptr<Communicator> split(int color, int key, const std::string& name) override {
-    return inner_.split(color, key, name);
-  }
-
-  std::vector<Call> calls;
-
- private:
-  Communicator& inner_;
-};
 
 // --- One step of all layers, as the plan orders it
 // ---------------------------------------------------------------------
@@ -583,16 +439,6 @@ TEST_P(Exchanges, GiveWhatOneRankHasAndMoveWhatThePlanSays) {
 INSTANTIATE_TEST_SUITE_P(Folds, Exchanges, testing::Values(1, 2, 4),
                          [](const auto& fold) { return str("fold", fold.param); });
 
-template <class F>
-std::string error_of(F f) {
-  try {
-    f();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "(nothing was thrown)";
-}
-
 TEST(ExchangeErrors, NameTheVerbTheTensorAndTheRank) {
   Communicator& comm = test_world().comm();
   const int ranks = comm.size();
@@ -623,106 +469,6 @@ TEST(ExchangeErrors, NameTheVerbTheTensorAndTheRank) {
   const auto construct = [&] { SequenceExchange(other, comm, host_ops()); };
   EXPECT_THROW(construct(), Error);
 }
-
-// --- TensorExchange
-// ----------------------------------------------------------------------------------------------------
-
-class TensorExchanges : public testing::TestWithParam<int64_t> {
- protected:
-  static constexpr int64_t C = 5;
-  static double term(int rank, int64_t row, int64_t c) {
-    const Philox random(7, static_cast<uint64_t>(rank));
-    return std::ldexp(random.normal(static_cast<uint64_t>(row * C + c)), 10 * rank % 23);
-  }
-  Tensor rows_of(std::vector<double>& data, const TokenRange& rows) const {
-    return Tensor(data.data(), {GetParam(), C}, DType::f64).slice(0, rows.begin, rows.size());
-  }
-
-  Recorder comm_{test_world().comm()};
-  TensorExchange exchange_{comm_, GetParam(), host_ops()};
-  const int64_t N = GetParam();
-};
-
-TEST_P(TensorExchanges, RowsCoverTheWholeOnce) {
-  int64_t next = 0;
-  for (int r = 0; r < exchange_.size(); ++r) {
-    const Slice slice = shard_of(N, r, exchange_.size());
-    EXPECT_EQ(slice.begin, next);
-    if (r == exchange_.rank()) {
-      EXPECT_EQ(exchange_.rows(), (TokenRange{slice.begin, slice.end()}));
-    }
-    next = slice.end();
-  }
-  EXPECT_EQ(next, N);
-}
-
-TEST_P(TensorExchanges, GatherRows) {
-  for (bool in_place : {false, true}) {
-    std::vector<double> all(static_cast<size_t>(N * C), kNaN), own(static_cast<size_t>(N * C), kNaN);
-    const TokenRange rows = exchange_.rows();
-    const Tensor mine = rows_of(in_place ? all : own, rows);
-    for_each_index(mine, [&](const Index& i) { at(mine, i) = term(0, rows.begin + i[0], i[1]); });
-    const Tensor whole(all.data(), {N, C}, DType::f64);
-    exchange_.gather_rows(whole, mine);
-    for_each_index(whole, [&](const Index& i) { ASSERT_EQ(at(whole, i), term(0, i[0], i[1])) << i[0]; });
-  }
-  EXPECT_EQ(comm_.calls.size(), exchange_.size() == 1 ? 0u : 2u);
-}
-
-TEST_P(TensorExchanges, ScatterSumAddsInRankOrder) {
-  for (bool in_place : {false, true}) {
-    std::vector<double> partial(static_cast<size_t>(N * C)), own(static_cast<size_t>(N * C), kNaN);
-    const TokenRange rows = exchange_.rows();
-    const Tensor mine = rows_of(in_place ? partial : own, rows), whole(partial.data(), {N, C}, DType::f64);
-    for_each_index(whole, [&](const Index& i) { at(whole, i) = term(exchange_.rank(), i[0], i[1]); });
-    exchange_.scatter_sum(mine, whole);
-    for_each_index(mine, [&](const Index& i) {
-      double sum = term(0, rows.begin + i[0], i[1]);
-      for (int r = 1; r < exchange_.size(); ++r) sum += term(r, rows.begin + i[0], i[1]);
-      ASSERT_EQ(bits(at(mine, i)), bits(sum));
-    });
-  }
-  EXPECT_EQ(comm_.calls.size(), exchange_.size() == 1 ? 0u : 2u);
-}
-
-TEST_P(TensorExchanges, SumAndMaxOverRanks) {
-  std::vector<double> sum(static_cast<size_t>(N)), max(static_cast<size_t>(N));
-  for (int64_t n = 0; n < N; ++n) {
-    sum[static_cast<size_t>(n)] = max[static_cast<size_t>(n)] = term(exchange_.rank(), n, 0);
-  }
-  exchange_.all_sum(Tensor(sum.data(), {N}, DType::f64));
-  exchange_.all_max(Tensor(max.data(), {N}, DType::f64));
-  for (int64_t n = 0; n < N; ++n) {
-    double expected_sum = term(0, n, 0), expected_max = term(0, n, 0);
-    for (int r = 1; r < exchange_.size(); ++r) {
-      expected_sum += term(r, n, 0);
-      expected_max = std::max(expected_max, term(r, n, 0));
-    }
-    EXPECT_EQ(sum[static_cast<size_t>(n)], expected_sum);
-    EXPECT_EQ(max[static_cast<size_t>(n)], expected_max);
-  }
-  EXPECT_EQ(comm_.calls.size(), exchange_.size() == 1 ? 0u : 2u);
-}
-
-TEST_P(TensorExchanges, ViewsWithoutMemoryAreLeftAlone) {
-  const Tensor whole(nullptr, {N, C}, DType::f64), mine(nullptr, {exchange_.rows().size(), C}, DType::f64);
-  exchange_.gather_rows(whole, mine);
-  exchange_.scatter_sum(mine, whole);
-  exchange_.all_sum(whole);
-  exchange_.all_max(whole);
-  EXPECT_TRUE(comm_.calls.empty());
-}
-
-TEST_P(TensorExchanges, WrongRowsAreNamed) {
-  const Tensor whole(nullptr, {N + 1, C}, DType::f64), mine(nullptr, {exchange_.rows().size() + 1, C}, DType::f64);
-  EXPECT_NE(error_of([&] { exchange_.gather_rows(whole, mine); }).find(str("needed are ", N, " rows")),
-            std::string::npos);
-  const Tensor right(nullptr, {N, C}, DType::f64);
-  EXPECT_NE(error_of([&] { exchange_.scatter_sum(mine, right); }).find("this rank's rows are"), std::string::npos);
-}
-
-// Fewer rows than ranks, as many as 8 divides, and others.
-INSTANTIATE_TEST_SUITE_P(Rows, TensorExchanges, testing::Values(1, 3, 16, 37));
 
 }  // namespace
 }  // namespace tmamba
