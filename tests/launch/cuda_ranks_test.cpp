@@ -15,7 +15,7 @@ namespace fs = std::filesystem;
 constexpr const char* kLayouts[] = {
     "--set parallel.tp=2",
     "--set parallel.sp=2",
-    "--set parallel.sp=2 --set parallel.fold=2 --set parallel.keys=gather --set parallel.states=sliced",
+    "--set parallel.sp=2 --set parallel.fold=2 --set parallel.transport=gather+sliced",
     "--set parallel.zero=0",
     "--set parallel.zero=1",
     "--set parallel.zero=2",
