@@ -16,6 +16,7 @@ class ModelRunner {
     int64_t tokens = 0;
     DType dtype = DType::f32;
     int fold = 1;
+    Recompute recompute = Recompute::none;
   };
 
   ModelRunner(const ModelConfig& config, const std::vector<int64_t>& transpoints, Shape shape)
@@ -30,11 +31,11 @@ class ModelRunner {
                 .transpoints = transpoints},
                shape.batch, *ops_, self_, self_) {
     const int64_t size = table_.flat_size();
-    const ModelMeasure measure = measure_model(config_, table_, ranks_, shape.dtype, Device::cpu);
+    const ModelMeasure measure = measure_model(config_, table_, ranks_, shape.dtype, Device::cpu, shape.recompute);
     saved_ = Arena(measure.saved_bytes, Device::cpu), scratch_ = Arena(measure.scratch_bytes, Device::cpu);
     params_buffer_ = Buffer({size}, shape.dtype), grads_buffer_ = Buffer({size}, acc()),
     sums_buffer_ = Buffer({2}, DType::f64);
-    model_ = std::make_unique<TransMamba>(config_, table_, ranks_, shape.dtype, saved_);
+    model_ = std::make_unique<TransMamba>(config_, table_, ranks_, shape.dtype, saved_, shape.recompute);
   }
 
   // Loss of [B, T + 1] tokens; gradients of the mean loss where asked for.
