@@ -89,7 +89,8 @@ struct PaperCosts {
 };
 PaperCosts paper_costs(double tokens, double width);
 
-// Forward and backward seconds of one rank's share of a layer, one micro-batch.
+// Forward and backward seconds of one rank's share of a layer, one micro-batch; what backward computes again is its
+// own.
 struct Seconds {
   double forward = 0;
   double backward = 0;
@@ -132,7 +133,7 @@ struct StepTime {
 // Bytes on the rank that needs most.
 struct MemoryUse {
   double parameters = 0, gradients = 0, optimizer = 0;
-  double activations = 0;  // kept for backward
+  double activations = 0;  // kept for backward, and room for a layer of what it computes again
   double scratch = 0;      // taken for the time of a pass, exchanges included
   double total() const { return parameters + gradients + optimizer + activations + scratch; }
 };

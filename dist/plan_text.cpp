@@ -166,7 +166,7 @@ std::string exchange_table(const PlanDims& dims, const std::vector<Transport>& t
     for (bool backward : {false, true}) {
       for (int i = 0; i < kExchangeKinds; ++i) {
         const auto kind = static_cast<ExchangeKind>(i);
-        if (backward != is_backward(kind) && kind != ExchangeKind::keys) continue;
+        if (!is_made(dims, kind, backward)) continue;
         int64_t most = 0, sum = 0;
         for (int r = 0; r < dims.sp; ++r) {
           const int64_t bytes =

@@ -26,6 +26,11 @@ constexpr const char* name_of(Recompute level) {
   return names[static_cast<size_t>(level)];
 }
 
+// What backward exchanges again in a layer among tensor-parallel ranks, which share the rows that a layer multiplies:
+// gathers of the rows behind a norm, and sums of the mixer's outputs.
+constexpr int gathers_again(Recompute level) { return level == Recompute::none ? 0 : 2; }
+constexpr int sums_again(Recompute level) { return level == Recompute::all ? 1 : 0; }
+
 // The level with name_of(level) == name; throws UserError for any other name.
 inline Recompute recompute_named(const std::string& name) {
   for (Recompute level : kRecomputeLevels) {

@@ -92,8 +92,13 @@ TEST(Predict, ZeroStagesShardWhatTheySay) {
 
 TEST(Predict, ActivationsOfTheRecomputePolicy) {
   // 12.3 [T, d] tensors a layer where SSM tokens keep z (design's memory plan), here T = 8192, d = 1536, F = 4096.
-  PlanDims dims{
-      .dim = 1536, .heads = 16, .head_dim = 96, .ffn = 4096, .vocab = 32768, .tokens = 8192, .recompute = true};
+  PlanDims dims{.dim = 1536,
+                .heads = 16,
+                .head_dim = 96,
+                .ffn = 4096,
+                .vocab = 32768,
+                .tokens = 8192,
+                .recompute = Recompute::cheap};
   const auto activations = [&](int layers) {
     dims.transpoints.assign(static_cast<size_t>(layers), 0);
     return predict(dims, h200_machine(96), {Transport{}}).memory.activations;

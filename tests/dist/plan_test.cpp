@@ -27,6 +27,7 @@ std::vector<Case> random_cases(int count) {
     PlanDims dims = small_dims(sp, fold, tokens, {0, tokens, in(5, 0, tokens), in(6, 0, tokens / 3)});
     dims.keep_keys = in(7, 0, 1) == 1;
     if (in(8, 0, 1)) dims.tp = 2;
+    dims.recompute = kRecomputeLevels.at(static_cast<size_t>(in(10, 0, 3)));
     // A finer cut of as many chunks, dealt several segments at a time, where there are chunks enough.
     dims.grain = static_cast<int>(in(9, 1, 3));
     if (!dims_problem(dims).empty()) dims.grain = 1;
@@ -421,6 +422,8 @@ TEST(Plan, TheFirstDifferenceIsNamedWithBothValues) {
             "tied_head = false, but this run has true (model.tied_head)");
   EXPECT_EQ(difference([](PlanDims& d) { d.keep_keys = true; }),
             "keep_keys = false, but this run has true (keep_keys)");
+  EXPECT_EQ(difference([](PlanDims& d) { d.recompute = Recompute::mlp; }),
+            "recompute = \"none\", but this run has \"mlp\" (train.recompute)");
 }
 
 TEST(Plan, TransportNames) {
