@@ -62,7 +62,7 @@ struct CostModel::LayerCost {
   double load_max = 0;    // forward and backward of one rank
   int64_t ranges = 0, heads_ranges = 0;
   std::array<std::array<ExchangeCost, 2>, 5> exchanges{};  // by transport, forward and backward
-  std::array<double, 5> mixer_scratch{};                   // by transport, on the rank that takes most
+  std::array<std::vector<double>, 5> mixer_scratch{};      // by transport, on each rank
   double bytes(const Transport& transport) const {
     const auto& [forward, backward] = exchanges[index_of(transport)];
     return forward.bytes() + backward.bytes();
@@ -143,9 +143,9 @@ CostModel::LayerCost CostModel::layer_cost(const PlanDims& dims, int64_t transpo
   const auto work = rank_work(dims.layout(), transpoint);
   for (const Transport& transport : all_transports()) {
     cost.exchanges[index_of(transport)] = exchange_costs(dims, transport, traffic);
-    double& scratch = cost.mixer_scratch[index_of(transport)];
     for (size_t r = 0; r < work.size(); ++r) {
-      scratch = std::max(scratch, mixer_scratch_bytes(dims, work[r], traffic[r], transport, transpoint));
+      cost.mixer_scratch[index_of(transport)].push_back(
+          mixer_scratch_bytes(dims, work[r], traffic[r], transport, transpoint));
     }
   }
   return cost;
@@ -246,23 +246,21 @@ MemoryUse CostModel::memory_use(const PlanDims& dims, const SequenceCost& cost,
   memory.gradients = parameters * state * (1 + (dims.zero == 2 && replicas > 1 ? 2 / replicas : 0));
   // AdamW's two moments, and a master copy where the weights are narrower.
   memory.optimizer = parameters * (e < state ? 3 : 2) * state / (dims.zero == 0 ? 1 : replicas);
-  std::vector<SplitBytes> kept(static_cast<size_t>(dims.sp), kept_behind_layers(dims, cost.tokens_max));
-  std::vector<double> again(kept.size(), 0);
-  double mixer_scratch = 0;
-  for (size_t l = 0; l < distinct_of_.size(); ++l) {
-    const Transport& transport = transports[transports.size() == 1 ? 0 : l];
-    const auto& of_ranks = cost.bytes[distinct_of_[l]];
-    for (size_t r = 0; r < kept.size(); ++r) {
-      const LayerBytes& layer = of_ranks[r][transport.head_parallel ? 1 : 0];
-      kept[r] += layer.kept;
-      again[r] = std::max(again[r], layer.shared(dims.recompute, dims.tp));
+  for (size_t r = 0; r < static_cast<size_t>(dims.sp); ++r) {
+    SplitBytes kept = kept_behind_layers(dims, cost.tokens_max);
+    double shared = 0, mixer_scratch = 0;
+    for (size_t l = 0; l < distinct_of_.size(); ++l) {
+      const Transport& transport = transports[transports.size() == 1 ? 0 : l];
+      const LayerBytes& layer = cost.bytes[distinct_of_[l]][r][transport.head_parallel ? 1 : 0];
+      kept += layer.kept;
+      shared = std::max(shared, layer.shared(dims.recompute, dims.tp));
+      mixer_scratch = std::max(mixer_scratch, cost.layers[distinct_of_[l]].mixer_scratch[index_of(transport)][r]);
     }
-    mixer_scratch = std::max(mixer_scratch, cost.layers[distinct_of_[l]].mixer_scratch[index_of(transport)]);
+    const double activations = kept.on(dims.tp) + shared, scratch = scratch_bytes(dims, cost.tokens_max, mixer_scratch);
+    if (activations + scratch > memory.activations + memory.scratch) {
+      memory.activations = activations, memory.scratch = scratch;
+    }
   }
-  for (size_t r = 0; r < kept.size(); ++r) {
-    memory.activations = std::max(memory.activations, kept[r].on(dims.tp) + again[r]);
-  }
-  memory.scratch = scratch_bytes(dims, cost.tokens_max, mixer_scratch);
   return memory;
 }
 

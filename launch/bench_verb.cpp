@@ -91,7 +91,7 @@ class StepBench {
                    .conv_width = static_cast<int>(config.model.conv),
                    .transpoints = transpoints(config.model.schedule, config.model.layers, T)},
         B, ops, self_, self_);
-    const ModelMeasure measure = measure_model(config_.model, table_, *ranks_, dtype, device);
+    const ModelMeasure measure = measure_model(config_.model, table_, *ranks_, dtype, device, config.recompute());
     counts_ = measure.counts;
     saved_ = Arena(measure.saved_bytes, device), scratch_ = Arena(measure.scratch_bytes, device);
     params_buffer_ = Buffer({size}, dtype, device), grads_buffer_ = Buffer({size}, acc, device);
@@ -99,7 +99,7 @@ class StepBench {
     params_ = params_buffer_.tensor({size}, dtype), grads_ = grads_buffer_.tensor({size}, acc);
     tokens_ = tokens_buffer_.tensor({2, B, T}, DType::i32), sums_ = sums_buffer_.tensor({3}, DType::f64);
     random_tokens();
-    model_ = std::make_unique<TransMamba>(config_.model, table_, *ranks_, dtype, saved_);
+    model_ = std::make_unique<TransMamba>(config_.model, table_, *ranks_, dtype, saved_, config.recompute());
     optimizer_ = std::make_unique<Optimizer>(all_rows(table_), dtype, device);
     initialize_run(ops, table_, 1, params_, *optimizer_);
     for (const OwnedRows& rows : optimizer_->owned()) gradients_.push_back(Optimizer::rows_of(grads_, rows));

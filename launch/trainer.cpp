@@ -10,6 +10,7 @@
 #include "dist/device_world.h"
 #include "launch/devices.h"
 #include "launch/loaded_model.h"
+#include "launch/memory_check.h"
 #include "launch/progress.h"
 #include "launch/sampler.h"
 #include "launch/signals.h"
@@ -31,6 +32,7 @@ Trainer::Trainer(RunConfig config, World& world)
   plan_ = agree_plan(config_, shape_, world_.comm());
   ops_ = training_ops(config_, world_, micro_batches_);
   mesh_ = std::make_unique<Mesh>(*make_device_communicator(world_, ops_->device()), shape_);
+  require_memory(config_, plan_, ops_->device(), world_);
   plan_memory();
   resume_or_initialize();
 }

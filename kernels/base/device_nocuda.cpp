@@ -12,5 +12,6 @@ namespace {
 void* cuda_allocate(size_t) { no_cuda(); }
 void cuda_free(void*) noexcept {}
 void cuda_copy(void*, Device, const void*, Device, size_t) { no_cuda(); }
+DeviceMemory cuda_memory() { no_cuda(); }
 
 }  // namespace tmamba

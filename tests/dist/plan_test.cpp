@@ -324,7 +324,7 @@ TEST(Plan, DamagedJsonIsRefused) {
     return changed.replace(at, from.size(), to);
   };
   for (const std::string& damaged :
-       {text.substr(0, text.size() / 2), std::string(), std::string("[]"), replaced("\"version\":2", "\"version\":99"),
+       {text.substr(0, text.size() / 2), std::string(), std::string("[]"), replaced("\"version\":3", "\"version\":99"),
         replaced("\"key\"", "\"kex\""), replaced("\"sends\"", "\"sent\""),
         replaced("\"tokens\":16", "\"tokens\":\"16\""), replaced("\"send_recv\"", "\"send\""),
         replaced("group_cast+all_gather", "pigeons")}) {

@@ -2,6 +2,8 @@
 // predicts.
 #include <gtest/gtest.h>
 
+#include <cstdio>
+
 #include "dist/absent_communicator.h"
 #include "kernels/base/buffer.h"
 #include "launch/plan_memory.h"
@@ -70,7 +72,8 @@ TEST(Memory, PredictionsAreWithinFivePercentOfDryRuns) {
     for (const char* fold : {"1", "2", "4"}) {
       for (const char* transport : {"auto", "group_cast+all_gather", "gather+sliced", "head_parallel"}) {
         for (const char* more : {"train.micro_batch=1", "train.dtype=float64", "parallel.zero=2", "model.z_gate=false",
-                                 "model.vocab=257", "model.schedule=[0]", "model.schedule=[\"1/1\"]"}) {
+                                 "model.vocab=257", "model.schedule=[0]", "model.schedule=[\"1/1\"]",
+                                 "train.recompute=cheap", "train.recompute=mlp", "train.recompute=all"}) {
           std::vector<std::string> overrides{std::string("parallel.fold=") + fold,
                                              std::string("parallel.transport=") + transport, more};
           const std::string text = layout;
@@ -98,7 +101,31 @@ TEST(Memory, PredictionsAreWithinFivePercentOfDryRuns) {
       }
     }
   }
-  EXPECT_GT(compared, 300);
+  EXPECT_GT(compared, 400);
+}
+
+// Each level takes less than the one before it, on one rank and on many.
+TEST(Memory, EveryLevelOfRecomputationTakesLess) {
+  for (const char* layout : {"tp=1 sp=1", "tp=2 sp=1", "tp=1 sp=4", "tp=2 sp=4"}) {
+    for (const char* transport : {"auto", "head_parallel"}) {
+      const std::string text = layout;
+      std::vector<std::string> overrides{"parallel.dp=1", "parallel." + text.substr(0, 4), "parallel." + text.substr(5),
+                                         std::string("parallel.transport=") + transport, "model.vocab=32768"};
+      std::vector<double> gib;
+      for (Recompute level : kRecomputeLevels) {
+        std::vector<std::string> all = overrides;
+        all.push_back(std::string("train.recompute=") + name_of(level));
+        const RunConfig config = load_config(TMAMBA_SOURCE_DIR "/configs/transmamba-400m.toml", all);
+        const RankMemory memory = planned(config).memory();
+        gib.push_back(static_cast<double>(memory.activations()) / (1 << 30));
+        if (level == Recompute::none) continue;
+        EXPECT_LT(gib.back(), gib[gib.size() - 2]) << layout << " " << transport;
+      }
+      std::printf("400M, bfloat16, %s, %s: none %.2f, cheap %.2f, mlp %.2f, all %.2f GiB of activations\n", layout,
+                  transport, gib[0], gib[1], gib[2], gib[3]);
+      EXPECT_LT(gib[3], 0.5 * gib[0]);
+    }
+  }
 }
 
 // What a dry run finds is what the arenas of a real step use: the model's own tests run on arenas of exactly that size.
