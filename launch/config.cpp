@@ -81,7 +81,8 @@ void visit_fields(Config& c, Visitor&& v) {
     "type of weights and activations; bfloat16 on cuda only, beside float32 master weights");
   v("train.recompute", c.train.recompute, recompute_choices(),
     "what backward computes again in place of keeping it: cheap (norms, convolution, gates), mlp (and the MLP's gate "
-    "and up), all (all but a layer's input and its attention outputs); the results are the same");
+    "and up), all (all but a layer's input and its attention outputs); the bits of the results are those of none, "
+    "unless parallel.transport = auto then chooses another transport");
   v("train.seed", c.train.seed, Limits{}, "seed of the initial weights and of sampling");
   v("train.eval_every", c.train.eval_every, Limits{}, "steps between evaluations on data.valid; 0: only at the end");
   v("train.eval_sequences", c.train.eval_sequences, Limits{},

@@ -5,6 +5,7 @@
 #include <cstdio>
 
 #include "dist/absent_communicator.h"
+#include "dist/self_communicator.h"
 #include "kernels/base/buffer.h"
 #include "launch/plan_memory.h"
 #include "model/measure.h"
@@ -27,6 +28,15 @@ struct Planned {
   RunConfig config;
   RunPlan plan;
   RankMemory memory() const { return largest_memory(config, plan); }
+  // Of one rank alone.
+  OpCounts counts() const {
+    SelfCommunicator self{"self"};
+    const auto ops = make_counting_ops(Device::cpu);
+    const auto ranks = model_ranks(plan, *ops, self, self);
+    return measure_model(config.model, ParameterTable(config.model), *ranks, config.dtype(), Device::cpu,
+                         plan.dims.recompute)
+        .counts;
+  }
 };
 
 Planned planned(const RunConfig& config) {
@@ -124,6 +134,31 @@ TEST(Memory, EveryLevelOfRecomputationTakesLess) {
       std::printf("400M, bfloat16, %s, %s: none %.2f, cheap %.2f, mlp %.2f, all %.2f GiB of activations\n", layout,
                   transport, gib[0], gib[1], gib[2], gib[3]);
       EXPECT_LT(gib[3], 0.5 * gib[0]);
+    }
+  }
+}
+
+// What backward computes again: the prediction's products are those that a dry run counts.
+TEST(Memory, PredictedTimesCountWhatIsComputedAgain) {
+  MachineModel machine = cpu_machine();
+  machine.peak_flops = 1, machine.memory_bandwidth = 1e30;
+  machine.compute.fill({1, 1});
+  for (const char* dtype : {"train.dtype=float32", "model.z_gate=false"}) {
+    double linear = 0, ssd = 0;
+    for (Recompute level : kRecomputeLevels) {
+      const Planned run = planned(v9_config({dtype, std::string("train.recompute=") + name_of(level)}));
+      const PlanDims& dims = run.plan.dims;
+      KindSeconds sum;
+      for (int64_t p : dims.transpoints) {
+        const KindSeconds layer = layer_seconds(dims, machine, rank_work(dims.layout(), p).front(), p);
+        for (size_t i = 0; i < sum.of.size(); ++i) sum.of[i] = sum.of[i] + layer.of[i];
+      }
+      const OpCounts counts = run.counts();
+      if (level == Recompute::none) linear = counts.linear - sum[WorkKind::linear].total();
+      if (level == Recompute::none) ssd = counts.ssd - sum[WorkKind::ssd].total();
+      // What is left is the same at every level: the head; products that the scan's backward makes besides.
+      EXPECT_NEAR((counts.linear - sum[WorkKind::linear].total()) / linear, 1, 1e-9) << name_of(level);
+      EXPECT_NEAR((counts.ssd - sum[WorkKind::ssd].total()) / ssd, 1, 1e-6) << name_of(level);
     }
   }
 }
