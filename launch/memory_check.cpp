@@ -14,11 +14,14 @@ namespace {
 
 constexpr double kGiB = 1 << 30;
 
-// Bytes that this rank may take.
+// Bytes that this rank may take. Of a GPU's memory a fiftieth is left to the workspaces of its kernels, which grow with
+// the first step.
 int64_t available(const RunConfig& config, Device device, const World& world) {
   if (config.run.memory_limit > 0) return static_cast<int64_t>(config.run.memory_limit * kGiB);
-  const int sharing = device == Device::cpu ? world.local_size() : 1;
-  return static_cast<int64_t>(std::min<size_t>(device_memory(device).free, INT64_MAX)) / sharing;
+  const DeviceMemory memory = device_memory(device);
+  const auto free = static_cast<int64_t>(std::min<size_t>(memory.free, INT64_MAX));
+  if (device == Device::cpu) return free / world.local_size();
+  return free - static_cast<int64_t>(memory.total / 50);
 }
 
 // By rank: the bytes needed and available.
