@@ -19,9 +19,10 @@ struct SsdInputs {
   int64_t B, T, H, K, D;
   Cubes<const A> q, k, v, dy;
   Planes<const Acc<A>> dt, log_a;
-  const A* skip_H;  // D_H
-  bool wide;        // rows of all tensors that kernels read or write, states apart: wide_rows()
-  int64_t heads() const { return B * H; }
+  const A* skip_H;               // D_H
+  bool wide;                     // rows of all tensors that kernels read or write, states apart: wide_rows()
+  const void* decays = nullptr;  // [B * H, chunks]: Decays, where the kernels want them made beforehand
+  __host__ __device__ int64_t heads() const { return B * H; }
   int64_t state_size() const { return K * D; }
 };
 
@@ -73,6 +74,8 @@ template <class A>
 struct SsdKernels {
   int64_t chunk;       // tokens
   size_t state_bytes;  // of a number of chunk_states
+  size_t decay_bytes;  // of a chunk's Decays; 0 where the kernels make them themselves
+  void (*decays)(cudaStream_t, const SsdInputs<A>&, const SsdGrid&, void*);
   void (*walk)(cudaStream_t, const SsdWalk<A>&);
   void (*outputs)(cudaStream_t, const SsdOutputs<A>&);
   void (*gradients)(cudaStream_t, const SsdGradients<A>&);
@@ -90,10 +93,10 @@ inline bool has_ssd_tiles(DType dtype, int64_t K, int64_t D) {
 // --- In kernels
 // -----------------------------------------------------------------------------------------------------------
 
-// The decays of one chunk of up to kChunk tokens of one head, in shared memory. Tokens beyond the last neither decay
+// The decays of one chunk of up to kChunk tokens of one head. Tokens beyond the last neither decay
 // nor contribute (dt = 0).
 template <class A, int kChunk>
-struct Decays {
+struct alignas(16) Decays {
   using T = Acc<A>;
   static constexpr int kEach = kChunk / kWarp;
 

@@ -281,6 +281,8 @@ SsdKernels<A> ssd_plain_kernels(int64_t K, int64_t D) {
            " need ", needed, " bytes of shared memory, this GPU has ", most, " per block");
   return {.chunk = kTokens,
           .state_bytes = sizeof(Acc<A>),
+          .decay_bytes = 0,
+          .decays = nullptr,
           .walk = walk<A>,
           .outputs = outputs<A>,
           .gradients = gradients<A>};

@@ -8,9 +8,25 @@ namespace tmamba::cuda {
 
 inline constexpr int kChunk = 64;
 
-// The gradients of every chunk (ssd_tiles_backward.cu); D = 64, 96, 128.
+using ChunkDecays = Decays<bf16_t, kChunk>;
+
+// The gradients of every chunk, for every GPU (ssd_tiles_backward.cu) and for Hopper (ssd_wgmma_backward.cu);
+// D = 64, 96, 128.
 template <int D>
 void ssd_tile_gradients(cudaStream_t stream, const SsdGradients<bf16_t>& f);
+void ssd_wgmma_gradients(cudaStream_t stream, const SsdGradients<bf16_t>& f);
+
+__device__ inline const ChunkDecays* decays_of(const SsdInputs<bf16_t>& in, const SsdGrid& grid, int64_t head,
+                                               int64_t chunk) {
+  return static_cast<const ChunkDecays*>(in.decays) + head * grid.chunks + chunk;
+}
+template <int kThreads>
+__device__ inline void fetch_decays(ChunkDecays& to, const ChunkDecays* from) {
+  constexpr int kPieces = sizeof(ChunkDecays) / 16;
+  for (int i = threadIdx.x; i < kPieces; i += kThreads) {
+    copy_async_16(reinterpret_cast<char*>(&to) + i * 16, reinterpret_cast<const char*>(from) + i * 16, true);
+  }
+}
 
 // The chunk and head of a block.
 struct ChunkPlace {
