@@ -58,18 +58,7 @@ __global__ void __launch_bounds__(kRowThreads) row_terms_kernel(Args args) {
 
 // The thread's first row within the block.
 [[maybe_unused]] __device__ inline int first_row() {
-  return (threadIdx.x / kWarpGroup - 1) * kGroupRows + threadIdx.x % kWarpGroup / kWarp * 16 + threadIdx.x % kWarp / 4;
-}
-
-template <int kN>
-__device__ inline void pack(uint32_t (&to)[kN / 2][4], const float (&from)[kN][4]) {
-#pragma unroll
-  for (int k = 0; k < kN / 2; ++k) {
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      to[k][e] = pack_bf16(from[2 * k + e / 2][e % 2 * 2], from[2 * k + e / 2][e % 2 * 2 + 1]);
-    }
-  }
+  return (static_cast<int>(threadIdx.x) / kWarpGroup - 1) * kGroupRows + accumulator_row();
 }
 
 // Scores in, probabilities out. lse(n, e); masked(column, half) says what the thread's row g + 8 half does not see.
@@ -235,7 +224,7 @@ __device__ void compute_keys(const Args& args, KeyShared<D>& shared, const KeySp
       for (int e = 0; e < 4; ++e) ds[n][e] = p[n][e] * (ds[n][e] - columns(shared.delta, j, n, e));
     }
   };
-  const auto round = [&] { pack(p_rounded, p), pack(ds_rounded, ds); };
+  const auto round = [&] { round_factor(p_rounded, p), round_factor(ds_rounded, ds); };
   const auto end_gradients = [&](int64_t j) {
     wait_products<0>(dk, dv);
     leave(shared.ring.empty[Turn<kStages>(j).stage]);
@@ -361,7 +350,7 @@ __device__ void compute_queries(const Args& args, QueryShared<D>& shared, const 
       for (int e = 0; e < 4; ++e) ds[n][e] = p[n][e] * (ds[n][e] - delta[e / 2]);
     }
   };
-  const auto round = [&] { pack(ds_rounded, ds); };
+  const auto round = [&] { round_factor(ds_rounded, ds); };
   const auto end_gradients = [&](int64_t j) {
     wait_products<0>(dq);
     leave(shared.ring.empty[Turn<kStages>(j).stage]);

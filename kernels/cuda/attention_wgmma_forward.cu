@@ -146,21 +146,12 @@ __device__ void compute(const Args& args, Shared<D>& shared, const Span& span) {
     group_product(out, p, Factor<false, kKeys>(shared.v[turn.stage]), true);
     commit_products();
   };
-  const auto pack = [&] {
-#pragma unroll
-    for (int k = 0; k < kKeys / 16; ++k) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e)
-        p[k][e] = pack_bf16(score[2 * k + e / 2][e % 2 * 2], score[2 * k + e / 2][e % 2 * 2 + 1]);
-    }
-  };
-
   shared.q_full.wait(0);
   begin_scores(0);
   wait_products<0>(score);
   leave(shared.k_ring.empty[0]);
   softmax_tile(score, soft, keep, scale, s.q_begin + query);
-  pack();
+  round_factor(p, score);
   for (int64_t j = 1; j < span.tiles; ++j) {
     begin_scores(j);
     begin_output(j - 1);
@@ -174,7 +165,7 @@ __device__ void compute(const Args& args, Shared<D>& shared, const Span& span) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) out[n][e] *= keep[e / 2];
     }
-    pack();
+    round_factor(p, score);
   }
   begin_output(span.tiles - 1);
   wait_products<0>(out);

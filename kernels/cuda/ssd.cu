@@ -10,15 +10,13 @@ namespace tmamba::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-// Segments are made until about this many blocks walk side by side: four per multiprocessor of a large GPU.
-constexpr int64_t kWalkers = 512;
 constexpr int kJoined = 8;  // summaries that the join loads before it adds them
 // Heads are taken in turns where the states before all chunks would need more memory than this.
 constexpr size_t kMostStateBytes = size_t{1} << 30;
 
-SsdGrid make_grid(int64_t T, int64_t chunk, int64_t heads) {
+SsdGrid make_grid(int64_t T, int64_t chunk, int64_t heads, int64_t walkers) {
   SsdGrid grid{.chunk = chunk, .chunks = ceil_div(T, chunk), .per_segment = 1, .segments = 1};
-  const int64_t segments = std::clamp<int64_t>(kWalkers / heads, 1, grid.chunks);
+  const int64_t segments = std::clamp<int64_t>(walkers / heads, 1, grid.chunks);
   grid.per_segment = ceil_div(grid.chunks, segments);
   grid.segments = ceil_div(grid.chunks, grid.per_segment);
   return grid;
@@ -108,7 +106,7 @@ struct Scan {
   SsdGrid grid;
 
   Scan(cudaStream_t stream_in, const SsdInputs<A>& in_in) : stream(stream_in), in(in_in), kernels(kernels_for(in_in)) {
-    grid = make_grid(in.T, kernels.chunk, in.heads());
+    grid = make_grid(in.T, kernels.chunk, in.heads(), kernels.walkers);
   }
 
   static SsdKernels<A> kernels_for(const SsdInputs<A>& in) {

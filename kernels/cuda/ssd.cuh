@@ -5,7 +5,7 @@
 //   3. walk: again, leaving the state before every chunk;
 //   4. outputs or gradients of every chunk, side by side.
 // The gradient of the state goes the same way in reverse. Two families of kernels do 1, 3 and 4: tensor-core tiles
-// (bfloat16, K = D = 64, 96, 128) and plain arithmetic (every type and size).
+// (bfloat16, K = D = 64, 96, 128; for Hopper and for every GPU) and plain arithmetic (every type and size).
 //
 // c_t is the sum of log_a over the tokens of a chunk up to t; S the state, G the gradient of the loss by it.
 #pragma once
@@ -72,6 +72,7 @@ struct SsdGradients {
 // One family of kernels.
 template <class A>
 struct SsdKernels {
+  int64_t walkers;     // segments are made until about this many blocks walk side by side, as many as a GPU holds
   int64_t chunk;       // tokens
   size_t state_bytes;  // of a number of chunk_states
   size_t decay_bytes;  // of a chunk's Decays; 0 where the kernels make them themselves

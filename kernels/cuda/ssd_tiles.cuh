@@ -8,12 +8,26 @@ namespace tmamba::cuda {
 
 inline constexpr int kChunk = 64;
 
-using ChunkDecays = Decays<bf16_t, kChunk>;
+// The decays of one chunk of one head. Tokens beyond the last neither decay nor contribute (dt = 0).
+struct alignas(16) ChunkDecays {
+  float log2[kChunk];        // c_t in units of log 2
+  float from_start[kChunk];  // exp(c_t)
+  float to_end[kChunk];      // exp(c_last - c_s)
+  float dt[kChunk];
+  float total;  // exp(c_last)
+  double log_total;
 
-// The gradients of every chunk, for every GPU (ssd_tiles_backward.cu) and for Hopper (ssd_wgmma_backward.cu);
-// D = 64, 96, 128.
+  // exp(c_t - c_s) for s <= t, 0 for s > t.
+  __device__ float between(int t, int s) const { return s <= t ? exp2_approx(log2[t] - log2[s]) : 0.0f; }
+};
+
+// The gradients of every chunk (ssd_tiles_backward.cu); D = 64, 96, 128.
 template <int D>
 void ssd_tile_gradients(cudaStream_t stream, const SsdGradients<bf16_t>& f);
+
+// The kernels for Hopper; D = 64, 96, 128.
+void ssd_wgmma_walk(cudaStream_t stream, const SsdWalk<bf16_t>& w);
+void ssd_wgmma_outputs(cudaStream_t stream, const SsdOutputs<bf16_t>& f);
 void ssd_wgmma_gradients(cudaStream_t stream, const SsdGradients<bf16_t>& f);
 
 __device__ inline const ChunkDecays* decays_of(const SsdInputs<bf16_t>& in, const SsdGrid& grid, int64_t head,

@@ -219,4 +219,55 @@ __device__ inline void group_product(float (&acc)[kN][4], const uint32_t (&a)[kS
   for (int k = 0; k < kSteps; ++k) wgmma<kMajorB>(acc, a[k], b.at(k), adds || k > 0);
 }
 
+// --- Accumulators: of a warpgroup's 64 rows a thread holds row() and row() + 8, of them columns 8 n + column() and the
+// next
+// -------------------------------------------------------------------------------------------------------------------
+
+[[maybe_unused]] __device__ inline int accumulator_row() {
+  return threadIdx.x % kWarpGroup / kWarp * 16 + threadIdx.x % kWarp / 4;
+}
+[[maybe_unused]] __device__ inline int accumulator_column() { return threadIdx.x % 4 * 2; }
+
+// Rounded to bfloat16, as fragments of a left factor.
+template <int kN>
+__device__ inline void round_factor(uint32_t (&to)[kN / 2][4], const float (&from)[kN][4]) {
+#pragma unroll
+  for (int k = 0; k < kN / 2; ++k) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      to[k][e] = pack_bf16(from[2 * k + e / 2][e % 2 * 2], from[2 * k + e / 2][e % 2 * 2 + 1]);
+    }
+  }
+}
+
+// words[n] of four neighbouring lanes: lane i then holds words[i] of lanes 0 .. 3.
+[[maybe_unused]] __device__ inline void transpose_quad(uint32_t (&words)[4]) {
+  const int lane = threadIdx.x % 4;
+#pragma unroll
+  for (int step = 1; step <= 2; step *= 2) {
+    const bool upper = lane & step;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (i & step) continue;
+      const uint32_t low = words[i], high = words[i + step];
+      const uint32_t received = __shfl_xor_sync(0xFFFFFFFFu, upper ? low : high, step);
+      words[i] = upper ? received : low, words[i + step] = upper ? high : received;
+    }
+  }
+}
+
+// Writes the thread's row (its second where kHalf) of accumulators to the row `out` in pieces of 16 bytes. All lanes of
+// a warp call it; `here`: whether this one's row exists.
+template <int kHalf, int kN>
+__device__ inline void store_row(bf16_t* out, const float (&acc)[kN][4], bool here) {
+#pragma unroll
+  for (int n = 0; n < kN; n += 4) {
+    uint32_t words[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) words[i] = pack_bf16(acc[n + i][kHalf * 2], acc[n + i][kHalf * 2 + 1]);
+    transpose_quad(words);
+    if (here) *reinterpret_cast<uint4*>(out + (n + threadIdx.x % 4) * 8) = {words[0], words[1], words[2], words[3]};
+  }
+}
+
 }  // namespace tmamba::cuda

@@ -206,7 +206,7 @@ TEST(CudaSsd, SegmentsOfSeveralChunks) {
 // More chunks than a GPU has multiprocessors: blocks take several.
 TEST(CudaSsd, ManyChunks) {
   for (int64_t D : {96, 128}) {
-    const SsdCase c(2, 200, 40, D, D, true, D == 96);
+    const SsdCase c(1, 65, 72, D, D, true, D == 96);
     check_body({.name = c.name(), .plain = [&] { return c.plain(); }, .types = {DType::bf16}},
                [&](Tensors& t) { c.run(t); });
   }
