@@ -14,10 +14,23 @@ constexpr int kJoined = 8;  // summaries that the join loads before it adds them
 // Heads are taken in turns where the states before all chunks would need more memory than this.
 constexpr size_t kMostStateBytes = size_t{1} << 30;
 
+// The fewest segments that keep at least nine tenths of the walkers busy to the end; the best there are where none do.
+int64_t segments_for(int64_t heads, int64_t chunks, int64_t walkers) {
+  constexpr int64_t kTurns = 4;  // of all walkers, at most
+  int64_t best = 1;
+  double best_share = 0;
+  for (int64_t segments = 1; segments <= chunks && segments * heads <= kTurns * walkers; ++segments) {
+    const int64_t blocks = heads * ceil_div(chunks, ceil_div(chunks, segments));
+    const double share = static_cast<double>(blocks) / static_cast<double>(round_up(blocks, walkers));
+    if (share > best_share) best = segments, best_share = share;
+    if (share >= 0.9) break;
+  }
+  return best;
+}
+
 SsdGrid make_grid(int64_t T, int64_t chunk, int64_t heads, int64_t walkers) {
   SsdGrid grid{.chunk = chunk, .chunks = ceil_div(T, chunk), .per_segment = 1, .segments = 1};
-  const int64_t segments = std::clamp<int64_t>(walkers / heads, 1, grid.chunks);
-  grid.per_segment = ceil_div(grid.chunks, segments);
+  grid.per_segment = ceil_div(grid.chunks, segments_for(heads, grid.chunks, walkers));
   grid.segments = ceil_div(grid.chunks, grid.per_segment);
   return grid;
 }
@@ -105,8 +118,11 @@ struct Scan {
   SsdKernels<A> kernels;
   SsdGrid grid;
 
-  Scan(cudaStream_t stream_in, const SsdInputs<A>& in_in) : stream(stream_in), in(in_in), kernels(kernels_for(in_in)) {
-    grid = make_grid(in.T, kernels.chunk, in.heads(), kernels.walkers);
+  // `scans`: the kernels' scan will run.
+  Scan(cudaStream_t stream_in, const SsdInputs<A>& in_in, bool scans)
+      : stream(stream_in), in(in_in), kernels(kernels_for(in_in)) {
+    const bool one = scans && kernels.scan != nullptr;
+    grid = make_grid(in.T, kernels.chunk, in.heads(), one ? kernels.scan_walkers : kernels.walkers);
   }
 
   static SsdKernels<A> kernels_for(const SsdInputs<A>& in) {
@@ -184,7 +200,7 @@ SsdInputs<A> forward_inputs(const SsdForward& args) {
 template <class A>
 void forward(cudaStream_t stream, Workspace& workspace, const SsdForward& args) {
   using T = Acc<A>;
-  Scan<A> scan(stream, forward_inputs<A>(args));
+  Scan<A> scan(stream, forward_inputs<A>(args), !args.q_BTHD.empty());
   const SsdInputs<A>& in = scan.in;
   const bool outputs = !args.q_BTHD.empty(), keeps_final = !args.final_state_BHKD.empty();
   sum_log_decays<T>(stream, args.log_decay_BH, in.log_a, in.T);
@@ -192,13 +208,19 @@ void forward(cudaStream_t stream, Workspace& workspace, const SsdForward& args) 
   const auto initial = cubes<T>(args.initial_state_BHKD);
   const auto final_state = cubes<T>(args.final_state_BHKD);
   const int64_t at_once = scan.heads_at_once(1);
-  const size_t chunk_bytes = outputs ? static_cast<size_t>(at_once) * scan.chunk_bytes_per_head() : 0;
+  const bool keeps_states = outputs && scan.kernels.scan == nullptr;
+  const size_t chunk_bytes = keeps_states ? static_cast<size_t>(at_once) * scan.chunk_bytes_per_head() : 0;
   const auto memory =
       workspace.take(std::array{scan.segment_bytes(), scan.decay_bytes(), chunk_bytes, scan.chunk_decay_bytes()});
   scan.make_decays(memory[3]);
   T *states = reinterpret_cast<T*>(memory[0]), *log_decay = reinterpret_cast<T*>(memory[1]);
   if (!outputs) return scan.enter_segments(false, states, log_decay, initial, final_state);
   scan.enter_segments(false, states, log_decay, initial, {});
+  if (!keeps_states) {
+    SsdWalk<A> w = scan.walk(false);
+    w.entry = states, w.last = final_state;
+    return scan.kernels.scan(stream, w, cubes<A>(args.y_BTHD));
+  }
   for (int64_t head = 0; head < in.heads(); head += at_once) {
     const int64_t count = std::min(at_once, in.heads() - head);
     SsdWalk<A> w = scan.walk(false);
@@ -229,7 +251,7 @@ SsdInputs<A> backward_inputs(const SsdBackward& args) {
 template <class A>
 void backward(cudaStream_t stream, Workspace& workspace, const SsdBackward& args) {
   using T = Acc<A>;
-  Scan<A> scan(stream, backward_inputs<A>(args));
+  Scan<A> scan(stream, backward_inputs<A>(args), false);
   const SsdInputs<A>& in = scan.in;
   const int64_t at_once = scan.heads_at_once(2);
   const size_t chunk_bytes = static_cast<size_t>(at_once) * scan.chunk_bytes_per_head();
@@ -362,7 +384,7 @@ void CudaOps::ssd_adjoint(Tensor dinitial_BHKD, Tensor log_decay_BH, ConstTensor
                           .log_a = planes<Acc<A>>(log_a_BTH),
                           .skip_H = nullptr,
                           .wide = wide_rows({q_BTHD, dy_BTHD})};
-    Scan<A> scan(stream(), in);
+    Scan<A> scan(stream(), in, false);
     sum_log_decays<Acc<A>>(stream(), log_decay_BH, in.log_a, T);
     const auto memory = workspace_.take(std::array{scan.segment_bytes(), scan.decay_bytes(), scan.chunk_decay_bytes()});
     scan.make_decays(memory[2]);

@@ -72,13 +72,16 @@ struct SsdGradients {
 // One family of kernels.
 template <class A>
 struct SsdKernels {
-  int64_t walkers;     // segments are made until about this many blocks walk side by side, as many as a GPU holds
-  int64_t chunk;       // tokens
-  size_t state_bytes;  // of a number of chunk_states
-  size_t decay_bytes;  // of a chunk's Decays; 0 where the kernels make them themselves
+  int64_t walkers;           // blocks of a walk that a GPU runs side by side: segments are made to fill it
+  int64_t scan_walkers = 0;  // likewise of a scan
+  int64_t chunk;             // tokens
+  size_t state_bytes;        // of a number of chunk_states
+  size_t decay_bytes;        // of a chunk's Decays; 0 where the kernels make them themselves
   void (*decays)(cudaStream_t, const SsdInputs<A>&, const SsdGrid&, void*);
   void (*walk)(cudaStream_t, const SsdWalk<A>&);
-  void (*outputs)(cudaStream_t, const SsdOutputs<A>&);
+  // Either both at once, a walk that leaves outputs instead of the states before the chunks, or those of each chunk.
+  void (*scan)(cudaStream_t, const SsdWalk<A>&, const Cubes<A>& y) = nullptr;
+  void (*outputs)(cudaStream_t, const SsdOutputs<A>&) = nullptr;
   void (*gradients)(cudaStream_t, const SsdGradients<A>&);
 };
 

@@ -282,12 +282,13 @@ SsdKernels<bf16_t> kernels() {
 SsdKernels<bf16_t> ssd_tile_kernels(int64_t D) {
   if (runs_wgmma()) {
     return {.walkers = 264,
+            .scan_walkers = 132,
             .chunk = kChunk,
             .state_bytes = sizeof(bf16_t),
             .decay_bytes = sizeof(ChunkDecays),
             .decays = decays,
             .walk = ssd_wgmma_walk,
-            .outputs = ssd_wgmma_outputs,
+            .scan = ssd_wgmma_scan,
             .gradients = ssd_wgmma_gradients};
   }
   if (D == 64) return kernels<64>();

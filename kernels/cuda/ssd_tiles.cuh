@@ -27,7 +27,7 @@ void ssd_tile_gradients(cudaStream_t stream, const SsdGradients<bf16_t>& f);
 
 // The kernels for Hopper; D = 64, 96, 128.
 void ssd_wgmma_walk(cudaStream_t stream, const SsdWalk<bf16_t>& w);
-void ssd_wgmma_outputs(cudaStream_t stream, const SsdOutputs<bf16_t>& f);
+void ssd_wgmma_scan(cudaStream_t stream, const SsdWalk<bf16_t>& w, const Cubes<bf16_t>& y);
 void ssd_wgmma_gradients(cudaStream_t stream, const SsdGradients<bf16_t>& f);
 
 __device__ inline const ChunkDecays* decays_of(const SsdInputs<bf16_t>& in, const SsdGrid& grid, int64_t head,

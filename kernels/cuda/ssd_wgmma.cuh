@@ -36,12 +36,12 @@ __device__ inline void fetch_tokens(bf16_t* tile, const CUtensorMap& map, Barrie
   fetch_tile<kChunk, D>(tile, map, {}, full, b, h, begin, 0, true);
 }
 
-// All kThreads threads: a chunk's first `count` tokens, zeros below, where rows are not wide. Behind it comes
+// kThreads threads: a chunk's first `count` tokens, zeros below, where rows are not wide. Behind it comes
 // publish_writes() and a barrier.
 template <int D, int kThreads>
 __device__ inline void copy_tokens(bf16_t* tile, const Cubes<const bf16_t>& from, int64_t b, int64_t h, int64_t begin,
                                    int64_t count) {
-  for (int i = threadIdx.x; i < kChunk * D; i += kThreads) {
+  for (int i = threadIdx.x % kThreads; i < kChunk * D; i += kThreads) {
     const int row = i / D, col = i % D;
     tile[panel_index<kChunk>(row, col)] = row < count ? from.at(b, begin + row, h)[col] : bf16_t{};
   }
@@ -55,20 +55,29 @@ __device__ inline float decay_pairs(float (&pair)[kChunk / 8][4], const ChunkDec
   const int row = accumulator_row(), column = accumulator_column();
   const float own[2] = {decays.log2[row], decays.log2[row + 8]}, dt[2] = {decays.dt[row], decays.dt[row + 8]};
   float diagonal = 0;
+  const int first = row - static_cast<int>(threadIdx.x) % kWarp / 4;  // of the warp's 16 rows
 #pragma unroll
   for (int n = 0; n < kChunk / 8; ++n) {
+    float(&quad)[4] = pair[n];
+    if (kRowsLater ? n * 8 > first + 15 : n * 8 + 7 < first) {  // the whole warp: s > t
+      quad[0] = quad[1] = quad[2] = quad[3] = 0;
+      continue;
+    }
     const float2 log2 = *reinterpret_cast<const float2*>(decays.log2 + n * 8 + column);
     float2 column_dt{1, 1};
     if (kWeighs && kRowsLater) column_dt = *reinterpret_cast<const float2*>(decays.dt + n * 8 + column);
+    const bool borders = n * 8 + 7 >= first && n * 8 <= first + 15;  // on the diagonal
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const int r = row + e / 2 * 8, c = n * 8 + column + e % 2;
       const float other = e % 2 == 0 ? log2.x : log2.y;
       float weight = exp2_approx(kRowsLater ? own[e / 2] - other : other - own[e / 2]);
       if (kWeighs) weight *= kRowsLater ? (e % 2 == 0 ? column_dt.x : column_dt.y) : dt[e / 2];
-      float& x = pair[n][e];
-      if (r == c) diagonal += x;
-      x = (kRowsLater ? c <= r : r <= c) ? x * weight : 0.0f;  // the weight may be infinite elsewhere
+      if (borders) {
+        if (r == c) diagonal += quad[e];
+        if (kRowsLater ? c > r : r > c) weight = 0;  // it may have been infinite
+      }
+      quad[e] *= weight;
     }
   }
   return diagonal;
@@ -81,14 +90,14 @@ __device__ inline void scale_rows(float (&acc)[kN][4], float first, float second
   for (int n = 0; n < kN; ++n) acc[n][0] *= first, acc[n][1] *= first, acc[n][2] *= second, acc[n][3] *= second;
 }
 
-// Writes a warpgroup's rows of a chunk, or adds them.
+// Writes a warpgroup's rows of a chunk of `count` tokens, or adds them.
 template <int D>
-__device__ inline void store_tokens(const Cubes<bf16_t>& to, const float (&acc)[D / 8][4], const ChunkItem& at,
-                                    bool adds, bool wide) {
+__device__ inline void store_tokens(const Cubes<bf16_t>& to, const float (&acc)[D / 8][4], int64_t b, int64_t h,
+                                    int64_t begin, int count, bool adds, bool wide) {
   const auto half = [&]<int kHalf>() {
     const int t = accumulator_row() + kHalf * 8;
-    const bool here = t < at.count;
-    bf16_t* out = to.at(at.b, at.begin + (here ? t : 0), at.h);
+    const bool here = t < count;
+    bf16_t* out = to.at(b, begin + (here ? t : 0), h);
     if (wide && !adds) return store_row<kHalf>(out, acc, here);
     if (!here) return;
 #pragma unroll

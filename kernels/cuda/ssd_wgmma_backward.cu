@@ -174,10 +174,10 @@ __device__ void make_gradient(const SsdGradients<bf16_t>& f, const Stage<D>& sta
   }
   if constexpr (kRole == kQuery) {
     dot_rows<D>(sums.query, acc, own);
-    store_tokens<D>(f.dq, acc, place, false, f.in.wide);
+    store_tokens<D>(f.dq, acc, place.b, place.h, place.begin, place.count, false, f.in.wide);
   } else if constexpr (kRole == kKey) {
     dot_rows<D>(sums.key, acc, own);
-    store_tokens<D>(f.dk, acc, place, f.accumulate_kv, f.in.wide);
+    store_tokens<D>(f.dk, acc, place.b, place.h, place.begin, place.count, f.accumulate_kv, f.in.wide);
   } else {
     const float skip = !kOutputs || f.in.skip_H == nullptr ? 0.0f : widen(f.in.skip_H[place.h]);
 #pragma unroll
@@ -197,7 +197,7 @@ __device__ void make_gradient(const SsdGradients<bf16_t>& f, const Stage<D>& sta
       sum = warp_sum<4>(sum);
       if (accumulator_column() == 0 && r < place.count) f.ddt.at(place.b, place.begin + r)[place.h] = sum;
     }
-    store_tokens<D>(f.dv, acc, place, f.accumulate_kv, f.in.wide);
+    store_tokens<D>(f.dv, acc, place.b, place.h, place.begin, place.count, f.accumulate_kv, f.in.wide);
   }
 }
 

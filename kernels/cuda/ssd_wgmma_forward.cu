@@ -1,53 +1,93 @@
-// The SSM scan forward on Hopper: the walk over states and the outputs of every chunk. States in float32 registers,
-// products of bfloat16.
+// The SSM scan on Hopper: the walk over states, with the outputs of its chunks where they are asked for. A block has up
+// to two warpgroups that hold 64 rows of the state each (of the second, where D = 96, half are not there), one
+// warpgroup that makes outputs, and a warp that has chunks fetched ahead. States in float32 registers, products of
+// bfloat16.
 #include "kernels/cuda/ssd_wgmma.cuh"
 
 namespace tmamba::cuda {
 
 namespace {
 
-// --- Walk: each warpgroup of a block has 64 rows of the state (of the second, of D = 96, half are not there)
-// ----------------------------
-
 constexpr int kStages = 3;  // chunks of tokens under way at once
 
+// Warpgroups that hold the state come first.
 template <int D>
-constexpr int kWalkThreads = (D + 63) / 64 * kWarpGroup;
+constexpr int kStateGroups = (D + 63) / 64;
+template <int D, bool kOutputs>
+constexpr int kThreads = (kStateGroups<D> + (kOutputs ? 1 : 0)) * kWarpGroup;
 
-struct WalkArgs {
+struct Args {
   SsdWalk<bf16_t> w;
-  CUtensorMap x, y;  // of the product x y^T: k, v, or in reverse q, dy
+  Cubes<bf16_t> output;
+  CUtensorMap x, y, q;  // the walk adds x y^T: k, v, or in reverse q, dy; q of the outputs
 };
 
-template <int D>
-struct WalkStage {
+template <int D, bool kOutputs>
+struct Stage {
   alignas(kPanelAlign) bf16_t x[kChunk * D];
   alignas(kPanelAlign) bf16_t y[kChunk * D];
+  alignas(kPanelAlign) bf16_t q[kOutputs ? kChunk * D : 1];
   ChunkDecays decays;
 };
 
-template <int D>
-struct WalkShared {
-  WalkStage<D> stage[kStages];
-  Barrier full[kStages];
+template <int D, bool kOutputs>
+struct Shared {
+  Stage<D, kOutputs> stage[kStages];
+  alignas(kPanelAlign) bf16_t state[2][kOutputs ? D * D : 1];  // before a chunk, for the outputs
+  Barrier full[kStages], empty[kStages], state_full[2], state_empty[2];
 };
 
-// One thread: has the copy engine fetch the n-th chunk of a walk.
-template <int D>
-__device__ void fetch_chunk(const WalkArgs& args, WalkShared<D>& shared, const WalkPlace<bf16_t>& place, int64_t n) {
-  const SsdWalk<bf16_t>& w = args.w;
-  WalkStage<D>& stage = shared.stage[n % kStages];
-  Barrier& full = shared.full[n % kStages];
-  const bool tiles = w.in.wide && (w.reverse ? w.in.q : w.in.k).data != nullptr;
-  const int64_t chunk = place.chunk(n);
-  full.expect(static_cast<int>(sizeof(ChunkDecays)) + (tiles ? 2 * kChunk * D * 2 : 0));
-  if (tiles) {
-    fetch_tokens<D>(stage.x, args.x, full, place.b, place.h, chunk * kChunk);
-    fetch_tokens<D>(stage.y, args.y, full, place.b, place.h, chunk * kChunk);
-  }
-  fetch_bytes(&stage.decays, decays_of(w.in, w.grid, place.head, chunk), sizeof(ChunkDecays), full);
-  full.arrive();
+// Of the n-th chunk of a walk: its place in a ring of kSize, and the parity of that place's phase.
+template <int kSize>
+struct Turn {
+  int at;
+  uint32_t parity;
+  __device__ explicit Turn(int64_t n) : at(static_cast<int>(n % kSize)), parity(static_cast<uint32_t>(n / kSize % 2)) {}
+};
+
+// All of a warp have done what the barrier waits for.
+[[maybe_unused]] __device__ inline void arrive_warp(Barrier& barrier) {
+  __syncwarp();
+  if (threadIdx.x % kWarp == 0) barrier.arrive();
 }
+
+// --- Fetching: one warp has the n-th chunk of a walk fetched, if there is one
+// ------------------------------------------------
+
+template <int D, bool kOutputs>
+__device__ void fetch_chunk(const Args& args, Shared<D, kOutputs>& shared, const WalkPlace<bf16_t>& place, int64_t n) {
+  if (n >= place.count) return;
+  const SsdWalk<bf16_t>& w = args.w;
+  const Cubes<const bf16_t>&x = w.reverse ? w.in.q : w.in.k, &y = w.reverse ? w.in.dy : w.in.v;
+  const bool adds = x.data != nullptr, wide = w.in.wide;
+  const Turn<kStages> turn(n);
+  Stage<D, kOutputs>& stage = shared.stage[turn.at];
+  Barrier& full = shared.full[turn.at];
+  const int64_t chunk = place.chunk(n), begin = chunk * kChunk;
+  shared.empty[turn.at].wait(turn.parity ^ 1);
+  if (adds && !wide) {
+    copy_tokens<D, kWarp>(stage.x, x, place.b, place.h, begin, w.in.T - begin);
+    copy_tokens<D, kWarp>(stage.y, y, place.b, place.h, begin, w.in.T - begin);
+    if (kOutputs) copy_tokens<D, kWarp>(stage.q, w.in.q, place.b, place.h, begin, w.in.T - begin);
+    publish_writes();
+  }
+  __syncwarp();
+  if (threadIdx.x % kWarp == 0) {
+    constexpr int kTiles = kOutputs ? 3 : 2;
+    full.expect(static_cast<int>(sizeof(ChunkDecays)) + (adds && wide ? kTiles * kChunk * D * 2 : 0));
+    if (adds && wide) {
+      fetch_tokens<D>(stage.x, args.x, full, place.b, place.h, begin);
+      fetch_tokens<D>(stage.y, args.y, full, place.b, place.h, begin);
+      if (kOutputs) fetch_tokens<D>(stage.q, args.q, full, place.b, place.h, begin);
+    }
+    fetch_bytes(&stage.decays, decays_of(w.in, w.grid, place.head, chunk), sizeof(ChunkDecays), full);
+    full.arrive();
+  }
+  __syncwarp();
+}
+
+// --- States
+// -------------------------------------------------------------------------------------------------------------
 
 // The thread's part of x^T, 16 rows of its warp from `row` on by all tokens, as a left factor: times the tokens'
 // weights, one rounding.
@@ -74,8 +114,8 @@ __device__ void weigh_tokens(uint32_t (&a)[kChunk / 16][4], const bf16_t* x, int
 }
 
 // Calls f(row, column, pair) for the pairs of neighbouring elements of the state that a thread holds.
-template <int D, class F>
-__device__ void for_each_pair(float (&state)[D / 8][4], const F& f) {
+template <int D, class State, class F>
+__device__ void for_each_pair(State& state, const F& f) {
   const int row = static_cast<int>(threadIdx.x) / kWarpGroup * 64 + accumulator_row(), column = accumulator_column();
   if (row >= D) return;  // whole warps
 #pragma unroll
@@ -87,72 +127,64 @@ __device__ void for_each_pair(float (&state)[D / 8][4], const F& f) {
   }
 }
 
-template <int D>
-__device__ void store_state(bf16_t* out, const float (&state)[D / 8][4]) {
-  const int row = static_cast<int>(threadIdx.x) / kWarpGroup * 64 + accumulator_row();
-  if (row >= D) return;  // whole warps
-  store_row<0>(out + row * D, state, true), store_row<1>(out + (row + 8) * D, state, true);
-}
-
-template <int D>
-__device__ void walk_chunks(const WalkArgs& args, WalkShared<D>& shared, const WalkPlace<bf16_t>& place,
+template <int D, bool kOutputs>
+__device__ void walk_chunks(const Args& args, Shared<D, kOutputs>& shared, const WalkPlace<bf16_t>& place,
                             float (&state)[D / 8][4], double& log_decay) {
   const SsdWalk<bf16_t>& w = args.w;
-  const Cubes<const bf16_t>&x = w.reverse ? w.in.q : w.in.k, &y = w.reverse ? w.in.dy : w.in.v;
-  const bool adds = x.data != nullptr;
-  const int row = static_cast<int>(threadIdx.x) / kWarp * 16;
+  const bool adds = (w.reverse ? w.in.q : w.in.k).data != nullptr;
+  const int warp_row = static_cast<int>(threadIdx.x) / kWarp * 16,
+            row = warp_row + static_cast<int>(threadIdx.x) % kWarp / 4;
+  const bool fetches = threadIdx.x / kWarp == kStateGroups<D> * 4 - 1;
   uint32_t a[kChunk / 16][4] = {};
   for (int64_t n = 0; n < place.count; ++n) {
-    WalkStage<D>& stage = shared.stage[n % kStages];
-    const int64_t chunk = place.chunk(n), begin = chunk * kChunk;
-    shared.full[n % kStages].wait(static_cast<uint32_t>(n / kStages % 2));
-    if (adds && !w.in.wide) {
-      copy_tokens<D, kWalkThreads<D>>(stage.x, x, place.b, place.h, begin, w.in.T - begin);
-      copy_tokens<D, kWalkThreads<D>>(stage.y, y, place.b, place.h, begin, w.in.T - begin);
+    if (fetches) fetch_chunk(args, shared, place, n + kStages - 1);
+    const Turn<kStages> turn(n);
+    const Stage<D, kOutputs>& stage = shared.stage[turn.at];
+    if (kOutputs) {
+      const Turn<2> slot(n);
+      shared.state_empty[slot.at].wait(slot.parity ^ 1);
+      bf16_t* out = shared.state[slot.at];
+      for_each_pair<D>(state, [&](int i, int c, float first, float second) {
+        *reinterpret_cast<uint32_t*>(out + panel_index<D>(i, c)) = pack_bf16(first, second);
+      });
       publish_writes();
-      __syncthreads();
+      arrive_warp(shared.state_full[slot.at]);
     }
-    if (w.chunk_states != nullptr) {
-      store_state<D>(
-          static_cast<bf16_t*>(w.chunk_states) + ((place.head - w.first_head) * w.grid.chunks + chunk) * D * D, state);
+    if (w.chunk_states != nullptr && warp_row < D) {
+      bf16_t* out = static_cast<bf16_t*>(w.chunk_states) +
+                    ((place.head - w.first_head) * w.grid.chunks + place.chunk(n)) * D * D + row * D;
+      store_row<0>(out, state, true), store_row<1>(out + 8 * D, state, true);
     }
+    shared.full[turn.at].wait(turn.parity);
     log_decay += stage.decays.log_total;
     scale_rows(state, stage.decays.total, stage.decays.total);
     if (adds) {
-      if (row < D) weigh_tokens<D>(a, stage.x, row, stage.decays, w.reverse);
+      if (warp_row < D) weigh_tokens<D>(a, stage.x, warp_row, stage.decays, w.reverse);
       begin_products();
       group_product(state, a, Factor<false, kChunk>(stage.y), true);
       commit_products();
       wait_products<0>(state);
     }
-    __syncthreads();
-    if (threadIdx.x == 0 && n + kStages < place.count) fetch_chunk(args, shared, place, n + kStages);
+    arrive_warp(shared.empty[turn.at]);
   }
 }
 
-template <int D>
-__global__ void __launch_bounds__(kWalkThreads<D>, 2) walk_kernel(const __grid_constant__ WalkArgs args) {
-#if TMAMBA_HAS_WGMMA
-  extern __shared__ __align__(kPanelAlign) char shared_bytes[];
-  WalkShared<D>& shared = *reinterpret_cast<WalkShared<D>*>(shared_bytes);
+template <int D, bool kOutputs>
+__device__ void walk(const Args& args, Shared<D, kOutputs>& shared, const WalkPlace<bf16_t>& place) {
   const SsdWalk<bf16_t>& w = args.w;
-  const WalkPlace<bf16_t> place(w);
   const int64_t slot = place.head * w.grid.segments + place.segment;
-  if (threadIdx.x == 0) {
-    for (Barrier& full : shared.full) full.init(1);
-    publish_barriers();
-    for (int n = 0; n < kStages && n < place.count; ++n) fetch_chunk(args, shared, place, n);
-  }
   float state[D / 8][4] = {};
+  double log_decay = 0;
+  if (threadIdx.x / kWarp == kStateGroups<D> * 4 - 1) {
+    for (int n = 0; n < kStages - 1; ++n) fetch_chunk(args, shared, place, n);
+  }
   if (w.entry != nullptr) {
     for_each_pair<D>(state, [&](int i, int c, float& first, float& second) {
       const float2 pair = *reinterpret_cast<const float2*>(w.entry + slot * D * D + i * D + c);
       first = pair.x, second = pair.y;
     });
   }
-  __syncthreads();
-  double log_decay = 0;
-  walk_chunks<D>(args, shared, place, state, log_decay);
+  walk_chunks(args, shared, place, state, log_decay);
   if (w.exit != nullptr) {
     for_each_pair<D>(state, [&](int i, int c, float first, float second) {
       *reinterpret_cast<float2*>(w.exit + slot * D * D + i * D + c) = {first, second};
@@ -165,126 +197,103 @@ __global__ void __launch_bounds__(kWalkThreads<D>, 2) walk_kernel(const __grid_c
       out[0] = first, out[1] = second;
     });
   }
-#endif
 }
 
-// --- Outputs: a block per chunk and head
-// ------------------------------------------------------------------------------
-
-constexpr int kOutputThreads = kWarpGroup;
-
-struct OutputArgs {
-  SsdOutputs<bf16_t> f;
-  CUtensorMap q, k, v, state;
-};
+// --- Outputs: y_t = sum_{s <= t} (q_t . k_s) exp(c_t - c_s) dt_s v_s + exp(c_t) S^T q_t + D v_t
+// ----------------------------
 
 template <int D>
-struct OutputShared {
-  alignas(kPanelAlign) bf16_t q[kChunk * D];
-  alignas(kPanelAlign) bf16_t k[kChunk * D];
-  alignas(kPanelAlign) bf16_t v[kChunk * D];
-  alignas(kPanelAlign) bf16_t state[D * D];
-  ChunkDecays decays;
-  Barrier pairs_full, full;
-};
+__device__ void make_outputs(const Args& args, Shared<D, true>& shared, const WalkPlace<bf16_t>& place) {
+  const SsdInputs<bf16_t>& in = args.w.in;
+  const float skip = in.skip_H == nullptr ? 0.0f : widen(in.skip_H[place.h]);
+  const int row = accumulator_row();
+  float score[kChunk / 8][4] = {}, y[D / 8][4] = {};
+  uint32_t weights[kChunk / 16][4];
+  for (int64_t n = 0; n < place.count; ++n) {
+    const Turn<kStages> turn(n);
+    const Turn<2> slot(n);
+    const Stage<D, true>& stage = shared.stage[turn.at];
+    const Factor<true, kChunk> q(stage.q);
+    shared.full[turn.at].wait(turn.parity);
+    begin_products();
+    group_product<D / 16>(score, q, Factor<true, kChunk>(stage.x), false);
+    commit_products();
+    shared.state_full[slot.at].wait(slot.parity);
+    begin_products();
+    group_product<D / 16>(y, q, Factor<false, D>(shared.state[slot.at]), false);
+    commit_products();
+    wait_products<1>(score);
+    decay_pairs<true, true>(score, stage.decays);
+    round_factor(weights, score);
+    wait_products<0>(y);
+    arrive_warp(shared.state_empty[slot.at]);
+    scale_rows(y, stage.decays.from_start[row], stage.decays.from_start[row + 8]);
+    begin_products();
+    group_product(y, weights, Factor<false, kChunk>(stage.y), true);
+    commit_products();
+    wait_products<0>(y);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int i = 0; i < D / 8; ++i) {
+        const int at = panel_index<kChunk>(row + half * 8, i * 8 + accumulator_column());
+        const uint32_t v = *reinterpret_cast<const uint32_t*>(stage.y + at);
+        y[i][half * 2] += skip * low_bf16(v), y[i][half * 2 + 1] += skip * high_bf16(v);
+      }
+    }
+    arrive_warp(shared.empty[turn.at]);
+    const int64_t begin = place.chunk(n) * kChunk, left = in.T - begin;
+    store_tokens<D>(args.output, y, place.b, place.h, begin, left < kChunk ? static_cast<int>(left) : kChunk, false,
+                    in.wide);
+  }
+}
 
-// y_t = sum_{s <= t} (q_t . k_s) exp(c_t - c_s) dt_s v_s + exp(c_t) S^T q_t + D v_t
-template <int D>
-__global__ void __launch_bounds__(kOutputThreads, D == 128 ? 2 : 4)
-    output_kernel(const __grid_constant__ OutputArgs args) {
+template <int D, bool kOutputs>
+__global__ void __launch_bounds__(kThreads<D, kOutputs>, kOutputs ? 1 : 2)
+    scan_kernel(const __grid_constant__ Args args) {
 #if TMAMBA_HAS_WGMMA
   extern __shared__ __align__(kPanelAlign) char shared_bytes[];
-  OutputShared<D>& shared = *reinterpret_cast<OutputShared<D>*>(shared_bytes);
-  const SsdOutputs<bf16_t>& f = args.f;
-  const ChunkItem at(f.in, f.grid, f.first_head, blockIdx.x);
-  const bool wide = f.in.wide;
+  Shared<D, kOutputs>& shared = *reinterpret_cast<Shared<D, kOutputs>*>(shared_bytes);
   if (threadIdx.x == 0) {
-    shared.pairs_full.init(1), shared.full.init(1);
-    publish_barriers();
-    constexpr int kTile = kChunk * D * 2;
-    shared.pairs_full.expect(static_cast<int>(sizeof(ChunkDecays)) + (wide ? 2 * kTile : 0));
-    shared.full.expect(D * D * 2 + (wide ? kTile : 0));
-    if (wide) {
-      fetch_tokens<D>(shared.q, args.q, shared.pairs_full, at.b, at.h, at.begin);
-      fetch_tokens<D>(shared.k, args.k, shared.pairs_full, at.b, at.h, at.begin);
+    for (int i = 0; i < kStages; ++i) {
+      shared.full[i].init(1), shared.empty[i].init(kThreads<D, kOutputs> / kWarp);
     }
-    fetch_bytes(&shared.decays, decays_of(f.in, f.grid, at.head, at.chunk), sizeof(ChunkDecays), shared.pairs_full);
-    shared.pairs_full.arrive();
-    fetch_tile<D, D>(shared.state, args.state, {}, shared.full, blockIdx.x, 0, 0, 0, true);
-    if (wide) fetch_tokens<D>(shared.v, args.v, shared.full, at.b, at.h, at.begin);
-    shared.full.arrive();
-  }
-  if (!wide) {
-    copy_tokens<D, kOutputThreads>(shared.q, f.in.q, at.b, at.h, at.begin, at.count);
-    copy_tokens<D, kOutputThreads>(shared.k, f.in.k, at.b, at.h, at.begin, at.count);
-    copy_tokens<D, kOutputThreads>(shared.v, f.in.v, at.b, at.h, at.begin, at.count);
-    publish_writes();
+    for (int i = 0; i < 2; ++i) {
+      shared.state_full[i].init(kStateGroups<D> * 4), shared.state_empty[i].init(4);
+    }
+    publish_barriers();
   }
   __syncthreads();
-
-  const Factor<true, kChunk> q(shared.q);
-  float score[kChunk / 8][4] = {}, y[D / 8][4] = {};
-  shared.pairs_full.wait(0);
-  begin_products();
-  group_product<D / 16>(score, q, Factor<true, kChunk>(shared.k), false);
-  commit_products();
-  shared.full.wait(0);
-  begin_products();
-  group_product<D / 16>(y, q, Factor<false, D>(shared.state), false);
-  commit_products();
-  wait_products<1>(score);
-  decay_pairs<true, true>(score, shared.decays);
-  uint32_t weights[kChunk / 16][4];
-  round_factor(weights, score);
-  wait_products<0>(y);
-  const int row = accumulator_row();
-  scale_rows(y, shared.decays.from_start[row], shared.decays.from_start[row + 8]);
-  begin_products();
-  group_product(y, weights, Factor<false, kChunk>(shared.v), true);
-  commit_products();
-  wait_products<0>(y);
-  const float skip = f.in.skip_H == nullptr ? 0.0f : widen(f.in.skip_H[at.h]);
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-#pragma unroll
-    for (int n = 0; n < D / 8; ++n) {
-      const int place = panel_index<kChunk>(row + half * 8, n * 8 + accumulator_column());
-      const uint32_t v = *reinterpret_cast<const uint32_t*>(shared.v + place);
-      y[n][half * 2] += skip * low_bf16(v), y[n][half * 2 + 1] += skip * high_bf16(v);
-    }
+  const WalkPlace<bf16_t> place(args.w);
+  if (threadIdx.x < kStateGroups<D> * kWarpGroup) {
+    walk(args, shared, place);
+  } else if constexpr (kOutputs) {
+    make_outputs(args, shared, place);
   }
-  store_tokens<D>(f.y, y, at, false, wide);
 #endif
 }
 
-template <int D>
-void walk(cudaStream_t stream, const SsdWalk<bf16_t>& w) {
+template <int D, bool kOutputs>
+void run(cudaStream_t stream, const SsdWalk<bf16_t>& w, const Cubes<bf16_t>& y) {
   const SsdInputs<bf16_t>& in = w.in;
-  const WalkArgs args{w, token_map<D>(in, w.reverse ? in.q : in.k), token_map<D>(in, w.reverse ? in.dy : in.v)};
-  launch(stream, {w.segment_count, w.head_count}, kWalkThreads<D>, sizeof(WalkShared<D>), walk_kernel<D>, args);
-}
-
-template <int D>
-void outputs(cudaStream_t stream, const SsdOutputs<bf16_t>& f) {
-  const int64_t items = f.grid.chunks * f.head_count;
-  const OutputArgs args{f, token_map<D>(f.in, f.in.q), token_map<D>(f.in, f.in.k), token_map<D>(f.in, f.in.v),
-                        state_map<D>(f.states, items)};
-  launch(stream, {items}, kOutputThreads, sizeof(OutputShared<D>), output_kernel<D>, args);
+  const Args args{w, y, token_map<D>(in, w.reverse ? in.q : in.k), token_map<D>(in, w.reverse ? in.dy : in.v),
+                  token_map<D>(in, in.q)};
+  launch(stream, {w.segment_count, w.head_count}, kThreads<D, kOutputs>, sizeof(Shared<D, kOutputs>),
+         scan_kernel<D, kOutputs>, args);
 }
 
 }  // namespace
 
 void ssd_wgmma_walk(cudaStream_t stream, const SsdWalk<bf16_t>& w) {
-  if (w.segment_count == 0) return;
-  if (w.in.D == 64) return walk<64>(stream, w);
-  if (w.in.D == 96) return walk<96>(stream, w);
-  walk<128>(stream, w);
+  if (w.in.D == 64) return run<64, false>(stream, w, {});
+  if (w.in.D == 96) return run<96, false>(stream, w, {});
+  run<128, false>(stream, w, {});
 }
 
-void ssd_wgmma_outputs(cudaStream_t stream, const SsdOutputs<bf16_t>& f) {
-  if (f.in.D == 64) return outputs<64>(stream, f);
-  if (f.in.D == 96) return outputs<96>(stream, f);
-  outputs<128>(stream, f);
+void ssd_wgmma_scan(cudaStream_t stream, const SsdWalk<bf16_t>& w, const Cubes<bf16_t>& y) {
+  if (w.in.D == 64) return run<64, true>(stream, w, y);
+  if (w.in.D == 96) return run<96, true>(stream, w, y);
+  run<128, true>(stream, w, y);
 }
 
 }  // namespace tmamba::cuda

@@ -212,6 +212,17 @@ TEST(CudaSsd, ManyChunks) {
   }
 }
 
+// Segments of more chunks than a block keeps under way, against float32 on the same GPU.
+TEST(CudaSsd, LongSegments) {
+  const SsdCase c(2, 497, 66, 96, 96);
+  Tensors fast(gpu(), DType::bf16, 0), exact(gpu(), DType::f32, 0);
+  c.run(fast), c.run(exact);
+  const auto got = fast.results(), expected = exact.results();
+  for (const auto& [name, x] : expected) {
+    EXPECT_LE(relative_error(got.at(name).array, x.array), 0.01) << c.name() << ": " << name;
+  }
+}
+
 // Decays from "forget everything" to "forget nothing": every masked entry would overflow if it were computed.
 TEST(CudaSsd, ExtremeDecays) {
   for (int64_t D : {96, 8}) {
