@@ -17,7 +17,12 @@ struct BlockOrder {
   int64_t heads, tiles, heads_at_once;
   int64_t blocks() const { return heads * tiles; }
 };
-BlockOrder block_order(const AttentionSizes& s, int64_t rows, int64_t other_rows);
+// `rows` that the blocks own, `other_rows` that they read again.
+inline BlockOrder block_order(const AttentionSizes& s, int64_t rows, int64_t other_rows) {
+  constexpr int64_t kCached = 24 << 20;  // bytes, half of the cache of an H200
+  const int64_t fit = kCached / (2 * other_rows * s.D * static_cast<int64_t>(sizeof(bf16_t)));
+  return {s.B * s.H, ceil_div(rows, kBlockRows), std::clamp<int64_t>(fit, 1, s.B * s.H)};
+}
 
 struct BlockPlace {
   int64_t b, h, bh, tile;  // tile: in order of falling work

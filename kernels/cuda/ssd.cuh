@@ -4,6 +4,7 @@
 //   2. join: the summaries in order, which gives the state that enters each segment;
 //   3. walk: again, leaving the state before every chunk;
 //   4. outputs or gradients of every chunk, side by side.
+// A scan does 3 and the outputs of 4 at once and leaves no states.
 // The gradient of the state goes the same way in reverse. Two families of kernels do 1, 3 and 4: tensor-core tiles
 // (bfloat16, K = D = 64, 96, 128; for Hopper and for every GPU) and plain arithmetic (every type and size).
 //

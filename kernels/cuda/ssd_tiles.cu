@@ -1,4 +1,4 @@
-// The SSM scan forward on tensor cores: states in float32 registers, products of bfloat16.
+// The SSM scan forward on every GPU's tensor cores: states in float32 registers, products of bfloat16.
 #include "kernels/cuda/hopper.h"
 #include "kernels/cuda/ssd_tiles.cuh"
 

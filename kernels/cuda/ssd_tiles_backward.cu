@@ -1,5 +1,5 @@
-// The gradients of one chunk of the SSM scan on tensor cores, given S before the chunk and G behind it. With
-// E = exp(c_t - c_s) for s <= t:
+// The gradients of one chunk of the SSM scan on every GPU's tensor cores, given S before the chunk and G behind it.
+// With E = exp(c_t - c_s) for s <= t:
 //   dq_t = exp(c_t) S dy_t + sum_s (dy_t . v_s) E dt_s k_s
 //   dk_s = exp(c_last - c_s) dt_s G v_s + sum_t (dy_t . v_s) E dt_s q_t
 //   dv_s = dt_s u_s + D dy_s,  ddt_s = u_s . v_s,  u_s = exp(c_last - c_s) G^T k_s + sum_t (q_t . k_s) E dy_t

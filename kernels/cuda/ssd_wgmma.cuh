@@ -55,29 +55,20 @@ __device__ inline float decay_pairs(float (&pair)[kChunk / 8][4], const ChunkDec
   const int row = accumulator_row(), column = accumulator_column();
   const float own[2] = {decays.log2[row], decays.log2[row + 8]}, dt[2] = {decays.dt[row], decays.dt[row + 8]};
   float diagonal = 0;
-  const int first = row - static_cast<int>(threadIdx.x) % kWarp / 4;  // of the warp's 16 rows
 #pragma unroll
   for (int n = 0; n < kChunk / 8; ++n) {
-    float(&quad)[4] = pair[n];
-    if (kRowsLater ? n * 8 > first + 15 : n * 8 + 7 < first) {  // the whole warp: s > t
-      quad[0] = quad[1] = quad[2] = quad[3] = 0;
-      continue;
-    }
     const float2 log2 = *reinterpret_cast<const float2*>(decays.log2 + n * 8 + column);
     float2 column_dt{1, 1};
     if (kWeighs && kRowsLater) column_dt = *reinterpret_cast<const float2*>(decays.dt + n * 8 + column);
-    const bool borders = n * 8 + 7 >= first && n * 8 <= first + 15;  // on the diagonal
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const int r = row + e / 2 * 8, c = n * 8 + column + e % 2;
       const float other = e % 2 == 0 ? log2.x : log2.y;
       float weight = exp2_approx(kRowsLater ? own[e / 2] - other : other - own[e / 2]);
       if (kWeighs) weight *= kRowsLater ? (e % 2 == 0 ? column_dt.x : column_dt.y) : dt[e / 2];
-      if (borders) {
-        if (r == c) diagonal += quad[e];
-        if (kRowsLater ? c > r : r > c) weight = 0;  // it may have been infinite
-      }
-      quad[e] *= weight;
+      float& x = pair[n][e];
+      if (r == c) diagonal += x;
+      x = (kRowsLater ? c <= r : r <= c) ? x * weight : 0.0f;  // the weight may be infinite elsewhere
     }
   }
   return diagonal;

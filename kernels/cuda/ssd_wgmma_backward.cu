@@ -41,6 +41,7 @@ struct Sums {
   float key[kChunk];      // k_s . dk_s
   float through[kChunk];  // the part of it through the adjoint
   float product[kThreads / kWarp], skip[kWarpGroup / kWarp];
+  float total;  // the chunk's decay
 };
 
 template <int D>
@@ -50,26 +51,35 @@ struct Shared {
   Barrier full[kStages<D>];
 };
 
-// One thread: has the copy engine fetch all of a chunk, but what is not `wide`.
+// All warps: has the copy engine fetch all of a chunk, but what is not `wide`. Each warp asks for some of the panels,
+// as one thread alone would be late for its own work.
 template <int D, bool kOutputs>
 __device__ void fetch_chunk(const Args& args, Stage<D>& stage, Barrier& full, int64_t item) {
+  constexpr int kPanels = D / kPanelCols, kWarps = kThreads / kWarp, kTiles = kOutputs ? 4 : 2;
+  if (threadIdx.x % kWarp != 0) return;
   const SsdGradients<bf16_t>& f = args.f;
   const ChunkItem at(f.in, f.grid, f.first_head, item);
-  const bool wide = f.in.wide;
-  constexpr int kTiles = kOutputs ? 4 : 2;
-  full.expect(2 * D * D * 2 + static_cast<int>(sizeof(ChunkDecays)) + (wide ? kTiles * kChunk * D * 2 : 0));
-  if (wide) {
-    fetch_tokens<D>(stage.k, args.k, full, at.b, at.h, at.begin);
-    fetch_tokens<D>(stage.v, args.v, full, at.b, at.h, at.begin);
-    if (kOutputs) {
-      fetch_tokens<D>(stage.q, args.q, full, at.b, at.h, at.begin);
-      fetch_tokens<D>(stage.dy, args.dy, full, at.b, at.h, at.begin);
-    }
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  if (warp == kWarps - 1) {
+    fetch_bytes(&stage.decays, decays_of(f.in, f.grid, at.head, at.chunk), sizeof(ChunkDecays), full);
+    full.expect(2 * D * D * 2 + static_cast<int>(sizeof(ChunkDecays)) + (f.in.wide ? kTiles * kChunk * D * 2 : 0));
+    full.arrive();
   }
-  fetch_tile<D, D>(stage.state, args.state, {}, full, item, 0, 0, 0, true);
-  fetch_tile<D, D>(stage.adjoint, args.adjoint, {}, full, item, 0, 0, 0, true);
-  fetch_bytes(&stage.decays, decays_of(f.in, f.grid, at.head, at.chunk), sizeof(ChunkDecays), full);
-  full.arrive();
+#pragma unroll 1
+  for (int i = warp; i < 2 * kPanels; i += kWarps) {
+    const int panel = i / 2;
+    fetch_panel((i % 2 == 0 ? stage.state : stage.adjoint) + panel * D * kPanelCols,
+                i % 2 == 0 ? args.state : args.adjoint, full, panel * kPanelCols, 0, 0, static_cast<int>(item));
+  }
+  if (!f.in.wide) return;
+#pragma unroll 1
+  for (int i = kWarps - 1 - warp; i < kTiles * kPanels; i += kWarps) {
+    const int tile = i / kPanels, panel = i % kPanels;
+    bf16_t* to = tile == 0 ? stage.k : tile == 1 ? stage.v : tile == 2 ? stage.q : stage.dy;
+    const CUtensorMap& map = tile == 0 ? args.k : tile == 1 ? args.v : tile == 2 ? args.q : args.dy;
+    fetch_panel(to + panel * kChunk * kPanelCols, map, full, panel * kPanelCols, static_cast<int>(at.h),
+                static_cast<int>(at.begin), static_cast<int>(at.b));
+  }
 }
 
 // All threads: what is not `wide`.
@@ -122,9 +132,10 @@ __device__ float state_product(const Stage<D>& stage) {
 // --- One warpgroup's gradient of one chunk
 // ------------------------------------------------------------------------------
 
-template <int kRole, int D, bool kOutputs>
-__device__ void make_gradient(const SsdGradients<bf16_t>& f, const Stage<D>& stage, Sums& sums,
-                              const ChunkItem& place) {
+// meanwhile(): work for while the first products run.
+template <int kRole, int D, bool kOutputs, class Meanwhile>
+__device__ void make_gradient(const SsdGradients<bf16_t>& f, const Stage<D>& stage, Sums& sums, const ChunkItem& place,
+                              const Meanwhile& meanwhile) {
   const bf16_t* own = kRole == kQuery ? stage.q : kRole == kKey ? stage.k : stage.v;
   const ChunkDecays& decays = stage.decays;
   using Tokens = Factor<true, kChunk>;
@@ -143,6 +154,7 @@ __device__ void make_gradient(const SsdGradients<bf16_t>& f, const Stage<D>& sta
   commit_products();
   const float product = warp_sum(state_product(stage));
   if (threadIdx.x % kWarp == 0) sums.product[threadIdx.x / kWarp] = product;
+  meanwhile();
   if constexpr (kOutputs) {
     wait_products<1>(pair);
     const float diagonal = decay_pairs<kRole == kQuery, kRole != kValue>(pair, decays);
@@ -203,11 +215,10 @@ __device__ void make_gradient(const SsdGradients<bf16_t>& f, const Stage<D>& sta
 
 // dlog_a and the chunk's share of dD, by one warp; lane i has tokens 2 i and 2 i + 1.
 template <bool kOutputs>
-__device__ void decay_gradient(const SsdGradients<bf16_t>& f, const Sums& sums, const ChunkItem& place, float total) {
+__device__ void decay_gradient(const SsdGradients<bf16_t>& f, const Sums& sums, const ChunkItem& place) {
   const int lane = threadIdx.x % kWarp, j = lane * 2;
-  float passing = 0;  // what passes the whole chunk
-  for (float product : sums.product) passing += product;
-  passing *= total;
+  const float passing =  // the whole chunk
+      sums.total * warp_sum(lane < kThreads / kWarp ? sums.product[lane] : 0.0f);
   const float key[2] = {sums.through[j], sums.through[j + 1]};
   float before = key[0] + key[1];
 #pragma unroll
@@ -234,11 +245,8 @@ __device__ void decay_gradient(const SsdGradients<bf16_t>& f, const Sums& sums, 
   for (int e = 0; e < 2; ++e) {
     if (j + e < place.count) f.dlog_a.at(place.b, place.begin + j + e)[place.h] = out[e];
   }
+  const float skip = kOutputs ? warp_sum(lane < kWarpGroup / kWarp ? sums.skip[lane] : 0.0f) : 0.0f;
   if (lane != 0) return;
-  float skip = 0;
-  if (kOutputs) {
-    for (float share : sums.skip) skip += share;
-  }
   f.skip_partial[place.head * f.grid.chunks + place.chunk] = skip;
 }
 
@@ -253,14 +261,15 @@ __global__ void __launch_bounds__(kThreads, 1) gradient_kernel(const __grid_cons
   if (threadIdx.x == 0) {
     for (Barrier& full : shared.full) full.init(1);
     publish_barriers();
-    for (int i = 0; i < kStages<D>; ++i) {
-      if (first + i * step < args.items) {
-        fetch_chunk<D, kOutputs>(args, shared.stage[i], shared.full[i], first + i * step);
-      }
-    }
   }
   __syncthreads();
+  for (int i = 0; i < kStages<D> && first + i * step < args.items; ++i) {
+    fetch_chunk<D, kOutputs>(args, shared.stage[i], shared.full[i], first + i * step);
+  }
   uint32_t n = 0;
+  const auto finish = [&](int64_t item, uint32_t which) {  // by one warp, behind the barrier at the item's end
+    decay_gradient<kOutputs>(f, shared.sums[which % 2], ChunkItem(f.in, f.grid, f.first_head, item));
+  };
   for (int64_t item = first; item < args.items; item += step, ++n) {
     const int turn = n % kStages<D>;
     Stage<D>& stage = shared.stage[turn];
@@ -268,24 +277,28 @@ __global__ void __launch_bounds__(kThreads, 1) gradient_kernel(const __grid_cons
     const ChunkItem place(f.in, f.grid, f.first_head, item);
     shared.full[turn].wait(n / kStages<D> % 2);
     if (!f.in.wide) copy_chunk<D, kOutputs>(f.in, stage, place);
+    const auto finish_last = [&] {
+      if (n > 0 && warp == static_cast<int>(n % 4)) finish(item - step, n - 1);
+    };
     if (role == kQuery) {
+      if (threadIdx.x == 0) sums.total = stage.decays.total;
       if constexpr (kOutputs) {
-        make_gradient<kQuery, D, kOutputs>(f, stage, sums, place);
+        make_gradient<kQuery, D, kOutputs>(f, stage, sums, place, finish_last);
       } else {
+        finish_last();
         const float product = warp_sum(state_product(stage));
         if (threadIdx.x % kWarp == 0) sums.product[warp] = product;
       }
     } else if (role == kKey) {
-      make_gradient<kKey, D, kOutputs>(f, stage, sums, place);
+      make_gradient<kKey, D, kOutputs>(f, stage, sums, place, [] {});
     } else {
-      make_gradient<kValue, D, kOutputs>(f, stage, sums, place);
+      make_gradient<kValue, D, kOutputs>(f, stage, sums, place, [] {});
     }
-    const float total = stage.decays.total;
     __syncthreads();
     const int64_t next = item + kStages<D> * step;
-    if (threadIdx.x == 0 && next < args.items) fetch_chunk<D, kOutputs>(args, stage, shared.full[turn], next);
-    if (warp == static_cast<int>(1 + n % (kThreads / kWarp - 1))) decay_gradient<kOutputs>(f, sums, place, total);
+    if (next < args.items) fetch_chunk<D, kOutputs>(args, stage, shared.full[turn], next);
   }
+  if (n > 0 && warp == 0) finish(first + (n - 1) * step, n - 1);
 #endif
 }
 
