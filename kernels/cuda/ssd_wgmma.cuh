@@ -47,28 +47,32 @@ __device__ inline void copy_tokens(bf16_t* tile, const Cubes<const bf16_t>& from
   }
 }
 
-// (first_r . second_c) of a chunk's rows in, the factor of the intra-chunk product out: times exp(c_t - c_s), and dt_s
-// where kWeighs, 0 where t < s; the later token t is the row's where kRowsLater, else the column's. Returns the
-// thread's share of the sum over the diagonal as it came in.
-template <bool kRowsLater, bool kWeighs>
-__device__ inline float decay_pairs(float (&pair)[kChunk / 8][4], const ChunkDecays& decays) {
+// The tokens' weights in a product over a chunk: dt of the column's, of the row's, or none.
+enum class PairWeights { columns, rows, none };
+
+// (first_r . second_c) of a chunk's rows in, the factor of the intra-chunk product out: times exp(c_t - c_s) and the
+// weight, and 0 where t < s. t is the row's token where rows_later, else the column's. The same pair comes to the same
+// bits in either layout. Returns the thread's share of the sum over the diagonal as it came in.
+[[maybe_unused]] __device__ inline float decay_pairs(float (&pair)[kChunk / 8][4], const ChunkDecays& decays,
+                                                     bool rows_later, PairWeights weights) {
   const int row = accumulator_row(), column = accumulator_column();
-  const float own[2] = {decays.log2[row], decays.log2[row + 8]}, dt[2] = {decays.dt[row], decays.dt[row + 8]};
-  float diagonal = 0;
+  const float sign = rows_later ? 1 : -1;
+  const float own[2] = {sign * decays.log2[row], sign * decays.log2[row + 8]};
+  float row_dt[2] = {1, 1}, diagonal = 0;
+  if (weights == PairWeights::rows) row_dt[0] = decays.dt[row], row_dt[1] = decays.dt[row + 8];
 #pragma unroll
   for (int n = 0; n < kChunk / 8; ++n) {
     const float2 log2 = *reinterpret_cast<const float2*>(decays.log2 + n * 8 + column);
-    float2 column_dt{1, 1};
-    if (kWeighs && kRowsLater) column_dt = *reinterpret_cast<const float2*>(decays.dt + n * 8 + column);
+    float2 dt{1, 1};
+    if (weights == PairWeights::columns) dt = *reinterpret_cast<const float2*>(decays.dt + n * 8 + column);
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      const int r = row + e / 2 * 8, c = n * 8 + column + e % 2;
-      const float other = e % 2 == 0 ? log2.x : log2.y;
-      float weight = exp2_approx(kRowsLater ? own[e / 2] - other : other - own[e / 2]);
-      if (kWeighs) weight *= kRowsLater ? (e % 2 == 0 ? column_dt.x : column_dt.y) : dt[e / 2];
+      const int c = n * 8 + column + e % 2, r = row + e / 2 * 8;
+      const float weight =
+          exp2_approx(own[e / 2] - sign * (e % 2 == 0 ? log2.x : log2.y)) * (e % 2 == 0 ? dt.x : dt.y) * row_dt[e / 2];
       float& x = pair[n][e];
-      if (r == c) diagonal += x;
-      x = (kRowsLater ? c <= r : r <= c) ? x * weight : 0.0f;  // the weight may be infinite elsewhere
+      if (c == r) diagonal += x;
+      x = (rows_later ? c <= r : r <= c) ? x * weight : 0.0f;  // the weight may be infinite elsewhere
     }
   }
   return diagonal;
@@ -81,18 +85,18 @@ __device__ inline void scale_rows(float (&acc)[kN][4], float first, float second
   for (int n = 0; n < kN; ++n) acc[n][0] *= first, acc[n][1] *= first, acc[n][2] *= second, acc[n][3] *= second;
 }
 
-// Writes a warpgroup's rows of a chunk of `count` tokens, or adds them.
-template <int D>
-__device__ inline void store_tokens(const Cubes<bf16_t>& to, const float (&acc)[D / 8][4], int64_t b, int64_t h,
-                                    int64_t begin, int count, bool adds, bool wide) {
+// Writes a warpgroup's rows of a chunk of `count` tokens, columns from `column` on, or adds them.
+template <int kN>
+__device__ inline void store_tokens(const Cubes<bf16_t>& to, const float (&acc)[kN][4], int64_t b, int64_t h,
+                                    int64_t begin, int count, int column, bool adds, bool wide) {
   const auto half = [&]<int kHalf>() {
     const int t = accumulator_row() + kHalf * 8;
     const bool here = t < count;
-    bf16_t* out = to.at(b, begin + (here ? t : 0), h);
+    bf16_t* out = to.at(b, begin + (here ? t : 0), h) + column;
     if (wide && !adds) return store_row<kHalf>(out, acc, here);
     if (!here) return;
 #pragma unroll
-    for (int n = 0; n < D / 8; ++n) {
+    for (int n = 0; n < kN; ++n) {
       bf16_t* pair = out + n * 8 + accumulator_column();
       float first = 0, second = 0;
       if (adds) load_pair(pair, first, second, wide);

@@ -223,7 +223,7 @@ __device__ void make_outputs(const Args& args, Shared<D, true>& shared, const Wa
     group_product<D / 16>(y, q, Factor<false, D>(shared.state[slot.at]), false);
     commit_products();
     wait_products<1>(score);
-    decay_pairs<true, true>(score, stage.decays);
+    decay_pairs(score, stage.decays, true, PairWeights::columns);
     round_factor(weights, score);
     wait_products<0>(y);
     arrive_warp(shared.state_empty[slot.at]);
@@ -243,8 +243,8 @@ __device__ void make_outputs(const Args& args, Shared<D, true>& shared, const Wa
     }
     arrive_warp(shared.empty[turn.at]);
     const int64_t begin = place.chunk(n) * kChunk, left = in.T - begin;
-    store_tokens<D>(args.output, y, place.b, place.h, begin, left < kChunk ? static_cast<int>(left) : kChunk, false,
-                    in.wide);
+    store_tokens(args.output, y, place.b, place.h, begin, left < kChunk ? static_cast<int>(left) : kChunk, 0, false,
+                 in.wide);
   }
 }
 

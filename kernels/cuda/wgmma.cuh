@@ -164,9 +164,8 @@ struct Factor {
 
 #define TMAMBA_ACC4(n) "+f"(acc[n][0]), "+f"(acc[n][1]), "+f"(acc[n][2]), "+f"(acc[n][3])
 #define TMAMBA_ACC16(n) TMAMBA_ACC4(n), TMAMBA_ACC4(n + 1), TMAMBA_ACC4(n + 2), TMAMBA_ACC4(n + 3)
-#define TMAMBA_REG32                                                                                               \
-  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29," \
-  "%30,%31"
+#define TMAMBA_REG16 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
+#define TMAMBA_REG32 TMAMBA_REG16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
 #define TMAMBA_REG48 TMAMBA_REG32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
 #define TMAMBA_REG64 TMAMBA_REG48 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
 
@@ -189,16 +188,19 @@ struct Factor {
         : __VA_ARGS__                                                                                               \
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(adds)), "n"(kMajorB ? 0 : 1));   \
   }
+TMAMBA_WGMMA_SS(32, TMAMBA_REG16, 16, 17, 18, 19, 20, TMAMBA_ACC16(0))
 TMAMBA_WGMMA_SS(64, TMAMBA_REG32, 32, 33, 34, 35, 36, TMAMBA_ACC16(0), TMAMBA_ACC16(4))
 TMAMBA_WGMMA_SS(96, TMAMBA_REG48, 48, 49, 50, 51, 52, TMAMBA_ACC16(0), TMAMBA_ACC16(4), TMAMBA_ACC16(8))
 TMAMBA_WGMMA_SS(128, TMAMBA_REG64, 64, 65, 66, 67, 68, TMAMBA_ACC16(0), TMAMBA_ACC16(4), TMAMBA_ACC16(8),
                 TMAMBA_ACC16(12))
+TMAMBA_WGMMA_RS(32, TMAMBA_REG16, 16, 17, 18, 19, 20, 21, 22, TMAMBA_ACC16(0))
 TMAMBA_WGMMA_RS(64, TMAMBA_REG32, 32, 33, 34, 35, 36, 37, 38, TMAMBA_ACC16(0), TMAMBA_ACC16(4))
 TMAMBA_WGMMA_RS(96, TMAMBA_REG48, 48, 49, 50, 51, 52, 53, 54, TMAMBA_ACC16(0), TMAMBA_ACC16(4), TMAMBA_ACC16(8))
 TMAMBA_WGMMA_RS(128, TMAMBA_REG64, 64, 65, 66, 67, 68, 69, 70, TMAMBA_ACC16(0), TMAMBA_ACC16(4), TMAMBA_ACC16(8),
                 TMAMBA_ACC16(12))
 #undef TMAMBA_WGMMA_SS
 #undef TMAMBA_WGMMA_RS
+#undef TMAMBA_REG16
 #undef TMAMBA_REG32
 #undef TMAMBA_REG48
 #undef TMAMBA_REG64
