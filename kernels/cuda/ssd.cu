@@ -1,5 +1,6 @@
 // The ops of the SSM scan: checks, the cut of a sequence, the join of its segments, and sums over chunks.
 #include <algorithm>
+#include <limits>
 
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/ssd.cuh"
@@ -14,16 +15,15 @@ constexpr int kJoined = 8;  // summaries that the join loads before it adds them
 // Heads are taken in turns where the states before all chunks would need more memory than this.
 constexpr size_t kMostStateBytes = size_t{1} << 30;
 
-// The fewest segments that keep at least nine tenths of the walkers busy to the end; the best there are where none do.
+// Segments of a sequence: as many as make the walk short, counted in chunks that the walkers take one after another,
+// and a share of a chunk for what a segment costs in the join.
 int64_t segments_for(int64_t heads, int64_t chunks, int64_t walkers) {
-  constexpr int64_t kTurns = 4;  // of all walkers, at most
-  int64_t best = 1;
-  double best_share = 0;
-  for (int64_t segments = 1; segments <= chunks && segments * heads <= kTurns * walkers; ++segments) {
-    const int64_t blocks = heads * ceil_div(chunks, ceil_div(chunks, segments));
-    const double share = static_cast<double>(blocks) / static_cast<double>(round_up(blocks, walkers));
-    if (share > best_share) best = segments, best_share = share;
-    if (share >= 0.9) break;
+  constexpr int64_t kMost = 256, kHeadsPerChunk = 128;  // this many heads join a segment in the time of a chunk
+  int64_t best = 1, least = std::numeric_limits<int64_t>::max();
+  for (int64_t segments = 1; segments <= std::min(chunks, kMost); ++segments) {
+    const int64_t each = ceil_div(chunks, segments), turns = ceil_div(heads * ceil_div(chunks, each), walkers);
+    const int64_t cost = turns * each * kHeadsPerChunk + segments * heads;
+    if (cost < least) best = segments, least = cost;
   }
   return best;
 }

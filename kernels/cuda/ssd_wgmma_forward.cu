@@ -1,7 +1,6 @@
 // The SSM scan on Hopper: the walk over states, with the outputs of its chunks where they are asked for. A block has up
-// to two warpgroups that hold 64 rows of the state each (of the second, where D = 96, half are not there), one
-// warpgroup that makes outputs, and a warp that has chunks fetched ahead. States in float32 registers, products of
-// bfloat16.
+// to two warpgroups that hold 64 rows of the state each (of the second, where D = 96, half are not there; its last warp
+// has chunks fetched ahead) and one warpgroup that makes outputs. States in float32 registers, products of bfloat16.
 #include "kernels/cuda/ssd_wgmma.cuh"
 
 namespace tmamba::cuda {

@@ -221,10 +221,11 @@ __device__ inline void group_product(float (&acc)[kN][4], const uint32_t (&a)[kS
   for (int k = 0; k < kSteps; ++k) wgmma<kMajorB>(acc, a[k], b.at(k), adds || k > 0);
 }
 
-// --- Accumulators: of a warpgroup's 64 rows a thread holds row() and row() + 8, of them columns 8 n + column() and the
-// next
-// -------------------------------------------------------------------------------------------------------------------
+// --- Accumulators
+// -------------------------------------------------------------------------------------------------------
 
+// Of a warpgroup's 64 rows a thread holds accumulator_row() and the eighth after it; acc[n] are their columns
+// 8 n + accumulator_column() and the next.
 [[maybe_unused]] __device__ inline int accumulator_row() {
   return threadIdx.x % kWarpGroup / kWarp * 16 + threadIdx.x % kWarp / 4;
 }
