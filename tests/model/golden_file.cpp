@@ -5,8 +5,8 @@
 #include <cmath>
 #include <cstdlib>
 
-#include "kernels/base/buffer.h"
 #include "data/h5.h"
+#include "kernels/base/buffer.h"
 
 namespace tmamba {
 
