@@ -68,6 +68,7 @@ struct RunSection {
   double memory_limit = 0;
   std::string plan;
   std::string profile = "none";
+  bool measure_kernels = true;
   int64_t canonical = 0;
 };
 

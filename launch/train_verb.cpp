@@ -15,7 +15,8 @@ int train_verb(const Arguments& arguments) {
   return run_main([&](World& world) {
     Command command(
         "train CONFIG [options]",
-        "Trains a model. Started by mpirun or srun, every rank is a data-parallel worker. The run resumes by itself\n"
+        "Trains a model. Started by mpirun or srun, the ranks share the work as [parallel] says. The run resumes by "
+        "itself\n"
         "from the newest whole checkpoint of its folder; SIGINT, SIGTERM and SIGUSR1 save at the next step boundary\n"
         "and stop with exit code 85. --json prints the run's summary as JSON at the end.");
     command.options()("set", po::value<std::vector<std::string>>(), "override a key: --set train.lr=3e-4 (repeatable)")(

@@ -9,6 +9,7 @@
 
 #include "dist/device_world.h"
 #include "launch/devices.h"
+#include "launch/kernel_choices.h"
 #include "launch/loaded_model.h"
 #include "launch/memory_check.h"
 #include "launch/progress.h"
@@ -35,6 +36,9 @@ Trainer::Trainer(RunConfig config, World& world)
   require_memory(config_, plan_, ops_->device(), world_);
   plan_memory();
   resume_or_initialize();
+  if (config_.run.measure_kernels) {
+    settle_kernel_choices(*ops_, world_.comm(), config_.run.dir, [this] { rehearse(); });
+  }
 }
 
 void Trainer::open_data() {
