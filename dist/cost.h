@@ -51,7 +51,7 @@ struct MachineModel {
 };
 
 // One H200 per rank, bfloat16. Rates of compute: this program's own, from the tables of kernels/cuda/PERFORMANCE.md
-// (commit 45da254, T = 8192, heads 96 wide); links within a node as measured with NCCL. Assumed, not measured: 5 us per
+// (commit 61bf423, T = 8192, heads 96 wide); links within a node as measured with NCCL. Assumed, not measured: 5 us per
 // kernel range, 50 GB/s between nodes, overlap 0.8.
 MachineModel h200_machine(int64_t head_dim);
 // One core of a CPU per rank: orders of magnitude for comparing layouts of small runs, to be refitted.
