@@ -113,6 +113,9 @@ void visit_fields(Config& c, Visitor&& v) {
     "one");
   v("run.profile", c.run.profile, Choices{"none", "comm", "ops"},
     "what to count and print at the end: calls and bytes between ranks beside the plan's, or the time of every op");
+  v("run.measure_kernels", c.run.measure_kernels, Limits{},
+    "on a GPU, choose the fastest kernels by timing them once; the choice is kept in the run folder and the user's "
+    "cache, since it fixes the bits");
   v("run.threads", c.run.threads, Limits{0, 4096},
     "CPU threads per rank; 0: the cores of this host shared by its ranks");
   v("run.canonical", c.run.canonical, Limits{0, 1e6},

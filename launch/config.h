@@ -65,6 +65,7 @@ struct RunSection {
   double hang_timeout = 600;
   std::string plan;
   std::string profile = "none";
+  bool measure_kernels = true;
   int64_t canonical = 0;
 };
 

@@ -9,6 +9,7 @@
 
 #include "dist/device_world.h"
 #include "launch/devices.h"
+#include "launch/kernel_choices.h"
 #include "launch/loaded_model.h"
 #include "launch/progress.h"
 #include "launch/sampler.h"
@@ -33,6 +34,9 @@ Trainer::Trainer(RunConfig config, World& world)
   mesh_ = std::make_unique<Mesh>(*make_device_communicator(world_, ops_->device()), shape_);
   plan_memory();
   resume_or_initialize();
+  if (config_.run.measure_kernels) {
+    settle_kernel_choices(*ops_, world_.comm(), config_.run.dir, [this] { rehearse(); });
+  }
 }
 
 void Trainer::open_data() {

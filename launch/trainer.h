@@ -61,6 +61,7 @@ class Trainer {
   void open_data();
   void plan_memory();
   void resume_or_initialize();
+  void rehearse();
 
   bool due(int64_t every) const { return every > 0 && state_.step % every == 0; }
   void log_step(const StepResult& result, double step_seconds);

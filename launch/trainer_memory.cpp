@@ -38,6 +38,17 @@ void Trainer::plan_memory() {
   model_ = std::make_unique<TransMamba>(config_.model, *table_, *ranks_, dtype, saved_);
 }
 
+// A step's ops on tokens that mean nothing; its gradients are thrown away.
+void Trainer::rehearse() {
+  const Tensor tokens_2Bn = token_buffer_.tensor({2, micro_batch_, ranks_->local_tokens()}, DType::i32);
+  const Tensor sums_3 = sum_buffer_.tensor({3}, DType::f64);
+  const Buffer zeros({tokens_2Bn.numel()}, DType::i32);
+  copy_blocking(tokens_2Bn, zeros.tensor({2, micro_batch_, ranks_->local_tokens()}, DType::i32));
+  model_->forward_backward(*ops_, scratch_, params_, grads_, {tokens_2Bn.select(0, 0), tokens_2Bn.select(0, 1)}, 1,
+                           {.loss_1 = sums_3.slice(0, 0, 1), .count_1 = sums_3.slice(0, 1, 1), .loss_N = {}},
+                           [](int) {});
+}
+
 int64_t Trainer::memory_bytes() const {
   return static_cast<int64_t>(params_buffer_.bytes() + grads_buffer_.bytes() + saved_.peak() + scratch_.peak() +
                               token_buffer_.bytes()) +

@@ -276,7 +276,7 @@ void Gemm::use_choices(const std::string& text) {
     if (!words) throw UserError(str("choices of matrix products: this line is damaged: ", line));
     p.in = dtype_named(in_name), p.out = dtype_named(out_name);
     Plan& plan = plan_of(p);
-    if (!plan.chosen) plan.algorithm = algorithm, plan.chosen = true;
+    plan.algorithm = algorithm, plan.chosen = true;
   }
 }
 

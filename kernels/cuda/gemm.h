@@ -49,7 +49,7 @@ class Gemm {
   void measure(bool on) { measuring_ = on; }
   // One line for the GPU and the library, one per choice; sorted.
   std::string choices() const;
-  // Takes the choices of such a text where it is of this GPU and library; keeps those that are there.
+  // Takes the choices of such a text where it is of this GPU and library.
   void use_choices(const std::string& text);
 
  private:

@@ -29,6 +29,30 @@ TEST(BenchComm, MeasuresEveryExchangeAlongEveryAxis) {
   for (const char* axis : {"sp", "dp", "zero"}) EXPECT_EQ(by_axis[axis].size(), 7u * 3) << axis;  // 1, 4, 16 KiB
 }
 
+TEST(BenchStep, SaysWhatRanksWaitFor) {
+  const Outcome outcome = transmamba(
+      "bench step --json --steps 2 --threads 1 --set model.dim=64 --set model.ffn=96 --set model.vocab=200 "
+      "--set data.seq_len=512 --set train.micro_batch=1 --set parallel.tp=2 --set parallel.sp=2",
+      4);
+  ASSERT_EQ(outcome.code, 0) << outcome.output;
+  const nlohmann::json r = nlohmann::json::parse(outcome.output);
+  const auto number = [&](const char* name) { return r.at(name).get<double>(); };
+  EXPECT_EQ(number("ranks"), 4);
+  EXPECT_EQ(number("tp") * number("sp") * number("dp"), 4);
+  EXPECT_EQ(number("batch"), 1);
+  EXPECT_NEAR(number("tokens_per_s"), 512 / number("step_ms") * 1e3, 1e-6 * number("tokens_per_s"));
+  EXPECT_NEAR(number("exposed_ms"), number("step_ms") - number("work_ms"), 1e-9 * number("step_ms"));
+  EXPECT_GT(number("balance"), 0);
+  EXPECT_LE(number("balance"), 1 + 1e-9);
+  EXPECT_GT(number("predicted_step_ms"), number("predicted_exposed_ms"));
+}
+
+TEST(BenchOps, RefusesSeveralRanks) {
+  const Outcome outcome = transmamba("bench ops", 2);
+  EXPECT_EQ(outcome.code, 2);
+  EXPECT_NE(outcome.output.find("bench step"), std::string::npos) << outcome.output;
+}
+
 TEST(BenchComm, RefusesOneRankAlone) {
   const Outcome outcome = transmamba("bench comm");
   EXPECT_EQ(outcome.code, 2);

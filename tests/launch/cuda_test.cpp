@@ -1,7 +1,9 @@
 // Training on one GPU as a user runs it: beside the CPU, resumed, evaluated, sampled.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <fstream>
 
 #include "tests/launch/program.h"
@@ -94,6 +96,28 @@ TEST_F(CudaTrain, Bench) {
     ASSERT_EQ(outcome.code, 0) << outcome.output;
     EXPECT_FALSE(nlohmann::json::parse(outcome.output).empty()) << outcome.output;
   }
+}
+
+// What the first run on a machine measures, later ones use: in their own folder, and in the user's cache.
+TEST_F(CudaTrain, KernelChoicesAreMeasuredOnce) {
+  ASSERT_EQ(setenv("XDG_CACHE_HOME", (fs::current_path() / "cache").c_str(), 1), 0);
+  write_config("run.toml", "steps = 6\nglobal_batch = 4");
+  train("first", "cuda", "bfloat16"), train("second", "cuda", "bfloat16");
+  train("plain", "cuda", "bfloat16", "--set run.measure_kernels=false");
+  if (HasFatalFailure()) return;
+  const auto text = [](const fs::path& file) {
+    std::ifstream in(file);
+    return std::string(std::istreambuf_iterator<char>(in), {});
+  };
+  const std::string choices = text("first/kernel_choices.txt");
+  EXPECT_TRUE(choices.starts_with("cublasLt ")) << choices;
+  EXPECT_GT(std::count(choices.begin(), choices.end(), '\n'), 5) << choices;
+  EXPECT_EQ(text("second/kernel_choices.txt"), choices);
+  EXPECT_EQ(series("second", "loss"), series("first", "loss"));
+  EXPECT_FALSE(fs::exists("plain/kernel_choices.txt"));
+  int cached = 0;
+  for (const auto& entry : fs::directory_iterator("cache/transmamba")) cached += text(entry.path()) == choices;
+  EXPECT_EQ(cached, 1);
 }
 
 }  // namespace

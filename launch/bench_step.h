@@ -1,0 +1,69 @@
+// One training step on random tokens, as a rank of a mesh: what `bench step` and `bench ops` time.
+#pragma once
+
+#include <memory>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <vector>
+
+#include "dist/grad_reducer.h"
+#include "dist/mesh.h"
+#include "dist/world.h"
+#include "launch/muted_communicator.h"
+#include "launch/run_plan.h"
+#include "model/measure.h"
+#include "model/optimizer.h"
+
+namespace tmamba {
+
+// Rates of this device, measured.
+struct Roof {
+  double flops = 0;  // per second, of a product of large square matrices of random numbers
+  double bytes = 0;  // per second read and written by a copy that does not fit the caches
+};
+Roof measure_roof(Ops& ops, DType dtype);
+
+// A micro-batch of train.micro_batch sequences (at least one) on each data-parallel rank: forward, backward, sums of
+// gradients over ranks, gradient norm, AdamW. Collective.
+class StepBench {
+ public:
+  StepBench(const RunConfig& config, World& world, Ops& ops);
+
+  void step(Ops& ops);
+  // Exchanges move nothing from now on.
+  void mute(bool on);
+
+  const RunPlan& plan() const { return plan_; }
+  const MeshShape& shape() const { return mesh_.shape(); }
+  const OpCounts& counts() const { return measure_.counts; }  // of this rank
+  int64_t tokens() const { return plan_.dims.batch * shape().dp * plan_.dims.tokens; }
+  int64_t parameters() const { return table_.global_size(); }
+  size_t activation_bytes() const { return measure_.activation_bytes(); }
+
+ private:
+  void random_tokens();
+
+  const RunConfig config_;
+  World& world_;
+  Mesh mesh_;
+  RunPlan plan_;
+  MutedCommunicator tp_, sp_, zero_;
+  ParameterTable table_;
+  std::unique_ptr<ModelRanks> ranks_;
+  ModelMeasure measure_;
+  Arena saved_, scratch_;
+  Buffer params_buffer_, grads_buffer_, tokens_buffer_, sums_buffer_;
+  Tensor params_, grads_, tokens_, sums_;
+  std::unique_ptr<TransMamba> model_;
+  std::unique_ptr<GradReducer> reducer_;
+  std::unique_ptr<Optimizer> optimizer_;
+  std::vector<Tensor> gradients_;
+};
+
+// Times of `steps` steps, of the slowest rank; with several ranks also what no work hides of their exchanges, beside
+// the planner's prediction. Collective; every rank gets the same.
+nlohmann::json bench_step(const RunConfig& config, World& world, Ops& ops, int64_t steps, const Roof& roof);
+// They as text, every line ended.
+std::string step_text(const nlohmann::json& result);
+
+}  // namespace tmamba
