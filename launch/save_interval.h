@@ -30,8 +30,8 @@ class SaveInterval {
   double mtbf_seconds_;
   double step_seconds_ = 0;  // of a step without a save: a running mean
   int64_t steps_ = 0;
-  double lost_seconds_ = 0;   // to the save in flight, beside the stall
-  double since_ = 0;          // training time since the last save
+  double lost_seconds_ = 0;  // to the save in flight, beside the stall
+  double since_ = 0;         // training time since the last save
   std::optional<double> cost_;
 };
 

@@ -61,7 +61,9 @@ std::optional<SaveOutcome> Saver::guarded(const std::function<std::optional<Save
     save_.reset();
     outcome = SaveOutcome{.step = step_, .problem = error.what(), .report = {}, .stall_seconds = 0};
   }
-  stall_seconds_ += std::chrono::duration<double>(Clock::now() - begin).count();
+  const double stall = std::chrono::duration<double>(Clock::now() - begin).count();
+  stall_seconds_ += stall;
+  total_stall_seconds_ += stall;
   if (outcome) outcome->stall_seconds = stall_seconds_;
   return outcome;
 }

@@ -41,6 +41,9 @@ class Saver {
   // Whether this rank's thread has nothing left to do in the present part of the save.
   bool ready() const { return !working_; }
 
+  // Seconds that saves have kept training waiting so far.
+  double total_stall_seconds() const { return total_stall_seconds_; }
+
   // Starts a save; none may be in flight. `collect` gives the slices this rank writes, which must not change before
   // the save has ended. A failure that every run would meet again (UserError) is thrown, any other is the outcome.
   // Collective, as are the next two.
@@ -66,7 +69,7 @@ class Saver {
   std::unique_ptr<CheckpointSave> save_;
   Part part_ = Part::writing;
   int64_t step_ = 0;
-  double stall_seconds_ = 0;
+  double stall_seconds_ = 0, total_stall_seconds_ = 0;
 
   std::atomic<bool> working_{false};
   std::mutex mutex_;  // guards what follows
