@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "data/prepare.h"
+#include "launch/replica_check.h"
 #include "launch/trainer.h"
 #include "tests/dist/mpi_main.h"
 #include "tests/launch/program.h"
@@ -124,6 +125,29 @@ TEST_F(NonFinite, TroubleThatComesBackEndsTheRunWithTheLastGoodCheckpoint) {
     const auto all = list_checkpoints("run/checkpoints");
     ASSERT_FALSE(all.empty());
     EXPECT_TRUE(CheckpointReader(all.back()).verify().empty());
+  }
+}
+
+// A bit that flips on one rank is found at the next check, and the rank is named.
+TEST_F(NonFinite, AReplicaThatDiffersIsNamed) {
+  World& world = test_world();
+  Trainer trainer(load_config("run.toml", {"train.replica_check_every=2", "train.steps=4"}), world);
+  const int last = world.size() - 1;
+  if (world.rank() == last) {
+    float& weight = trainer.params().data<float>()[kPoisoned];
+    weight = std::nextafter(weight, 1.0F);
+  }
+  if (world.size() == 1) {
+    EXPECT_EQ(trainer.run(), kDone);
+    return;
+  }
+  // The owner of the row may hand its own value to all; look before it does.
+  try {
+    check_replicas(world.comm(), {1, 1, world.size()}, world.hosts(), ParameterTable(trainer.config().model),
+                   trainer.params(), 0);
+    FAIL() << "the replicas differ";
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("rank " + std::to_string(last)), std::string::npos) << error.what();
   }
 }
 

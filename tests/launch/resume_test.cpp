@@ -46,7 +46,7 @@ class Resume : public testing::Test {
     const std::string start = command_line("train run.toml --set run.dir=" + run + " " + layout.options, layout.ranks);
     return shell("( " + start + " ) & job=$!; for i in $(seq 4000); do n=$(grep -c . " + run +
                  "/metrics.jsonl 2>/dev/null); [ \"${n:-0}\" -ge " + std::to_string(lines) +
-                 " ] && break; sleep 0.01; done; victim=$(pgrep -f '^[^ ]*/transmamba train .*run.dir=" + run +
+                 " ] && break; sleep 0.03; done; victim=$(pgrep -f '^[^ ]*/transmamba train .*run.dir=" + run +
                  " ' | tail -1); " + action + "; wait $job");
   }
 
