@@ -1,6 +1,12 @@
 #include "launch/snapshot.h"
 
+#include "kernels/base/device.h"
+
 namespace tmamba {
+
+Snapshot::~Snapshot() {
+  if (pinned_ != nullptr) unpin_host_memory(pinned_, device_);
+}
 
 Tensor Snapshot::copy(const Tensor& x) {
   const Tensor host =
@@ -11,7 +17,13 @@ Tensor Snapshot::copy(const Tensor& x) {
 
 void Snapshot::clear() {
   if (allocated()) return arena_.rewind(0);
-  arena_ = Arena(arena_.peak(), Device::cpu);
+  const size_t bytes = arena_.peak();
+  arena_ = Arena(bytes, Device::cpu);
+  if (bytes == 0 || device_ == Device::cpu) return;
+  void* begin = arena_.take({static_cast<int64_t>(bytes)}, DType::u8).raw();
+  arena_.rewind(0);
+  pin_host_memory(begin, bytes, device_);
+  pinned_ = begin;
 }
 
 }  // namespace tmamba

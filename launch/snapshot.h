@@ -7,6 +7,12 @@ namespace tmamba {
 
 class Snapshot {
  public:
+  // Of tensors on `device`: what it copies to is pinned.
+  explicit Snapshot(Device device) : device_(device) {}
+  ~Snapshot();
+  Snapshot(const Snapshot&) = delete;
+  Snapshot& operator=(const Snapshot&) = delete;
+
   // Where x [1 or 2 sizes, contiguous, any device] may be read from after it has changed. The copy is done on return.
   // Before the first clear() nothing is copied, only counted, and what comes back has no data.
   Tensor copy(const Tensor& x);
@@ -17,7 +23,9 @@ class Snapshot {
   bool allocated() const { return !arena_.measuring(); }
 
  private:
+  Device device_;
   Arena arena_{Device::cpu};
+  void* pinned_ = nullptr;
 };
 
 }  // namespace tmamba

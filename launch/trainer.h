@@ -130,8 +130,8 @@ class Trainer {
   std::unique_ptr<RunFolder> folder_;
   RunState state_;
   std::unique_ptr<RunProgress> progress_;
+  std::unique_ptr<Snapshot> snapshot_;  // outlives the thread that reads it
   std::unique_ptr<Saver> saver_;
-  Snapshot snapshot_;
   SaveInterval save_interval_;
   double logged_stall_seconds_ = 0;
   int64_t last_saved_ = -1;

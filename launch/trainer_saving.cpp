@@ -89,19 +89,20 @@ void Trainer::prepare_saving() {
                                                .keep_every = config_.checkpoint.keep_every,
                                                .check_slices_first = true,
                                                .before_publish = [this] { progress_->require_ours(); }});
+  snapshot_ = std::make_unique<Snapshot>(ops_->device());
   run_slices(*table_, params_, *optimizer_, reducer_->stage() > 0 || shape_.zero_rank(mesh_->coordinates()) == 0,
-             mesh_->coordinates().tp == 0, [&](const Tensor& x) { return snapshot_.copy(x); });
-  try_checkpoint_space(world_.comm(), folder_->checkpoints(), snapshot_.bytes());
+             mesh_->coordinates().tp == 0, [&](const Tensor& x) { return snapshot_->copy(x); });
+  try_checkpoint_space(world_.comm(), folder_->checkpoints(), snapshot_->bytes());
   const SaveEvery& every = config_.checkpoint.every;
-  if (config_.checkpoint.async && (every.automatic || every.steps > 0)) snapshot_.clear();
+  if (config_.checkpoint.async && (every.automatic || every.steps > 0)) snapshot_->clear();
 }
 
 // Copies where training goes on meanwhile, and where the host cannot read the tensors in place.
 std::vector<TensorSlice> Trainer::slices_to_save(bool behind) {
   const bool copies = behind || ops_->device() != Device::cpu;
-  if (copies) snapshot_.clear();
+  if (copies) snapshot_->clear();
   return run_slices(*table_, params_, *optimizer_, reducer_->stage() > 0 || shape_.zero_rank(mesh_->coordinates()) == 0,
-                    mesh_->coordinates().tp == 0, [&](const Tensor& x) { return copies ? snapshot_.copy(x) : x; });
+                    mesh_->coordinates().tp == 0, [&](const Tensor& x) { return copies ? snapshot_->copy(x) : x; });
 }
 
 // Starts a checkpoint of this step; with `behind` it is written while training goes on.

@@ -162,7 +162,7 @@ TEST(Saver, EndingTheProgramGivesUpWhatIsInFlight) {
 
 TEST(Snapshot, OneBufferServesEverySave) {
   Logical a("a", DType::f32, {7, 3}, 1), b("b", DType::bf16, {11}, 2);
-  Snapshot snapshot;
+  Snapshot snapshot(Device::cpu);
   snapshot.copy(a.view()), snapshot.copy(b.view());
   const int64_t bytes = snapshot.bytes();
   std::set<const void*> places;
