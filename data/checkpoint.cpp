@@ -1,6 +1,7 @@
 #include "data/checkpoint.h"
 
 #include <chrono>
+#include <exception>
 #include <map>
 #include <nlohmann/json.hpp>
 
@@ -77,70 +78,151 @@ void check_request(int64_t step, std::span<const TensorSlice> slices, const json
   check_state(state);
 }
 
-// Writes manifest.json into the temporary folder, then makes the folder visible.
-void commit(const fs::path& temporary, const fs::path& final_path, const Manifest& manifest, const std::string& nonce) {
-  check_manifest(manifest);
-  write_text_durably(temporary / kManifestName, manifest_text(manifest));
-  sync_folder(temporary);
-  publish_checkpoint(temporary, final_path, nonce);
-}
-
-// Everything between the agreement to save and the visible checkpoint; returns its bytes (on rank 0).
-int64_t write_all(Crew& crew, const fs::path& temporary, const fs::path& final_path, const std::string& file_name,
-                  const std::string& nonce, std::span<const TensorSlice> slices, const json& state, int64_t step) {
-  std::optional<RankFile> written;
-  crew.first_does([&] {
-    make_folders(temporary.parent_path());
-    recover_set_aside(temporary.parent_path());
-    make_folder(temporary);
-  });
-  crew.together([&] {
-    if (slices.empty()) return;
-    written = write_rank_file(temporary / file_name, slices);
-    sync_folder(temporary);
-  });
-  const auto announcements = crew.gather(announce(step, slices, written ? &*written : nullptr).dump());
-  int64_t bytes = 0;
-  crew.first_does([&] {
-    Manifest manifest = assemble(announcements);
-    manifest.state = state;
-    for (const ManifestFile& file : manifest.files) bytes += file.bytes;
-    commit(temporary, final_path, manifest, nonce);
-  });
-  return bytes;
+// Takes apart what was written for nothing. What cannot be removed now is a left-over that the next save removes.
+void discard(Crew& crew, const fs::path& temporary) {
+  std::error_code ignored;
+  if (crew.first()) fs::remove_all(temporary, ignored);
 }
 
 }  // namespace
 
-SaveReport save_checkpoint(Communicator& comm, const fs::path& checkpoints, int64_t step,
-                           std::span<const TensorSlice> slices, const json& state, const SaveOptions& options) {
-  const auto start = std::chrono::steady_clock::now();
-  Crew crew(comm);
+struct CheckpointSave::Impl {
+  std::chrono::steady_clock::time_point start = std::chrono::steady_clock::now();
+  Crew crew;
+  int64_t step;
+  std::vector<TensorSlice> slices;
+  json state;
+  SaveOptions options;
+  std::string file_name, nonce;
+  fs::path temporary, final_path;
+  std::optional<RankFile> written;
+  std::exception_ptr problem;  // of write(), or of commit()
+  std::vector<std::string> announcements, warnings;
+  int64_t bytes = 0;
+  double seconds = 0;
+
+  Impl(Communicator& comm, int64_t save_step, std::vector<TensorSlice> own, const json& run_state,
+       const SaveOptions& save_options)
+      : crew(comm),
+        step(save_step),
+        slices(std::move(own)),
+        state(run_state),
+        options(save_options),
+        file_name(rank_file_name(comm.rank())) {}
+
+  void commit() {
+    Manifest manifest = assemble(announcements);
+    manifest.state = state;
+    for (const ManifestFile& file : manifest.files) bytes += file.bytes;
+    check_manifest(manifest);
+    write_text_durably(temporary / kManifestName, manifest_text(manifest));
+    sync_folder(temporary);
+    if (options.before_publish) options.before_publish();
+    publish_checkpoint(temporary, final_path, nonce);
+    warnings = tidy_checkpoints(final_path, options, nonce);
+    seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  }
+};
+
+CheckpointSave::CheckpointSave(Communicator& comm, const fs::path& checkpoints, int64_t step,
+                               std::vector<TensorSlice> slices, const json& state, const SaveOptions& options)
+    : impl_(std::make_unique<Impl>(comm, step, std::move(slices), state, options)) {
+  Crew& crew = impl_->crew;
   crew.together([&] {
     if (checkpoints.empty()) throw UserError("no folder for checkpoints is given");
-    check_request(step, slices, state, options);
+    check_request(step, impl_->slices, state, options);
   });
-  // A hole or an overlap is found before anything is written.
-  const auto announcements = crew.gather(announce(step, slices, nullptr).dump());
-  crew.first_does([&] { check_tensors(assemble(announcements).tensors); });
-
-  const std::string nonce = crew.from_first(crew.first() ? random_nonce() : "");
+  if (options.check_slices_first) {
+    const auto announcements = crew.gather(announce(step, impl_->slices, nullptr).dump());
+    crew.first_does([&] { check_tensors(assemble(announcements).tensors); });
+  }
+  impl_->nonce = crew.from_first(crew.first() ? random_nonce() : "");
   const fs::path folder = fs::absolute(checkpoints);
-  const fs::path temporary = folder / temporary_name(step, nonce), final_path = folder / checkpoint_name(step);
-  json report;
+  impl_->temporary = folder / temporary_name(step, impl_->nonce);
+  impl_->final_path = folder / checkpoint_name(step);
+  crew.first_does([&] {
+    make_folders(folder);
+    recover_set_aside(folder);
+    make_folder(impl_->temporary);
+  });
+}
+
+CheckpointSave::~CheckpointSave() = default;
+
+void CheckpointSave::write() noexcept {
   try {
-    report["bytes"] = write_all(crew, temporary, final_path, rank_file_name(comm.rank()), nonce, slices, state, step);
+    if (impl_->slices.empty()) return;
+    impl_->written = write_rank_file(impl_->temporary / impl_->file_name, impl_->slices, cancelled_);
+    sync_folder(impl_->temporary);
+  } catch (...) {
+    impl_->problem = std::current_exception();
+  }
+}
+
+void CheckpointSave::agree() {
+  Crew& crew = impl_->crew;
+  try {
+    crew.together([&] {
+      if (impl_->problem) std::rethrow_exception(impl_->problem);
+    });
+    const RankFile* written = impl_->written ? &*impl_->written : nullptr;
+    impl_->announcements = crew.gather(announce(impl_->step, impl_->slices, written).dump());
   } catch (...) {
     // All ranks have come here and closed their files.
-    std::error_code ignored;  // what cannot be removed now is a left-over that the next save removes
-    if (crew.first()) fs::remove_all(temporary, ignored);
+    discard(crew, impl_->temporary);
     throw;
   }
-  if (crew.first()) report["warnings"] = tidy_checkpoints(final_path, options, nonce);
-  const auto seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  report["seconds"] = seconds;
+}
+
+void CheckpointSave::commit() noexcept {
+  try {
+    if (impl_->crew.first()) impl_->commit();
+  } catch (...) {
+    impl_->problem = std::current_exception();
+  }
+}
+
+SaveReport CheckpointSave::report() {
+  Crew& crew = impl_->crew;
+  try {
+    crew.first_does([&] {
+      if (impl_->problem) std::rethrow_exception(impl_->problem);
+    });
+  } catch (...) {
+    discard(crew, impl_->temporary);
+    throw;
+  }
+  json report = {{"bytes", impl_->bytes}, {"seconds", impl_->seconds}, {"warnings", impl_->warnings}};
   report = json::parse(crew.from_first(report.dump(-1, ' ', false, json::error_handler_t::replace)));
-  return {final_path, report.at("bytes"), report.at("seconds"), report.at("warnings")};
+  return {impl_->final_path, report.at("bytes"), report.at("seconds"), report.at("warnings")};
+}
+
+SaveReport save_checkpoint(Communicator& comm, const fs::path& checkpoints, int64_t step,
+                           std::span<const TensorSlice> slices, const json& state, const SaveOptions& options) {
+  CheckpointSave save(comm, checkpoints, step, {slices.begin(), slices.end()}, state, options);
+  save.write();
+  save.agree();
+  save.commit();
+  return save.report();
+}
+
+void try_checkpoint_space(Communicator& comm, const fs::path& checkpoints, int64_t bytes) {
+  Crew crew(comm);
+  const std::string nonce = crew.from_first(crew.first() ? random_nonce() : "");
+  const fs::path folder = fs::absolute(checkpoints), temporary = folder / temporary_name(0, nonce);
+  crew.first_does([&] {
+    make_folders(folder);
+    make_folder(temporary);
+  });
+  try {
+    crew.together([&] {
+      if (bytes > 0) try_space(temporary / rank_file_name(comm.rank()), bytes);
+    });
+  } catch (...) {
+    discard(crew, temporary);
+    throw;
+  }
+  discard(crew, temporary);
 }
 
 }  // namespace tmamba

@@ -3,6 +3,7 @@
 // loads it by slices.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
@@ -29,6 +30,11 @@ struct TensorSlice {
 struct SaveOptions {
   int64_t keep = 3;        // newest checkpoints to keep; 0 keeps all
   int64_t keep_every = 0;  // checkpoints of steps divisible by this are never deleted; 0: none
+  // Whether the ranks' slices are held against each other before anything is written. They are in any case before the
+  // checkpoint becomes visible; ranks that always save the same slices need it once.
+  bool check_slices_first = true;
+  // Called on rank 0 right before the checkpoint gets its name; what it throws ends the save with nothing visible.
+  std::function<void()> before_publish = {};
 };
 
 struct SaveReport {
@@ -49,6 +55,42 @@ struct SaveReport {
 SaveReport save_checkpoint(Communicator& comm, const std::filesystem::path& checkpoints, int64_t step,
                            std::span<const TensorSlice> slices, const nlohmann::json& state,
                            const SaveOptions& options);
+
+// The same save in pieces, for writing behind training. In this order, on every rank:
+//
+//   constructor   collective; what can be wrong is found, the temporary folder is there
+//   write()       writes this rank's file; any thread, no communication
+//   agree()       collective, when write() has returned here; throws on all ranks alike where one could not write
+//   commit()      on rank 0: manifest, name, retention; any thread, no communication
+//   report()      collective, when commit() has returned on rank 0; throws on all ranks alike where it failed
+//
+// Whatever is thrown, nothing is visible and the temporary folder is gone. The slices' data must not change from the
+// constructor to the end of write(); the communicator must outlive all.
+class CheckpointSave {
+ public:
+  CheckpointSave(Communicator& comm, const std::filesystem::path& checkpoints, int64_t step,
+                 std::vector<TensorSlice> slices, const nlohmann::json& state, const SaveOptions& options);
+  ~CheckpointSave();
+  CheckpointSave(const CheckpointSave&) = delete;
+  CheckpointSave& operator=(const CheckpointSave&) = delete;
+
+  // Keep what goes wrong for agree() and report().
+  void write() noexcept;
+  void commit() noexcept;
+  void agree();
+  SaveReport report();
+  // From another thread: write() gives up soon.
+  void cancel() { cancelled_ = true; }
+
+ private:
+  struct Impl;
+  std::atomic<bool> cancelled_{false};
+  std::unique_ptr<Impl> impl_;
+};
+
+// Whether each rank could write `bytes` bytes to the folder now: takes the space and gives it back (on file systems
+// that can reserve). Collective; throws on all ranks alike as a save would.
+void try_checkpoint_space(Communicator& comm, const std::filesystem::path& checkpoints, int64_t bytes);
 
 // Bytes that are missing, or are not those that were written. what() names the file and, where known, the tensor.
 class DamagedCheckpoint : public Error {

@@ -58,7 +58,7 @@ std::vector<StoredSlice> lay_out(const std::filesystem::path& path, std::span<co
 // Goes through a laid-out file once, from its beginning to its end.
 class Filler {
  public:
-  explicit Filler(File& file) : file_(file), block_(kBlock) {}
+  Filler(File& file, const std::atomic<bool>& cancelled) : file_(file), cancelled_(cancelled), block_(kBlock) {}
 
   // Takes what HDF5 wrote, up to `end`.
   void keep_until(int64_t end) {
@@ -99,6 +99,7 @@ class Filler {
   }
 
   void put(const char* data, size_t bytes) {
+    if (cancelled_) throw Error(str(file_.path().string(), ": given up, the program ends"));
     crc_ = crc32c(crc_, data, bytes);
     sha_.add(data, bytes);
     file_.write(position_, data, bytes);
@@ -106,6 +107,7 @@ class Filler {
   }
 
   File& file_;
+  const std::atomic<bool>& cancelled_;
   Sha256 sha_;
   std::vector<char> block_;
   int64_t position_ = 0;
@@ -144,22 +146,17 @@ void check_slice(const TensorSlice& slice) {
   }
 }
 
-namespace {
-
-// Makes the file and takes and gives back the space that it will need: a full disk is found here, with the system's own
-// message, and not somewhere inside HDF5.
-void try_space(const std::filesystem::path& path, std::span<const TensorSlice> slices) {
-  int64_t bytes = 0;
-  for (const TensorSlice& slice : slices) bytes += slice.data.bytes();
+void try_space(const std::filesystem::path& path, int64_t bytes) {
   File file = File::create(path);
   file.reserve(bytes);
   file.close();
 }
 
-}  // namespace
-
-RankFile write_rank_file(const std::filesystem::path& path, std::span<const TensorSlice> slices) {
-  try_space(path, slices);
+RankFile write_rank_file(const std::filesystem::path& path, std::span<const TensorSlice> slices,
+                         const std::atomic<bool>& cancelled) {
+  int64_t bytes = 0;
+  for (const TensorSlice& slice : slices) bytes += slice.data.bytes();
+  try_space(path, bytes);
   RankFile out{{path.filename().string(), 0, ""}, lay_out(path, slices)};
   File file = File::open_update(path);
   out.file.bytes = file.bytes();
@@ -168,7 +165,7 @@ RankFile write_rank_file(const std::filesystem::path& path, std::span<const Tens
   std::iota(order.begin(), order.end(), size_t{0});
   std::sort(order.begin(), order.end(),
             [&](size_t a, size_t b) { return out.slices[a].position < out.slices[b].position; });
-  Filler filler(file);
+  Filler filler(file, cancelled);
   for (size_t i : order) {
     filler.keep_until(out.slices[i].position);
     out.slices[i].crc = filler.fill(slices[i].data);

@@ -1,6 +1,7 @@
 // One rank's file of a checkpoint.
 #pragma once
 
+#include <atomic>
 #include <filesystem>
 #include <span>
 #include <string>
@@ -28,7 +29,12 @@ StoredSlice describe(const TensorSlice& slice);
 
 // Writes the slices to a new HDF5 file and returns when it is on the disk. A slice that is the whole of its tensor
 // becomes the dataset /NAME, another one /NAME/OFFSET with attributes `offset` and `tensor_shape`; bfloat16 is stored
-// as uint16 with the attribute dtype = "bfloat16".
-RankFile write_rank_file(const std::filesystem::path& path, std::span<const TensorSlice> slices);
+// as uint16 with the attribute dtype = "bfloat16". Throws soon after another thread has set `cancelled`.
+RankFile write_rank_file(const std::filesystem::path& path, std::span<const TensorSlice> slices,
+                         const std::atomic<bool>& cancelled);
+
+// Makes the file and takes and gives back the space for `bytes` bytes: a full disk is found here, with the system's own
+// message, and not somewhere inside HDF5.
+void try_space(const std::filesystem::path& path, int64_t bytes);
 
 }  // namespace tmamba

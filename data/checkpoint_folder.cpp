@@ -57,19 +57,6 @@ void replace_by_renames(const fs::path& temporary, const fs::path& final_path, c
   rename_new(aside, temporary);
 }
 
-void remove_old(const fs::path& current, const SaveOptions& options, const std::string& nonce,
-                const std::function<void(const std::function<void()>&)>& attempt) {
-  std::vector<fs::path> others = list_checkpoints(current.parent_path());
-  std::erase(others, current);
-  int64_t kept = 1;
-  for (auto path = others.rbegin(); path != others.rend(); ++path) {
-    const int64_t step = step_of_name(path->filename().string()).value();
-    if (options.keep == 0 || kept++ < options.keep) continue;
-    if (options.keep_every > 0 && step % options.keep_every == 0) continue;
-    attempt([&] { remove_checkpoint(*path, nonce); });
-  }
-}
-
 }  // namespace
 
 std::string checkpoint_name(int64_t step) {
@@ -127,6 +114,20 @@ void remove_checkpoint(const fs::path& path, const std::string& nonce) {
   remove_tree(hidden);
 }
 
+std::vector<fs::path> beyond_retention(const fs::path& current, const SaveOptions& options) {
+  std::vector<fs::path> others = list_checkpoints(current.parent_path()), out;
+  std::erase(others, current);
+  int64_t kept = 1;
+  for (auto path = others.rbegin(); path != others.rend(); ++path) {
+    const int64_t step = step_of_name(path->filename().string()).value();
+    if (options.keep == 0 || kept++ < options.keep) continue;
+    if (options.keep_every > 0 && step % options.keep_every == 0) continue;
+    out.push_back(*path);
+  }
+  std::reverse(out.begin(), out.end());
+  return out;
+}
+
 std::vector<std::string> tidy_checkpoints(const fs::path& current, const SaveOptions& options,
                                           const std::string& nonce) {
   std::vector<std::string> problems;
@@ -139,7 +140,9 @@ std::vector<std::string> tidy_checkpoints(const fs::path& current, const SaveOpt
   };
   const fs::path folder = current.parent_path();
   attempt([&] { replace_text_durably(folder / kLatest, current.filename().string() + "\n", nonce); });
-  attempt([&] { remove_old(current, options, nonce, attempt); });
+  attempt([&] {
+    for (const fs::path& path : beyond_retention(current, options)) attempt([&] { remove_checkpoint(path, nonce); });
+  });
   attempt([&] {
     const fs::path replaced = current.string() + ".tmp-" + nonce;
     if (fs::exists(fs::symlink_status(replaced))) remove_tree(replaced);

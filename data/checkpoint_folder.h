@@ -34,6 +34,9 @@ void recover_set_aside(const std::filesystem::path& checkpoints);
 // Removes a checkpoint: first it loses its name, then its manifest, then its files.
 void remove_checkpoint(const std::filesystem::path& path, const std::string& nonce);
 
+// The checkpoints of a folder that the retention does not keep, oldest first, where `current` is kept as the newest.
+std::vector<std::filesystem::path> beyond_retention(const std::filesystem::path& current, const SaveOptions& options);
+
 // After `current` was published: replaces `latest`, removes checkpoints beyond the retention and left-overs of crashed
 // runs. Returns what did not work, one line each; the checkpoint is whole all the same.
 std::vector<std::string> tidy_checkpoints(const std::filesystem::path& current, const SaveOptions& options,

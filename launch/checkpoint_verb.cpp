@@ -2,6 +2,7 @@
 #include <nlohmann/json.hpp>
 
 #include "data/checkpoint.h"
+#include "launch/checkpoint_tools.h"
 #include "launch/command.h"
 #include "launch/progress.h"
 #include "launch/run_state.h"
@@ -29,8 +30,7 @@ json summary(const CheckpointReader& reader) {
 }
 
 int list(const fs::path& dir, bool as_json) {
-  const fs::path folder = fs::exists(dir / "checkpoints") ? dir / "checkpoints" : dir;
-  if (!fs::is_directory(folder)) throw UserError(str(folder.string(), ": there is no such folder"));
+  const fs::path folder = checkpoints_folder(dir);
   json all = json::array();
   for (const fs::path& path : list_checkpoints(folder)) all.push_back(summary(CheckpointReader(path)));
   if (as_json) {
@@ -85,19 +85,53 @@ int verify(const fs::path& path, bool as_json) {
 
 }  // namespace
 
+namespace po = boost::program_options;
+
 int checkpoint_verb(const Arguments& arguments) {
-  Command command("checkpoint ls|inspect|verify PATH [options]",
-                  "ls       the checkpoints of a run folder\n"
-                  "inspect  tensors, step and configuration of one checkpoint\n"
-                  "verify   reads everything and compares every checksum; exit code 1 where something is damaged");
+  Command command("checkpoint ls|inspect|verify|diff|prune|reshard|export|import PATH [PATH] [options]",
+                  "ls RUN            the checkpoints of a run folder\n"
+                  "inspect A         tensors, step and configuration of one checkpoint\n"
+                  "verify A          reads everything and compares every checksum; exit code 1 where something is "
+                  "damaged\n"
+                  "diff A B          where two checkpoints differ; exit code 1 where they do\n"
+                  "prune RUN         removes old checkpoints (--keep, --keep-every, --dry-run)\n"
+                  "reshard A DIR     the same checkpoint in another number of files (--writers), in folder DIR\n"
+                  "export A FILE     one FILE.h5 or FILE.safetensors, with config.json beside it (--weights)\n"
+                  "import FILE DIR   a checkpoint of such a file, bit for bit, in folder DIR");
+  command.options()("writers", po::value<int64_t>()->default_value(0), "reshard: files; 0: of at most 1 GiB each")(
+      "keep", po::value<int64_t>()->default_value(3), "prune: newest checkpoints to keep")(
+      "keep-every", po::value<int64_t>()->default_value(0), "prune: keep those of steps divisible by this; 0: none")(
+      "dry-run", "prune: only say what would be removed")("weights", "export: the model's weights alone");
   command.positional("action");
   command.positional("path");
+  command.positional("second");
   if (!command.parse(arguments)) return kDone;
   const std::string action = command.required("action"), path = command.required("path");
-  if (action == "ls") return list(path, command.json());
-  if (action == "inspect") return inspect(path, command.json());
-  if (action == "verify") return verify(path, command.json());
-  throw UserError(str("checkpoint ", action, ": there is no such action; one of ls, inspect, verify"));
+  const bool as_json = command.json();
+  const bool two = action == "diff" || action == "reshard" || action == "export" || action == "import";
+  const std::string second = two ? command.required("second") : "";
+  if (!two && command.has("second")) {
+    throw UserError(str("checkpoint ", action, " takes one path, not also ", command.get<std::string>("second")));
+  }
+  if (action == "ls") return list(path, as_json);
+  if (action == "inspect") return inspect(path, as_json);
+  if (action == "verify") return verify(path, as_json);
+  if (action == "diff") return checkpoint_diff(path, second, as_json);
+  if (action == "export") return checkpoint_export(path, second, command.has("weights"), as_json);
+  if (action == "import") return checkpoint_import(path, second, as_json);
+  if (action == "reshard") {
+    const int64_t writers = command.get<int64_t>("writers");
+    if (writers < 0 || writers > 99999) throw UserError(str("--writers ", writers, ": must be from 0 to 99999"));
+    return checkpoint_reshard(path, second, writers, as_json);
+  }
+  if (action == "prune") {
+    const SaveOptions keep{.keep = command.get<int64_t>("keep"), .keep_every = command.get<int64_t>("keep-every")};
+    if (keep.keep < 1) throw UserError("--keep must be at least 1: the newest checkpoint stays");
+    if (keep.keep_every < 0) throw UserError("--keep-every must not be negative");
+    return checkpoint_prune(path, keep, command.has("dry-run"), as_json);
+  }
+  throw UserError(str("checkpoint ", action, ": there is no such action; one of ls, inspect, verify, diff, prune, ",
+                      "reshard, export, import"));
 }
 
 }  // namespace tmamba

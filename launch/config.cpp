@@ -92,7 +92,13 @@ void visit_fields(Config& c, Visitor&& v) {
   v("train.sample_prompt", c.train.sample_prompt, Limits{}, "what a sample starts with");
   v("train.temperature", c.train.temperature, Limits{0, 100}, "temperature of samples; 0: greedy");
   v("train.max_skips", c.train.max_skips, Limits{1, 1e6},
-    "stop after this many steps in a row with a loss or gradient that is not finite");
+    "after this many skipped steps in a row go back to the newest checkpoint, leaving out the data that led there; "
+    "stop if that was done before");
+  v("train.spike_window", c.train.spike_window, Limits{},
+    "skip steps whose loss or gradient norm leaps out of those of this many steps before; 0: never");
+  v("train.spike_sigmas", c.train.spike_sigmas, Limits{}, "by how many standard deviations over their mean; 0: never");
+  v("train.replica_check_every", c.train.replica_check_every, Limits{},
+    "steps between checks that all data-parallel replicas hold the same weights; 0: never");
 
   v("parallel.tp", c.parallel.tp, Limits{1, 65536}, "tensor-parallel ranks");
   v("parallel.sp", c.parallel.sp, Limits{1, 65536}, "sequence-parallel ranks");
@@ -107,10 +113,16 @@ void visit_fields(Config& c, Visitor&& v) {
   v("parallel.zero", c.parallel.zero, Limits{0, 2},
     "ZeRO stage: 0 replicates optimizer states, 1 shards them, 2 shards gradients too");
 
-  v("checkpoint.every", c.checkpoint.every, Limits{}, "steps between checkpoints; 0: only at the end and on a signal");
+  v("checkpoint.every", c.checkpoint.every, Limits{},
+    "steps between checkpoints; 0: only at the end and on a signal; \"auto\": by what a save is measured to cost and "
+    "checkpoint.mtbf_hours");
   v("checkpoint.keep", c.checkpoint.keep, Limits{}, "newest checkpoints to keep; 0: all");
   v("checkpoint.keep_every", c.checkpoint.keep_every, Limits{},
     "keep checkpoints of steps divisible by this for good; 0: none");
+  v("checkpoint.async", c.checkpoint.async, Limits{},
+    "write behind training, which waits for a copy in host memory alone; false: wait for the disk");
+  v("checkpoint.mtbf_hours", c.checkpoint.mtbf_hours, Limits{0.001, 1e9},
+    "mean time between failures of the whole job, for checkpoint.every = \"auto\"");
 
   v("run.dir", c.run.dir, Limits{}, "folder of the run: checkpoints, metrics, samples");
   v("run.device", c.run.device, Choices{"cpu", "cuda"}, "where to compute");
@@ -147,6 +159,7 @@ std::string quoted(const std::string& text) {
   return out + "\"";
 }
 std::string text_of(int64_t x) { return std::to_string(x); }
+std::string text_of(const SaveEvery& x) { return x.automatic ? "\"auto\"" : text_of(x.steps); }
 std::string text_of(bool x) { return x ? "true" : "false"; }
 std::string text_of(const std::string& x) { return quoted(x); }
 std::string text_of(Converter x) { return x == Converter::exact ? "\"exact\"" : "\"zero\""; }
@@ -213,6 +226,15 @@ void read(const Source& s, const toml::node& node, std::string& out, const Choic
   std::string list;
   for (const std::string& choice : choices) list += (list.empty() ? "" : ", ") + quoted(choice);
   s.fail(str("= ", quoted(out), " must be one of ", list));
+}
+void read(const Source& s, const toml::node& node, SaveEvery& out, const Limits& limits) {
+  if (node.is_string() && node.as_string()->get() == "auto") {
+    out = {.steps = 0, .automatic = true};
+    return;
+  }
+  if (!node.is_integer()) s.fail("must be a number of steps, or \"auto\"");
+  out.automatic = false;
+  read(s, node, out.steps, limits);
 }
 void read(const Source& s, const toml::node& node, Converter& out, const Choices& choices) {
   std::string name;

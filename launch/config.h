@@ -44,6 +44,9 @@ struct TrainConfig {
   std::string sample_prompt = "The ";
   double temperature = 0.8;
   int64_t max_skips = 3;
+  int64_t spike_window = 0;
+  double spike_sigmas = 6;
+  int64_t replica_check_every = 0;
 };
 
 struct ParallelConfig {
@@ -53,10 +56,18 @@ struct ParallelConfig {
   int64_t zero = 1;
 };
 
+// Steps between checkpoints: a number, or "auto".
+struct SaveEvery {
+  int64_t steps = 0;
+  bool automatic = false;
+};
+
 struct CheckpointConfig {
-  int64_t every = 0;
+  SaveEvery every;
   int64_t keep = 3;
   int64_t keep_every = 0;
+  bool async = true;
+  double mtbf_hours = 24;
 };
 
 struct RunSection {

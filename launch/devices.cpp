@@ -30,13 +30,6 @@ Tensor like(const Tensor& x, const Buffer& buffer) {
 
 }  // namespace
 
-Tensor on_host(const Tensor& x, std::deque<Buffer>& copies) {
-  if (x.device() == Device::cpu) return x;
-  const Tensor host = like(x, copies.emplace_back(static_cast<size_t>(x.bytes()), Device::cpu));
-  copy_blocking(host, x);
-  return host;
-}
-
 void fill_from_host(const Tensor& x, const std::function<void(const Tensor&)>& fill) {
   if (x.device() == Device::cpu) return fill(x);
   const Buffer buffer(static_cast<size_t>(x.bytes()), Device::cpu);

@@ -1,7 +1,6 @@
 // From a run's configuration to the ops of its device, and tensors between host and device.
 #pragma once
 
-#include <deque>
 #include <functional>
 #include <memory>
 
@@ -20,9 +19,6 @@ std::unique_ptr<Ops> ops_of(const RunConfig& config, World* world = nullptr);
 // The ops of a training run of all ranks of the world with `micro_batches` a step: those of the device, canonical where
 // run.canonical says so. Collective.
 std::unique_ptr<Ops> training_ops(const RunConfig& config, World& world, int64_t micro_batches);
-
-// A contiguous tensor of one or two dimensions where the host can read it: itself, or a copy held by `copies`.
-Tensor on_host(const Tensor& x, std::deque<Buffer>& copies);
 
 // Calls fill(x) where the host can write x, else fill(a tensor on the host) and copies that to x. Contiguous, one or
 // two dimensions.

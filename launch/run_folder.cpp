@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <ctime>
+#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "kernels/base/check.h"
@@ -37,7 +38,8 @@ void drop_after(const fs::path& file, int64_t step) {
   fs::rename(kept, file);
 }
 
-void write_line(std::ofstream& out, const fs::path& file, const std::string& text) {
+void write_file(const fs::path& file, const std::string& text) {
+  std::ofstream out(file);
   out << text << "\n";
   if (!out.flush()) throw Error(str(file.string(), ": cannot write; is the disk full?"));
 }
@@ -50,16 +52,14 @@ RunFolder::RunFolder(const fs::path& dir, int64_t resumed_step, bool write) : di
   fs::create_directories(checkpoints(), error);
   if (error) throw UserError(str("run.dir: cannot create ", checkpoints().string(), ": ", error.message()));
   drop_after(dir_ / "metrics.jsonl", resumed_step);
-  metrics_.open(dir_ / "metrics.jsonl", std::ios::app);
-  events_.open(dir_ / "events.jsonl", std::ios::app);
-  samples_.open(dir_ / "samples.txt", std::ios::app);
-  if (!metrics_ || !events_ || !samples_) throw UserError(str("run.dir: cannot write in ", dir_.string()));
+  metrics_ = LineLog(dir_ / "metrics.jsonl");
+  events_ = LineLog(dir_ / "events.jsonl");
+  samples_ = LineLog(dir_ / "samples.txt");
 }
 
 void RunFolder::write_config(const std::string& toml) {
   if (!write_) return;
-  std::ofstream out(dir_ / "config.toml");
-  write_line(out, dir_ / "config.toml", toml);
+  write_file(dir_ / "config.toml", toml);
 }
 
 void RunFolder::write_plan(const std::string& json) {
@@ -74,18 +74,24 @@ void RunFolder::write_plan(const std::string& json) {
 }
 
 void RunFolder::metric(const nlohmann::json& line) {
-  if (write_) write_line(metrics_, dir_ / "metrics.jsonl", line.dump());
+  if (write_) metrics_.append(line.dump());
 }
 
 void RunFolder::event(const std::string& kind, const nlohmann::json& details) {
   if (!write_) return;
   nlohmann::json line = {{"time", utc_now()}, {"event", kind}};
   line.update(details);
-  write_line(events_, dir_ / "events.jsonl", line.dump());
+  events_.append(line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
 }
 
 void RunFolder::sample(int64_t step, const std::string& text) {
-  if (write_) write_line(samples_, dir_ / "samples.txt", str("--- step ", step, "\n", text));
+  if (write_) samples_.append(str("--- step ", step, "\n", text));
+}
+
+void RunFolder::rewind(int64_t step) {
+  if (!write_) return;
+  drop_after(dir_ / "metrics.jsonl", step);
+  metrics_ = LineLog(dir_ / "metrics.jsonl");
 }
 
 nlohmann::json RunFolder::read_summary() const {
@@ -98,8 +104,7 @@ nlohmann::json RunFolder::read_summary() const {
 
 void RunFolder::write_summary(const nlohmann::json& summary) {
   if (!write_) return;
-  std::ofstream out(dir_ / "summary.json");
-  write_line(out, dir_ / "summary.json", summary.dump(2));
+  write_file(dir_ / "summary.json", summary.dump(2));
 }
 
 }  // namespace tmamba

@@ -4,9 +4,10 @@
 
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
+
+#include "launch/line_log.h"
 
 namespace tmamba {
 
@@ -14,7 +15,8 @@ class RunFolder {
  public:
   // Creates the folder where it is missing and opens the logs for appending. Metrics of steps after `resumed_step`,
   // left by a run that stopped after its last checkpoint, are dropped: each step stands in metrics.jsonl once. With
-  // write = false (every rank but 0) nothing is touched and every write is ignored.
+  // write = false (every rank but 0) nothing is touched and every write is ignored. A line that cannot be logged later
+  // is lost, and standard error says so; what else cannot be written throws.
   RunFolder(const std::filesystem::path& dir, int64_t resumed_step, bool write);
 
   const std::filesystem::path& dir() const { return dir_; }
@@ -26,6 +28,8 @@ class RunFolder {
   void metric(const nlohmann::json& line);
   void event(const std::string& kind, const nlohmann::json& details);
   void sample(int64_t step, const std::string& text);
+  // Drops the metrics of steps after `step`: the run goes on from there.
+  void rewind(int64_t step);
   bool has_summary() const { return std::filesystem::exists(dir_ / "summary.json"); }
   // Throws UserError where the run was not finished.
   nlohmann::json read_summary() const;
@@ -34,7 +38,7 @@ class RunFolder {
  private:
   std::filesystem::path dir_;
   bool write_;
-  std::ofstream metrics_, events_, samples_;
+  LineLog metrics_, events_, samples_;
 };
 
 }  // namespace tmamba

@@ -36,13 +36,12 @@ void require_same_shape(const CheckpointReader& reader, const std::string& name,
 
 }  // namespace
 
-SaveReport save_run(Communicator& comm, const std::filesystem::path& checkpoints, const ParameterTable& table,
-                    const Tensor& params, const Optimizer& optimizer, const RunState& state, const SaveOptions& options,
-                    bool writes, bool writes_replicated) {
+std::vector<TensorSlice> run_slices(const ParameterTable& table, const Tensor& params, const Optimizer& optimizer,
+                                    bool writes, bool writes_replicated,
+                                    const std::function<Tensor(const Tensor&)>& to_host) {
   std::vector<TensorSlice> slices;
-  std::deque<Buffer> copies;
   auto add = [&](const std::string& folder, const OwnedRows& owned, const Tensor& local) {
-    each_range(table, owned, on_host(local, copies), [&](const StoredRange& range, const Tensor& rows) {
+    each_range(table, owned, to_host(local), [&](const StoredRange& range, const Tensor& rows) {
       slices.push_back({.name = folder + range.name, .shape = range.shape, .offset = range.offset, .data = rows});
     });
   };
@@ -54,14 +53,19 @@ SaveReport save_run(Communicator& comm, const std::filesystem::path& checkpoints
     add("optim/v/", owned, optimizer.v(i));
     if (optimizer.has_master()) add("optim/master/", owned, optimizer.master(i));
   }
-  const nlohmann::json json = {{"step", state.step},
-                               {"tokens", state.tokens},
-                               {"skipped", state.skipped},
-                               {"seconds", state.seconds},
-                               {"config", state.config},
-                               {"tokenizer_hash", state.tokenizer_hash},
-                               {"bytes_per_token", state.bytes_per_token}};
-  return save_checkpoint(comm, checkpoints, state.step, slices, json, options);
+  return slices;
+}
+
+nlohmann::json state_json(const RunState& state) {
+  return {{"step", state.step},
+          {"tokens", state.tokens},
+          {"skipped", state.skipped},
+          {"seconds", state.seconds},
+          {"config", state.config},
+          {"tokenizer_hash", state.tokenizer_hash},
+          {"bytes_per_token", state.bytes_per_token},
+          {"passed_over", state.passed_over},
+          {"guard", state.guard}};
 }
 
 void initialize_run(Ops& ops, const ParameterTable& table, uint64_t seed, const Tensor& params, Optimizer& optimizer) {
@@ -86,7 +90,9 @@ RunState read_state(const CheckpointReader& reader) {
             .seconds = j.at("seconds").get<double>(),
             .config = j.at("config").get<std::string>(),
             .tokenizer_hash = j.at("tokenizer_hash").get<std::string>(),
-            .bytes_per_token = j.at("bytes_per_token").get<double>()};
+            .bytes_per_token = j.at("bytes_per_token").get<double>(),
+            .passed_over = j.value("passed_over", int64_t{0}),  // not in checkpoints before it was kept
+            .guard = j.value("guard", nlohmann::json())};
   } catch (const nlohmann::json::exception& error) {
     throw UserError(str(reader.path().string(), "/manifest.json: the state is not one of a run: ", error.what()));
   }

@@ -3,8 +3,10 @@
 #pragma once
 
 #include <cstdint>
-#include <filesystem>
+#include <functional>
+#include <nlohmann/json.hpp>
 #include <string>
+#include <vector>
 
 #include "data/checkpoint.h"
 #include "dist/communicator.h"
@@ -23,13 +25,19 @@ struct RunState {
   std::string config;          // effective configuration, TOML
   std::string tokenizer_hash;  // of the data trained on
   double bytes_per_token = 0;  // of the training text
+  int64_t passed_over = 0;     // sequences that led into trouble and were left out after going back (train.max_skips)
+  nlohmann::json guard;        // SpikeGuard::state()
 };
 
-// Called by all ranks; each writes the rows that its optimizer owns, unless another rank has the same ones and writes
-// them: all of them (`writes` false), or those of parameters that tensor-parallel ranks all hold whole.
-SaveReport save_run(Communicator& comm, const std::filesystem::path& checkpoints, const ParameterTable& table,
-                    const Tensor& params, const Optimizer& optimizer, const RunState& state, const SaveOptions& options,
-                    bool writes, bool writes_replicated);
+// The state as a checkpoint holds it.
+nlohmann::json state_json(const RunState& state);
+
+// The rows that this rank saves: those that its optimizer owns, unless another rank has the same ones and writes them:
+// all of them (`writes` false), or those of parameters that tensor-parallel ranks all hold whole. `to_host` gives a
+// contiguous tensor where the host can read it, unchanged until the save has ended.
+std::vector<TensorSlice> run_slices(const ParameterTable& table, const Tensor& params, const Optimizer& optimizer,
+                                    bool writes, bool writes_replicated,
+                                    const std::function<Tensor(const Tensor&)>& to_host);
 
 // Draws the initial values of a run on the host, in the accumulate type; the optimizer's masters keep what rounding
 // takes from `params`.

@@ -1,4 +1,5 @@
 // SIGINT, SIGTERM and SIGUSR1 ask for a checkpoint at the next step boundary and a stop (exit code 85).
+// SIGXFSZ is ignored: the write that it stands for fails.
 #pragma once
 
 namespace tmamba {

@@ -13,8 +13,8 @@
 #include "launch/loaded_model.h"
 #include "launch/memory_check.h"
 #include "launch/progress.h"
+#include "launch/replica_check.h"
 #include "launch/sampler.h"
-#include "launch/signals.h"
 
 namespace tmamba {
 
@@ -23,6 +23,8 @@ Trainer::Trainer(RunConfig config, World& world)
       world_(world),
       shape_(mesh_shape(config_.parallel.tp, config_.parallel.sp, config_.parallel.dp, world.size())),
       main_(world.rank() == 0),
+      save_interval_(config_.checkpoint.mtbf_hours),
+      guard_(config_.train.spike_window, config_.train.spike_sigmas),
       started_(Clock::now()) {
   validate(config_);
   const int threads = config_.run.threads > 0
@@ -77,30 +79,8 @@ void Trainer::open_data() {
 }
 
 void Trainer::resume_or_initialize() {
-  const std::filesystem::path checkpoints = std::filesystem::path(config_.run.dir) / "checkpoints";
-  std::string newest;
-  if (main_) {
-    const auto path =
-        newest_checkpoint(checkpoints, [&](const std::filesystem::path& damaged, const std::string& problem) {
-          std::fprintf(stderr, "%s is damaged and was set aside: %s\n", damaged.c_str(), problem.c_str());
-        });
-    if (path) newest = path->string();
-  }
-  newest = broadcast_text(world_.comm(), newest);
-  if (newest.empty()) {
-    initialize_run(*ops_, *table_, static_cast<uint64_t>(config_.train.seed), params_, *optimizer_);
-  } else {
-    const CheckpointReader reader(newest);
-    state_ = read_state(reader);
-    if (state_.tokenizer_hash != train_file_->info().tokenizer_hash) {
-      throw UserError(str(newest, " was trained on data of another tokenizer than ", config_.data.train,
-                          "; use its data or another run.dir"));
-    }
-    load_params(reader, *table_, params_);
-    load_optimizer(reader, *table_, *optimizer_);
-    last_saved_ = state_.step;
-    last_checkpoint_ = newest;
-  }
+  const bool resumed = load_newest();
+  if (!resumed) initialize_run(*ops_, *table_, static_cast<uint64_t>(config_.train.seed), params_, *optimizer_);
   folder_ = std::make_unique<RunFolder>(config_.run.dir, state_.step, main_);
   state_.config = to_toml(config_);
   state_.tokenizer_hash = train_file_->info().tokenizer_hash;
@@ -109,7 +89,7 @@ void Trainer::resume_or_initialize() {
   folder_->write_config(state_.config);
   if (main_) folder_->write_plan(plan_to_json(make_plan(plan_.dims, plan_.transports)));
   start_profile();
-  folder_->event(newest.empty() ? "start" : "resume", {{"step", state_.step}, {"ranks", world_.size()}});
+  folder_->event(resumed ? "resume" : "start", {{"step", state_.step}, {"ranks", world_.size()}});
 }
 
 // Heartbeats lie in the run folder, which all hosts see.
@@ -129,6 +109,8 @@ int Trainer::run() {
     if (broadcast_text(world_.comm(), main_ && folder_->has_summary() ? "yes" : "").empty()) finish();
     return kDone;
   }
+  if (starts_in_vain()) return kNoProgress;
+  prepare_saving();
   const double seconds_before = state_.seconds;
   started_ = Clock::now();
   bool out_of_time = false;
@@ -137,29 +119,40 @@ int Trainer::run() {
     if (comm_profile_) comm_profile_->begin_step();
     const StepResult result = train_step(state_.step + 1);
     if (comm_profile_) comm_profile_->end_step(result.skipped);
-    ++state_.step;
-    state_.tokens += config_.train.global_batch * config_.data.seq_len;
     state_.seconds = seconds_before + elapsed();
-    skips_in_a_row_ = result.skipped ? skips_in_a_row_ + 1 : 0;
-    state_.skipped += result.skipped;
-    log_step(result, std::chrono::duration<double>(Clock::now() - begin).count());
+    finish_step(result, std::chrono::duration<double>(Clock::now() - begin).count());
     if (skips_in_a_row_ >= config_.train.max_skips) {
-      throw Error(str("the loss or its gradient was not finite in ", skips_in_a_row_, " steps in a row (up to step ",
-                      state_.step, "); the newest checkpoint is of step ", std::max<int64_t>(last_saved_, 0),
-                      ". Lower train.lr or raise train.warmup and start again: the run resumes from there"));
+      go_back();
+      continue;
     }
     const bool end = state_.step == total_steps_;
-    if (result.stop_votes > 0 && !end) {
-      if (pending_stop()) return stop_for_signal();
-      out_of_time = true;
-    }
+    if (result.stop && !end) return stop_and_requeue();
+    out_of_time = result.time_up;
     if (due(config_.train.eval_every) && !end) evaluate_and_log(false);
     if (due(config_.train.sample_every) && !end) write_sample();
     // Not while steps are being skipped: what is on disk is then as good, and maybe better.
-    if (due(config_.checkpoint.every) && !end && skips_in_a_row_ == 0) save();
+    if ((due(config_.checkpoint.every.steps) || result.save) && !end && skips_in_a_row_ == 0) {
+      save(config_.checkpoint.async);
+    }
   }
   finish();
   return kDone;
+}
+
+// What follows a step on every rank, whatever became of it.
+void Trainer::finish_step(const StepResult& result, double step_seconds) {
+  ++state_.step;
+  state_.tokens += config_.train.global_batch * config_.data.seq_len;
+  skips_in_a_row_ = result.skipped ? skips_in_a_row_ + 1 : 0;
+  state_.skipped += result.skipped;
+  save_interval_.step(step_seconds, saver_->in_flight());
+  log_step(result, step_seconds);
+  if (result.saved_part) {
+    if (const auto outcome = saver_->advance()) report_save(*outcome);
+  }
+  if (due(config_.train.replica_check_every)) {
+    check_replicas(world_.comm(), shape_, world_.hosts(), *table_, params_, state_.step);
+  }
 }
 
 StepResult Trainer::train_step(int64_t step) {
@@ -173,7 +166,8 @@ StepResult Trainer::train_step(int64_t step) {
   ops.fill(sums_3, 0);
   reducer_->begin_step();
   for (int64_t micro = 0; micro < micro_batches_; ++micro) {
-    const int64_t first = (step - 1) * config_.train.global_batch + mesh_->coordinates().dp * per_rank + micro * B;
+    const int64_t first =
+        (step - 1) * config_.train.global_batch + state_.passed_over + mesh_->coordinates().dp * per_rank + micro * B;
     const Batch batch = loader_->load(first, B);
     // Where every micro-batch is summed over the ranks at once, the next one starts from zero.
     if (micro > 0 && reduces(micro - 1)) ops.fill(grads_, 0);
@@ -191,20 +185,31 @@ StepResult Trainer::train_step(int64_t step) {
   ops.sum_squares(sums_3.slice(0, 2, 1), gradients);
   ops.synchronize();
 
-  // One small message decides for all ranks alike: the loss, the gradient's norm, and who wants to stop.
-  double sums[kAgreedNumbers] = {0, 0, 0, wants_to_stop() ? 1.0 : 0.0};
+  // One small message decides for all ranks alike: the loss, the gradient's norm, who wants to stop or to save.
+  double sums[kAgreedNumbers] = {};
   copy_blocking(Tensor(sums, {3}, DType::f64), sums_3);
   if (mesh_->coordinates().tp != 0)
-    sums[0] = sums[1] = 0;  // all tensor-parallel ranks have the loss of the tokens they share
+    sums[kLoss] = sums[kCount] = 0;  // all tensor-parallel ranks have the loss of the tokens they share
+  sums[kTimeUp] = config_.train.minutes > 0 && elapsed() > 60 * config_.train.minutes;
+  sums[kStop] = stop_reason() != 0;
+  sums[kSave] = wants_save();
+  sums[kReady] = saver_ && saver_->in_flight() && saver_->ready();
   world_.comm().all_reduce(Tensor(sums, {kAgreedNumbers}, DType::f64), ReduceOp::sum).wait();
-  const double grad_norm = std::sqrt(sums[2]);
-  StepResult result{.loss = sums[0] / sums[1],
+  const double grad_norm = std::sqrt(sums[kSquares]);
+  StepResult result{.loss = sums[kLoss] / sums[kCount],
                     .grad_norm = grad_norm,
                     .lr = lr_schedule().at(step),
                     .skipped = false,
-                    .stop_votes = static_cast<int>(sums[3])};
-  result.skipped = !std::isfinite(result.loss) || !std::isfinite(grad_norm);
+                    .spike = false,
+                    .time_up = sums[kTimeUp] > 0,
+                    .stop = sums[kStop] > 0,
+                    .save = sums[kSave] > 0,
+                    .saved_part = sums[kReady] == world_.size()};
+  const bool finite = std::isfinite(result.loss) && std::isfinite(grad_norm);
+  result.spike = finite && guard_.spike(result.loss, grad_norm);
+  result.skipped = !finite || result.spike;
   if (result.skipped) return result;
+  guard_.took(result.loss, grad_norm);
   const TrainConfig& t = config_.train;
   const double clip = t.clip > 0 && grad_norm > t.clip ? t.clip / grad_norm : 1.0;
   optimizer_->step(ops, params_, gradients_,
@@ -236,27 +241,6 @@ std::vector<ConstTensor> Trainer::counted_gradients() const {
 
 LearningRate Trainer::lr_schedule() const {
   return {.peak = config_.train.lr, .min = config_.train.min_lr, .warmup = config_.train.warmup, .steps = total_steps_};
-}
-
-bool Trainer::wants_to_stop() const {
-  return pending_signal() != 0 || (config_.train.minutes > 0 && elapsed() > 60 * config_.train.minutes);
-}
-
-// Whether any rank saw a signal; agreed, since only some may have.
-bool Trainer::pending_stop() {
-  double signal = pending_signal();
-  world_.comm().all_reduce(Tensor(&signal, {1}, DType::f64), ReduceOp::max).wait();
-  stop_signal_ = static_cast<int>(signal);
-  return stop_signal_ != 0;
-}
-
-int Trainer::stop_for_signal() {
-  save();
-  folder_->event("stop", {{"step", state_.step}, {"signal", signal_name(stop_signal_)}});
-  if (main_)
-    std::printf("%s: saved step %lld and stopped. Start the same command again to go on.\n", signal_name(stop_signal_),
-                static_cast<long long>(state_.step));
-  return kSavedAndStopped;
 }
 
 void Trainer::evaluate_and_log(bool full) {
@@ -291,24 +275,8 @@ void Trainer::write_sample() {
   message_line(str("step ", state_.step, ": sample\n", indent(text)));
 }
 
-void Trainer::save() {
-  if (last_saved_ == state_.step) return;
-  const SaveReport report =
-      save_run(world_.comm(), folder_->checkpoints(), *table_, params_, *optimizer_, state_,
-               {.keep = config_.checkpoint.keep, .keep_every = config_.checkpoint.keep_every},
-               reducer_->stage() > 0 || shape_.zero_rank(mesh_->coordinates()) == 0, mesh_->coordinates().tp == 0);
-  last_saved_ = state_.step;
-  last_checkpoint_ = report.path.string();
-  folder_->event(
-      "checkpoint",
-      {{"step", state_.step}, {"path", report.path.string()}, {"bytes", report.bytes}, {"seconds", report.seconds}});
-  if (main_)
-    message_line(str("step ", state_.step, ": checkpoint ", report.path.string(), " (", bytes_text(report.bytes), ", ",
-                     fixed(report.seconds, 2), " s)"));
-}
-
 void Trainer::finish() {
-  save();
+  save_now();
   evaluate_and_log(true);
   write_sample();
   const double tokens_per_s = static_cast<double>(state_.tokens) / state_.seconds;
@@ -319,6 +287,7 @@ void Trainer::finish() {
   if (valid_file_) summary["valid_bits_per_byte"] = last_valid_bits_;
   add_profile(summary);
   folder_->write_summary(summary);
+  if (progress_) progress_->moved_on();
 }
 
 }  // namespace tmamba

@@ -13,9 +13,14 @@
 #include "launch/comm_profile.h"
 #include "launch/config.h"
 #include "launch/evaluator.h"
+#include "launch/guard.h"
 #include "launch/run_folder.h"
 #include "launch/run_plan.h"
+#include "launch/run_progress.h"
 #include "launch/run_state.h"
+#include "launch/save_interval.h"
+#include "launch/saver.h"
+#include "launch/snapshot.h"
 #include "model/optimizer.h"
 #include "model/transmamba.h"
 
@@ -28,8 +33,11 @@ struct StepResult {
   double loss = 0;       // nats per token, over the global batch
   double grad_norm = 0;  // before clipping
   double lr = 0;
-  bool skipped = false;  // loss or gradient was not finite: nothing was updated
-  int stop_votes = 0;    // ranks that want to stop at this boundary
+  bool skipped = false;  // loss or gradient was not finite, or leapt: nothing was updated
+  bool spike = false;    // it leapt
+  // What the ranks agree on for this boundary.
+  bool time_up = false, stop = false, save = false;
+  bool saved_part = false;  // all ranks are through with the present part of the save in flight
 };
 
 class Trainer {
@@ -41,7 +49,7 @@ class Trainer {
   // Finds a rank that hangs from now on, names it and ends the job (run.hang_timeout). Once per process.
   void start_watchdog();
 
-  // Trains to the end or to a signal. Returns the exit code.
+  // Trains to the end, to a signal or to the switch file STOP in the run folder. Returns the exit code.
   int run();
 
   // One optimizer step (from 1) over the global batch.
@@ -63,6 +71,9 @@ class Trainer {
   void resume_or_initialize();
   void rehearse();
 
+  bool load_newest();
+  void prepare_saving();
+  bool starts_in_vain();
   bool due(int64_t every) const { return every > 0 && state_.step % every == 0; }
   void log_step(const StepResult& result, double step_seconds);
   void print_header() const;
@@ -70,17 +81,23 @@ class Trainer {
   void add_profile(nlohmann::json& summary) const;
   void evaluate_and_log(bool full);
   void write_sample();
-  void save();
+  std::vector<TensorSlice> slices_to_save(bool behind);
+  void save(bool behind);
+  void save_now();
+  void report_save(const SaveOutcome& outcome);
+  void finish_step(const StepResult& result, double step_seconds);
+  void go_back();
   void finish();
   bool reduces(int64_t micro) const;
   void reduce_bucket(int bucket, int64_t micro);
   std::vector<ConstTensor> counted_gradients() const;
-  bool wants_to_stop() const;
-  bool pending_stop();
-  int stop_for_signal();
+  int stop_reason() const;
+  bool wants_save() const;
+  int stop_and_requeue();
   LearningRate lr_schedule() const;
   int64_t memory_bytes() const;
-  static constexpr int64_t kAgreedNumbers = 4;  // by which all ranks agree on a step
+  // The numbers of the one small message by which all ranks agree on a step: sums, and counts of ranks.
+  enum Agreed : int { kLoss, kCount, kSquares, kTimeUp, kStop, kSave, kReady, kAgreedNumbers };
   double elapsed() const { return std::chrono::duration<double>(Clock::now() - started_).count(); }
 
   RunConfig config_;
@@ -112,9 +129,14 @@ class Trainer {
   std::unique_ptr<Loader> loader_;
   std::unique_ptr<RunFolder> folder_;
   RunState state_;
+  std::unique_ptr<RunProgress> progress_;
+  std::unique_ptr<Snapshot> snapshot_;  // outlives the thread that reads it
+  std::unique_ptr<Saver> saver_;
+  SaveInterval save_interval_;
+  double logged_stall_seconds_ = 0;
   int64_t last_saved_ = -1;
-  std::string last_checkpoint_;
-  int stop_signal_ = 0;
+  std::string last_checkpoint_, save_problem_;
+  SpikeGuard guard_;
   int skips_in_a_row_ = 0;
   double last_valid_bits_ = 0;
   double recent_tokens_per_s_ = 0;

@@ -60,9 +60,16 @@ void Trainer::log_step(const StepResult& result, double step_seconds) {
                          {"step_ms", step_seconds * 1e3},
                          {"gflops", flops_per_step_ / step_seconds / 1e9},
                          {"memory_bytes", memory_bytes()}};
+  if (const double stalled = saver_->total_stall_seconds() - logged_stall_seconds_; stalled > 0) {
+    line["save_stall_ms"] = stalled * 1e3;
+    logged_stall_seconds_ += stalled;
+  }
   if (result.skipped) {
     line["skipped"] = true;
-    folder_->event("skip", {{"step", state_.step}, {"loss", str(result.loss)}, {"grad_norm", str(result.grad_norm)}});
+    folder_->event("skip", {{"step", state_.step},
+                            {"loss", str(result.loss)},
+                            {"grad_norm", str(result.grad_norm)},
+                            {"why", result.spike ? "spike" : "not finite"}});
   }
   folder_->metric(line);
   if (!main_ || (state_.step % config_.run.log_every != 0 && !result.skipped && state_.step != total_steps_)) return;
@@ -71,7 +78,9 @@ void Trainer::log_step(const StepResult& result, double step_seconds) {
   message_line(str("step ", state_.step, "/", total_steps_, "  loss ", fixed(result.loss, 4), "  ", fixed(bits, 3),
                    " bits/byte  norm ", fixed(result.grad_norm, 2), "  lr ", scientific(result.lr), "  ",
                    count_text(recent_tokens_per_s_), " tok/s  ETA ", duration(eta),
-                   result.skipped ? "  SKIPPED: not finite" : ""));
+                   result.spike     ? "  SKIPPED: a spike"
+                   : result.skipped ? "  SKIPPED: not finite"
+                                    : ""));
 }
 
 void Trainer::start_profile() {

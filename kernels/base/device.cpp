@@ -29,6 +29,14 @@ void device_free(void* data, Device device) noexcept {
   }
 }
 
+void pin_host_memory(void* data, size_t bytes, Device device) {
+  if (device == Device::cuda && bytes > 0) cuda_pin(data, bytes);
+}
+
+void unpin_host_memory(void* data, Device device) noexcept {
+  if (device == Device::cuda) cuda_unpin(data);
+}
+
 void device_copy(void* to, Device to_device, const void* from, Device from_device, size_t bytes) {
   if (bytes == 0) return;
   if (to_device == Device::cpu && from_device == Device::cpu) {

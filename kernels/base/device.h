@@ -23,10 +23,17 @@ DeviceMemory device_memory(Device device);
 // Of a host, from the /proc and /sys below `root`.
 DeviceMemory host_memory(const std::string& root = "");
 
+// Locks host memory where it is, so that a device copies from and to it at full speed. Throws Error where the system
+// refuses. Nothing to do without a device: `device` is the one that will copy.
+void pin_host_memory(void* data, size_t bytes, Device device);
+void unpin_host_memory(void* data, Device device) noexcept;
+
 // The CUDA half of the above; in a build without CUDA each throws UserError saying how to build with it.
 void* cuda_allocate(size_t bytes);
 void cuda_free(void* data) noexcept;
 void cuda_copy(void* to, Device to_device, const void* from, Device from_device, size_t bytes);
 DeviceMemory cuda_memory();
+void cuda_pin(void* data, size_t bytes);
+void cuda_unpin(void* data) noexcept;
 
 }  // namespace tmamba

@@ -35,4 +35,10 @@ void cuda_copy(void* to, Device, const void* from, Device, size_t bytes) {
   check(cudaMemcpy(to, from, bytes, cudaMemcpyDefault), "cudaMemcpy");
 }
 
+void cuda_pin(void* data, size_t bytes) {
+  check(cudaHostRegister(data, bytes, cudaHostRegisterPortable), "cudaHostRegister");
+}
+
+void cuda_unpin(void* data) noexcept { cudaHostUnregister(data); }
+
 }  // namespace tmamba

@@ -13,5 +13,7 @@ void* cuda_allocate(size_t) { no_cuda(); }
 void cuda_free(void*) noexcept {}
 void cuda_copy(void*, Device, const void*, Device, size_t) { no_cuda(); }
 DeviceMemory cuda_memory() { no_cuda(); }
+void cuda_pin(void*, size_t) { no_cuda(); }
+void cuda_unpin(void*) noexcept {}
 
 }  // namespace tmamba

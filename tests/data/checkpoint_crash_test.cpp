@@ -9,10 +9,12 @@
 #include <thread>
 
 #include "data/fs.h"
+#include "data/tensor_source.h"
 #include "dist/self_communicator.h"
 #include "tests/data/checkpoint_fixture.h"
 #include "tests/data/syscall_tracer.h"
 #include "tests/data/temp_folder.h"
+#include "tests/trials.h"
 
 namespace tmamba {
 namespace {
@@ -56,16 +58,17 @@ bool any_left_over(const fs::path& folder) {
 }
 
 TEST(Crash, KilledAtRandomInstantsTheLastWholeOneIsThere) {
-  constexpr uint64_t kSeed = 21;
+  const uint64_t seed = trial_seed(21);
   constexpr int64_t kRows = 20000;
-  std::mt19937_64 random(kSeed);
+  const int kills = trials(50);
+  std::mt19937_64 random(seed);
   TempFolder folder;
   save(folder.path(), 1, kRows, {.keep = 2});
   const double save_seconds = save(folder.path(), 2, kRows, {.keep = 2}).seconds;
   int64_t newest = 2;
   int half_way = 0;
-  for (int kill_number = 0; kill_number < 40; ++kill_number) {
-    SCOPED_TRACE(testing::Message() << "kill " << kill_number << ", seed " << kSeed);
+  for (int kill_number = 0; kill_number < kills; ++kill_number) {
+    SCOPED_TRACE(testing::Message() << "kill " << kill_number << ", seed " << seed);
     int saved[2];
     ASSERT_EQ(pipe(saved), 0);
     const pid_t child = fork();
@@ -97,8 +100,8 @@ TEST(Crash, KilledAtRandomInstantsTheLastWholeOneIsThere) {
       EXPECT_TRUE(holds(path, CheckpointReader(path).step(), kRows)) << path;
     }
   }
-  EXPECT_GE(half_way, 5) << "too few kills came in the middle of a save";
-  EXPECT_GE(newest, 2 + 20);
+  EXPECT_GE(half_way, kills / 8) << "too few kills came in the middle of a save";
+  EXPECT_GE(newest, 2 + kills / 2);
   save(folder.path(), newest + 1, kRows, {.keep = 2});
   EXPECT_FALSE(any_left_over(folder.path()));
 }
@@ -263,6 +266,48 @@ TEST_P(EveryCall, TheOrderSurvivesALossOfPower) {
 INSTANTIATE_TEST_SUITE_P(Saves, EveryCall, testing::Values(2, 3), [](const auto& saved) {
   return saved.param == 2 ? std::string("Replacing") : std::string("Adding");
 });
+
+// Other forms of a checkpoint: whole under their name, or not there, and no temporary file that stays.
+TEST(Crash, OtherFormsFailedAtEveryCallLeaveNothing) {
+  constexpr int64_t kRows = 10;
+  TempFolder folder{TempFolder::memory()};
+  save(folder / "from", 7, kRows, {});
+  const CheckpointReader reader(folder / "from" / "step-00000007");
+  const TensorSource source = source_of(reader);
+  const std::map<std::string, std::function<void()>> forms = {
+      {"h5", [&] { export_tensors(source, folder / "now" / "m.h5"); }},
+      {"safetensors", [&] { export_tensors(source, folder / "now" / "m.safetensors"); }},
+      {"resharded", [&] { write_checkpoint(source, folder / "now", 2); }}};
+  for (const auto& [name, form] : forms) {
+    const auto traced = [&, write = form](const TraceOptions& options) {
+      fs::remove_all(folder / "now");
+      fs::create_directory(folder / "now");
+      return trace(
+          [&] {
+            try {
+              write();
+              return kSaved;
+            } catch (const Error& error) {
+              return std::string(error.what()).find((folder / "now").string()) != std::string::npos ? kThrew
+                                                                                                    : kBadMessage;
+            }
+          },
+          options);
+    };
+    const auto calls = traced({}).calls;
+    ASSERT_GT(calls.size(), 5u) << name;
+    for (int n = 0; n < static_cast<int>(calls.size()); ++n) {
+      const FileCall& call = calls[static_cast<size_t>(n)];
+      SCOPED_TRACE(testing::Message() << name << ", call " << n << ": " << call.name << " " << call.path);
+      const TraceResult result = traced({.fail_at = n, .error = ENOSPC});
+      const bool clears_up = call.name.starts_with("unlink") || call.name == "rmdir";
+      if (result.exit_code == kSaved && clears_up) continue;
+      EXPECT_EQ(result.exit_code, kThrew);
+      // The last call makes the name durable; what it names is whole by then.
+      for (const std::string& left : names_in(folder / "now")) EXPECT_EQ(left.find(".tmp"), std::string::npos) << left;
+    }
+  }
+}
 
 // Files longer than a limit cannot be written: the kernel's way of a full disk that needs no privileges.
 TEST(Crash, AFileThatCannotGrowIsReportedAndThePreviousStays) {

@@ -5,8 +5,11 @@
 
 #include "data/fs.h"
 #include "data/sha256.h"
+#include "data/tensor_source.h"
 #include "dist/self_communicator.h"
+#include "kernels/base/buffer.h"
 #include "tests/data/checkpoint_fixture.h"
+#include "tests/trials.h"
 
 namespace tmamba {
 namespace {
@@ -40,6 +43,18 @@ class DamageTest : public testing::Test {
       }
     }
     return nullptr;
+  }
+
+  // The same tensors as those of another step.
+  TensorSource source_of_tensors() {
+    TensorSource source{.path = "memory", .step = 2, .state = {}, .tensors = {}, .read = {}};
+    for (const Logical& tensor : tensors) source.tensors.push_back({tensor.name, tensor.dtype, tensor.shape});
+    source.read = [this](const std::string& name, int64_t row, const Tensor& out) {
+      for (Logical& tensor : tensors) {
+        if (tensor.name == name) copy_blocking(out, tensor.view().slice(0, row, out.size(0)));
+      }
+    };
+    return source;
   }
 
   TempFolder folder{TempFolder::memory()};
@@ -178,6 +193,58 @@ TEST_F(DamageTest, ManifestsThatCannotBeReadAreDamageOrTheUsersBusiness) {
   fs::remove(manifest);
   put_text(manifest, good);
   EXPECT_THAT(list_checkpoints(folder.path()), SizeIs(1));
+}
+
+// Any of the files of a checkpoint of several, flipped, cut, lengthened, swapped or gone: the newest whole one is the
+// one before, and nothing wrong is ever loaded.
+TEST_F(DamageTest, RandomDamageNeverLoadsSilently) {
+  SelfCommunicator self("self");
+  const fs::path spare = folder / "spare";
+  TensorSource source = source_of_tensors();
+  const fs::path several = write_checkpoint(source, spare, 3);
+  const uint64_t seed = trial_seed(31);
+  std::mt19937_64 random(seed);
+  const fs::path newest = folder / "step-00000002";
+  for (int trial = 0; trial < trials(1000); ++trial) {
+    SCOPED_TRACE(testing::Message() << "trial " << trial << ", seed " << seed);
+    fs::remove_all(newest);
+    fs::remove_all(folder / "step-00000002.damaged");
+    fs::copy(several, newest, fs::copy_options::recursive);
+    const auto names = names_in(newest);
+    const fs::path target = newest / names[random() % names.size()];
+    std::string bytes = file_text(target);
+    switch (random() % 8) {
+      case 0:
+        bytes.resize(random() % bytes.size());
+        put_text(target, bytes);
+        break;
+      case 1:
+        fs::remove(target);
+        break;
+      case 2:
+        put_text(target, bytes + static_cast<char>(random()));
+        break;
+      case 3: {
+        const fs::path other = newest / names[(static_cast<size_t>(random()) % (names.size() - 1) + 1) % names.size()];
+        if (other == target) continue;
+        fs::remove(target);
+        fs::copy(other, target);
+        break;
+      }
+      default:
+        bytes[random() % bytes.size()] ^= static_cast<char>(1 << (random() % 8));
+        put_text(target, bytes);
+    }
+    std::string problem;
+    const auto found = newest_checkpoint(folder.path(), [&](const fs::path& damaged, const std::string& why) {
+      EXPECT_EQ(damaged, newest);
+      problem = why;
+    });
+    ASSERT_TRUE(found);
+    EXPECT_EQ(*found, path);
+    // A checkpoint without a manifest is none, and nothing is said of it.
+    EXPECT_TRUE(!problem.empty() || !fs::exists(newest / "manifest.json"));
+  }
 }
 
 TEST_F(DamageTest, AnotherVersionIsNotRenamedAsDamage) {

@@ -1,0 +1,50 @@
+// Named tensors with a step and a state, wherever they lie: a sharded checkpoint, one plain HDF5 file, one safetensors
+// file. Each form can be written from any other, bit for bit, a block at a time.
+//
+//   HDF5         a dataset /NAME per tensor (bfloat16 as uint16 with the attribute dtype = "bfloat16"), the attribute
+//                `step` of the file, and /state_json, the bytes of the state
+//   safetensors  "model/NAME" is stored as NAME, for programs that want a model's weights, any other name as it is;
+//                metadata `transmamba.step` and `transmamba.state`
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "data/checkpoint.h"
+
+namespace tmamba {
+
+struct TensorSource {
+  std::filesystem::path path;
+  int64_t step = 0;
+  nlohmann::json state;
+  std::vector<StoredTensor> tensors;  // sorted by name
+  // Fills host tensor `out`, of the tensor's type, with the rows of `name` from `row` on.
+  std::function<void(const std::string& name, int64_t row, const Tensor& out)> read;
+
+  int64_t bytes() const;
+};
+
+// Calls f(row, block) for the tensor's rows in turn, in blocks of some 64 MiB.
+void each_block(const TensorSource& source, const StoredTensor& tensor,
+                const std::function<void(int64_t row, const Tensor& block)>& f);
+
+// The reader must outlive the source.
+TensorSource source_of(const CheckpointReader& reader);
+// By the ending of the name, .h5 or .safetensors. Throws UserError where the file is not such an export.
+TensorSource open_export(const std::filesystem::path& file);
+
+// Writes a new file; it is there whole or not at all. Throws UserError where the name has another ending or the file
+// exists.
+void export_tensors(const TensorSource& source, const std::filesystem::path& file);
+// Writes a new checkpoint of about equal files into a folder of checkpoints, `writers` of them (0: as many as keep each
+// under 1 GiB), holding one in memory at a time. Returns its path. Throws UserError where one of this step exists.
+std::filesystem::path write_checkpoint(const TensorSource& source, const std::filesystem::path& checkpoints,
+                                       int64_t writers);
+
+}  // namespace tmamba

@@ -1,0 +1,30 @@
+// class LineLog: a file that lines are appended to, each whole or not at all. A line that cannot be written - a full
+// disk, a folder that went away - is lost, is counted and is no reason to end a run.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+
+namespace tmamba {
+
+class LineLog {
+ public:
+  LineLog() = default;
+  // Throws UserError where the file cannot be opened.
+  explicit LineLog(const std::filesystem::path& file);
+  ~LineLog();
+  LineLog(LineLog&& other) noexcept;
+  LineLog& operator=(LineLog&& other) noexcept;
+
+  // Appends text and a newline. Says on standard error when lines begin to be lost, and when that ends.
+  void append(const std::string& text);
+  int64_t lost() const { return lost_; }
+
+ private:
+  std::filesystem::path file_;
+  int fd_ = -1;
+  int64_t lost_ = 0, lost_in_a_row_ = 0;
+};
+
+}  // namespace tmamba

@@ -1,0 +1,211 @@
+// Trainer: what keeps a run from losing anything: resuming, saving, stopping on purpose, going back.
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include "data/checkpoint_crew.h"
+#include "data/fs.h"
+#include "launch/progress.h"
+#include "launch/signals.h"
+#include "launch/trainer.h"
+
+namespace tmamba {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+// Switch files in the run folder.
+constexpr const char* kSaveSwitch = "SAVE";
+constexpr const char* kStopSwitch = "STOP";
+constexpr int kStopSwitchReason = 1000;  // beside the numbers of signals
+
+std::string name_of_reason(int reason) { return reason == kStopSwitchReason ? kStopSwitch : signal_name(reason); }
+
+bool switched(const fs::path& run, const char* name) {
+  std::error_code ignored;  // what cannot be looked at is not there
+  return fs::exists(run / name, ignored);
+}
+
+void switch_off(const fs::path& run, const char* name) {
+  std::error_code error;
+  fs::remove(run / name, error);
+  if (error) std::fprintf(stderr, "cannot remove %s: %s\n", (run / name).c_str(), error.message().c_str());
+}
+
+}  // namespace
+
+// Loads the newest whole checkpoint of the run folder, if there is one.
+bool Trainer::load_newest() {
+  const auto newest = newest_checkpoint(
+      world_.comm(), fs::path(config_.run.dir) / "checkpoints", [&](const fs::path& damaged, const std::string& why) {
+        std::fprintf(stderr, "%s is damaged and was set aside: %s\n", damaged.c_str(), why.c_str());
+        if (folder_) folder_->event("damaged", {{"path", damaged.string()}, {"problem", why}});
+      });
+  if (!newest) return false;
+  const CheckpointReader reader(*newest);
+  state_ = read_state(reader);
+  if (state_.tokenizer_hash != train_file_->info().tokenizer_hash) {
+    throw UserError(str(newest->string(), " was trained on data of another tokenizer than ", config_.data.train,
+                        "; use its data or another run.dir"));
+  }
+  load_params(reader, *table_, params_);
+  load_optimizer(reader, *table_, *optimizer_);
+  try {
+    guard_.restore(state_.guard);
+  } catch (const nlohmann::json::exception& error) {
+    throw UserError(str(newest->string(), "/manifest.json: the state of the spike guard is damaged: ", error.what()));
+  }
+  last_saved_ = state_.step;
+  last_checkpoint_ = newest->string();
+  return true;
+}
+
+// Whether the last starts have made no checkpoint that is newer than the one this start comes from.
+bool Trainer::starts_in_vain() {
+  progress_ = std::make_unique<RunProgress>(folder_->dir(), main_);
+  Crew crew(world_.comm());
+  bool in_vain = false;
+  crew.first_does([&] { in_vain = progress_->stuck(last_saved_, state_.config); });
+  in_vain = !crew.from_first(in_vain ? "yes" : "").empty();
+  const std::string passed =
+      crew.from_first(progress_->has_gone_back_to(last_saved_) ? std::to_string(progress_->passed_over()) : "");
+  if (!passed.empty()) state_.passed_over = std::stoll(passed);
+  if (!in_vain) return false;
+  folder_->event("no_progress", {{"step", std::max<int64_t>(last_saved_, 0)}, {"starts", RunProgress::kStarts}});
+  if (main_) {
+    std::fprintf(stderr,
+                 "%d starts of this run have ended before there was a newer checkpoint than that of step %lld, so it "
+                 "is not started again (exit code %d). See %s; to try all the same delete %s\n",
+                 RunProgress::kStarts, static_cast<long long>(std::max<int64_t>(last_saved_, 0)), kNoProgress,
+                 (folder_->dir() / "events.jsonl").c_str(), progress_->file().c_str());
+  }
+  return true;
+}
+
+// Everything a save needs, the space on the disk too, is there or missed before the first step.
+void Trainer::prepare_saving() {
+  saver_ = std::make_unique<Saver>(world_.comm(), folder_->checkpoints(),
+                                   SaveOptions{.keep = config_.checkpoint.keep,
+                                               .keep_every = config_.checkpoint.keep_every,
+                                               .check_slices_first = true,
+                                               .before_publish = [this] { progress_->require_ours(); }});
+  snapshot_ = std::make_unique<Snapshot>(ops_->device());
+  run_slices(*table_, params_, *optimizer_, reducer_->stage() > 0 || shape_.zero_rank(mesh_->coordinates()) == 0,
+             mesh_->coordinates().tp == 0, [&](const Tensor& x) { return snapshot_->copy(x); });
+  try_checkpoint_space(world_.comm(), folder_->checkpoints(), snapshot_->bytes());
+  const SaveEvery& every = config_.checkpoint.every;
+  if (config_.checkpoint.async && (every.automatic || every.steps > 0)) snapshot_->clear();
+}
+
+// Copies where training goes on meanwhile, and where the host cannot read the tensors in place.
+std::vector<TensorSlice> Trainer::slices_to_save(bool behind) {
+  const bool copies = behind || ops_->device() != Device::cpu;
+  if (copies) snapshot_->clear();
+  return run_slices(*table_, params_, *optimizer_, reducer_->stage() > 0 || shape_.zero_rank(mesh_->coordinates()) == 0,
+                    mesh_->coordinates().tp == 0, [&](const Tensor& x) { return copies ? snapshot_->copy(x) : x; });
+}
+
+// Starts a checkpoint of this step; with `behind` it is written while training goes on.
+void Trainer::save(bool behind) {
+  if (saver_ && saver_->in_flight()) report_save(saver_->finish());
+  if (last_saved_ == state_.step) return;
+  state_.guard = guard_.state();
+  auto outcome = saver_->start(
+      state_.step, [&] { return slices_to_save(behind); }, state_json(state_));
+  if (!outcome && !behind) outcome = saver_->finish();
+  if (outcome) report_save(*outcome);
+  if (main_ && switched(folder_->dir(), kSaveSwitch)) switch_off(folder_->dir(), kSaveSwitch);
+}
+
+// A checkpoint of this step, or an error: the run is about to end.
+void Trainer::save_now() {
+  save(false);
+  if (last_saved_ == state_.step) return;
+  throw Error(str("step ", state_.step, " could not be saved: ", save_problem_, ". The newest checkpoint is ",
+                  last_checkpoint_.empty() ? "none" : last_checkpoint_));
+}
+
+void Trainer::report_save(const SaveOutcome& outcome) {
+  save_interval_.saved(outcome.stall_seconds);
+  if (!outcome.problem.empty()) {
+    save_problem_ = outcome.problem;
+    folder_->event("checkpoint_failed", {{"step", outcome.step}, {"problem", outcome.problem}});
+    if (main_) {
+      std::fprintf(stderr, "step %lld: there is no checkpoint of step %lld: %s\n", static_cast<long long>(state_.step),
+                   static_cast<long long>(outcome.step), outcome.problem.c_str());
+    }
+    return Crew(world_.comm()).first_does([&] { progress_->require_ours(); });
+  }
+  const SaveReport& report = outcome.report;
+  last_saved_ = outcome.step;
+  last_checkpoint_ = report.path.string();
+  nlohmann::json event = {{"step", outcome.step},    {"path", last_checkpoint_},
+                          {"bytes", report.bytes},   {"seconds", report.seconds},
+                          {"whole_at", state_.step}, {"stall_seconds", outcome.stall_seconds}};
+  if (config_.checkpoint.every.automatic) event["next_in_seconds"] = save_interval_.seconds().value_or(0);
+  if (!report.warnings.empty()) event["warnings"] = report.warnings;
+  folder_->event("checkpoint", event);
+  if (!main_) return;
+  for (const std::string& warning : report.warnings) std::fprintf(stderr, "%s\n", warning.c_str());
+  message_line(str("step ", outcome.step, ": checkpoint ", last_checkpoint_, " (", bytes_text(report.bytes), ", ",
+                   fixed(report.seconds, 2), " s, training waited ", fixed(outcome.stall_seconds * 1e3, 1), " ms)"));
+}
+
+// Why this rank wants to stop: a signal, or the switch file, at which rank 0 looks; 0: it does not.
+int Trainer::stop_reason() const {
+  if (pending_signal() != 0) return pending_signal();
+  return main_ && switched(config_.run.dir, kStopSwitch) ? kStopSwitchReason : 0;
+}
+
+bool Trainer::wants_save() const {
+  if (!main_ || !saver_) return false;
+  if (switched(config_.run.dir, kSaveSwitch)) return true;
+  return config_.checkpoint.every.automatic && !saver_->in_flight() && save_interval_.due();
+}
+
+int Trainer::stop_and_requeue() {
+  // Any rank's reason is that of all: only some may have seen the signal.
+  double reason = stop_reason();
+  world_.comm().all_reduce(Tensor(&reason, {1}, DType::f64), ReduceOp::max).wait();
+  const std::string name = name_of_reason(static_cast<int>(reason));
+  save_now();
+  folder_->event("stop", {{"step", state_.step}, {"signal", name}});
+  if (main_) {
+    switch_off(folder_->dir(), kStopSwitch);
+    std::printf("%s: saved step %lld and stopped. Start the same command again to go on.\n", name.c_str(),
+                static_cast<long long>(state_.step));
+  }
+  progress_->moved_on();
+  return kSavedAndStopped;
+}
+
+// After too many skipped steps in a row: on from the newest checkpoint, with the data that comes after the trouble. The
+// same steps on the same data would only end where they ended before.
+void Trainer::go_back() {
+  if (saver_->in_flight()) report_save(saver_->finish());
+  const int64_t from = state_.step, skips = skips_in_a_row_, passed_before = state_.passed_over;
+  const RunState now = state_;
+  const bool again = !broadcast_text(world_.comm(), progress_->has_gone_back_to(last_saved_) ? "yes" : "").empty();
+  const std::string trouble =
+      str("the loss or its gradient was not finite, or leapt, in ", skips, " steps in a row (up to step ", from, "); ");
+  const std::string advice = "Lower train.lr or raise train.warmup and start again";
+  if (last_saved_ < 0) throw Error(str(trouble, "there is no checkpoint to go back to. ", advice));
+  if (again) {
+    throw Error(str(trouble, "the run has gone back to the newest checkpoint, of step ", last_saved_, ", before. ",
+                    advice, ": the run resumes from there"));
+  }
+  if (!load_newest()) throw Error(str(trouble, "there is no whole checkpoint to go back to. ", advice));
+  state_.config = now.config;
+  state_.seconds = now.seconds;
+  state_.passed_over = passed_before + (from - state_.step) * config_.train.global_batch;
+  skips_in_a_row_ = 0;
+  progress_->went_back(state_.step, state_.passed_over);
+  folder_->rewind(state_.step);
+  folder_->event("rollback", {{"step", state_.step}, {"from", from}, {"passed_over", state_.passed_over}});
+  if (main_) {
+    message_line(str("step ", from, ": ", skips, " steps in a row were skipped; back to step ", state_.step,
+                     ", leaving out the data of the steps between"));
+  }
+}
+
+}  // namespace tmamba

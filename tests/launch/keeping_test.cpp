@@ -1,0 +1,216 @@
+// What a run does when the world around it is not kind: disks that fill up, folders that go away, crash loops; and the
+// tools for checkpoints.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <fstream>
+
+#include "tests/launch/program.h"
+
+namespace tmamba {
+namespace {
+
+namespace fs = std::filesystem;
+
+class Keeping : public testing::Test {
+ protected:
+  void SetUp() override {
+    enter_test_folder(std::string("keeping-") + testing::UnitTest::GetInstance()->current_test_info()->name());
+    prepare_bytes(60000);
+  }
+  void TearDown() override {
+    const fs::path folder = fs::current_path();
+    fs::current_path("/");
+    fs::remove_all(folder);
+  }
+
+  static Outcome train(const std::string& more = "") { return transmamba("train run.toml " + more); }
+
+  // Runs training in the background and `script` beside it, in which `events KIND` prints how many there are, `until
+  // COMMAND` waits for it to succeed, and $job is the run.
+  static Outcome beside(const std::string& script) {
+    return shell(
+        command_line("train run.toml", 0) +
+        " & job=$!; events() { grep -c \"\\\"event\\\":\\\"$1\\\"\" run/events.jsonl 2>/dev/null || true; }; "
+        "until_() { for i in $(seq 3000); do eval \"$1\" && return; sleep 0.01; done; echo \"gave up: $1\"; }; " +
+        script + "; wait $job");
+  }
+
+  static std::vector<nlohmann::json> events(const std::string& kind) {
+    std::ifstream in("run/events.jsonl");
+    std::vector<nlohmann::json> found;
+    for (std::string line; std::getline(in, line);) {
+      found.push_back(nlohmann::json::parse(line));
+      if (found.back()["event"] != kind) found.pop_back();
+    }
+    return found;
+  }
+};
+
+TEST_F(Keeping, AsyncAndPlainSavesGiveTheSameFiles) {
+  write_config("run.toml", "steps = 9\nglobal_batch = 4\nsample_tokens = 1\n[checkpoint]\nevery = 3\nkeep = 0");
+  ASSERT_EQ(train("--set run.dir=a --set checkpoint.async=true").code, 0);
+  ASSERT_EQ(train("--set run.dir=b --set checkpoint.async=false").code, 0);
+  for (const char* step : {"3", "6", "9"}) {
+    const std::string name = std::string("/checkpoints/step-0000000") + step + "/rank-00000.h5";
+    EXPECT_EQ(shell("cmp a" + name + " b" + name).code, 0) << step;
+  }
+}
+
+TEST_F(Keeping, TheSwitchFilesSaveAndStop) {
+  write_config("run.toml", "steps = 100000\nglobal_batch = 2");
+  const Outcome outcome = beside(
+      "until_ '[ -s run/metrics.jsonl ]'; touch run/SAVE; until_ '[ $(events checkpoint) -ge 1 ]'; "
+      "[ -e run/SAVE ] && echo the switch stays; touch run/STOP");
+  EXPECT_EQ(outcome.code, 85) << outcome.output;
+  EXPECT_NE(outcome.output.find("STOP: saved step"), std::string::npos) << outcome.output;
+  EXPECT_EQ(outcome.output.find("the switch stays"), std::string::npos) << outcome.output;
+  EXPECT_FALSE(fs::exists("run/STOP"));
+  EXPECT_EQ(events("checkpoint").size(), 2u);
+  EXPECT_EQ(nlohmann::json::parse(transmamba("checkpoint ls run --json").output).size(), 2u);
+}
+
+// The disk fills up in the middle of a run, and is made free again.
+TEST_F(Keeping, AFullDiskCostsCheckpointsButNotTheRun) {
+  write_config("run.toml", "steps = 100000\nglobal_batch = 2\n[checkpoint]\nevery = 5");
+  const Outcome outcome = beside(
+      "until_ '[ $(events checkpoint) -ge 1 ]'; prlimit --fsize=20000: --pid $job; "
+      "until_ '[ $(events checkpoint_failed) -ge 2 ]'; before=$(events checkpoint); "
+      "ls run/checkpoints | grep tmp && echo left over; prlimit --fsize=unlimited: --pid $job; "
+      "until_ '[ $(events checkpoint) -gt $before ]'; touch run/STOP");
+  EXPECT_EQ(outcome.code, 85) << outcome.output;
+  EXPECT_EQ(outcome.output.find("gave up"), std::string::npos) << outcome.output;
+  const auto failed = events("checkpoint_failed");
+  ASSERT_GE(failed.size(), 2u) << outcome.output;
+  EXPECT_NE(failed[0]["problem"].get<std::string>().find("run/checkpoints/step-"), std::string::npos);
+  EXPECT_NE(failed[0]["problem"].get<std::string>().find("File too large"), std::string::npos);
+  for (const auto& entry : nlohmann::json::parse(transmamba("checkpoint ls run --json").output)) {
+    EXPECT_EQ(transmamba("checkpoint verify " + entry["path"].get<std::string>()).code, 0);
+  }
+  for (const char* file : {"run/metrics.jsonl", "run/events.jsonl"}) {
+    std::ifstream in(file);
+    for (std::string line; std::getline(in, line);) {
+      EXPECT_FALSE(nlohmann::json::parse(line, nullptr, false).is_discarded()) << file << ": " << line;
+    }
+  }
+}
+
+TEST_F(Keeping, AFolderThatGoesAwayIsMadeAgain) {
+  write_config("run.toml", "steps = 100000\nglobal_batch = 2\n[checkpoint]\nevery = 20");
+  const Outcome outcome = beside(
+      "until_ '[ $(events checkpoint) -ge 1 ]'; "
+      "until_ 'rm -rf run/checkpoints; ( set -C; echo x > run/checkpoints ) 2>/dev/null && [ -f run/checkpoints ]'; "
+      "until_ '[ $(events checkpoint_failed) -ge 1 ]'; rm run/checkpoints; "
+      "until_ '[ -e run/checkpoints/latest ]'; touch run/STOP");
+  EXPECT_EQ(outcome.code, 85) << outcome.output;
+  EXPECT_EQ(outcome.output.find("gave up"), std::string::npos) << outcome.output;
+  const auto list = nlohmann::json::parse(transmamba("checkpoint ls run --json").output);
+  ASSERT_FALSE(list.empty());
+  EXPECT_EQ(transmamba("checkpoint verify " + list.back()["path"].get<std::string>()).code, 0);
+}
+
+// A disk that is full already is found before the first step.
+TEST_F(Keeping, TooLittleSpaceIsFoundBeforeTheFirstStep) {
+  write_config("run.toml", "steps = 4\nglobal_batch = 2\n[checkpoint]\nevery = 2");
+  // MPI needs large files too, but not these.
+  const Outcome outcome =
+      shell("ulimit -f 65536; " + command_line("train run.toml --set model.dim=256 --set model.ffn=2048", 0));
+  EXPECT_EQ(outcome.code, 1) << outcome.output;
+  EXPECT_NE(outcome.output.find("run/checkpoints"), std::string::npos) << outcome.output;
+  EXPECT_TRUE(series("run", "loss").empty());
+}
+
+TEST_F(Keeping, ThreeStartsWithoutANewerCheckpointEndWith93) {
+  write_config("run.toml", "steps = 100000\nglobal_batch = 2");
+  for (int start = 0; start < 3; ++start) {
+    const Outcome outcome = beside("until_ '[ -s run/metrics.jsonl ]'; kill -KILL $job");
+    EXPECT_EQ(outcome.code, 128 + 9) << outcome.output;
+    fs::remove("run/metrics.jsonl");
+  }
+  const Outcome fourth = train();
+  EXPECT_EQ(fourth.code, 93) << fourth.output;
+  EXPECT_NE(fourth.output.find("progress.json"), std::string::npos) << fourth.output;
+  EXPECT_EQ(events("no_progress").size(), 1u);
+  EXPECT_EQ(train().code, 93);
+  // Another configuration is another attempt; a run that makes a checkpoint starts counting again.
+  ASSERT_EQ(train("--set train.steps=3").code, 0);
+  EXPECT_NE(train("--set train.steps=3").code, 93);
+}
+
+// Two jobs that train in one folder: the one that started first must not write over the other.
+TEST_F(Keeping, AStartThatWasReplacedWritesNothingMore) {
+  write_config("run.toml", "steps = 100000\nglobal_batch = 2\n[checkpoint]\nevery = 5");
+  const Outcome outcome = beside(
+      "until_ '[ $(events checkpoint) -ge 1 ]'; sed -i 's/\"start\": \"[0-9a-f]*\"/\"start\": \"0\"/' "
+      "run/progress.json; until_ '! kill -0 $job 2>/dev/null || [ $(events checkpoint_failed) -ge 1 ]'");
+  EXPECT_EQ(outcome.code, 1) << outcome.output;
+  EXPECT_NE(outcome.output.find("another start of this run"), std::string::npos) << outcome.output;
+}
+
+TEST_F(Keeping, AutomaticIntervalsSaveByTheirCost) {
+  write_config("run.toml",
+               "steps = 400\nglobal_batch = 2\nsample_tokens = 1\n[checkpoint]\nevery = \"auto\"\nmtbf_hours = 0.001");
+  ASSERT_EQ(train().code, 0);
+  const auto saved = events("checkpoint");
+  ASSERT_GE(saved.size(), 2u);  // one to learn the cost, and the last
+  EXPECT_GE(saved[0]["step"].get<int>(), 10);
+  EXPECT_GT(saved[0]["next_in_seconds"].get<double>(), 0);
+  EXPECT_GE(saved[0]["stall_seconds"].get<double>(), 0);
+  const auto lines = metrics("run");
+  EXPECT_TRUE(std::any_of(lines.begin(), lines.end(), [](const auto& line) { return line.contains("save_stall_ms"); }));
+}
+
+TEST_F(Keeping, OtherFormsComeBackBitForBit) {
+  write_config("run.toml", "steps = 3\nglobal_batch = 2\nsample_tokens = 1\nspike_window = 3");
+  ASSERT_EQ(train().code, 0);
+  const std::string step = "/step-00000003", a = "run/checkpoints" + step;
+  for (const char* file : {"out/m.h5", "out/m.safetensors"}) {
+    const std::string back = std::string("back") + fs::path(file).extension().string();
+    ASSERT_EQ(transmamba("checkpoint export " + a + " " + file).code, 0);
+    ASSERT_EQ(transmamba(std::string("checkpoint import ") + file + " " + back).code, 0);
+    const Outcome diff = transmamba("checkpoint diff " + a + " " + back + step);
+    EXPECT_EQ(diff.code, 0) << diff.output;
+    // Neither is written over.
+    EXPECT_EQ(transmamba("checkpoint export " + a + " " + file).code, 2);
+    EXPECT_EQ(transmamba(std::string("checkpoint import ") + file + " " + back).code, 2);
+  }
+  std::ifstream in("out/config.json");
+  EXPECT_EQ(nlohmann::json::parse(in)["hidden_size"], 32);
+  for (const char* writers : {"1", "2", "7"}) {
+    const std::string to = std::string("in") + writers;
+    ASSERT_EQ(transmamba("checkpoint reshard " + a + " " + to + " --writers " + writers).code, 0);
+    EXPECT_EQ(transmamba("checkpoint diff " + a + " " + to + step).code, 0);
+    EXPECT_EQ(transmamba("checkpoint verify " + to + step).code, 0);
+    int files = 0;
+    for (const auto& entry : fs::directory_iterator(to + step)) files += entry.path().extension() == ".h5";
+    EXPECT_EQ(std::to_string(files), writers);
+  }
+  // A run goes on from an imported one.
+  ASSERT_EQ(transmamba("checkpoint import out/m.safetensors again/checkpoints").code, 0);
+  const Outcome on = train("--set run.dir=again --set train.steps=5");
+  ASSERT_EQ(on.code, 0) << on.output;
+  EXPECT_NE(on.output.find("resumed from step 3"), std::string::npos) << on.output;
+  EXPECT_EQ(transmamba("checkpoint diff " + a + " again/checkpoints/step-00000005").code, 1);
+}
+
+TEST_F(Keeping, PruneKeepsWhatItIsTold) {
+  write_config("run.toml", "steps = 8\nglobal_batch = 2\nsample_tokens = 1\n[checkpoint]\nevery = 1\nkeep = 0");
+  ASSERT_EQ(train().code, 0);
+  const auto steps = [] {
+    std::vector<int> found;
+    for (const auto& entry : nlohmann::json::parse(transmamba("checkpoint ls run --json").output)) {
+      found.push_back(entry["step"].get<int>());
+    }
+    return found;
+  };
+  ASSERT_EQ(steps().size(), 8u);
+  EXPECT_EQ(transmamba("checkpoint prune run --keep 2 --keep-every 4 --dry-run").code, 0);
+  EXPECT_EQ(steps().size(), 8u);
+  EXPECT_EQ(transmamba("checkpoint prune run --keep 2 --keep-every 3").code, 0);
+  EXPECT_EQ(steps(), (std::vector<int>{3, 6, 7, 8}));
+  EXPECT_EQ(transmamba("checkpoint prune run --keep 0").code, 2);
+  EXPECT_EQ(transmamba("checkpoint prune run run").code, 2);
+}
+
+}  // namespace
+}  // namespace tmamba
