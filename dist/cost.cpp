@@ -26,25 +26,45 @@ Seconds seconds(const MachineModel& machine, WorkKind kind, const Load& load) {
 
 // Multiply-adds of the projections and the MLP for one token: of all tokens, and of SSM tokens besides.
 struct LinearWeights {
-  double every_token, ssm_token;
+  double mixer, mlp, ssm_token;
+  double every_token() const { return mixer + mlp; }
 };
 
 LinearWeights linear_weights(const PlanDims& dims, int64_t transpoint) {
   const double d = number(dims.dim), inner = number(dims.inner());
   const double dt = transpoint < dims.tokens ? d * number(dims.heads) : 0;
-  return {3 * d * inner + inner * d + 3 * d * number(dims.ffn) + dt, dims.z_gate ? d * inner : 0};
+  return {3 * d * inner + inner * d + dt, 3 * d * number(dims.ffn), dims.z_gate ? d * inner : 0};
 }
 
 // Backward multiplies each weight twice, and reads its gradient sum, adds and writes it.
 Load linear_load(const PlanDims& dims, const RankWork& work, int64_t transpoint) {
   const LinearWeights weights = linear_weights(dims, transpoint);
   const double every = number(work.tokens * dims.batch), ssm = number(work.ssm_tokens * dims.batch);
-  const double flops = 2 * (every * weights.every_token + ssm * weights.ssm_token);
-  const double e = number(dims.activation_bytes), parameters = weights.every_token + weights.ssm_token;
+  const double flops = 2 * (every * weights.every_token() + ssm * weights.ssm_token);
+  const double e = number(dims.activation_bytes), parameters = weights.every_token() + weights.ssm_token;
   const double rows = every * (4 * number(dims.dim) + 4 * number(dims.inner()) + 3 * number(dims.ffn)) +
                       (dims.z_gate ? ssm * number(dims.dim + dims.inner()) : 0);
   return {flops, 2 * flops, e * (rows + parameters),
           2 * e * (rows + parameters) + 2 * number(dims.state_bytes) * parameters};
+}
+
+// The products of forward that backward computes again: gate and up, at Recompute::all all but `down`.
+Load linear_again(const PlanDims& dims, const RankWork& work, int64_t transpoint) {
+  if (dims.recompute < Recompute::mlp) return {};
+  const bool all = dims.recompute == Recompute::all;
+  const LinearWeights weights = linear_weights(dims, transpoint);
+  const double every = number(work.tokens * dims.batch), ssm = all ? number(work.ssm_tokens * dims.batch) : 0;
+  const double d = number(dims.dim), inner = number(dims.inner()), gate_up = 2.0 / 3.0 * weights.mlp;
+  const double products = gate_up + (all ? weights.mixer : 0), z = all ? weights.ssm_token : 0;
+  const double rows =
+      every * (d + 2 * number(dims.ffn) + (all ? 2 * d + 4 * inner : 0)) + (dims.z_gate ? ssm * (d + inner) : 0);
+  return {.flops = 2 * (every * products + ssm * z), .bytes = number(dims.activation_bytes) * (rows + products + z)};
+}
+
+// Attention outputs that are kept apart are copied among the mixed rows (model/mixer.h).
+double copied_elements(const PlanDims& dims, const RankWork& work) {
+  if (dims.recompute == Recompute::none || work.ssm_tokens == 0) return 0;
+  return 2 * number(dims.inner()) * number(work.attention_tokens * dims.batch);
 }
 
 // Passes over memory of the ops between the products: two norms with residual, convolution with SiLU and RoPE, SwiGLU,
@@ -54,8 +74,17 @@ Load elementwise_load(const PlanDims& dims, const RankWork& work) {
                f = number(dims.ffn);
   const double every = number(work.tokens * dims.batch), ssm = number(work.ssm_tokens * dims.batch);
   const double conv = 2 * number(dims.conv_width) * 3 * inner * every;
-  return {conv, 2 * conv, e * (every * (8 * d + 6 * inner + 3 * f) + ssm * 3 * inner),
+  return {conv, 2 * conv, e * (every * (8 * d + 6 * inner + 3 * f) + ssm * 3 * inner + copied_elements(dims, work)),
           e * (every * (9 * d + 9 * inner + 5 * f) + ssm * 5 * inner)};
+}
+
+// All of them again, the norms without their residuals; at Recompute::all the residual behind the mixer is made again.
+Load elementwise_again(const PlanDims& dims, const RankWork& work) {
+  if (dims.recompute == Recompute::none) return {};
+  const Load once = elementwise_load(dims, work);
+  const double passes = dims.recompute == Recompute::all ? 2 : 4;
+  const double residuals = passes * number(dims.activation_bytes * dims.dim * work.tokens * dims.batch);
+  return {.flops = once.flops, .bytes = once.bytes - residuals};
 }
 
 Load attention_load(const PlanDims& dims, const RankWork& work) {
@@ -99,11 +128,17 @@ Seconds KindSeconds::mixing() const {
 
 KindSeconds layer_seconds(const PlanDims& dims, const MachineModel& machine, const RankWork& work, int64_t transpoint) {
   KindSeconds out;
-  out[WorkKind::linear] = seconds(machine, WorkKind::linear, linear_load(dims, work, transpoint)) / dims.tp;
-  out[WorkKind::elementwise] = seconds(machine, WorkKind::elementwise, elementwise_load(dims, work)) / dims.tp;
-  out[WorkKind::attention] = seconds(machine, WorkKind::attention, attention_load(dims, work)) / dims.tp;
-  out[WorkKind::ssd] = seconds(machine, WorkKind::ssd, ssd_load(dims, work)) / dims.tp;
-  out[WorkKind::converter] = seconds(machine, WorkKind::converter, converter_load(dims, work)) / dims.tp;
+  const auto add = [&](WorkKind kind, const Load& load, const Load& again) {
+    Seconds of = seconds(machine, kind, load);
+    of.backward += seconds(machine, kind, again).forward;
+    out[kind] = of / dims.tp;
+  };
+  const Load scan = ssd_load(dims, work);
+  add(WorkKind::linear, linear_load(dims, work, transpoint), linear_again(dims, work, transpoint));
+  add(WorkKind::elementwise, elementwise_load(dims, work), elementwise_again(dims, work));
+  add(WorkKind::attention, attention_load(dims, work), {});
+  add(WorkKind::ssd, scan, dims.recompute == Recompute::all ? scan : Load{});
+  add(WorkKind::converter, converter_load(dims, work), {});
   return out;
 }
 

@@ -51,7 +51,7 @@ struct MachineModel {
 };
 
 // One H200 per rank, bfloat16. Rates of compute: this program's own, from the tables of kernels/cuda/PERFORMANCE.md
-// (commit 45da254, T = 8192, heads 96 wide); links within a node as measured with NCCL. Assumed, not measured: 5 us per
+// (commit 61bf423, T = 8192, heads 96 wide); links within a node as measured with NCCL. Assumed, not measured: 5 us per
 // kernel range, 50 GB/s between nodes, overlap 0.8.
 MachineModel h200_machine(int64_t head_dim);
 // One core of a CPU per rank: orders of magnitude for comparing layouts of small runs, to be refitted.
@@ -89,7 +89,8 @@ struct PaperCosts {
 };
 PaperCosts paper_costs(double tokens, double width);
 
-// Forward and backward seconds of one rank's share of a layer, one micro-batch.
+// Forward and backward seconds of one rank's share of a layer, one micro-batch; what backward computes again is its
+// own.
 struct Seconds {
   double forward = 0;
   double backward = 0;
@@ -132,7 +133,7 @@ struct StepTime {
 // Bytes on the rank that needs most.
 struct MemoryUse {
   double parameters = 0, gradients = 0, optimizer = 0;
-  double activations = 0;  // kept for backward
+  double activations = 0;  // kept for backward, and room for a layer of what it computes again
   double scratch = 0;      // taken for the time of a pass, exchanges included
   double total() const { return parameters + gradients + optimizer + activations + scratch; }
 };

@@ -53,16 +53,16 @@ MachineModel h200_machine(int64_t head_dim) {
                     .memory_bandwidth = 4.20e12,
                     .memory_bytes = 139.0 * (1 << 30)};
   // Of `bench ops` (V9): linear_forward; linear_backward_input and linear_backward_weight together. Head included.
-  of(h200.compute, WorkKind::linear) = of(h200.compute, WorkKind::head) = {670.0 / 989, 566.0 / 989};
-  // attention_forward and attention_backward, of heads 96 wide; for other widths in proportion to cuDNN's rates.
+  of(h200.compute, WorkKind::linear) = of(h200.compute, WorkKind::head) = {725.0 / 989, 693.0 / 989};
+  // Attention of heads 96 wide over 8192 keys (cuda_mixer_bench); for other widths in proportion to cuDNN's rates.
   const Rate cudnn = head_dim <= 64 ? Rate{439, 376} : head_dim <= 96 ? Rate{467, 368} : Rate{582, 497};
-  of(h200.compute, WorkKind::attention) = {cudnn.forward / 467 * 218 / 989, cudnn.backward / 368 * 148 / 989};
-  // ssd_forward 3.32 ms and ssd_backward 9.91 ms, scans and converters together: bound neither by arithmetic nor by
+  of(h200.compute, WorkKind::attention) = {cudnn.forward / 467 * 572 / 989, cudnn.backward / 368 * 460 / 989};
+  // ssd_forward 1.70 ms and ssd_backward 5.24 ms, scans and converters together: bound neither by arithmetic nor by
   // memory, their time is best described as passes over [T, d] (ssd_load and converter_load) at these fractions of the
   // copy rate.
-  for (WorkKind kind : {WorkKind::ssd, WorkKind::converter}) of(h200.streaming, kind) = {0.222, 0.149};
-  // conv_silu, rmsnorm, swiglu, gated_norm, and what the step takes beyond all rows: 5.3 ms forward, 15.5 ms backward.
-  of(h200.streaming, WorkKind::elementwise) = {0.71, 0.345};
+  for (WorkKind kind : {WorkKind::ssd, WorkKind::converter}) of(h200.streaming, kind) = {0.433, 0.282};
+  // conv_silu, rmsnorm, swiglu, gated_norm, rope, and what the step takes beyond all rows.
+  of(h200.streaming, WorkKind::elementwise) = {0.80, 0.50};
   for (WorkKind kind : {WorkKind::linear, WorkKind::head, WorkKind::attention}) of(h200.streaming, kind) = {0.9, 0.9};
   h200.launch_seconds = 5e-6;
   h200.inside = {.bandwidth = 336e9, .latency = 20e-6};

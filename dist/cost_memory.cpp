@@ -32,6 +32,9 @@ struct Sizes {
   bool scans, alone;
 };
 
+// Above every level: what is kept at all of them.
+constexpr auto kNever = static_cast<Recompute>(kRecomputeLevels.size());
+
 // What the scan over segments stages, in states: its input, output and messages (dist/exchange_states.cpp).
 double staged_states(const Sizes& z, const Transport& transport) {
   return transport.state == StateTransport::sliced ? 6 * z.segments : 3 * z.all_segments;
@@ -55,26 +58,51 @@ double gradient_bytes(const Sizes& z, double tokens, double prefix) {
 
 }  // namespace
 
-SplitBytes kept_bytes(const PlanDims& dims, const RankWork& work, const Transport& transport, int64_t transpoint) {
+double LayerBytes::shared(Recompute level, int tp) const {
+  const double of_mixer = mixer.on(tp), of_mlp = mlp.on(tp);
+  return level == Recompute::all ? of_mixer + of_mlp : std::max(of_mixer, of_mlp);
+}
+
+LayerBytes layer_bytes(const PlanDims& dims, const RankWork& work, const Transport& transport, int64_t transpoint) {
   const Sizes z(dims, transpoint);
+  const bool by_heads = transport.head_parallel && dims.sp > 1;
   const double e = number(dims.activation_bytes), s = number(dims.state_bytes), tokens = number(work.tokens);
-  const double rows = tokens * number(dims.batch), d = number(dims.dim), f = number(dims.ffn);
+  const double rows = tokens * number(dims.batch), d = number(dims.dim) * e, f = number(dims.ffn) * e;
   const double prefix = number(work.attention_tokens), suffix = number(work.ssm_tokens);
-  SplitBytes kept;
+  // Of the rows that this rank mixes.
+  const double mixed_prefix = by_heads ? number(transpoint) / dims.sp : prefix;
+  LayerBytes bytes;
+  const auto keep_below = [&](Recompute again, SplitBytes& shared, double divided, double whole = 0) {
+    (dims.recompute < again ? bytes.kept : shared) += {divided, whole};
+  };
+  const auto keep = [&](double divided) { bytes.kept += {divided, 0}; };
   // Residuals and the statistics of their norms; the norms; the MLP's gate, up and product.
-  kept.divided = rows * (2 * (d * e + s) + (dims.recompute ? 2 : 3) * f * e);
-  kept.whole = dims.recompute ? 0 : rows * 2 * d * e;
-  // q, k, v before and after the convolution, the mixed outputs.
-  kept.divided += z.row * tokens * (dims.recompute ? 4 : 7);
-  kept.divided += prefix * (z.stat + (dims.recompute ? 0 : z.row));                         // row sums, rotated keys
-  kept.divided += suffix * (z.stat + z.row * (z.gate + (dims.recompute ? 0 : 1)));          // gate, outputs of the scan
-  if (z.scans) kept.divided += tokens * (z.raw + 2 * z.stat) + (suffix > 0 ? z.state : 0);  // step sizes and decays
-  if (transport.head_parallel && dims.sp > 1) {
-    kept.divided += z.row * tokens;  // the outputs by heads
-  } else if (!z.alone) {
-    kept.divided += z.halo + (z.scans ? z.all_segments * z.stat + z.segments * z.state : 0);
+  keep(rows * (d + s));
+  keep_below(Recompute::all, bytes.mixer, rows * (d + s));
+  keep_below(Recompute::cheap, bytes.mixer, 0, rows * d);
+  keep_below(Recompute::cheap, bytes.mlp, 0, rows * d);
+  keep_below(Recompute::mlp, bytes.mlp, rows * 2 * f);
+  keep_below(Recompute::cheap, bytes.mlp, rows * f);
+  // q, k, v before and after the convolution, rotated keys, row sums, step sizes and decays.
+  keep_below(Recompute::all, bytes.mixer, z.row * 3 * tokens + (z.scans ? tokens * (z.raw + 2 * z.stat) : 0));
+  keep_below(Recompute::cheap, bytes.mixer, z.row * (3 * tokens + mixed_prefix));
+  keep(z.stat * mixed_prefix);
+  // The mixed outputs and what they are made of: attention outputs, apart where there are others; gate and outputs of
+  // the scan.
+  const Recompute o = by_heads ? Recompute::all : kNever;
+  keep_below(suffix > 0 ? Recompute::cheap : o, bytes.mixer, z.row * tokens);
+  if (suffix > 0 && dims.recompute > Recompute::none) keep_below(o, bytes.mixer, z.row * prefix);
+  keep_below(Recompute::all, bytes.mixer, z.row * suffix * (1 + z.gate));
+  keep_below(Recompute::cheap, bytes.mixer, z.stat * suffix);
+  if (by_heads) {
+    keep(z.row * mixed_prefix);
+    keep_below(Recompute::none, bytes.mixer, z.row * (tokens - mixed_prefix));
+    if (z.scans) keep(2 * z.state / dims.sp);
+    return bytes;
   }
-  return kept;
+  if (z.scans && suffix > 0) keep(z.state);
+  if (!z.alone) keep(z.halo + (z.scans ? z.all_segments * z.stat + z.segments * z.state : 0));
+  return bytes;
 }
 
 SplitBytes kept_behind_layers(const PlanDims& dims, int64_t tokens) {

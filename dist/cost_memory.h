@@ -18,8 +18,15 @@ struct SplitBytes {
   }
 };
 
-// Kept of one layer for backward. `dims`: with tp = 1.
-SplitBytes kept_bytes(const PlanDims& dims, const RankWork& work, const Transport& transport, int64_t transpoint);
+// The activations of one layer (model/placement.h): kept for backward, and what backward computes again of mixer and
+// MLP, which shares its place with other layers.
+struct LayerBytes {
+  SplitBytes kept, mixer, mlp;
+  // Of the shared place: both halves at once at Recompute::all, else one after the other.
+  double shared(Recompute level, int tp) const;
+};
+// `dims`: with tp = 1.
+LayerBytes layer_bytes(const PlanDims& dims, const RankWork& work, const Transport& transport, int64_t transpoint);
 // Kept of the residual stream and its norm behind the last layer.
 SplitBytes kept_behind_layers(const PlanDims& dims, int64_t tokens);
 

@@ -62,7 +62,7 @@ struct CostModel::LayerCost {
   double load_max = 0;    // forward and backward of one rank
   int64_t ranges = 0, heads_ranges = 0;
   std::array<std::array<ExchangeCost, 2>, 5> exchanges{};  // by transport, forward and backward
-  std::array<double, 5> mixer_scratch{};                   // by transport, on the rank that takes most
+  std::array<std::vector<double>, 5> mixer_scratch{};      // by transport, on each rank
   double bytes(const Transport& transport) const {
     const auto& [forward, backward] = exchanges[index_of(transport)];
     return forward.bytes() + backward.bytes();
@@ -73,7 +73,7 @@ struct CostModel::SequenceCost {
   std::vector<LayerCost> layers;  // by distinct TransPoint
   double balance = 1;
   int64_t tokens_max = 0;
-  std::vector<std::vector<std::array<SplitBytes, 2>>> kept;  // by distinct TransPoint and rank; not and head-parallel
+  std::vector<std::vector<std::array<LayerBytes, 2>>> bytes;  // by distinct TransPoint and rank; not and head-parallel
   int split_layers = 0;
 };
 
@@ -86,7 +86,7 @@ std::array<ExchangeCost, 2> exchange_costs(const PlanDims& dims, const Transport
     ExchangeCost& cost = costs[backward ? 1 : 0];
     for (int i = 0; i < kExchangeKinds; ++i) {
       const auto kind = static_cast<ExchangeKind>(i);
-      if (backward != is_backward(kind) && kind != ExchangeKind::keys) continue;
+      if (!is_made(dims, kind, backward)) continue;
       int64_t most = 0;
       for (int r = 0; r < dims.sp; ++r) {
         most = std::max(most, exchange_bytes(dims, transport, kind, backward, traffic[static_cast<size_t>(r)], r));
@@ -143,9 +143,9 @@ CostModel::LayerCost CostModel::layer_cost(const PlanDims& dims, int64_t transpo
   const auto work = rank_work(dims.layout(), transpoint);
   for (const Transport& transport : all_transports()) {
     cost.exchanges[index_of(transport)] = exchange_costs(dims, transport, traffic);
-    double& scratch = cost.mixer_scratch[index_of(transport)];
     for (size_t r = 0; r < work.size(); ++r) {
-      scratch = std::max(scratch, mixer_scratch_bytes(dims, work[r], traffic[r], transport, transpoint));
+      cost.mixer_scratch[index_of(transport)].push_back(
+          mixer_scratch_bytes(dims, work[r], traffic[r], transport, transpoint));
     }
   }
   return cost;
@@ -159,9 +159,9 @@ const CostModel::SequenceCost& CostModel::sequence_cost(int sp, int fold) {
   auto cost = std::make_shared<SequenceCost>();
   for (int64_t p : distinct_) {
     cost->layers.push_back(layer_cost(dims, p));
-    auto& of_ranks = cost->kept.emplace_back();
+    auto& of_ranks = cost->bytes.emplace_back();
     for (const RankWork& work : rank_work(dims.layout(), p)) {
-      of_ranks.push_back({kept_bytes(dims, work, {}, p), kept_bytes(dims, work, {.head_parallel = true}, p)});
+      of_ranks.push_back({layer_bytes(dims, work, {}, p), layer_bytes(dims, work, {.head_parallel = true}, p)});
       cost->tokens_max = std::max(cost->tokens_max, work.tokens);
     }
   }
@@ -207,10 +207,11 @@ StepTime CostModel::step_time(const PlanDims& dims, const SequenceCost& cost,
   const KindSeconds head = head_seconds(dims, machine_, cost.tokens_max);
   time.head = head[WorkKind::head].total();
   time.elementwise += head[WorkKind::elementwise].total();
-  // Around the mixer and around the MLP: gather and scatter forward, gather and scatter backward; and once more each
-  // for embedding and head.
+  // Around the mixer and around the MLP: gather and scatter forward, gather and scatter backward, and what is computed
+  // again; once more each for embedding and head.
   const double rows = number(cost.tokens_max * dims.batch * dims.dim * dims.activation_bytes) * (1 - 1.0 / dims.tp);
-  const auto collectives = static_cast<int>(8 * dims.layers() + 4);
+  const auto collectives =
+      static_cast<int>((8 + gathers_again(dims.recompute) + sums_again(dims.recompute)) * dims.layers() + 4);
   time.tp = exchange_seconds(machine_, dims.tp, 1, collectives, collectives * rows);
   const double backward_seconds = 2.0 / 3.0 * time.total();
 
@@ -245,16 +246,21 @@ MemoryUse CostModel::memory_use(const PlanDims& dims, const SequenceCost& cost,
   memory.gradients = parameters * state * (1 + (dims.zero == 2 && replicas > 1 ? 2 / replicas : 0));
   // AdamW's two moments, and a master copy where the weights are narrower.
   memory.optimizer = parameters * (e < state ? 3 : 2) * state / (dims.zero == 0 ? 1 : replicas);
-  std::vector<SplitBytes> kept(static_cast<size_t>(dims.sp), kept_behind_layers(dims, cost.tokens_max));
-  double mixer_scratch = 0;
-  for (size_t l = 0; l < distinct_of_.size(); ++l) {
-    const Transport& transport = transports[transports.size() == 1 ? 0 : l];
-    const auto& of_ranks = cost.kept[distinct_of_[l]];
-    for (size_t r = 0; r < kept.size(); ++r) kept[r] += of_ranks[r][transport.head_parallel ? 1 : 0];
-    mixer_scratch = std::max(mixer_scratch, cost.layers[distinct_of_[l]].mixer_scratch[index_of(transport)]);
+  for (size_t r = 0; r < static_cast<size_t>(dims.sp); ++r) {
+    SplitBytes kept = kept_behind_layers(dims, cost.tokens_max);
+    double shared = 0, mixer_scratch = 0;
+    for (size_t l = 0; l < distinct_of_.size(); ++l) {
+      const Transport& transport = transports[transports.size() == 1 ? 0 : l];
+      const LayerBytes& layer = cost.bytes[distinct_of_[l]][r][transport.head_parallel ? 1 : 0];
+      kept += layer.kept;
+      shared = std::max(shared, layer.shared(dims.recompute, dims.tp));
+      mixer_scratch = std::max(mixer_scratch, cost.layers[distinct_of_[l]].mixer_scratch[index_of(transport)][r]);
+    }
+    const double activations = kept.on(dims.tp) + shared, scratch = scratch_bytes(dims, cost.tokens_max, mixer_scratch);
+    if (activations + scratch > memory.activations + memory.scratch) {
+      memory.activations = activations, memory.scratch = scratch;
+    }
   }
-  for (const SplitBytes& of_rank : kept) memory.activations = std::max(memory.activations, of_rank.on(dims.tp));
-  memory.scratch = scratch_bytes(dims, cost.tokens_max, mixer_scratch);
   return memory;
 }
 

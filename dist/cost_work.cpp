@@ -96,7 +96,7 @@ int64_t exchange_bytes(const PlanDims& dims, const Transport& transport, Exchang
   const bool of_heads = kind == ExchangeKind::to_heads || kind == ExchangeKind::to_tokens ||
                         kind == ExchangeKind::grads_to_heads || kind == ExchangeKind::grads_to_tokens;
   const bool sliced = transport.state == StateTransport::sliced, gather = transport.keys == KeyTransport::gather;
-  if (dims.sp == 1 || of_heads != transport.head_parallel) return 0;
+  if (dims.sp == 1 || of_heads != transport.head_parallel || !is_made(dims, kind, backward)) return 0;
   const int64_t state = dims.head_dim * dims.head_dim, slice = state_slice(dims, rank).size();
   const int64_t other_ranks = dims.sp - 1;
   switch (kind) {
@@ -105,7 +105,6 @@ int64_t exchange_bytes(const PlanDims& dims, const Transport& transport, Exchang
     case ExchangeKind::halo_grads:
       return bytes(Payload::halo_grad, traffic.halo_grad_rows);
     case ExchangeKind::keys:
-      if (backward && dims.keep_keys) return 0;
       return 2 * bytes(Payload::key, gather ? traffic.key_tokens_gather : traffic.key_tokens_cast);
     case ExchangeKind::key_grads:
       return 2 * bytes(Payload::key_grad, gather ? traffic.key_grad_tokens_gather : traffic.key_grad_tokens_cast);

@@ -68,11 +68,15 @@ class LayerPlanner {
 
   void backward() {
     if (transport_.head_parallel) {
+      if (is_repeated(plan_.dims, ExchangeKind::to_heads)) {
+        to_heads(true, ExchangeKind::to_heads, with_dt(Payload::qkv, Payload::dt));
+        to_tokens(true, ExchangeKind::to_tokens, {Payload::y});
+      }
       to_heads(true, ExchangeKind::grads_to_heads, {Payload::y_grad});
       to_tokens(true, ExchangeKind::grads_to_tokens, with_dt(Payload::qkv_grad, Payload::dt_grad));
       return;
     }
-    if (at_.exchanges_keys() && !plan_.dims.keep_keys) keys(true);
+    if (at_.exchanges_keys() && is_repeated(plan_.dims, ExchangeKind::keys)) keys(true);
     if (at_.exchanges_state()) state_gradient();
     if (at_.exchanges_keys()) key_gradients();
     halo(true);

@@ -18,7 +18,7 @@
 //   adjoints / adjoint_slices + outflow_slices   gradients of the states, against the sequence
 //   key_grads       send_recv or reduce_scatter   dK and dV back to the owner
 //   halo_grads      send_recv   gradient of the halo rows, back to where they came from
-// head_parallel: grads_to_heads, grads_to_tokens.
+// head_parallel: to_heads and to_tokens again at Recompute::all; grads_to_heads, grads_to_tokens.
 #pragma once
 
 #include <array>
@@ -28,6 +28,7 @@
 
 #include "dist/communicator.h"
 #include "dist/layout.h"
+#include "dist/recompute.h"
 #include "dist/transport.h"
 
 namespace tmamba {
@@ -51,9 +52,9 @@ struct PlanDims {
   int64_t state_bytes = 4;  // of states, log-decays, gradient sums and optimizer numbers
   int tp = 1, sp = 1, dp = 1;
   int fold = 1;
-  int grain = 1;           // segments dealt to a rank at a time (LayoutSpec)
-  int zero = 1;            // 0, 1 or 2
-  bool recompute = false;  // norms, convolution, gated norm and SwiGLU are computed again in backward
+  int grain = 1;  // segments dealt to a rank at a time (LayoutSpec)
+  int zero = 1;   // 0, 1 or 2
+  Recompute recompute = Recompute::none;
   bool keep_keys = false;  // keep the gathered K and V for backward instead of exchanging them again
 
   int64_t layers() const { return static_cast<int64_t>(transpoints.size()); }
@@ -117,8 +118,18 @@ enum class ExchangeKind : uint8_t {
 };
 inline constexpr int kExchangeKinds = 15;
 const char* name_of(ExchangeKind kind);
-// Of the backward pass alone. Keys travel in both.
+// Of the backward pass alone.
 constexpr bool is_backward(ExchangeKind kind) { return kind >= ExchangeKind::adjoints; }
+// An exchange of the forward pass that backward makes again: of keys that were not kept, and of what head-parallel
+// layers compute again.
+constexpr bool is_repeated(const PlanDims& dims, ExchangeKind kind) {
+  if (kind == ExchangeKind::keys) return !dims.keep_keys;
+  return (kind == ExchangeKind::to_heads || kind == ExchangeKind::to_tokens) && dims.recompute == Recompute::all;
+}
+// Whether a pass can have such an exchange.
+constexpr bool is_made(const PlanDims& dims, ExchangeKind kind, bool backward) {
+  return backward == is_backward(kind) || (backward && is_repeated(dims, kind));
+}
 
 // The collective that carries an exchange.
 Collective collective_of(ExchangeKind kind, const Transport& transport);

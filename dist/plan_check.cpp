@@ -37,6 +37,10 @@ std::vector<Exchange> required_exchanges(const Plan& plan, const LayerLayout& at
   const auto add = [&](Kind kind, Collective op) { list.push_back({layer, backward, kind, op}); };
   const bool gather = transport.keys == KeyTransport::gather, sliced = transport.state == StateTransport::sliced;
   if (transport.head_parallel) {
+    if (backward && plan.dims.recompute == Recompute::all) {
+      add(Kind::to_heads, Collective::all_to_all);
+      add(Kind::to_tokens, Collective::all_to_all);
+    }
     add(backward ? Kind::grads_to_heads : Kind::to_heads, Collective::all_to_all);
     add(backward ? Kind::grads_to_tokens : Kind::to_tokens, Collective::all_to_all);
     return list;

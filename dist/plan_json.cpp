@@ -12,7 +12,7 @@ namespace tmamba {
 namespace {
 
 using Json = nlohmann::ordered_json;
-constexpr int kVersion = 2;  // 2: grain
+constexpr int kVersion = 3;  // 2: grain; 3: levels of recompute
 
 // The fields of PlanDims: name in the JSON, what sets it in a run.
 template <class Dims, class Visit>
@@ -29,7 +29,7 @@ void for_each_field(Dims& dims, Visit&& visit) {
   visit("tp", "parallel.tp", dims.tp), visit("sp", "parallel.sp", dims.sp), visit("dp", "parallel.dp", dims.dp);
   visit("fold", "parallel.fold", dims.fold), visit("grain", "run.canonical", dims.grain);
   visit("zero", "parallel.zero", dims.zero);
-  visit("recompute", "recompute", dims.recompute), visit("keep_keys", "keep_keys", dims.keep_keys);
+  visit("recompute", "train.recompute", dims.recompute), visit("keep_keys", "keep_keys", dims.keep_keys);
 }
 
 // A number that fits its type; nlohmann's own get() would cut off what does not.
@@ -51,6 +51,18 @@ void read(const Json& json, const std::string& what, std::vector<int64_t>& value
   if (!json.is_array()) throw UserError(str(what, " is ", json.dump(), ", which is no list"));
   values.clear();
   for (const Json& entry : json) read(entry, what, values.emplace_back());
+}
+
+void read(const Json& json, const std::string& what, Recompute& value) {
+  if (!json.is_string()) throw UserError(str(what, " is ", json.dump(), ", which is no name"));
+  value = recompute_named(json.get<std::string>());
+}
+
+// A field as it is written.
+Json json_of(Recompute value) { return name_of(value); }
+template <class T>
+Json json_of(const T& value) {
+  return value;
 }
 
 // The value among 0 .. count-1 with this name.
@@ -136,7 +148,7 @@ Plan plan_from(const Json& json) {
 
 std::string plan_to_json(const Plan& plan) {
   Json dims, transports = Json::array(), exchanges = Json::array();
-  for_each_field(plan.dims, [&](const char* name, const char*, const auto& value) { dims[name] = value; });
+  for_each_field(plan.dims, [&](const char* name, const char*, const auto& value) { dims[name] = json_of(value); });
   for (const Transport& transport : plan.transports) transports.push_back(name_of(transport));
   for (const Exchange& e : plan.exchanges) exchanges.push_back(exchange_json(e));
   std::string text =
@@ -173,7 +185,8 @@ std::string dims_difference(const PlanDims& plan, const PlanDims& run) {
     for_each_field(run, [&](const std::string& other, const char*, const auto& needed) {
       if constexpr (std::is_same_v<decltype(planned), decltype(needed)>) {
         if (name != other || planned == needed || !difference.empty()) return;
-        difference = str(name, " = ", Json(planned).dump(), ", but this run has ", Json(needed).dump(), " (", key, ")");
+        difference =
+            str(name, " = ", json_of(planned).dump(), ", but this run has ", json_of(needed).dump(), " (", key, ")");
       }
     });
   });

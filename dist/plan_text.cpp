@@ -166,7 +166,7 @@ std::string exchange_table(const PlanDims& dims, const std::vector<Transport>& t
     for (bool backward : {false, true}) {
       for (int i = 0; i < kExchangeKinds; ++i) {
         const auto kind = static_cast<ExchangeKind>(i);
-        if (backward != is_backward(kind) && kind != ExchangeKind::keys) continue;
+        if (!is_made(dims, kind, backward)) continue;
         int64_t most = 0, sum = 0;
         for (int r = 0; r < dims.sp; ++r) {
           const int64_t bytes =
@@ -233,7 +233,34 @@ std::string step_table(const Prediction& prediction, const PlanDims& dims, const
                        prediction.tokens_per_second, 100 * prediction.mfu, prediction.balance);
 }
 
-std::string memory_table(const MemoryUse& memory, const MemoryUse& measured, const MachineModel& machine) {
+std::string memory_advice(Recompute level, int64_t batch, double limit,
+                          const std::function<double(Recompute, int64_t)>& needed) {
+  for (Recompute higher : kRecomputeLevels) {
+    if (higher <= level) continue;
+    const double bytes = needed(higher, batch);
+    if (bytes <= limit) return format("train.recompute=%s makes it fit: %.3f GiB", name_of(higher), bytes / kGiB);
+  }
+  int64_t smaller = batch;
+  double least = needed(Recompute::all, batch);
+  while (smaller % 2 == 0 && least > limit) least = needed(Recompute::all, smaller /= 2);
+  if (least <= limit) {
+    return format("train.recompute=all and train.micro_batch=%lld make it fit: %.3f GiB",
+                  static_cast<long long>(smaller), least / kGiB);
+  }
+  return format("train.recompute=all at micro-batch %lld needs %.3f GiB: raise parallel.sp or parallel.tp",
+                static_cast<long long>(smaller), least / kGiB);
+}
+
+std::string memory_advice(const PlanDims& dims, const std::vector<Transport>& transports, const MachineModel& machine) {
+  return memory_advice(dims.recompute, dims.batch, 0.95 * machine.memory_bytes, [&](Recompute level, int64_t batch) {
+    PlanDims other = dims;
+    other.recompute = level, other.batch = batch;
+    return predict(other, machine, transports).memory.total();
+  });
+}
+
+std::string memory_table(const MemoryUse& memory, const MemoryUse& measured, const MachineModel& machine,
+                         const std::string& advice) {
   const std::tuple<const char*, double, double> kinds[] = {
       {"parameters", memory.parameters, measured.parameters}, {"gradients", memory.gradients, measured.gradients},
       {"optimizer", memory.optimizer, measured.optimizer},    {"activations", memory.activations, measured.activations},
@@ -248,7 +275,7 @@ std::string memory_table(const MemoryUse& memory, const MemoryUse& measured, con
   return text +
          format("  does not fit: %.3f GiB over the %.3f GiB of 95 %% of the device;\n", (memory.total() - limit) / kGiB,
                 limit / kGiB) +
-         "  raise parallel.sp or parallel.tp, or lower train.micro_batch\n";
+         "  " + advice + "\n";
 }
 
 std::string ranking_table(const std::vector<LayoutChoice>& choices, size_t count) {
@@ -296,7 +323,8 @@ std::string plan_report(const PlanDims& dims, const std::vector<Transport>& tran
   const Prediction prediction = predict(dims, machine, transports);
   return flops_table(dims) + "\n" + layout_picture(SequenceLayout(dims.layout())) + "\n" + load_table(dims, machine) +
          "\n" + exchange_table(dims, transports) + "\n" + step_table(prediction, dims, machine) + "\n" +
-         memory_table(prediction.memory, measured, machine);
+         memory_table(prediction.memory, measured, machine,
+                      prediction.fits ? "" : memory_advice(dims, transports, machine));
 }
 
 }  // namespace tmamba

@@ -1,6 +1,7 @@
 // Plans, layouts and predictions as text for people: ASCII, at most 100 columns, every line ended.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -24,8 +25,15 @@ std::string exchange_table(const PlanDims& dims, const std::vector<Transport>& t
 std::string flops_table(const PlanDims& dims);
 
 std::string step_table(const Prediction& prediction, const PlanDims& dims, const MachineModel& machine);
-// The prediction beside what a dry run found (launch/plan_memory.h).
-std::string memory_table(const MemoryUse& memory, const MemoryUse& measured, const MachineModel& machine);
+// What to set so that a run that needs more than `limit` bytes on a rank fits: the first level of recomputation above
+// its own that does, or else a smaller micro-batch at Recompute::all; where neither does, what else there is to change.
+// needed(level, batch): bytes of the rank that needs most.
+std::string memory_advice(Recompute level, int64_t batch, double limit,
+                          const std::function<double(Recompute, int64_t)>& needed);
+std::string memory_advice(const PlanDims& dims, const std::vector<Transport>& transports, const MachineModel& machine);
+// The prediction beside what a dry run found (launch/plan_memory.h). `advice`: printed where the run does not fit.
+std::string memory_table(const MemoryUse& memory, const MemoryUse& measured, const MachineModel& machine,
+                         const std::string& advice);
 
 // The first `count` of a ranking: of each tp x sp x dp x fold the best transport.
 std::string ranking_table(const std::vector<LayoutChoice>& choices, size_t count);

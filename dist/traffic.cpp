@@ -1,6 +1,7 @@
 #include "dist/traffic.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "dist/collective_args.h"
 #include "dist/shard.h"
@@ -48,14 +49,17 @@ TrafficCounter sequence_traffic(const Plan& plan, int rank) {
 }
 
 // Forward: rows are summed after the embedding and after each half of a layer, and gathered again behind each norm: 2 L
-// + 1 times. Backward: as often, the other way round. The head combines maximum, sum and target of each row.
+// + 1 times. Backward: as often, the other way round, and again what it computes again. The head combines maximum, sum
+// and target of each row.
 TrafficCounter tensor_traffic(const PlanDims& dims, int64_t rows, int64_t loss_rows, int rank) {
   TrafficCounter traffic;
   if (dims.tp == 1) return traffic;
   const int64_t row_bytes = dims.dim * dims.activation_bytes, each_way = 2 * (2 * dims.layers() + 1);
+  const int64_t sums = each_way + dims.layers() * sums_again(dims.recompute),
+                gathers = each_way + dims.layers() * gathers_again(dims.recompute);
   const int64_t own = shard_of(rows, rank, dims.tp).count;
-  for (Collective op : {Collective::reduce_scatter, Collective::all_gather}) {
-    add(traffic, op, each_way, each_way * received_bytes(op, rows * row_bytes, own * row_bytes, dims.tp));
+  for (const auto& [op, calls] : {std::pair{Collective::reduce_scatter, sums}, {Collective::all_gather, gathers}}) {
+    add(traffic, op, calls, calls * received_bytes(op, rows * row_bytes, own * row_bytes, dims.tp));
   }
   for (int64_t begin = 0; begin < rows; begin += loss_rows) {
     const int64_t n = std::min(loss_rows, rows - begin);

@@ -89,7 +89,7 @@ StepBench::StepBench(const RunConfig& config, World& world, Ops& ops)
       zero_(mesh_.zero()),
       table_(config_.model, mesh_.coordinates().tp, mesh_.shape().tp),
       ranks_(model_ranks(plan_, ops, sp_, tp_)),
-      measure_(measure_model(config_.model, table_, *ranks_, config_.dtype(), ops.device())),
+      measure_(measure_model(config_.model, table_, *ranks_, config_.dtype(), ops.device(), plan_.dims.recompute)),
       saved_(measure_.saved_bytes, ops.device()),
       scratch_(measure_.scratch_bytes, ops.device()) {
   const Device device = ops.device();
@@ -100,7 +100,7 @@ StepBench::StepBench(const RunConfig& config, World& world, Ops& ops)
   params_ = params_buffer_.tensor({size}, dtype), grads_ = grads_buffer_.tensor({size}, acc);
   tokens_ = tokens_buffer_.tensor({2, B, n}, DType::i32), sums_ = sums_buffer_.tensor({3}, DType::f64);
   random_tokens();
-  model_ = std::make_unique<TransMamba>(config_.model, table_, *ranks_, dtype, saved_);
+  model_ = std::make_unique<TransMamba>(config_.model, table_, *ranks_, dtype, saved_, plan_.dims.recompute);
   reducer_ =
       std::make_unique<GradReducer>(zero_, tp_, reduction_buckets(table_),
                                     GradReducerOptions{.stage = static_cast<int>(config_.parallel.zero),

@@ -30,6 +30,12 @@ Choices transport_choices() {
   return names;
 }
 
+Choices recompute_choices() {
+  Choices names;
+  for (Recompute level : kRecomputeLevels) names.push_back(name_of(level));
+  return names;
+}
+
 // Calls v(key, member, limits or choices, what it means) for every key, in the order they are printed.
 template <class Config, class Visitor>
 void visit_fields(Config& c, Visitor&& v) {
@@ -73,6 +79,10 @@ void visit_fields(Config& c, Visitor&& v) {
   v("train.eps", c.train.eps, Limits{0, 1}, "epsilon of AdamW");
   v("train.dtype", c.train.dtype, Choices{"float32", "float64", "bfloat16"},
     "type of weights and activations; bfloat16 on cuda only, beside float32 master weights");
+  v("train.recompute", c.train.recompute, recompute_choices(),
+    "what backward computes again in place of keeping it: cheap (norms, convolution, gates), mlp (and the MLP's gate "
+    "and up), all (all but a layer's input and its attention outputs); the bits of the results are those of none, "
+    "unless parallel.transport = auto then chooses another transport");
   v("train.seed", c.train.seed, Limits{}, "seed of the initial weights and of sampling");
   v("train.eval_every", c.train.eval_every, Limits{}, "steps between evaluations on data.valid; 0: only at the end");
   v("train.eval_sequences", c.train.eval_sequences, Limits{},
@@ -120,6 +130,8 @@ void visit_fields(Config& c, Visitor&& v) {
   v("run.hang_timeout", c.run.hang_timeout, Limits{},
     "seconds after which an operation between ranks that does not end stops the job, naming the rank that is missing; "
     "0: never");
+  v("run.memory_limit", c.run.memory_limit, Limits{},
+    "GiB that a rank may take; a run that needs more is refused before it takes any; 0: what its device has free");
   v("run.plan", c.run.plan, Limits{},
     "saved plan to exchange by, from `transmamba plan --save` or another run's plan.json; empty: the planner makes "
     "one");

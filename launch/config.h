@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "dist/recompute.h"
 #include "kernels/base/dtype.h"
 #include "model/config.h"
 
@@ -34,6 +35,7 @@ struct TrainConfig {
   std::array<double, 2> betas{0.9, 0.95};
   double eps = 1e-8;
   std::string dtype = "float32";
+  std::string recompute = "none";
   int64_t seed = 42;
   int64_t eval_every = 0;
   int64_t eval_sequences = 0;
@@ -74,6 +76,7 @@ struct RunSection {
   int64_t log_every = 1;
   int64_t threads = 0;
   double hang_timeout = 600;
+  double memory_limit = 0;
   std::string plan;
   std::string profile = "none";
   bool measure_kernels = true;
@@ -91,6 +94,7 @@ struct RunConfig {
   std::map<std::string, std::string> origin;
 
   DType dtype() const { return dtype_named(train.dtype); }
+  Recompute recompute() const { return recompute_named(train.recompute); }
   // Segments that a sequence rank gets at a time (LayoutSpec): in the canonical mode what makes run.canonical of them.
   int grain() const {
     const int64_t shares = parallel.sp * parallel.fold;

@@ -42,9 +42,12 @@ int eval_on(World& world, const Command& command) {
                     .conv_width = static_cast<int>(model_config.conv),
                     .transpoints = points},
                    B, ops, mesh.sp(), mesh.tp());
-  const ModelMeasure memory = measure_model(model_config, *loaded.table, ranks, dtype, ops.device(), Pass::forward);
+  // Nothing is kept for a backward pass.
+  const Recompute level = Recompute::all;
+  const ModelMeasure memory =
+      measure_model(model_config, *loaded.table, ranks, dtype, ops.device(), level, Pass::forward);
   Arena saved(memory.saved_bytes, ops.device()), scratch(memory.scratch_bytes, ops.device());
-  TransMamba model(model_config, *loaded.table, ranks, dtype, saved);
+  TransMamba model(model_config, *loaded.table, ranks, dtype, saved, level);
   const EvalResult result =
       evaluate(ops, scratch, model, ranks, loaded.params, file, command.get<int64_t>("sequences"), mesh, world.comm());
   if (world.rank() != 0) return kDone;

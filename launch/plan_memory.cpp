@@ -44,7 +44,7 @@ RankMemory rank_memory(const RunConfig& config, const RunPlan& plan, const MeshC
   AbsentCommunicator tp("tp", at.tp, dims.tp), sp("sp", at.sp, dims.sp);
   const auto ops = make_counting_ops(Device::cpu);
   const auto ranks = model_ranks(plan, *ops, sp, tp);
-  const ModelMeasure measure = measure_model(config.model, table, *ranks, config.dtype(), Device::cpu);
+  const ModelMeasure measure = measure_model(config.model, table, *ranks, config.dtype(), Device::cpu, dims.recompute);
   memory.saved = static_cast<int64_t>(measure.saved_bytes);
   memory.scratch = static_cast<int64_t>(measure.scratch_bytes);
   return memory;

@@ -31,7 +31,7 @@ int64_t vocab_of(const RunConfig& config, const Command& command) {
       str("model.vocab is 0 and data.train = \"", config.data.train, "\" is not there to take it from; give --vocab"));
 }
 
-MachineModel machine_of(const Command& command, const RunConfig& config) {
+MachineModel rates_of(const Command& command, const RunConfig& config) {
   if (!command.has("machine")) return machine_of_device(config);
   const std::string name = command.get<std::string>("machine");
   if (name == "h200") return h200_machine(config.model.head_dim());
@@ -41,6 +41,13 @@ MachineModel machine_of(const Command& command, const RunConfig& config) {
   std::ostringstream text;
   text << in.rdbuf();
   return machine_from_json(text.str());
+}
+
+// The same, with no more memory than the run may take.
+MachineModel machine_of(const Command& command, const RunConfig& config) {
+  MachineModel machine = rates_of(command, config);
+  if (config.run.memory_limit > 0) machine.memory_bytes = config.run.memory_limit * static_cast<double>(1 << 30);
+  return machine;
 }
 
 // The mesh of the configuration; without parallel.dp as many data-parallel ranks as --ranks leaves, or one.
@@ -137,6 +144,8 @@ int plan_verb(const Arguments& arguments) {
                               {"step_s", prediction.time.total()},
                               {"mfu", prediction.mfu},
                               {"memory_bytes", prediction.memory.total()},
+                              {"fits", prediction.fits},
+                              {"advice", prediction.fits ? "" : memory_advice(dims, transports, machine)},
                               {"memory", memory_json(prediction.memory)},
                               {"measured_memory", memory_json(measured)},
                               {"fold", dims.fold},

@@ -89,7 +89,8 @@ PlanDims plan_dims(const RunConfig& config, const MeshShape& mesh) {
           .dp = mesh.dp,
           .fold = static_cast<int>(config.parallel.fold),
           .grain = config.grain(),
-          .zero = static_cast<int>(config.parallel.zero)};
+          .zero = static_cast<int>(config.parallel.zero),
+          .recompute = config.recompute()};
 }
 
 RunPlan choose_plan(const RunConfig& config, const MeshShape& mesh, const MachineModel& machine) {

@@ -15,11 +15,10 @@ int train_verb(const Arguments& arguments) {
   return run_main([&](World& world) {
     Command command(
         "train CONFIG [options]",
-        "Trains a model. Started by mpirun or srun, every rank is a data-parallel worker. The run resumes by itself\n"
-        "from the newest whole checkpoint of its folder; SIGINT, SIGTERM, SIGUSR1 and a file STOP in the run folder\n"
-        "save at the next step boundary and stop with exit code 85; a file SAVE saves and goes on. Exit code 93: "
-        "three\n"
-        "starts in a row made no newer checkpoint. --json prints the run's summary as JSON at the end.");
+        "Trains a model. Started by mpirun or srun, the ranks share the work as [parallel] says. The run resumes by\n"
+        "itself from the newest whole checkpoint of its folder; SIGINT, SIGTERM, SIGUSR1 and a file STOP in the run\n"
+        "folder save at the next step boundary and stop with exit code 85; a file SAVE saves and goes on. Exit code\n"
+        "93: three starts in a row made no newer checkpoint. --json prints the run's summary as JSON at the end.");
     command.options()("set", po::value<std::vector<std::string>>(), "override a key: --set train.lr=3e-4 (repeatable)")(
         "compare", po::value<std::vector<std::string>>(),
         "NAME=BITS: a row of the final table, bits per byte of another method on the same text (repeatable)")(

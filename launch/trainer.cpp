@@ -11,6 +11,7 @@
 #include "launch/devices.h"
 #include "launch/kernel_choices.h"
 #include "launch/loaded_model.h"
+#include "launch/memory_check.h"
 #include "launch/progress.h"
 #include "launch/replica_check.h"
 #include "launch/sampler.h"
@@ -34,6 +35,7 @@ Trainer::Trainer(RunConfig config, World& world)
   plan_ = agree_plan(config_, shape_, world_.comm());
   ops_ = training_ops(config_, world_, micro_batches_);
   mesh_ = std::make_unique<Mesh>(*make_device_communicator(world_, ops_->device()), shape_);
+  require_memory(config_, plan_, ops_->device(), world_);
   plan_memory();
   resume_or_initialize();
   if (config_.run.measure_kernels) {

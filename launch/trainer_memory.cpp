@@ -15,8 +15,11 @@ void Trainer::plan_memory() {
   ranks_ = model_ranks(plan_, *ops_, mesh_->sp(), mesh_->tp());
   const int64_t n = ranks_->local_tokens(), size = table_->flat_size();
 
-  const ModelMeasure measure = measure_model(config_.model, *table_, *ranks_, dtype, device);
-  flops_per_step_ = measure.counts.matmul() * static_cast<double>(micro_batches_);
+  const Recompute level = plan_.dims.recompute;
+  const ModelMeasure measure = measure_model(config_.model, *table_, *ranks_, dtype, device, level);
+  // What is computed twice counts once: it is work of the run's own making.
+  const OpCounts once = measure_model(config_.model, *table_, *ranks_, dtype, device).counts;
+  flops_per_step_ = once.matmul() * static_cast<double>(micro_batches_);
 
   params_buffer_ = Buffer({size}, dtype, device);
   grads_buffer_ = Buffer({size}, acc, device);
@@ -35,7 +38,7 @@ void Trainer::plan_memory() {
   token_buffer_ = Buffer({2, B, n}, DType::i32, device);
   host_tokens_ = Buffer({2, B, n}, DType::i32);
   sum_buffer_ = Buffer({3}, DType::f64, device);
-  model_ = std::make_unique<TransMamba>(config_.model, *table_, *ranks_, dtype, saved_);
+  model_ = std::make_unique<TransMamba>(config_.model, *table_, *ranks_, dtype, saved_, level);
 }
 
 // A step's ops on tokens that mean nothing; its gradients are thrown away.

@@ -3,10 +3,10 @@
 namespace tmamba {
 
 ModelMeasure measure_model(const ModelConfig& config, const ParameterTable& table, ModelRanks& ranks, DType dtype,
-                           Device device, Pass pass) {
+                           Device device, Recompute level, Pass pass) {
   Arena saved(device), scratch(device);
   const auto counting = make_counting_ops(device);
-  TransMamba model(config, table, ranks, dtype, saved);
+  TransMamba model(config, table, ranks, dtype, saved, level);
   const Tensor params(nullptr, {table.flat_size()}, dtype, device);
   const Tensor tokens_Bn(nullptr, {ranks.batch(), ranks.local_tokens()}, DType::i32, device);
   const Tensor sum_1(nullptr, {1}, DType::f64, device);

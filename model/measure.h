@@ -8,7 +8,7 @@
 namespace tmamba {
 
 struct ModelMeasure {
-  size_t saved_bytes = 0;    // activations that backward needs
+  size_t saved_bytes = 0;    // activations that backward needs, kept or computed again
   size_t scratch_bytes = 0;  // most staging and temporaries at a time
   OpCounts counts;           // of one micro-batch
   size_t activation_bytes() const { return saved_bytes + scratch_bytes; }
@@ -16,8 +16,8 @@ struct ModelMeasure {
 
 enum class Pass : uint8_t { forward, forward_backward };
 
-// Of one micro-batch of ranks.batch() sequences.
+// Of one micro-batch of ranks.batch() sequences, with the model at `level`.
 ModelMeasure measure_model(const ModelConfig& config, const ParameterTable& table, ModelRanks& ranks, DType dtype,
-                           Device device, Pass pass = Pass::forward_backward);
+                           Device device, Recompute level = Recompute::none, Pass pass = Pass::forward_backward);
 
 }  // namespace tmamba

@@ -19,7 +19,7 @@ MixerParams MixerParams::of(const ParameterTable& table, const Tensor& flat, con
           .out_CC = view("out.weight")};
 }
 
-Mixer::Mixer(const ModelConfig& config, int layer, ModelRanks& ranks, int64_t local_heads, DType dtype, Arena& saved)
+Mixer::Mixer(const ModelConfig& config, int layer, ModelRanks& ranks, int64_t local_heads, DType dtype, Recompute level)
     : config_(config),
       sequence_(ranks.sequence()),
       layer_(ranks.layout().layer(layer)),
@@ -29,25 +29,49 @@ Mixer::Mixer(const ModelConfig& config, int layer, ModelRanks& ranks, int64_t lo
       heads_(local_heads),
       head_dim_(config.head_dim()),
       dtype_(dtype),
-      acc_(accumulate_type(dtype)) {
+      acc_(accumulate_type(dtype)),
+      level_(level) {
   for (const Segment& s : sequence_.segments()) prefix_ += layer_.attention_part(s).size();
   suffix_ = tokens_ - prefix_;
-  const int64_t B = batch_, H = heads_, D = head_dim_, T = ranks.layout().tokens(), P = layer_.transpoint();
-  mixed_BnC_ = saved.take({B, tokens_, H * D}, dtype);
-  if (suffix_ > 0) {
-    if (config.z_gate) z_BSC_ = saved.take({B, suffix_, H * D}, dtype);
-    y_BSHD_ = saved.take({B, suffix_, H, D}, dtype);
-    rstd_BSH_ = saved.take({B, suffix_, H}, acc_);
+  if (head_parallel_) {
+    tokens_mixer_.emplace(config, ranks.whole().layout().layer(layer), Transport{}, ranks.whole(), batch_,
+                          exact_div(heads_, ranks.layout().ranks()), dtype, level);
+  } else {
+    tokens_mixer_.emplace(config, layer_, ranks.transport(layer), sequence_, batch_, heads_, dtype, level);
+  }
+}
+
+void Mixer::place(const Placement& place) {
+  const int64_t B = batch_, P = prefix_, S = suffix_, C = width();
+  // Attention outputs are kept where they were made: head-parallel by heads.
+  const auto place_o = [&](Tensor& x, int64_t rows) {
+    if (head_parallel_) {
+      place.keep_below(Recompute::all, x, {B, rows, C}, dtype_);
+    } else {
+      place.keep(x, {B, rows, C}, dtype_);
+    }
+  };
+  if (S == 0) {
+    place_o(mixed_BnC_, P);
+  } else {
+    place.keep_below(Recompute::cheap, mixed_BnC_, {B, tokens_, C}, dtype_);
+    if (keeps_o_apart()) place_o(o_BPC_, P);
+    if (config_.z_gate) place.keep_below(Recompute::all, z_BSC_, {B, S, C}, dtype_);
+    place.keep_below(Recompute::all, y_BSHD_, {B, S, heads_, head_dim_}, dtype_);
+    place.keep_below(Recompute::cheap, rstd_BSH_, {B, S, heads_}, acc_);
   }
   if (head_parallel_) {
-    const int64_t h = exact_div(H, ranks.layout().ranks());
-    by_head_BTC_ = saved.take({B, T, h * D}, dtype);
-    const Tensor by_head_BThD = by_head_BTC_.split(2, h, D);
-    tokens_mixer_.emplace(config, ranks.whole().layout().layer(layer), Transport{}, ranks.whole(), B, h, dtype,
-                          by_head_BThD.slice(1, 0, P), by_head_BThD.slice(1, P, T - P), saved);
+    const int64_t T = sequence_.layout().tokens(), before = layer_.transpoint(), share = C / sequence_.layout().ranks();
+    place.keep(o_heads_BPC_, {B, before, share}, dtype_);
+    place.keep_below(Recompute::none, y_heads_BSC_, {B, T - before, share}, dtype_);
+  }
+  tokens_mixer_->place(place);
+  if (!place.last()) return;
+  const auto by_head = [&](const Tensor& x) { return x.split(2, x.size(2) / head_dim_, head_dim_); };
+  if (head_parallel_) {
+    tokens_mixer_->set_outputs(by_head(o_heads_BPC_), by_head(y_heads_BSC_));
   } else {
-    tokens_mixer_.emplace(config, layer_, ranks.transport(layer), sequence_, B, H, dtype, heads(mixed_BnC_, 0, prefix_),
-                          y_BSHD_, saved);
+    tokens_mixer_->set_outputs(by_head(o_BPC()), y_BSHD_);
   }
 }
 
@@ -57,33 +81,63 @@ Tensor Mixer::heads(const Tensor& rows_BnC, int64_t begin, int64_t count) const 
 
 void Mixer::forward(Ops& ops, Arena& scratch, const MixerParams& w, Tensor out_NC, ConstTensor u_NC) {
   const size_t mark = scratch.used();
-  const int64_t B = batch_, n = tokens_, N = B * n, H = heads_;
   SequenceMixer& mixer = *tokens_mixer_;
   const SequenceMixerParams params = params_by_head(ops, scratch, w);
-  // Where the heads of this rank are not mixed here, the projections are on their way.
+  Pending arrival = project(ops, scratch, w, u_NC, false);
+  if (head_parallel_) {
+    arrival.finish();
+    mixer.forward(ops, scratch, params, mixer.begin_forward(scratch));
+    sequence_.to_tokens(scratch, outputs_by_head(o_heads_BPC_, y_heads_BSC_, o_BPC(), y_BSHD_)).finish();
+  } else {
+    mixer.forward(ops, scratch, params, std::move(arrival));
+  }
+  gate(ops, w.out_norm_HD);
+  project_out(ops, w, out_NC);
+  scratch.rewind(mark);
+}
+
+void Mixer::recompute(Ops& ops, Arena& scratch, const MixerParams& w, ConstTensor u_NC) {
+  if (level_ == Recompute::none) return;
+  const bool all = level_ == Recompute::all;
+  const size_t mark = scratch.used();
+  const SequenceMixerParams params = params_by_head(ops, scratch, w);
+  if (all) project(ops, scratch, w, u_NC, true).finish();
+  tokens_mixer_->recompute(ops, params);
+  if (all && head_parallel_) {
+    sequence_.to_tokens(scratch, outputs_by_head(o_heads_BPC_, y_heads_BSC_, o_BPC(), y_BSHD_)).finish();
+  }
+  gate(ops, w.out_norm_HD);
+  scratch.rewind(mark);
+}
+
+// q, k, v, the raw step sizes and z; then, or as soon as q, k, v are there, what the mixing of tokens needs of other
+// ranks is on its way. `again`: the halo is there from forward.
+Pending Mixer::project(Ops& ops, Arena& scratch, const MixerParams& w, ConstTensor u_NC, bool again) {
+  const int64_t B = batch_, n = tokens_, N = B * n, H = heads_;
+  SequenceMixer& mixer = *tokens_mixer_;
   const Tensor pre_BnX = head_parallel_ ? scratch.take({B, n, 3 * width()}, dtype_) : mixer.pre_BnX();
   const Tensor raw_BnH = !has_ssm() || !head_parallel_ ? mixer.raw_BnH() : scratch.take({B, n, H}, dtype_);
   Pending arrival;
   ops.linear_forward(pre_BnX.view({N, 3 * width()}), u_NC, w.qkv_XC);
-  if (!head_parallel_) arrival = mixer.begin_forward(scratch);
+  if (!head_parallel_ && !again) arrival = mixer.begin_forward(scratch);
   if (has_ssm()) ops.linear_forward(raw_BnH.view({N, H}), u_NC, w.dt_HC);
   if (head_parallel_) {
     arrival = sequence_.to_heads(scratch, inputs_by_head(mixer.pre_BnX(), mixer.raw_BnH(), pre_BnX, raw_BnH));
   }
   if (gates()) project_suffix(ops, u_NC, w.z_CC);
-  if (head_parallel_) {
-    arrival.finish();
-    mixer.forward(ops, scratch, params, mixer.begin_forward(scratch));
-    sequence_.to_tokens(scratch, outputs_by_head(by_head_BTC_, mixed_BnC_, y_BSHD_)).finish();
-  } else {
-    mixer.forward(ops, scratch, params, std::move(arrival));
-  }
-  if (suffix_ > 0) {
-    const Tensor z = config_.z_gate ? z_BSC_.split(2, heads_, head_dim_) : Tensor();
-    ops.gated_norm_forward(heads(mixed_BnC_, prefix_, suffix_), rstd_BSH_, y_BSHD_, z, w.out_norm_HD, config_.norm_eps);
-  }
-  ops.linear_forward(out_NC, mixed_BnC_.view({N, width()}), w.out_CC);
-  scratch.rewind(mark);
+  return arrival;
+}
+
+// The mixed rows, from the outputs of both halves.
+void Mixer::gate(Ops& ops, const Tensor& out_norm_HD) {
+  if (keeps_o_apart()) ops.copy(mixed_BnC_.slice(1, 0, prefix_), o_BPC_);
+  if (suffix_ == 0) return;
+  const Tensor z = config_.z_gate ? z_BSC_.split(2, heads_, head_dim_) : Tensor();
+  ops.gated_norm_forward(heads(mixed_BnC_, prefix_, suffix_), rstd_BSH_, y_BSHD_, z, out_norm_HD, config_.norm_eps);
+}
+
+void Mixer::project_out(Ops& ops, const MixerParams& w, Tensor out_NC) const {
+  ops.linear_forward(out_NC, mixed_BnC_.view({batch_ * tokens_, width()}), w.out_CC);
 }
 
 // z of the SSM tokens alone: their rows of every sequence.
@@ -117,7 +171,8 @@ void Mixer::backward(Ops& ops, Arena& scratch, const MixerParams& w, const Mixer
     const int64_t T = sequence_.layout().tokens(), P = layer_.transpoint(), h = H / sequence_.layout().ranks();
     const Tensor dout_BTC = scratch.take({B, T, h * D}, dtype_), dpre_BTX = scratch.take({B, T, 3 * h * D}, dtype_);
     const Tensor draw_BTH = has_ssm() ? scratch.take({B, T, h}, dtype_) : Tensor();
-    arrival = sequence_.to_heads(scratch, outputs_by_head(dout_BTC, dmixed_BnC, dy_BSHD));
+    arrival = sequence_.to_heads(scratch, outputs_by_head(dout_BTC.slice(1, 0, P), dout_BTC.slice(1, P, T - P),
+                                                          dmixed_BnC.slice(1, 0, prefix_), dy_BSHD));
     ops.linear_backward_weight(grad.out_CC, dout_NC, mixed_BnC_.view({N, width()}));
     arrival.finish();
     const Tensor dout_BThD = dout_BTC.split(2, h, D);
@@ -166,15 +221,17 @@ std::vector<HeadTensor> Mixer::inputs_by_head(const Tensor& pre_BTX, const Tenso
   return list;
 }
 
-// Attention outputs, which lie among the mixed rows, and SSM outputs, which still have to pass gate and norm there.
-std::vector<HeadTensor> Mixer::outputs_by_head(const Tensor& out_BTC, const Tensor& o_BnC, const Tensor& y_BSHD) const {
+// Attention outputs, and SSM outputs, which still have to pass gate and norm. By heads: all tokens before and from the
+// TransPoint on.
+std::vector<HeadTensor> Mixer::outputs_by_head(const Tensor& o_heads, const Tensor& y_heads, const Tensor& o_BPC,
+                                               const Tensor& y_BSHD) const {
   const int64_t T = sequence_.layout().tokens(), P = layer_.transpoint();
   std::vector<HeadTensor> list;
-  if (P > 0) list.push_back({{0, P}, out_BTC.slice(1, 0, P), o_BnC.slice(1, 0, prefix_)});
+  if (P > 0) list.push_back({{0, P}, o_heads, o_BPC});
   if (P < T) {
     // A rank without SSM tokens has no rows of them.
-    const Tensor y_BSC = suffix_ > 0 ? y_BSHD.view({batch_, suffix_, width()}) : o_BnC.slice(1, 0, 0);
-    list.push_back({{P, T}, out_BTC.slice(1, P, T - P), y_BSC});
+    const Tensor y_BSC = suffix_ > 0 ? y_BSHD.view({batch_, suffix_, width()}) : o_BPC.slice(1, 0, 0);
+    list.push_back({{P, T}, y_heads, y_BSC});
   }
   return list;
 }

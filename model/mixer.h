@@ -15,6 +15,7 @@
 #include "model/config.h"
 #include "model/parallel.h"
 #include "model/parameters.h"
+#include "model/placement.h"
 #include "model/sequence_mixer.h"
 
 namespace tmamba {
@@ -28,11 +29,17 @@ struct MixerParams {
 
 class Mixer {
  public:
-  // Takes what forward keeps for backward from `saved`.
-  Mixer(const ModelConfig& config, int layer, ModelRanks& ranks, int64_t local_heads, DType dtype, Arena& saved);
+  Mixer(const ModelConfig& config, int layer, ModelRanks& ranks, int64_t local_heads, DType dtype, Recompute level);
+  // Gives its activations their memory, before anything else.
+  void place(const Placement& place);
 
-  // out = mixer(u), both [N, C]; u must live until backward. Under tensor parallelism `out` is this rank's summand.
+  // out = mixer(u), both [N, C]. Under tensor parallelism `out` is this rank's summand.
   void forward(Ops& ops, Arena& scratch, const MixerParams& w, Tensor out_NC, ConstTensor u_NC);
+  // Before backward: what forward did not keep. Other ranks are asked again at Recompute::all where the layer is
+  // head-parallel alone.
+  void recompute(Ops& ops, Arena& scratch, const MixerParams& w, ConstTensor u_NC);
+  // out of forward once more, from what it kept or recompute() made.
+  void project_out(Ops& ops, const MixerParams& w, Tensor out_NC) const;
   // du written over; gradients of the parameters added.
   void backward(Ops& ops, Arena& scratch, const MixerParams& w, const MixerParams& grad, Tensor du_NC,
                 ConstTensor dout_NC, ConstTensor u_NC);
@@ -46,14 +53,21 @@ class Mixer {
   bool has_ssm() const { return layer_.transpoint() < sequence_.layout().tokens(); }
   bool gates() const { return config_.z_gate && suffix_ > 0; }
   int64_t width() const { return heads_ * head_dim_; }
+  // Attention outputs live among the mixed rows, unless those are computed again and hold more than them.
+  bool keeps_o_apart() const { return level_ != Recompute::none && prefix_ > 0 && suffix_ > 0; }
+  Tensor o_BPC() const { return keeps_o_apart() ? o_BPC_ : mixed_BnC_.slice(1, 0, prefix_); }
   // Local rows as heads.
   Tensor heads(const Tensor& rows_BnC, int64_t begin, int64_t count) const;
+
+  Pending project(Ops& ops, Arena& scratch, const MixerParams& w, ConstTensor u_NC, bool again);
   void project_suffix(Ops& ops, ConstTensor u_NC, const Tensor& w_CC);
+  void gate(Ops& ops, const Tensor& out_norm_HD);
 
   // Head-parallel: what the all-to-all carries. Each with its column range of all heads.
   std::vector<HeadTensor> inputs_by_head(const Tensor& pre_BTX, const Tensor& raw_BTH, const Tensor& pre_BnX,
                                          const Tensor& raw_BnH) const;
-  std::vector<HeadTensor> outputs_by_head(const Tensor& out_BTC, const Tensor& o_BnC, const Tensor& y_BSHD) const;
+  std::vector<HeadTensor> outputs_by_head(const Tensor& o_heads, const Tensor& y_heads, const Tensor& o_BPC,
+                                          const Tensor& y_BSHD) const;
   // The parameters of the heads that this rank mixes: all of its own, or head-parallel a share of them.
   SequenceMixerParams params_by_head(Ops& ops, Arena& scratch, const MixerParams& w) const;
   SequenceMixerParams zero_grads_by_head(Ops& ops, Arena& scratch, const MixerParams& grad) const;
@@ -66,10 +80,12 @@ class Mixer {
   int64_t batch_, tokens_, heads_, head_dim_;  // tokens_: local
   int64_t prefix_ = 0, suffix_ = 0;            // local attention tokens, which come first, and local SSM tokens
   DType dtype_, acc_;
+  Recompute level_;
 
-  Tensor mixed_BnC_;    // what `out` multiplies: attention outputs, then gated and normed SSM outputs
-  Tensor by_head_BTC_;  // head-parallel: outputs of all tokens of this rank's heads
+  Tensor mixed_BnC_;  // what `out` multiplies: attention outputs, then gated and normed SSM outputs
+  Tensor o_BPC_;      // attention outputs, where they are kept apart
   Tensor z_BSC_, y_BSHD_, rstd_BSH_;
+  Tensor o_heads_BPC_, y_heads_BSC_;  // head-parallel: outputs of all tokens of this rank's heads
   std::optional<SequenceMixer> tokens_mixer_;
 };
 

@@ -4,6 +4,7 @@
 #include "kernels/base/buffer.h"
 #include "kernels/ops.h"
 #include "model/parameters.h"
+#include "model/placement.h"
 
 namespace tmamba {
 
@@ -15,16 +16,23 @@ struct MlpParams {
 
 class Mlp {
  public:
-  Mlp(int64_t rows, int64_t local_ffn, DType dtype, Arena& saved);
+  Mlp(int64_t rows, int64_t local_ffn, DType dtype, Recompute level)
+      : rows_(rows), ffn_(local_ffn), dtype_(dtype), level_(level) {}
+  // Gives its activations their memory, before anything else.
+  void place(const Placement& place);
 
-  // out = mlp(u), both [N, C]; u must live until backward.
+  // out = mlp(u), both [N, C].
   void forward(Ops& ops, const MlpParams& w, Tensor out_NC, ConstTensor u_NC);
+  // Before backward: what forward did not keep.
+  void recompute(Ops& ops, const MlpParams& w, ConstTensor u_NC);
   // du written over; gradients of the parameters added.
   void backward(Ops& ops, Arena& scratch, const MlpParams& w, const MlpParams& grad, Tensor du_NC, ConstTensor dout_NC,
                 ConstTensor u_NC);
 
  private:
+  int64_t rows_, ffn_;
   DType dtype_;
+  Recompute level_;
   Tensor gate_up_N2F_;
   Tensor act_NF_;
 };

@@ -6,8 +6,7 @@
 namespace tmamba {
 
 SequenceMixer::SequenceMixer(const ModelConfig& config, const LayerLayout& layer, Transport transport,
-                             SequenceExchange& sequence, int64_t batch, int64_t heads, DType dtype, Tensor o_BPHD,
-                             Tensor y_BSHD, Arena& saved)
+                             SequenceExchange& sequence, int64_t batch, int64_t heads, DType dtype, Recompute level)
     : config_(config),
       layer_(layer),
       transport_(transport),
@@ -18,8 +17,7 @@ SequenceMixer::SequenceMixer(const ModelConfig& config, const LayerLayout& layer
       head_dim_(config.head_dim()),
       dtype_(dtype),
       acc_(accumulate_type(dtype)),
-      o_BPHD_(o_BPHD),
-      y_BSHD_(y_BSHD) {
+      level_(level) {
   const auto segments = sequence.segments();
   for (size_t i = 0; i < segments.size(); ++i) {
     const TokenRange attention = layer.attention_part(segments[i]), ssm = layer.ssm_part(segments[i]);
@@ -29,25 +27,27 @@ SequenceMixer::SequenceMixer(const ModelConfig& config, const LayerLayout& layer
     prefix_ += attention.size(), suffix_ += ssm.size();
   }
   keys_ = layer.keys_needed(sequence.rank()).end;
+}
 
-  const int64_t B = batch, n = tokens_, s = static_cast<int64_t>(segments.size()), H = heads_, D = head_dim_;
-  pre_BnX_ = saved.take({B, n, 3 * H * D}, dtype);
-  qkv_BnX_ = saved.take({B, n, 3 * H * D}, dtype);
-  if (!alone()) halo_sBWX_ = saved.take({s, B, config.conv - 1, 3 * H * D}, dtype);
-  k_rot_BPHD_ = saved.take({B, prefix_, H, D}, dtype);
-  lse_BPH_ = saved.take({B, prefix_, H}, acc_);
+void SequenceMixer::place(const Placement& place) {
+  const int64_t B = batch_, n = tokens_, s = std::ssize(sequence_.segments()), H = heads_, D = head_dim_;
+  place.keep_below(Recompute::all, pre_BnX_, {B, n, 3 * H * D}, dtype_);
+  place.keep_below(Recompute::cheap, qkv_BnX_, {B, n, 3 * H * D}, dtype_);
+  if (!alone()) place.keep(halo_sBWX_, {s, B, config_.conv - 1, 3 * H * D}, dtype_);
+  place.keep_below(Recompute::cheap, k_rot_BPHD_, {B, prefix_, H, D}, dtype_);
+  place.keep(lse_BPH_, {B, prefix_, H}, acc_);
   if (!has_ssm()) return;
-  raw_BnH_ = saved.take({B, n, H}, dtype);
-  dt_BnH_ = saved.take({B, n, H}, acc_);
-  log_a_BnH_ = saved.take({B, n, H}, acc_);
+  place.keep_below(Recompute::all, raw_BnH_, {B, n, H}, dtype_);
+  place.keep_below(Recompute::all, dt_BnH_, {B, n, H}, acc_);
+  place.keep_below(Recompute::all, log_a_BnH_, {B, n, H}, acc_);
   if (!alone()) {
-    decays_KBH_ = saved.take({static_cast<int64_t>(sequence.layout().segments().size()), B, H}, acc_);
-    inflow_sBHDD_ = saved.take({s, B, H, D, D}, acc_);
+    place.keep(decays_KBH_, {std::ssize(sequence_.layout().segments()), B, H}, acc_);
+    place.keep(inflow_sBHDD_, {s, B, H, D, D}, acc_);
   }
   if (suffix_ == 0) return;
-  if (ssm_.front().position == layer.transpoint()) state_BHDD_ = saved.take({B, H, D, D}, acc_);
-  if (ssm_.back().position + ssm_.back().count == sequence.layout().tokens())
-    final_state_BHDD_ = saved.take({B, H, D, D}, acc_);
+  if (ssm_.front().position == layer_.transpoint()) place.keep(state_BHDD_, {B, H, D, D}, acc_);
+  if (ssm_.back().position + ssm_.back().count == sequence_.layout().tokens())
+    place.keep(final_state_BHDD_, {B, H, D, D}, acc_);
 }
 
 Tensor SequenceMixer::part(const Tensor& qkv_BnX, int64_t which, int64_t begin, int64_t count) const {
@@ -73,30 +73,37 @@ Pending SequenceMixer::begin_forward(Arena& scratch) {
 }
 
 void SequenceMixer::forward(Ops& ops, Arena& scratch, const SequenceMixerParams& w, Pending halo) {
-  const int64_t N = batch_ * tokens_, H = heads_;
   const size_t mark = scratch.used();
-  if (has_ssm()) {
-    ops.dt_forward(dt_BnH_.view({N, H}), log_a_BnH_.view({N, H}), raw_BnH_.view({N, H}), w.dt_bias_H, w.A_log_H);
-  }
+  step_sizes(ops, w);
   halo.finish();
   convolve(ops, w);
-  for (const Part& p : attention_) {
-    ops.rope_forward(k_rot_BPHD_.slice(1, p.row, p.count), part(qkv_BnX_, 1, p.row, p.count), p.position,
-                     config_.rope_theta);
-  }
+  rotate_keys(ops);
   Keys keys = gather_keys(scratch);
   Pending inflow;
   if (has_ssm()) inflow = summarize_segments(ops, scratch);
-  for (const Part& p : attention_) {
-    const Tensor q = part(qkv_BnX_, 0, p.row, p.count);
-    ops.rope_forward(q, q, p.position, config_.rope_theta);
-  }
+  rotate_queries(ops);
   keys.arrival.finish();
   inflow.issue_last();
   attention_forward(ops, keys);
   inflow.finish();
+  enter_ssm(ops);
   ssm_forward(ops, w);
   scratch.rewind(mark);
+}
+
+void SequenceMixer::recompute(Ops& ops, const SequenceMixerParams& w) {
+  if (level_ == Recompute::none) return;
+  if (level_ == Recompute::all) step_sizes(ops, w);
+  convolve(ops, w);
+  rotate_keys(ops);
+  rotate_queries(ops);
+  if (level_ == Recompute::all) ssm_forward(ops, w);
+}
+
+void SequenceMixer::step_sizes(Ops& ops, const SequenceMixerParams& w) {
+  if (!has_ssm()) return;
+  const int64_t N = batch_ * tokens_, H = heads_;
+  ops.dt_forward(dt_BnH_.view({N, H}), log_a_BnH_.view({N, H}), raw_BnH_.view({N, H}), w.dt_bias_H, w.A_log_H);
 }
 
 void SequenceMixer::convolve(Ops& ops, const SequenceMixerParams& w) {
@@ -105,6 +112,20 @@ void SequenceMixer::convolve(Ops& ops, const SequenceMixerParams& w) {
     const Tensor halo = alone() ? Tensor() : halo_sBWX_.select(0, i++);
     ops.conv_silu_forward(qkv_BnX_.slice(1, s.local_begin, s.size()), pre_BnX_.slice(1, s.local_begin, s.size()), halo,
                           w.conv_XW, w.conv_bias_X);
+  }
+}
+
+void SequenceMixer::rotate_keys(Ops& ops) {
+  for (const Part& p : attention_) {
+    ops.rope_forward(k_rot_BPHD_.slice(1, p.row, p.count), part(qkv_BnX_, 1, p.row, p.count), p.position,
+                     config_.rope_theta);
+  }
+}
+
+void SequenceMixer::rotate_queries(Ops& ops) {
+  for (const Part& p : attention_) {
+    const Tensor q = part(qkv_BnX_, 0, p.row, p.count);
+    ops.rope_forward(q, q, p.position, config_.rope_theta);
   }
 }
 
@@ -169,19 +190,23 @@ void SequenceMixer::converter_forward(Ops& ops, const Part& prefix) {
                    .chunk = config_.chunk});
 }
 
+// What the first SSM tokens of the sequence start from, where they are this rank's.
+void SequenceMixer::enter_ssm(Ops& ops) {
+  if (ssm_.empty() || ssm_.front().position != layer_.transpoint()) return;
+  const Part& p = ssm_.front();
+  const bool splits = !attention_.empty() && attention_.back().segment == p.segment;
+  if (splits && exact()) {
+    converter_forward(ops, attention_.back());
+  } else if (!alone() && exact()) {
+    ops.copy(state_BHDD_, of_segment(inflow_sBHDD_, p.segment));
+  } else {
+    ops.fill(state_BHDD_, 0);
+  }
+}
+
 void SequenceMixer::ssm_forward(Ops& ops, const SequenceMixerParams& w) {
   for (const Part& p : ssm_) {
     const bool at_transpoint = p.position == layer_.transpoint();
-    const bool splits = !attention_.empty() && attention_.back().segment == p.segment;
-    if (at_transpoint) {
-      if (splits && exact()) {
-        converter_forward(ops, attention_.back());
-      } else if (!alone() && exact()) {
-        ops.copy(state_BHDD_, of_segment(inflow_sBHDD_, p.segment));
-      } else {
-        ops.fill(state_BHDD_, 0);
-      }
-    }
     const bool last = p.position + p.count == sequence_.layout().tokens();
     ops.ssd_forward({.y_BTHD = y_BSHD_.slice(1, p.row - prefix_, p.count),
                      .final_state_BHKD = last ? final_state_BHDD_ : Tensor(),

@@ -16,6 +16,7 @@
 #include "kernels/base/buffer.h"
 #include "kernels/ops.h"
 #include "model/config.h"
+#include "model/placement.h"
 
 namespace tmamba {
 
@@ -26,10 +27,12 @@ struct SequenceMixerParams {
 
 class SequenceMixer {
  public:
-  // Takes what forward keeps for backward from `saved`, beside the outputs o_BPHD (attention) and y_BSHD (SSM), which
-  // must live until backward.
   SequenceMixer(const ModelConfig& config, const LayerLayout& layer, Transport transport, SequenceExchange& sequence,
-                int64_t batch, int64_t heads, DType dtype, Tensor o_BPHD, Tensor y_BSHD, Arena& saved);
+                int64_t batch, int64_t heads, DType dtype, Recompute level);
+  // Gives its activations their memory, before anything else. Where its outputs go is the caller's: o_BPHD
+  // (attention), which must live until backward, and y_BSHD (SSM).
+  void place(const Placement& place);
+  void set_outputs(const Tensor& o_BPHD, const Tensor& y_BSHD) { o_BPHD_ = o_BPHD, y_BSHD_ = y_BSHD; }
 
   // What forward reads, for the caller to fill: q, k, v before the convolution, and the raw step sizes where the layer
   // has SSM tokens (else empty).
@@ -39,6 +42,9 @@ class SequenceMixer {
   // Starts what needs pre_BnX alone. The caller computes raw_BnH and what else it has, then calls forward.
   Pending begin_forward(Arena& scratch);
   void forward(Ops& ops, Arena& scratch, const SequenceMixerParams& w, Pending halo);
+  // Before backward: what forward did not keep, from what it did; no other rank is asked. At Recompute::all the caller
+  // fills pre_BnX and raw_BnH again before, and finds the SSM outputs again behind.
+  void recompute(Ops& ops, const SequenceMixerParams& w);
 
   // Keys and values that the queries of this rank see, and their exchange.
   struct Keys {
@@ -77,12 +83,16 @@ class SequenceMixer {
   // Of one local segment; empty where there is but one.
   Tensor of_segment(const Tensor& x_sBHDD, size_t segment) const;
 
+  void step_sizes(Ops& ops, const SequenceMixerParams& w);
   void convolve(Ops& ops, const SequenceMixerParams& w);
+  void rotate_keys(Ops& ops);
+  void rotate_queries(Ops& ops);
   Keys gather_keys(Arena& scratch);
   Pending summarize_segments(Ops& ops, Arena& scratch);
   void attention_forward(Ops& ops, const Keys& keys);
-  void ssm_forward(Ops& ops, const SequenceMixerParams& w);
+  void enter_ssm(Ops& ops);
   void converter_forward(Ops& ops, const Part& prefix);
+  void ssm_forward(Ops& ops, const SequenceMixerParams& w);
 
   Pending segment_outflows(Ops& ops, Arena& scratch, const Tensor& outflow_sBHDD, const ConstTensor& dy_BSHD);
   void attention_backward(Ops& ops, const Tensor& dqkv_BnX, const ConstTensor& do_BPHD, const Keys& keys,
@@ -98,6 +108,7 @@ class SequenceMixer {
   SequenceExchange& sequence_;
   int64_t batch_, tokens_, heads_, head_dim_;  // tokens_: local
   DType dtype_, acc_;
+  Recompute level_;
   std::vector<Part> attention_, ssm_;
   int64_t prefix_ = 0, suffix_ = 0;  // local attention tokens, which come first, and local SSM tokens
   int64_t keys_ = 0;                 // keys the local queries see

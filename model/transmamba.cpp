@@ -1,39 +1,64 @@
 #include "model/transmamba.h"
 
+#include <algorithm>
+
 namespace tmamba {
 
 TransMamba::TransMamba(const ModelConfig& config, const ParameterTable& table, ModelRanks& ranks, DType dtype,
-                       Arena& saved)
+                       Arena& saved, Recompute level)
     : config_(config),
       table_(table),
       ranks_(ranks),
       dtype_(dtype),
+      level_(level),
       all_rows_(ranks.batch() * ranks.local_tokens()),
       rows_(ranks.tensor().rows()) {
-  const int64_t C = config.dim;
   const int64_t heads = table.find("layers.0.mixer.A_log").local_rows;
   const int64_t ffn = table.find("layers.0.mlp.down.weight").local_cols;
-  auto rows = [&] { return saved.take({rows_.size(), C}, dtype); };
-  auto all_rows = [&] { return saved.take({all_rows_, C}, dtype); };
-  auto stats = [&] { return saved.take({rows_.size()}, accumulate_type(dtype)); };
   layers_.reserve(static_cast<size_t>(config.layers));
   for (int i = 0; i < static_cast<int>(config.layers); ++i) {
-    layers_.push_back({.h_rC = rows(),
-                       .u_NC = all_rows(),
-                       .rstd_r = stats(),
-                       .h_mid_rC = rows(),
-                       .u_mid_NC = all_rows(),
-                       .rstd_mid_r = stats(),
-                       .mixer = Mixer(config, i, ranks, heads, dtype, saved),
-                       .mlp = Mlp(all_rows_, ffn, dtype, saved)});
+    layers_.push_back(
+        {.mixer = Mixer(config, i, ranks, heads, dtype, level), .mlp = Mlp(all_rows_, ffn, dtype, level)});
+    place(layers_.back(), Placement::kept(level, saved));
   }
-  h_out_rC_ = rows(), u_out_NC_ = all_rows(), rstd_out_r_ = stats();
+  h_out_rC_ = saved.take({rows_.size(), config.dim}, dtype);
+  u_out_NC_ = saved.take({all_rows_, config.dim}, dtype);
+  rstd_out_r_ = saved.take({rows_.size()}, accumulate_type(dtype));
+  const size_t shared = saved.used();
+  size_t end = shared;
+  for (Layer& layer : layers_) {
+    saved.rewind(shared);
+    place(layer, Placement::shared(level, saved));
+    end = std::max(end, saved.used());
+  }
+  saved.rewind(end);
 }
 
-void TransMamba::norm(Ops& ops, const Tensor& u_NC, const Tensor& rstd_r, const Tensor& sum_rC, const Tensor& x_rC,
-                      const Tensor& delta_NC, const Tensor& w_C) {
+void TransMamba::place(Layer& layer, const Placement& place) const {
+  const int64_t r = rows_.size(), N = all_rows_, C = config_.dim;
+  place.keep(layer.h_rC, {r, C}, dtype_);
+  place.keep(layer.rstd_r, {r}, accumulate_type(dtype_));
+  // First of the shared ones, so at one address for all layers: the next layer's residual starts from it.
+  place.keep_below(Recompute::all, layer.h_mid_rC, {r, C}, dtype_);
+  place.keep_below(Recompute::all, layer.rstd_mid_r, {r}, accumulate_type(dtype_));
+  const size_t halves = place.mark();
+  place.keep_below(Recompute::cheap, layer.u_NC, {N, C}, dtype_);
+  layer.mixer.place(place);
+  // Computed again as a whole, a layer has both halves at once; else its MLP is done with before its mixer.
+  if (level_ < Recompute::all) place.reuse_from(halves);
+  place.keep_below(Recompute::cheap, layer.u_mid_NC, {N, C}, dtype_);
+  layer.mlp.place(place);
+}
+
+void TransMamba::add_norm(Ops& ops, const Tensor& u_NC, const Tensor& rstd_r, const Tensor& sum_rC, const Tensor& x_rC,
+                          const Tensor& delta_NC, const Tensor& w_C) {
   ranks_.tensor().scatter_sum(mine(delta_NC), delta_NC);
   ops.rmsnorm_forward(mine(u_NC), rstd_r, sum_rC, x_rC, mine(delta_NC), w_C, config_.norm_eps);
+  ranks_.tensor().gather_rows(u_NC, mine(u_NC));
+}
+
+void TransMamba::norm(Ops& ops, const Tensor& u_NC, const Tensor& rstd_r, const Tensor& x_rC, const Tensor& w_C) {
+  ops.rmsnorm_forward(mine(u_NC), rstd_r, {}, x_rC, {}, w_C, config_.norm_eps);
   ranks_.tensor().gather_rows(u_NC, mine(u_NC));
 }
 
@@ -49,18 +74,16 @@ void TransMamba::layers_forward(Ops& ops, Arena& scratch, const Tensor& params, 
   for (int64_t i = 0; i < config_.layers; ++i) {
     Layer& layer = layers_[static_cast<size_t>(i)];
     if (i == 0) {
-      ops.rmsnorm_forward(mine(layer.u_NC), layer.rstd_r, {}, layer.h_rC, {}, weight(i, ".mixer.norm.weight"),
-                          config_.norm_eps);
-      ranks_.tensor().gather_rows(layer.u_NC, mine(layer.u_NC));
+      norm(ops, layer.u_NC, layer.rstd_r, layer.h_rC, weight(i, ".mixer.norm.weight"));
     } else {
-      norm(ops, layer.u_NC, layer.rstd_r, layer.h_rC, layers_[static_cast<size_t>(i - 1)].h_mid_rC, out_NC,
-           weight(i, ".mixer.norm.weight"));
+      add_norm(ops, layer.u_NC, layer.rstd_r, layer.h_rC, layers_[static_cast<size_t>(i - 1)].h_mid_rC, out_NC,
+               weight(i, ".mixer.norm.weight"));
     }
     layer.mixer.forward(ops, scratch, MixerParams::of(table_, params, config_, i), out_NC, layer.u_NC);
-    norm(ops, layer.u_mid_NC, layer.rstd_mid_r, layer.h_mid_rC, layer.h_rC, out_NC, weight(i, ".mlp.norm.weight"));
+    add_norm(ops, layer.u_mid_NC, layer.rstd_mid_r, layer.h_mid_rC, layer.h_rC, out_NC, weight(i, ".mlp.norm.weight"));
     layer.mlp.forward(ops, MlpParams::of(table_, params, i), out_NC, layer.u_mid_NC);
   }
-  norm(ops, u_out_NC_, rstd_out_r_, h_out_rC_, layers_.back().h_mid_rC, out_NC, table_.view(params, "norm.weight"));
+  add_norm(ops, u_out_NC_, rstd_out_r_, h_out_rC_, layers_.back().h_mid_rC, out_NC, table_.view(params, "norm.weight"));
   scratch.rewind(mark);
 }
 
@@ -120,16 +143,41 @@ void TransMamba::norm_backward(Ops& ops, const Tensor& dh_NC, const Tensor& du_N
                        add_residual ? ConstTensor(mine(dh_NC)) : ConstTensor());
 }
 
+// What backward of the mixer needs and forward did not keep.
+void TransMamba::recompute_mixer(Ops& ops, Arena& scratch, const Tensor& params, int64_t i) {
+  if (level_ == Recompute::none) return;
+  Layer& layer = layers_[static_cast<size_t>(i)];
+  norm(ops, layer.u_NC, layer.rstd_r, layer.h_rC, table_.view(params, str("layers.", i, ".mixer.norm.weight")));
+  layer.mixer.recompute(ops, scratch, MixerParams::of(table_, params, config_, i), layer.u_NC);
+}
+
+// The same for the MLP, at Recompute::all behind recompute_mixer(). out_NC: room for the mixer's output.
+void TransMamba::recompute_mlp(Ops& ops, const Tensor& params, int64_t i, const Tensor& out_NC) {
+  if (level_ == Recompute::none) return;
+  Layer& layer = layers_[static_cast<size_t>(i)];
+  const Tensor w_C = table_.view(params, str("layers.", i, ".mlp.norm.weight"));
+  if (level_ == Recompute::all) {
+    layer.mixer.project_out(ops, MixerParams::of(table_, params, config_, i), out_NC);
+    add_norm(ops, layer.u_mid_NC, layer.rstd_mid_r, layer.h_mid_rC, layer.h_rC, out_NC, w_C);
+  } else {
+    norm(ops, layer.u_mid_NC, layer.rstd_mid_r, layer.h_mid_rC, w_C);
+  }
+  layer.mlp.recompute(ops, MlpParams::of(table_, params, i), layer.u_mid_NC);
+}
+
 void TransMamba::layer_backward(Ops& ops, Arena& scratch, const Tensor& params, const Tensor& grads, int64_t i,
                                 Tensor dh_NC) {
   const size_t mark = scratch.used();
   Layer& layer = layers_[static_cast<size_t>(i)];
   const Tensor du_NC = scratch.take({all_rows_, config_.dim}, dtype_);
+  if (level_ == Recompute::all) recompute_mixer(ops, scratch, params, i);
+  recompute_mlp(ops, params, i, du_NC);
   ranks_.tensor().gather_rows(dh_NC, mine(dh_NC));
   layer.mlp.backward(ops, scratch, MlpParams::of(table_, params, i), MlpParams::of(table_, grads, i), du_NC, dh_NC,
                      layer.u_mid_NC);
   norm_backward(ops, dh_NC, du_NC, layer.h_mid_rC, layer.rstd_mid_r, str("layers.", i, ".mlp.norm.weight"), params,
                 grads, true);
+  if (level_ < Recompute::all) recompute_mixer(ops, scratch, params, i);
   ranks_.tensor().gather_rows(dh_NC, mine(dh_NC));
   layer.mixer.backward(ops, scratch, MixerParams::of(table_, params, config_, i),
                        MixerParams::of(table_, grads, config_, i), du_NC, dh_NC, layer.u_NC);

@@ -27,9 +27,11 @@ struct TokenBatch {
 
 class TransMamba {
  public:
-  // Takes the activations that backward needs from `saved`, at fixed addresses. Sizes, TransPoints and exchanges are
-  // those of `ranks`; everything must outlive the model.
-  TransMamba(const ModelConfig& config, const ParameterTable& table, ModelRanks& ranks, DType dtype, Arena& saved);
+  // Takes the activations that backward needs from `saved`, at fixed addresses: those kept from forward, and room for
+  // what it computes again of one layer. Sizes, TransPoints and exchanges are those of `ranks`; everything must outlive
+  // the model. A model that runs forward alone needs least at Recompute::all.
+  TransMamba(const ModelConfig& config, const ParameterTable& table, ModelRanks& ranks, DType dtype, Arena& saved,
+             Recompute level = Recompute::none);
 
   // Sums of the losses of one micro-batch.
   void forward(Ops& ops, Arena& scratch, const Tensor& params, const TokenBatch& batch, const LossSums& sums);
@@ -39,7 +41,8 @@ class TransMamba {
   void forward_backward(Ops& ops, Arena& scratch, const Tensor& params, const Tensor& grads, const TokenBatch& batch,
                         double grad_scale, const LossSums& sums, const std::function<void(int)>& on_bucket);
 
-  // Of the last forward, for tests: the residual stream before layer i, and after its mixer, [r, C]; layer i's mixer.
+  // Of the last forward, for tests: the residual stream before layer i, and after its mixer (not at Recompute::all),
+  // [r, C]; layer i's mixer.
   ConstTensor residual(int64_t layer) const { return layers_[static_cast<size_t>(layer)].h_rC; }
   ConstTensor residual_after_mixer(int64_t layer) const { return layers_[static_cast<size_t>(layer)].h_mid_rC; }
   // What the head multiplies, [N, C].
@@ -48,20 +51,25 @@ class TransMamba {
 
  private:
   struct Layer {
-    Tensor h_rC, u_NC, rstd_r;              // before the mixer: residual, its norm
-    Tensor h_mid_rC, u_mid_NC, rstd_mid_r;  // before the MLP
     Mixer mixer;
     Mlp mlp;
+    Tensor h_rC = {}, u_NC = {}, rstd_r = {};              // before the mixer: residual, its norm
+    Tensor h_mid_rC = {}, u_mid_NC = {}, rstd_mid_r = {};  // before the MLP
   };
 
+  void place(Layer& layer, const Placement& place) const;
   // This rank's rows of a tensor of all rows.
   Tensor mine(const Tensor& x_NC) const { return x_NC.slice(0, rows_.begin, rows_.size()); }
   // u = norm(sum) of all rows, with sum = x + this rank's rows of the sum of `delta` over the tensor-parallel ranks.
-  void norm(Ops& ops, const Tensor& u_NC, const Tensor& rstd_r, const Tensor& sum_rC, const Tensor& x_rC,
-            const Tensor& delta_NC, const Tensor& w_C);
+  void add_norm(Ops& ops, const Tensor& u_NC, const Tensor& rstd_r, const Tensor& sum_rC, const Tensor& x_rC,
+                const Tensor& delta_NC, const Tensor& w_C);
+  // u = norm(x) of all rows.
+  void norm(Ops& ops, const Tensor& u_NC, const Tensor& rstd_r, const Tensor& x_rC, const Tensor& w_C);
   void norm_backward(Ops& ops, const Tensor& dh_NC, const Tensor& du_NC, const Tensor& x_rC, const Tensor& rstd_r,
                      const std::string& name, const Tensor& params, const Tensor& grads, bool add_residual);
   void layers_forward(Ops& ops, Arena& scratch, const Tensor& params, const TokenBatch& batch);
+  void recompute_mixer(Ops& ops, Arena& scratch, const Tensor& params, int64_t layer);
+  void recompute_mlp(Ops& ops, const Tensor& params, int64_t layer, const Tensor& out_NC);
   void layer_backward(Ops& ops, Arena& scratch, const Tensor& params, const Tensor& grads, int64_t layer, Tensor dh_NC);
   HeadLoss head_args(const Tensor& params, const TokenBatch& batch) const;
   int64_t vocab_begin() const { return shard_of(config_.vocab, ranks_.tensor().rank(), ranks_.tensor().size()).begin; }
@@ -70,6 +78,7 @@ class TransMamba {
   const ParameterTable& table_;
   ModelRanks& ranks_;
   DType dtype_;
+  Recompute level_;
   int64_t all_rows_;
   TokenRange rows_;  // of the residual stream, on this rank
   std::vector<Layer> layers_;

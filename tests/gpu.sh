@@ -12,7 +12,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 programs="tests/kernels/cuda/cuda_ops_test tests/dist/dist_cuda_test tests/launch/launch_cuda_test
-  tests/launch/launch_cuda_ranks_test launch/transmamba"
+  tests/launch/launch_cuda_ranks_test tests/model/model_cuda_golden_test launch/transmamba"
 
 build() {
   cmake --preset cuda "$@" > /dev/null
@@ -31,6 +31,7 @@ fi
 folder=${2:?"tests/gpu.sh --pack needs a folder"}
 build -DTMAMBA_NATIVE=OFF  # the other machine's processor may be another
 mkdir -p "$folder/lib"
+cp -r tests/golden "$folder/"
 for program in $programs; do strip -o "$folder/$(basename "$program")" "build/cuda/$program"; done
 # HDF5 takes no library of another release than its headers; the C and C++ libraries of the other machine are used.
 ldd build/cuda/launch/transmamba | awk '$1 ~ /^lib(openblas|gfortran|quadmath|gomp|hdf5_serial|sz|aec|sentencepiece|tomlplusplus|boost)/ { print $3 }' |
@@ -43,7 +44,7 @@ cat > "$folder/run.sh" <<'RUN'
 # run.sh [-n RANKS] PROGRAM [ARGUMENTS]
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
-usage="run.sh needs 'all 1', 'all 2', or a program: cuda_ops_test, dist_cuda_test, launch_cuda_test, launch_cuda_ranks_test or transmamba"
+usage="run.sh needs 'all 1', 'all 2', or a program: cuda_ops_test, dist_cuda_test, launch_cuda_test, launch_cuda_ranks_test, model_cuda_golden_test or transmamba"
 [ -d "$here/lib" ] || tar -C "$here" -xzf "$here/lib.tar.gz"
 cuda=${CUDA_HOME:-/usr/local/cuda}
 # NCCL beside the toolkit, or the one that Python packages bring.
@@ -54,6 +55,7 @@ for folder in ${NCCL_HOME:+"$NCCL_HOME/lib"} "$cuda/lib64" /usr/lib/x86_64-linux
 done
 [ -n "$nccl" ] || { echo "run.sh: libnccl.so.2 was not found; set NCCL_HOME" >&2; exit 2; }
 export LD_LIBRARY_PATH="$here/lib:$cuda/lib64:$nccl${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+export TMAMBA_GOLDEN="${TMAMBA_GOLDEN:-$here/golden}"
 export TRANSMAMBA_PROGRAM="$here/transmamba" TRANSMAMBA_MPIEXEC="${TRANSMAMBA_MPIEXEC:-mpirun}"
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 mpi="$TRANSMAMBA_MPIEXEC --allow-run-as-root --oversubscribe"
@@ -64,7 +66,7 @@ if [ "${1:-}" = all ]; then
     "$@" || failed="$failed $*;"
   }
   case ${2:-} in
-    1) run "$here/cuda_ops_test"; run "$here/dist_cuda_test"; run "$here/launch_cuda_test" ;;
+    1) run "$here/cuda_ops_test"; run "$here/dist_cuda_test"; run "$here/launch_cuda_test"; run "$here/model_cuda_golden_test" ;;
     2) run $mpi -n 2 "$here/dist_cuda_test"; run "$here/launch_cuda_ranks_test" ;;
     *) echo "$usage" >&2; exit 2 ;;
   esac

@@ -24,7 +24,7 @@ const std::map<std::string, Layer> kLayers{
     {"dist", {{"kernels/base/", "dist/"}, {"hdf5.h", "cblas.h", "toml++"}}},
     {"data", {{"kernels/base/", "dist/", "data/"}, {"nccl.h", "cblas.h", "cuda", "toml++"}}},
     {"model",
-     {{"kernels/", "dist/exchange.h", "dist/layout.h", "dist/self_communicator.h", "model/"},
+     {{"kernels/", "dist/exchange.h", "dist/layout.h", "dist/recompute.h", "dist/self_communicator.h", "model/"},
       {"mpi.h", "nccl.h", "hdf5.h", "cblas.h", "cuda", "toml++"}}},
     {"launch", {{"kernels/", "dist/", "data/", "model/", "launch/"}, {"mpi.h", "nccl.h", "hdf5.h", "cblas.h", "cuda"}}},
 };

@@ -13,6 +13,6 @@ ctest --preset cpu -j 2 "$@"
 if command -v nvcc >/dev/null || [ -n "${CUDACXX:-}" ]; then
   echo "compiling the CUDA code and its tests"
   cmake --preset cuda >/dev/null
-  cmake --build build/cuda --target transmamba cuda_ops_test dist_cuda_test launch_cuda_test launch_cuda_ranks_test
+  cmake --build build/cuda --target transmamba cuda_ops_test dist_cuda_test launch_cuda_test launch_cuda_ranks_test model_cuda_golden_test
   echo "CUDA code compiled; tests/gpu.sh runs its tests on a GPU"
 fi

@@ -9,6 +9,8 @@ namespace {
 constexpr size_t kAlignment = 256;
 }
 
+DeviceMemory device_memory(Device device) { return device == Device::cuda ? cuda_memory() : host_memory(); }
+
 void* device_allocate(size_t bytes, Device device) {
   if (bytes == 0) return nullptr;
   if (device == Device::cuda) return cuda_allocate(bytes);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <string>
 
 #include "kernels/base/tensor.h"
 
@@ -18,11 +19,21 @@ void device_copy(void* to, Device to_device, const void* from, Device from_devic
 void pin_host_memory(void* data, size_t bytes, Device device);
 void unpin_host_memory(void* data, Device device) noexcept;
 
+struct DeviceMemory {
+  size_t free = 0, total = 0;
+};
+// Bytes that could be allocated now, and that the device has: of a GPU the one this thread uses, of a host at most what
+// its control group (a container, a batch job) may take. The largest number where a host does not tell.
+DeviceMemory device_memory(Device device);
+// Of a host, from the /proc and /sys below `root`.
+DeviceMemory host_memory(const std::string& root = "");
+
 // The CUDA half of the above; in a build without CUDA each throws UserError saying how to build with it.
 void* cuda_allocate(size_t bytes);
 void cuda_free(void* data) noexcept;
 void cuda_copy(void* to, Device to_device, const void* from, Device from_device, size_t bytes);
 void cuda_pin(void* data, size_t bytes);
 void cuda_unpin(void* data) noexcept;
+DeviceMemory cuda_memory();
 
 }  // namespace tmamba

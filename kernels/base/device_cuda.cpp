@@ -11,13 +11,19 @@ void check(cudaError_t status, const char* what) {
 }
 }  // namespace
 
+DeviceMemory cuda_memory() {
+  DeviceMemory memory;
+  check(cudaMemGetInfo(&memory.free, &memory.total), "cudaMemGetInfo");
+  return memory;
+}
+
 void* cuda_allocate(size_t bytes) {
   void* data = nullptr;
   if (cudaMalloc(&data, bytes) != cudaSuccess) {
     cudaGetLastError();
-    size_t free = 0, total = 0;
-    check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
-    throw Error(str("out of GPU memory: ", bytes, " bytes were asked for, ", free, " of ", total, " are free"));
+    const DeviceMemory memory = cuda_memory();
+    throw Error(
+        str("out of GPU memory: ", bytes, " bytes were asked for, ", memory.free, " of ", memory.total, " are free"));
   }
   check(cudaMemset(data, 0, bytes), "cudaMemset");
   return data;

@@ -14,5 +14,6 @@ void cuda_free(void*) noexcept {}
 void cuda_copy(void*, Device, const void*, Device, size_t) { no_cuda(); }
 void cuda_pin(void*, size_t) { no_cuda(); }
 void cuda_unpin(void*) noexcept {}
+DeviceMemory cuda_memory() { no_cuda(); }
 
 }  // namespace tmamba

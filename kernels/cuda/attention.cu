@@ -1,6 +1,7 @@
 // The attention ops: checks, choice of kernels, and do . o.
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/hopper.h"
 #include "kernels/cuda/views.h"
 
 namespace tmamba::cuda {
@@ -33,6 +34,9 @@ void check_sizes(const AttentionSizes& s, int64_t S) {
            "; even widths up to 256 are supported on the GPU");
 }
 
+// The Hopper kernels take the maximum before they scale.
+bool takes_wgmma(const AttentionSizes& s) { return s.scale > 0 && runs_wgmma(); }
+
 }  // namespace
 
 void CudaOps::attention_forward(const AttentionForward& args) {
@@ -56,7 +60,9 @@ void CudaOps::attention_forward(const AttentionForward& args) {
                                      cubes<A>(args.k_BSHD),
                                      cubes<A>(args.v_BSHD)};
     if constexpr (std::is_same_v<A, bf16_t>) {
-      if (has_attention_tiles(dtype, D)) return attention_forward_tiles(stream(), f);
+      if (has_attention_tiles(dtype, D)) {
+        return takes_wgmma(size) ? attention_forward_wgmma(stream(), f) : attention_forward_tiles(stream(), f);
+      }
     }
     attention_forward_plain(stream(), f);
   });
@@ -86,20 +92,27 @@ void CudaOps::attention_backward(const AttentionBackward& args) {
   check_sizes(size, S);
   if (B * T * H * D == 0) return;
   dispatch_activation(dtype, [&]<class A>() {
-    const AttentionBackwardViews<A> f{size,
-                                      cubes<A>(args.dq_BTHD),
-                                      cubes<A>(args.dk_BSHD),
-                                      cubes<A>(args.dv_BSHD),
-                                      cubes<A>(args.do_BTHD),
-                                      cubes<A>(args.o_BTHD),
-                                      cubes<A>(args.q_BTHD),
-                                      cubes<A>(args.k_BSHD),
-                                      cubes<A>(args.v_BSHD),
-                                      planes<Acc<A>>(args.lse_BTH),
-                                      workspace_.take<Acc<A>>(B * H * T)};
+    const bool tiles = has_attention_tiles(dtype, D), wgmma = tiles && takes_wgmma(size);
+    AttentionBackwardViews<A> f{size,
+                                cubes<A>(args.dq_BTHD),
+                                cubes<A>(args.dk_BSHD),
+                                cubes<A>(args.dv_BSHD),
+                                cubes<A>(args.do_BTHD),
+                                cubes<A>(args.o_BTHD),
+                                cubes<A>(args.q_BTHD),
+                                cubes<A>(args.k_BSHD),
+                                cubes<A>(args.v_BSHD),
+                                planes<Acc<A>>(args.lse_BTH),
+                                nullptr};
+    if constexpr (std::is_same_v<A, bf16_t>) {
+      if (wgmma) {
+        return attention_backward_wgmma(stream(), f, workspace_.take<float>(attention_backward_terms(size)));
+      }
+    }
+    f.delta_BHT = workspace_.take<Acc<A>>(B * H * T);
     launch(stream(), {ceil_div(B * T * H, kThreads / kWarp)}, kThreads, 0, delta_kernel<A>, f);
     if constexpr (std::is_same_v<A, bf16_t>) {
-      if (has_attention_tiles(dtype, D)) return attention_backward_tiles(stream(), f);
+      if (tiles) return attention_backward_tiles(stream(), f);
     }
     attention_backward_plain(stream(), f);
   });

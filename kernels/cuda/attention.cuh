@@ -1,5 +1,6 @@
-// What the attention kernels share. Two families: tensor-core tiles (bfloat16, D = 64, 96, 128) and plain arithmetic
-// (every type and even D). Query i stands at position q_begin + i and sees keys 0 .. q_begin + i.
+// What the attention kernels share. Three families: Hopper's (bfloat16, D = 64, 96, 128), tensor-core tiles of every
+// GPU (the same), and plain arithmetic (every type and even D). Query i stands at position q_begin + i and sees keys 0
+// .. q_begin + i.
 #pragma once
 
 #include "kernels/cuda/device.cuh"
@@ -36,7 +37,12 @@ inline bool has_attention_tiles(DType dtype, int64_t D) {
   return dtype == DType::bf16 && (D == 64 || D == 96 || D == 128);
 }
 
+// The kernels of Hopper take what the tiles take.
+void attention_forward_wgmma(cudaStream_t stream, const AttentionForwardViews<bf16_t>& f);
 void attention_forward_tiles(cudaStream_t stream, const AttentionForwardViews<bf16_t>& f);
+// terms: that many numbers of workspace. f.delta_BHT is not used.
+int64_t attention_backward_terms(const AttentionSizes& s);
+void attention_backward_wgmma(cudaStream_t stream, const AttentionBackwardViews<bf16_t>& f, float* terms);
 void attention_backward_tiles(cudaStream_t stream, const AttentionBackwardViews<bf16_t>& f);
 
 template <class A>

@@ -1,5 +1,5 @@
-// Attention backward on tensor cores, without atomics: one kernel owns keys and walks the queries that see them (dk,
-// dv), another owns queries and walks the keys they see (dq). Both compute the probabilities again from lse.
+// Attention backward on every GPU's tensor cores, without atomics: one kernel owns keys and walks the queries that see
+// them (dk, dv), another owns queries and walks the keys they see (dq). Both compute the probabilities again from lse.
 //   p = exp(q . k scale - lse);  dp = do . v;  ds = p (dp - do . o)
 //   dv = p^T do;  dk = scale ds^T q;  dq = scale ds k
 #include "kernels/cuda/attention.cuh"

@@ -1,5 +1,6 @@
-// Attention forward on tensor cores (after FlashAttention-2): a block of four warps owns kQueries queries of one head
-// and walks the tiles of keys they see; each warp keeps maximum, sum and output of its 32 queries in registers.
+// Attention forward on every GPU's tensor cores (after FlashAttention-2): a block of four warps owns kQueries queries
+// of one head and walks the tiles of keys they see; each warp keeps maximum, sum and output of its 32 queries in
+// registers.
 #include <limits>
 
 #include "kernels/cuda/attention.cuh"

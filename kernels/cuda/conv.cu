@@ -143,10 +143,11 @@ __device__ void for_each_tile(int64_t begin, int64_t end, Start start, F f) {
   }
 }
 
+// `pair`: both channels are there, and aligned.
 template <class A>
-__device__ void store_channels(A* to, const Acc<A> (&x)[kWidth], int64_t left, bool wide) {
-  if (wide && left >= kWidth) {
-    if constexpr (std::is_same_v<A, bf16_t>) {
+__device__ void store_channels(A* to, const Acc<A> (&x)[kWidth], int64_t left, bool pair) {
+  if constexpr (std::is_same_v<A, bf16_t>) {
+    if (pair) {
       *reinterpret_cast<uint32_t*>(to) = pack_bf16(x[0], x[1]);
       return;
     }
@@ -162,25 +163,35 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(Conv<A> conv, Planes<
   extern __shared__ uint4 shared[];
   const Place<A> place(conv);
   const Tiles<A> x(shared, 0);
+  const bool pair = conv.wide && place.left >= kWidth;
   Window<A, kTaps> window(conv, place);
+  // kInterior: every token of the tile is one of the strip, and every channel one of the tensor.
+  const auto compute = [&]<bool kInterior>(int stage, int64_t t) {
+    A* to = y.at(place.b, t) + place.c;
+#pragma unroll
+    for (int row = 0; row < kTile; row += kGroup) {
+      window.advance(x, stage, row);
+#pragma unroll
+      for (int i = 0; i < kGroup; ++i) {
+        Acc<A> out[kWidth];
+#pragma unroll
+        for (int e = 0; e < kWidth; ++e) {
+          const Acc<A> pre = window.pre_activation(i, e);
+          out[e] = pre * sigmoid<A>(pre);
+        }
+        if (kInterior || t + row + i < place.end) store_channels(to, out, place.left, kInterior || pair);
+        to += y.t;
+      }
+    }
+  };
   for_each_tile(
       place.begin, place.end,
       [&](int stage, int64_t t) { x.start(stage, conv.x, place, t, place.end, conv.C, conv.wide); },
       [&](int stage, int64_t t) {
-#pragma unroll
-        for (int row = 0; row < kTile; row += kGroup) {
-          window.advance(x, stage, row);
-#pragma unroll
-          for (int i = 0; i < kGroup; ++i) {
-            Acc<A> out[kWidth];
-#pragma unroll
-            for (int e = 0; e < kWidth; ++e) {
-              const Acc<A> pre = window.pre_activation(i, e);
-              out[e] = pre * sigmoid<A>(pre);
-            }
-            const int64_t at = t + row + i;
-            if (at < place.end) store_channels(y.at(place.b, at) + place.c, out, place.left, conv.wide);
-          }
+        if (pair && t + kTile <= place.end) {
+          compute.template operator()<true>(stage, t);
+        } else {
+          compute.template operator()<false>(stage, t);
         }
       });
 }
@@ -203,6 +214,47 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(Backward<A> f) {
   Window<A, kTaps> window(conv, place);
   Acc<A> dw[kTaps][kWidth] = {}, db[kWidth] = {};
   Acc<A> dpre[kBack + kGroup][kWidth] = {};  // of the window's tokens
+  const bool pair = conv.wide && place.left >= kWidth;
+  // kInterior: every token of the tile, and every row that its groups complete, is one of the strip.
+  const auto compute = [&]<bool kInterior>(int stage, int64_t t) {
+    A* to = f.dx.at(place.b, t - kBack) + place.c;
+#pragma unroll
+    for (int row = 0; row < kTile; row += kGroup) {
+      window.advance(x, stage, row);
+#pragma unroll
+      for (int e = 0; e < kWidth; ++e) {
+#pragma unroll
+        for (int j = 0; j < kBack; ++j) dpre[j][e] = dpre[kGroup + j][e];
+#pragma unroll
+        for (int i = 0; i < kGroup; ++i) {
+          const Acc<A> pre = window.pre_activation(i, e), s = sigmoid<A>(pre);
+          const Acc<A> d = dy.at(stage, row + i, e) * s * (1 + pre * (1 - s));
+          dpre[kBack + i][e] = d;
+          const Acc<A> counted = kInterior || t + row + i < place.end ? d : Acc<A>(0);
+          db[e] += counted;
+#pragma unroll
+          for (int j = 0; j < kTaps; ++j) dw[j][e] += counted * window.x[i + j][e];
+        }
+      }
+      // Row s feeds output s + n by tap kBack - n: of rows s = t + row - kBack + i all of them are known now.
+#pragma unroll
+      for (int i = 0; i < kGroup; ++i) {
+        Acc<A> dx[kWidth] = {};
+#pragma unroll
+        for (int e = 0; e < kWidth; ++e) {
+#pragma unroll
+          for (int j = 0; j < kTaps; ++j) dx[e] += window.w[kBack - j][e] * dpre[i + j][e];
+        }
+        const int64_t s = t + row - kBack + i;
+        if (kInterior || (s >= place.begin && s < place.end)) {
+          store_channels(to, dx, place.left, kInterior || pair);
+        } else if (s < 0 && s + conv.W - 1 >= 0 && f.dhalo.data != nullptr) {
+          store_channels(f.dhalo.at(place.b, s + conv.W - 1) + place.c, dx, place.left, pair);
+        }
+        to += f.dx.t;
+      }
+    }
+  };
   // The tokens behind the strip that its last rows feed belong to the next one, and are computed here again.
   for_each_tile(
       place.begin, place.end + kBack,
@@ -211,43 +263,10 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(Backward<A> f) {
         dy.start(stage, f.dy, place, t, conv.T, conv.C, conv.wide);
       },
       [&](int stage, int64_t t) {
-#pragma unroll
-        for (int row = 0; row < kTile; row += kGroup) {
-          window.advance(x, stage, row);
-#pragma unroll
-          for (int e = 0; e < kWidth; ++e) {
-#pragma unroll
-            for (int j = 0; j < kBack; ++j) dpre[j][e] = dpre[kGroup + j][e];
-#pragma unroll
-            for (int i = 0; i < kGroup; ++i) {
-              const Acc<A> pre = window.pre_activation(i, e), s = sigmoid<A>(pre);
-              const Acc<A> d = dy.at(stage, row + i, e) * s * (1 + pre * (1 - s));
-              dpre[kBack + i][e] = d;
-              const Acc<A> counted = t + row + i < place.end ? d : Acc<A>(0);
-              db[e] += counted;
-#pragma unroll
-              for (int j = 0; j < kTaps; ++j) dw[j][e] += counted * window.x[i + j][e];
-            }
-          }
-      // Row s feeds output s + n by tap kBack - n: of rows s = t + row - kBack + i all of them are known now.
-#pragma unroll
-          for (int i = 0; i < kGroup; ++i) {
-            const int64_t s = t + row - kBack + i;
-            A* to = nullptr;
-            if (s >= place.begin && s < place.end) {
-              to = f.dx.at(place.b, s);
-            } else if (s < 0 && s + conv.W - 1 >= 0 && f.dhalo.data != nullptr) {
-              to = f.dhalo.at(place.b, s + conv.W - 1);
-            }
-            if (to == nullptr) continue;
-            Acc<A> dx[kWidth] = {};
-#pragma unroll
-            for (int e = 0; e < kWidth; ++e) {
-#pragma unroll
-              for (int j = 0; j < kTaps; ++j) dx[e] += window.w[kBack - j][e] * dpre[i + j][e];
-            }
-            store_channels(to + place.c, dx, place.left, conv.wide);
-          }
+        if (pair && t - kBack >= place.begin && t + kTile <= place.end) {
+          compute.template operator()<true>(stage, t);
+        } else {
+          compute.template operator()<false>(stage, t);
         }
       });
   Acc<A>* line = f.partial + blockIdx.y * (conv.W + 1) * conv.C;

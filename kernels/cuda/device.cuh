@@ -50,6 +50,12 @@ __device__ inline float exp2_approx(float x) {
   return out;
 }
 
+__device__ inline float reciprocal_approx(float x) {
+  float out;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
+  return out;
+}
+
 // exp and sigmoid to the precision that activations of type A keep.
 template <class A>
 __device__ inline Acc<A> exp_of(Acc<A> x) {
@@ -62,7 +68,7 @@ __device__ inline Acc<A> exp_of(Acc<A> x) {
 template <class A>
 __device__ inline Acc<A> sigmoid(Acc<A> x) {
   if constexpr (std::is_same_v<A, bf16_t>) {
-    return __fdividef(1.0f, 1.0f + exp_of<A>(-x));
+    return reciprocal_approx(1.0f + exp_of<A>(-x));
   } else {
     return Acc<A>(1) / (Acc<A>(1) + exp(-x));
   }

@@ -142,14 +142,17 @@ __global__ void __launch_bounds__(kThreads, kSteps == 1 && sizeof(A) == 2 ? 3 : 
       z[j] = load(p.z.at(b, t, h) + c, gated ? left : 0, p.wide);
       dout[j] = load(f.dout.at(b, t, h) + c, left, p.wide);
     }
+    Acc<A> gates[kSteps][V], slopes[kSteps][V];
     Acc<A> dot = 0;  // sum of w dout g
 #pragma unroll
     for (int j = 0; j < kSteps; ++j) {
 #pragma unroll
       for (int e = 0; e < V; ++e) {
-        const Acc<A> g = y[j][e] * Gate<A>(gated, z[j][e]).value;
-        dot += w[j][e] * dout[j][e] * g;
-        dw[j][e] += dout[j][e] * g * rstd;
+        const Gate<A> gate(gated, z[j][e]);
+        gates[j][e] = gate.value, slopes[j][e] = gate.slope;
+        const Acc<A> g = dout[j][e] * y[j][e] * gate.value;
+        dot += w[j][e] * g;
+        dw[j][e] += g * rstd;
       }
     }
     dot = warp_sum<kLanes<A>>(dot);
@@ -161,10 +164,9 @@ __global__ void __launch_bounds__(kThreads, kSteps == 1 && sizeof(A) == 2 ? 3 : 
       Raw<A> dy, dz;
 #pragma unroll
       for (int e = 0; e < V; ++e) {
-        const Gate<A> gate(gated, z[j][e]);
-        const Acc<A> dg = rstd * w[j][e] * dout[j][e] - y[j][e] * gate.value * along;
-        dy.v[e] = narrow<A>(dg * gate.value);
-        dz.v[e] = narrow<A>(dg * y[j][e] * gate.slope);
+        const Acc<A> dg = rstd * w[j][e] * dout[j][e] - y[j][e] * gates[j][e] * along;
+        dy.v[e] = narrow<A>(dg * gates[j][e]);
+        dz.v[e] = narrow<A>(dg * y[j][e] * slopes[j][e]);
       }
       store(f.dy.at(b, t, h) + c, dy, left, p.wide);
       if (gated) store(f.dz.at(b, t, h) + c, dz, left, p.wide);

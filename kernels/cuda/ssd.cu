@@ -1,5 +1,6 @@
 // The ops of the SSM scan: checks, the cut of a sequence, the join of its segments, and sums over chunks.
 #include <algorithm>
+#include <limits>
 
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/ssd.cuh"
@@ -10,15 +11,26 @@ namespace tmamba::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-// Segments are made until about this many blocks walk side by side: four per multiprocessor of a large GPU.
-constexpr int64_t kWalkers = 512;
+constexpr int kJoined = 8;  // summaries that the join loads before it adds them
 // Heads are taken in turns where the states before all chunks would need more memory than this.
 constexpr size_t kMostStateBytes = size_t{1} << 30;
 
-SsdGrid make_grid(int64_t T, int64_t chunk, int64_t heads) {
+// Segments of a sequence: as many as make the walk short, counted in chunks that the walkers take one after another,
+// and a share of a chunk for what a segment costs in the join.
+int64_t segments_for(int64_t heads, int64_t chunks, int64_t walkers) {
+  constexpr int64_t kMost = 256, kHeadsPerChunk = 128;  // this many heads join a segment in the time of a chunk
+  int64_t best = 1, least = std::numeric_limits<int64_t>::max();
+  for (int64_t segments = 1; segments <= std::min(chunks, kMost); ++segments) {
+    const int64_t each = ceil_div(chunks, segments), turns = ceil_div(heads * ceil_div(chunks, each), walkers);
+    const int64_t cost = turns * each * kHeadsPerChunk + segments * heads;
+    if (cost < least) best = segments, least = cost;
+  }
+  return best;
+}
+
+SsdGrid make_grid(int64_t T, int64_t chunk, int64_t heads, int64_t walkers) {
   SsdGrid grid{.chunk = chunk, .chunks = ceil_div(T, chunk), .per_segment = 1, .segments = 1};
-  const int64_t segments = std::clamp<int64_t>(kWalkers / heads, 1, grid.chunks);
-  grid.per_segment = ceil_div(grid.chunks, segments);
+  grid.per_segment = ceil_div(grid.chunks, segments_for(heads, grid.chunks, walkers));
   grid.segments = ceil_div(grid.chunks, grid.per_segment);
   return grid;
 }
@@ -43,12 +55,21 @@ __global__ void __launch_bounds__(kThreads) join_kernel(Join<T> f) {
   const int64_t head = blockIdx.y, b = head / f.H, h = head % f.H, i = e / f.D, c = e % f.D;
   T state = f.initial.data == nullptr ? T(0) : f.initial.at(b, h, i)[c];
   const bool through = f.final_state.data != nullptr;
-  for (int64_t n = 0; n < f.segments; ++n) {
-    const int64_t place = head * f.segments + (f.reverse ? f.segments - 1 - n : n);
-    T& slot = f.states[place * size + e];
-    const T before = state;
-    if (n + 1 < f.segments || through) state = exp(f.log_decay[place]) * before + slot;
-    slot = before;
+  const auto place = [&](int64_t n) { return head * f.segments + (f.reverse ? f.segments - 1 - n : n); };
+  for (int64_t begin = 0; begin < f.segments; begin += kJoined) {
+    T summary[kJoined], log_decay[kJoined];
+#pragma unroll
+    for (int n = 0; n < kJoined; ++n) {
+      const bool here = begin + n + 1 < f.segments || (through && begin + n < f.segments);
+      summary[n] = here ? f.states[place(begin + n) * size + e] : T(0);
+      log_decay[n] = here ? f.log_decay[place(begin + n)] : T(0);
+    }
+#pragma unroll
+    for (int n = 0; n < kJoined; ++n) {
+      if (begin + n >= f.segments) break;
+      f.states[place(begin + n) * size + e] = state;
+      state = exp(log_decay[n]) * state + summary[n];
+    }
   }
   if (through) f.final_state.at(b, h, i)[c] = state;
 }
@@ -97,8 +118,11 @@ struct Scan {
   SsdKernels<A> kernels;
   SsdGrid grid;
 
-  Scan(cudaStream_t stream_in, const SsdInputs<A>& in_in) : stream(stream_in), in(in_in), kernels(kernels_for(in_in)) {
-    grid = make_grid(in.T, kernels.chunk, in.heads());
+  // `scans`: the kernels' scan will run.
+  Scan(cudaStream_t stream_in, const SsdInputs<A>& in_in, bool scans)
+      : stream(stream_in), in(in_in), kernels(kernels_for(in_in)) {
+    const bool one = scans && kernels.scan != nullptr;
+    grid = make_grid(in.T, kernels.chunk, in.heads(), one ? kernels.scan_walkers : kernels.walkers);
   }
 
   static SsdKernels<A> kernels_for(const SsdInputs<A>& in) {
@@ -110,6 +134,13 @@ struct Scan {
 
   size_t segment_bytes() const { return sizeof(T) * static_cast<size_t>(in.heads() * grid.segments * in.state_size()); }
   size_t decay_bytes() const { return sizeof(T) * static_cast<size_t>(in.heads() * grid.segments); }
+  // Decays of all chunks, computed once for all kernels.
+  size_t chunk_decay_bytes() const { return kernels.decay_bytes * static_cast<size_t>(in.heads() * grid.chunks); }
+  void make_decays(void* memory) {
+    if (kernels.decay_bytes == 0) return;
+    kernels.decays(stream, in, grid, memory);
+    in.decays = memory;
+  }
   size_t chunk_bytes_per_head() const {
     return kernels.state_bytes * static_cast<size_t>(grid.chunks * in.state_size());
   }
@@ -169,7 +200,7 @@ SsdInputs<A> forward_inputs(const SsdForward& args) {
 template <class A>
 void forward(cudaStream_t stream, Workspace& workspace, const SsdForward& args) {
   using T = Acc<A>;
-  const Scan<A> scan(stream, forward_inputs<A>(args));
+  Scan<A> scan(stream, forward_inputs<A>(args), !args.q_BTHD.empty());
   const SsdInputs<A>& in = scan.in;
   const bool outputs = !args.q_BTHD.empty(), keeps_final = !args.final_state_BHKD.empty();
   sum_log_decays<T>(stream, args.log_decay_BH, in.log_a, in.T);
@@ -177,11 +208,19 @@ void forward(cudaStream_t stream, Workspace& workspace, const SsdForward& args) 
   const auto initial = cubes<T>(args.initial_state_BHKD);
   const auto final_state = cubes<T>(args.final_state_BHKD);
   const int64_t at_once = scan.heads_at_once(1);
-  const size_t chunk_bytes = outputs ? static_cast<size_t>(at_once) * scan.chunk_bytes_per_head() : 0;
-  const auto memory = workspace.take(std::array{scan.segment_bytes(), scan.decay_bytes(), chunk_bytes});
+  const bool keeps_states = outputs && scan.kernels.scan == nullptr;
+  const size_t chunk_bytes = keeps_states ? static_cast<size_t>(at_once) * scan.chunk_bytes_per_head() : 0;
+  const auto memory =
+      workspace.take(std::array{scan.segment_bytes(), scan.decay_bytes(), chunk_bytes, scan.chunk_decay_bytes()});
+  scan.make_decays(memory[3]);
   T *states = reinterpret_cast<T*>(memory[0]), *log_decay = reinterpret_cast<T*>(memory[1]);
   if (!outputs) return scan.enter_segments(false, states, log_decay, initial, final_state);
   scan.enter_segments(false, states, log_decay, initial, {});
+  if (!keeps_states) {
+    SsdWalk<A> w = scan.walk(false);
+    w.entry = states, w.last = final_state;
+    return scan.kernels.scan(stream, w, cubes<A>(args.y_BTHD));
+  }
   for (int64_t head = 0; head < in.heads(); head += at_once) {
     const int64_t count = std::min(at_once, in.heads() - head);
     SsdWalk<A> w = scan.walk(false);
@@ -212,13 +251,14 @@ SsdInputs<A> backward_inputs(const SsdBackward& args) {
 template <class A>
 void backward(cudaStream_t stream, Workspace& workspace, const SsdBackward& args) {
   using T = Acc<A>;
-  const Scan<A> scan(stream, backward_inputs<A>(args));
+  Scan<A> scan(stream, backward_inputs<A>(args), false);
   const SsdInputs<A>& in = scan.in;
   const int64_t at_once = scan.heads_at_once(2);
   const size_t chunk_bytes = static_cast<size_t>(at_once) * scan.chunk_bytes_per_head();
-  const auto memory = workspace.take(std::array{scan.segment_bytes(), scan.decay_bytes(), scan.segment_bytes(),
-                                                scan.decay_bytes(), chunk_bytes, chunk_bytes,
-                                                sizeof(T) * static_cast<size_t>(in.heads() * scan.grid.chunks)});
+  const auto memory = workspace.take(std::array{
+      scan.segment_bytes(), scan.decay_bytes(), scan.segment_bytes(), scan.decay_bytes(), chunk_bytes, chunk_bytes,
+      sizeof(T) * static_cast<size_t>(in.heads() * scan.grid.chunks), scan.chunk_decay_bytes()});
+  scan.make_decays(memory[7]);
   T *states = reinterpret_cast<T*>(memory[0]), *adjoints = reinterpret_cast<T*>(memory[2]);
   T* skip_partial = reinterpret_cast<T*>(memory[6]);
   scan.enter_segments(false, states, reinterpret_cast<T*>(memory[1]), cubes<T>(args.initial_state_BHKD), {});
@@ -344,9 +384,10 @@ void CudaOps::ssd_adjoint(Tensor dinitial_BHKD, Tensor log_decay_BH, ConstTensor
                           .log_a = planes<Acc<A>>(log_a_BTH),
                           .skip_H = nullptr,
                           .wide = wide_rows({q_BTHD, dy_BTHD})};
-    const Scan<A> scan(stream(), in);
+    Scan<A> scan(stream(), in, false);
     sum_log_decays<Acc<A>>(stream(), log_decay_BH, in.log_a, T);
-    const auto memory = workspace_.take(std::array{scan.segment_bytes(), scan.decay_bytes()});
+    const auto memory = workspace_.take(std::array{scan.segment_bytes(), scan.decay_bytes(), scan.chunk_decay_bytes()});
+    scan.make_decays(memory[2]);
     scan.enter_segments(true, reinterpret_cast<Acc<A>*>(memory[0]), reinterpret_cast<Acc<A>*>(memory[1]), {},
                         cubes<Acc<A>>(dinitial_BHKD));
   });

@@ -4,8 +4,9 @@
 //   2. join: the summaries in order, which gives the state that enters each segment;
 //   3. walk: again, leaving the state before every chunk;
 //   4. outputs or gradients of every chunk, side by side.
+// A scan does 3 and the outputs of 4 at once and leaves no states.
 // The gradient of the state goes the same way in reverse. Two families of kernels do 1, 3 and 4: tensor-core tiles
-// (bfloat16, K = D = 64, 96, 128) and plain arithmetic (every type and size).
+// (bfloat16, K = D = 64, 96, 128; for Hopper and for every GPU) and plain arithmetic (every type and size).
 //
 // c_t is the sum of log_a over the tokens of a chunk up to t; S the state, G the gradient of the loss by it.
 #pragma once
@@ -19,9 +20,10 @@ struct SsdInputs {
   int64_t B, T, H, K, D;
   Cubes<const A> q, k, v, dy;
   Planes<const Acc<A>> dt, log_a;
-  const A* skip_H;  // D_H
-  bool wide;        // rows of all tensors that kernels read or write, states apart: wide_rows()
-  int64_t heads() const { return B * H; }
+  const A* skip_H;               // D_H
+  bool wide;                     // rows of all tensors that kernels read or write, states apart: wide_rows()
+  const void* decays = nullptr;  // [B * H, chunks]: Decays, where the kernels want them made beforehand
+  __host__ __device__ int64_t heads() const { return B * H; }
   int64_t state_size() const { return K * D; }
 };
 
@@ -71,10 +73,16 @@ struct SsdGradients {
 // One family of kernels.
 template <class A>
 struct SsdKernels {
-  int64_t chunk;       // tokens
-  size_t state_bytes;  // of a number of chunk_states
+  int64_t walkers;           // blocks of a walk that a GPU runs side by side: segments are made to fill it
+  int64_t scan_walkers = 0;  // likewise of a scan
+  int64_t chunk;             // tokens
+  size_t state_bytes;        // of a number of chunk_states
+  size_t decay_bytes;        // of a chunk's Decays; 0 where the kernels make them themselves
+  void (*decays)(cudaStream_t, const SsdInputs<A>&, const SsdGrid&, void*);
   void (*walk)(cudaStream_t, const SsdWalk<A>&);
-  void (*outputs)(cudaStream_t, const SsdOutputs<A>&);
+  // Either both at once, a walk that leaves outputs instead of the states before the chunks, or those of each chunk.
+  void (*scan)(cudaStream_t, const SsdWalk<A>&, const Cubes<A>& y) = nullptr;
+  void (*outputs)(cudaStream_t, const SsdOutputs<A>&) = nullptr;
   void (*gradients)(cudaStream_t, const SsdGradients<A>&);
 };
 
@@ -90,10 +98,10 @@ inline bool has_ssd_tiles(DType dtype, int64_t K, int64_t D) {
 // --- In kernels
 // -----------------------------------------------------------------------------------------------------------
 
-// The decays of one chunk of up to kChunk tokens of one head, in shared memory. Tokens beyond the last neither decay
+// The decays of one chunk of up to kChunk tokens of one head. Tokens beyond the last neither decay
 // nor contribute (dt = 0).
 template <class A, int kChunk>
-struct Decays {
+struct alignas(16) Decays {
   using T = Acc<A>;
   static constexpr int kEach = kChunk / kWarp;
 

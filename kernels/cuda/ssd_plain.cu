@@ -279,8 +279,11 @@ SsdKernels<A> ssd_plain_kernels(int64_t K, int64_t D) {
   const size_t needed = gradient_bytes<Acc<A>>(K, D) + sizeof(Decays<A, kTokens>);
   TM_CHECK(needed <= static_cast<size_t>(most), "ssd: heads of ", K, " x ", D, " in ", name_of(DTypeOf<A>::value),
            " need ", needed, " bytes of shared memory, this GPU has ", most, " per block");
-  return {.chunk = kTokens,
+  return {.walkers = 512,
+          .chunk = kTokens,
           .state_bytes = sizeof(Acc<A>),
+          .decay_bytes = 0,
+          .decays = nullptr,
           .walk = walk<A>,
           .outputs = outputs<A>,
           .gradients = gradients<A>};

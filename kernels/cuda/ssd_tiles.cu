@@ -1,11 +1,61 @@
-// The SSM scan forward on tensor cores: states in float32 registers, products of bfloat16.
-#include "kernels/cuda/mma.cuh"
-#include "kernels/cuda/ssd.cuh"
+// The SSM scan forward on every GPU's tensor cores: states in float32 registers, products of bfloat16.
+#include "kernels/cuda/hopper.h"
 #include "kernels/cuda/ssd_tiles.cuh"
 
 namespace tmamba::cuda {
 
 namespace {
+
+// --- Decays: a warp per chunk and head, heads side by side
+// --------------------------------------------------------------
+
+constexpr int kDecayThreads = 256;
+// A token that decays by more forgets everything: exp(-110) is no float32. Clamped there, float32 sums of a chunk's
+// decays keep their differences to 2.5e-4 at worst, far below what bfloat16 factors lose.
+constexpr double kMostDecay = -110;
+
+__global__ void __launch_bounds__(kDecayThreads) decays_kernel(SsdInputs<bf16_t> in, SsdGrid grid, ChunkDecays* out) {
+  constexpr int kEach = kChunk / kWarp;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * (kDecayThreads / kWarp) + threadIdx.x / kWarp;
+  if (i >= in.heads() * grid.chunks) return;
+  const DivMod head(i, in.H), chunk(head.quotient, grid.chunks);
+  const int64_t b = chunk.quotient, h = head.remainder;
+  ChunkDecays& decays = out[(b * in.H + h) * grid.chunks + chunk.remainder];
+  const int lane = threadIdx.x % kWarp;
+  double sum[kEach], all = 0;
+#pragma unroll
+  for (int e = 0; e < kEach; ++e) {
+    const int64_t t = chunk.remainder * kChunk + lane * kEach + e;
+    const double log_a = t < in.T ? static_cast<double>(in.log_a.at(b, t)[h]) : 0.0;
+    decays.dt[lane * kEach + e] = t < in.T && in.dt.data != nullptr ? in.dt.at(b, t)[h] : 0.0f;
+    sum[e] = (e > 0 ? sum[e - 1] : 0.0) + (log_a < kMostDecay ? kMostDecay : log_a);
+    all += log_a;
+  }
+  all = warp_sum(all);
+  double scan = sum[kEach - 1];
+#pragma unroll
+  for (int step = 1; step < kWarp; step *= 2) {
+    const double other = __shfl_up_sync(0xFFFFFFFFu, scan, step);
+    if (lane >= step) scan += other;
+  }
+  const double last = __shfl_sync(0xFFFFFFFFu, scan, kWarp - 1);
+  double before = __shfl_up_sync(0xFFFFFFFFu, scan, 1);
+  if (lane == 0) before = 0;
+#pragma unroll
+  for (int e = 0; e < kEach; ++e) {
+    const int t = lane * kEach + e;
+    const double c = before + sum[e];
+    decays.log2[t] = static_cast<float>(c * static_cast<double>(kLog2e));
+    decays.from_start[t] = exp2_approx(static_cast<float>(c) * kLog2e);
+    decays.to_end[t] = exp2_approx(static_cast<float>(last - c) * kLog2e);
+  }
+  if (lane == 0) decays.total = exp2_approx(static_cast<float>(last) * kLog2e), decays.log_total = all;
+}
+
+void decays(cudaStream_t stream, const SsdInputs<bf16_t>& in, const SsdGrid& grid, void* out) {
+  launch(stream, {ceil_div(in.heads() * grid.chunks, kDecayThreads / kWarp)}, kDecayThreads, 0, decays_kernel, in, grid,
+         static_cast<ChunkDecays*>(out));
+}
 
 // --- Walk: the warps of a block share out the state, kRowWarps by kColWarps
 // --------------------------------------------
@@ -21,7 +71,7 @@ struct WalkShape {
 template <int D>
 struct WalkShared {
   bf16_t x[2][kChunk * kPitch<D>], y[2][kChunk * kPitch<D>];
-  Decays<bf16_t, kChunk> decays[2];
+  ChunkDecays decays[2];
 };
 
 // Calls f(row, column, accumulator pair) for the pairs of neighbouring elements of the state that a thread holds.
@@ -51,7 +101,7 @@ __device__ inline uint32_t weigh(uint32_t pair, float first, float second) {
 // state += sum over the chunk's tokens of weight_s x_s y_s^T
 template <int D>
 __device__ void add_chunk(float (&state)[WalkShape<D>::kM][WalkShape<D>::kN][4], const bf16_t* x, const bf16_t* y,
-                          const Decays<bf16_t, kChunk>& decays, bool reverse) {
+                          const ChunkDecays& decays, bool reverse) {
   using Shape = WalkShape<D>;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const bf16_t* x_own = x + warp / Shape::kColWarps * Shape::kM * 16;
@@ -104,7 +154,7 @@ __global__ void __launch_bounds__(WalkShape<D>::kThreads) walk_kernel(SsdWalk<bf
         load_tile<kChunk, D, Shape::kThreads>(shared.x[n % 2], x.at(place.b, begin, place.h), x.t, count, w.in.wide);
         load_tile<kChunk, D, Shape::kThreads>(shared.y[n % 2], y.at(place.b, begin, place.h), y.t, count, w.in.wide);
       }
-      if (threadIdx.x < kWarp) shared.decays[n % 2].load_decays(w.in, place.b, place.h, begin, count);
+      fetch_decays<Shape::kThreads>(shared.decays[n % 2], decays_of(w.in, w.grid, place.head, place.chunk(n)));
     }
     commit_copies();
   };
@@ -120,7 +170,7 @@ __global__ void __launch_bounds__(WalkShape<D>::kThreads) walk_kernel(SsdWalk<bf
       for_each_pair<D>(
           state, [&](int i, int c, float first, float second) { store_pair(out + i * D + c, first, second, true); });
     }
-    const Decays<bf16_t, kChunk>& decays = shared.decays[n % 2];
+    const ChunkDecays& decays = shared.decays[n % 2];
     log_decay += decays.log_total;
     const float total = decays.total;
     for_each_pair<D>(state, [&](int, int, float& first, float& second) { first *= total, second *= total; });
@@ -150,7 +200,7 @@ template <int D>
 struct OutputShared {
   bf16_t q[kChunk * kPitch<D>], k[kChunk * kPitch<D>], v[kChunk * kPitch<D>];
   bf16_t state[D * kPitch<D>];
-  Decays<bf16_t, kChunk> decays;
+  ChunkDecays decays;
 };
 
 // y_t = sum_{s <= t} (q_t . k_s) exp(c_t - c_s) dt_s v_s + exp(c_t) S^T q_t + D v_t
@@ -163,8 +213,8 @@ __global__ void __launch_bounds__(kOutputThreads) output_kernel(SsdOutputs<bf16_
   load_chunk<D, kOutputThreads>(shared.k, f.in.k, place, f.in.wide);
   load_chunk<D, kOutputThreads>(shared.v, f.in.v, place, f.in.wide);
   load_state<D, kOutputThreads>(shared.state, f.states, place, f.grid);
+  fetch_decays<kOutputThreads>(shared.decays, decays_of(f.in, f.grid, place.head, place.chunk));
   commit_copies();
-  if (threadIdx.x < kWarp) shared.decays.load_decays(f.in, place.b, place.h, place.begin, place.count);
   wait_copies<0>();
   __syncthreads();
 
@@ -217,8 +267,11 @@ void outputs(cudaStream_t stream, const SsdOutputs<bf16_t>& f) {
 
 template <int D>
 SsdKernels<bf16_t> kernels() {
-  return {.chunk = kChunk,
+  return {.walkers = 512,
+          .chunk = kChunk,
           .state_bytes = sizeof(bf16_t),
+          .decay_bytes = sizeof(ChunkDecays),
+          .decays = decays,
           .walk = walk<D>,
           .outputs = outputs<D>,
           .gradients = ssd_tile_gradients<D>};
@@ -227,6 +280,17 @@ SsdKernels<bf16_t> kernels() {
 }  // namespace
 
 SsdKernels<bf16_t> ssd_tile_kernels(int64_t D) {
+  if (runs_wgmma()) {
+    return {.walkers = 264,
+            .scan_walkers = 132,
+            .chunk = kChunk,
+            .state_bytes = sizeof(bf16_t),
+            .decay_bytes = sizeof(ChunkDecays),
+            .decays = decays,
+            .walk = ssd_wgmma_walk,
+            .scan = ssd_wgmma_scan,
+            .gradients = ssd_wgmma_gradients};
+  }
   if (D == 64) return kernels<64>();
   if (D == 96) return kernels<96>();
   return kernels<128>();

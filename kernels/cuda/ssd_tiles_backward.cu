@@ -1,5 +1,5 @@
-// The gradients of one chunk of the SSM scan on tensor cores, given S before the chunk and G behind it. With
-// E = exp(c_t - c_s) for s <= t:
+// The gradients of one chunk of the SSM scan on every GPU's tensor cores, given S before the chunk and G behind it.
+// With E = exp(c_t - c_s) for s <= t:
 //   dq_t = exp(c_t) S dy_t + sum_s (dy_t . v_s) E dt_s k_s
 //   dk_s = exp(c_last - c_s) dt_s G v_s + sum_t (dy_t . v_s) E dt_s q_t
 //   dv_s = dt_s u_s + D dy_s,  ddt_s = u_s . v_s,  u_s = exp(c_last - c_s) G^T k_s + sum_t (q_t . k_s) E dy_t
@@ -21,7 +21,7 @@ struct Shared {
   bf16_t state[D * kPitch<D>], adjoint[D * kPitch<D>];
   bf16_t scores[kChunk * kPairs];   // (q_t . k_s) E
   bf16_t dscores[kChunk * kPairs];  // (dy_t . v_s) E dt_s
-  Decays<bf16_t, kChunk> decays;
+  ChunkDecays decays;
   // Sums over the halves of a row that two warps hold (by_*: of products with the rows of q, k, v).
   float by_query[2][kChunk], by_key[2][kChunk], by_value[2][kChunk], row_pairs[2][kChunk];
   float column_pairs[kChunk / 16][kChunk];
@@ -217,8 +217,8 @@ __global__ void __launch_bounds__(kThreads) gradient_kernel(SsdGradients<bf16_t>
   load_chunk<D, kThreads>(shared.v, f.in.v, place, f.in.wide);
   load_state<D, kThreads>(shared.state, f.states, place, f.grid);
   load_state<D, kThreads>(shared.adjoint, f.adjoints, place, f.grid);
+  fetch_decays<kThreads>(shared.decays, decays_of(f.in, f.grid, place.head, place.chunk));
   commit_copies();
-  if (threadIdx.x < kWarp) shared.decays.load_decays(f.in, place.b, place.h, place.begin, place.count);
   wait_copies<0>();
   __syncthreads();
 

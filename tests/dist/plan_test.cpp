@@ -27,6 +27,7 @@ std::vector<Case> random_cases(int count) {
     PlanDims dims = small_dims(sp, fold, tokens, {0, tokens, in(5, 0, tokens), in(6, 0, tokens / 3)});
     dims.keep_keys = in(7, 0, 1) == 1;
     if (in(8, 0, 1)) dims.tp = 2;
+    dims.recompute = kRecomputeLevels.at(static_cast<size_t>(in(10, 0, 3)));
     // A finer cut of as many chunks, dealt several segments at a time, where there are chunks enough.
     dims.grain = static_cast<int>(in(9, 1, 3));
     if (!dims_problem(dims).empty()) dims.grain = 1;
@@ -323,7 +324,7 @@ TEST(Plan, DamagedJsonIsRefused) {
     return changed.replace(at, from.size(), to);
   };
   for (const std::string& damaged :
-       {text.substr(0, text.size() / 2), std::string(), std::string("[]"), replaced("\"version\":2", "\"version\":99"),
+       {text.substr(0, text.size() / 2), std::string(), std::string("[]"), replaced("\"version\":3", "\"version\":99"),
         replaced("\"key\"", "\"kex\""), replaced("\"sends\"", "\"sent\""),
         replaced("\"tokens\":16", "\"tokens\":\"16\""), replaced("\"send_recv\"", "\"send\""),
         replaced("group_cast+all_gather", "pigeons")}) {
@@ -421,6 +422,8 @@ TEST(Plan, TheFirstDifferenceIsNamedWithBothValues) {
             "tied_head = false, but this run has true (model.tied_head)");
   EXPECT_EQ(difference([](PlanDims& d) { d.keep_keys = true; }),
             "keep_keys = false, but this run has true (keep_keys)");
+  EXPECT_EQ(difference([](PlanDims& d) { d.recompute = Recompute::mlp; }),
+            "recompute = \"none\", but this run has \"mlp\" (train.recompute)");
 }
 
 TEST(Plan, TransportNames) {

@@ -112,10 +112,31 @@ TEST(PlanText, TablesAddUp) {
   }
   EXPECT_NEAR(sum, prediction.time.total() * 1e3, 0.01);
   EXPECT_NEAR(step, prediction.time.total() * 1e3, 0.001);
-  EXPECT_NE(memory_table(prediction.memory, prediction.memory, machine).find("free"), std::string::npos);
-  EXPECT_NE(memory_table(predict(v9_dims(int64_t{1} << 20, 2, 1, 24), machine, {Transport{}}).memory, {}, machine)
-                .find("does not fit"),
+  EXPECT_NE(memory_table(prediction.memory, prediction.memory, machine, "").find("free"), std::string::npos);
+}
+
+TEST(PlanText, ARunThatDoesNotFitIsToldWhatMakesItFit) {
+  MachineModel machine = h200_machine(128);
+  PlanDims dims = v9_dims(131072, 2, 1, 8);
+  dims.batch = dims.global_batch = 4;
+  const auto needed = [&](Recompute level, int64_t batch) {
+    PlanDims other = dims;
+    other.recompute = level, other.batch = batch;
+    return predict(other, machine, {Transport{}}).memory.total();
+  };
+  const auto report = [&](double bytes) {
+    machine.memory_bytes = bytes / 0.95 * 1.0001;
+    return plan_report(dims, {Transport{}}, machine, {});
+  };
+  for (Recompute level : {Recompute::cheap, Recompute::mlp, Recompute::all}) {
+    const std::string text = report(needed(level, 4));
+    EXPECT_NE(text.find("does not fit"), std::string::npos);
+    EXPECT_NE(text.find(str("train.recompute=", name_of(level), " makes it fit")), std::string::npos) << text;
+  }
+  EXPECT_NE(report(needed(Recompute::all, 1)).find("train.recompute=all and train.micro_batch=1 make it fit"),
             std::string::npos);
+  EXPECT_NE(report(1e9).find("raise parallel.sp or parallel.tp"), std::string::npos);
+  EXPECT_EQ(report(needed(Recompute::none, 4)).find("does not fit"), std::string::npos);
 }
 
 TEST(PlanText, RankingShowsTheBestOfEachLayout) {

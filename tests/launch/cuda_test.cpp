@@ -55,6 +55,28 @@ TEST_F(CudaTrain, CurveIsThatOfTheCpu) {
   EXPECT_LT(series("half", "loss").back(), 0.6 * series("half", "loss").front());
 }
 
+TEST_F(CudaTrain, LevelsOfRecomputationTrainAlikeInLessMemory) {
+  write_config("run.toml", "steps = 12\nglobal_batch = 4\nmicro_batch = 2");
+  double bytes = INFINITY;
+  for (const char* level : {"none", "cheap", "mlp", "all"}) {
+    train(level, "cuda", "bfloat16", std::string("--set train.recompute=") + level);
+    if (HasFatalFailure()) return;
+    expect_near(series(level, "loss"), series("none", "loss"), 1e-3, level);
+    EXPECT_LT(series(level, "memory_bytes").back(), bytes) << level;
+    bytes = series(level, "memory_bytes").back();
+  }
+}
+
+TEST_F(CudaTrain, ARunThatDoesNotFitTheGpuIsRefused) {
+  write_config("run.toml", "steps = 2\nglobal_batch = 65536\nmicro_batch = 65536\ndtype = \"bfloat16\"");
+  const Outcome outcome = transmamba(
+      "train run.toml --set run.device=cuda --set data.seq_len=256 --set model.dim=256 --set model.ffn=1024");
+  EXPECT_EQ(outcome.code, 2) << outcome.output;
+  for (const char* part : {"does not fit", "of its GPU are free", "short", "train.recompute=all"})
+    EXPECT_NE(outcome.output.find(part), std::string::npos) << part << "\n" << outcome.output;
+  EXPECT_FALSE(fs::exists("run"));
+}
+
 // Master weights, moments and parameters go through the checkpoint unchanged.
 TEST_F(CudaTrain, ResumeIsBitIdentical) {
   for (const char* dtype : {"bfloat16", "float32"}) {

@@ -2,7 +2,10 @@
 // predicts.
 #include <gtest/gtest.h>
 
+#include <cstdio>
+
 #include "dist/absent_communicator.h"
+#include "dist/self_communicator.h"
 #include "kernels/base/buffer.h"
 #include "launch/plan_memory.h"
 #include "model/measure.h"
@@ -25,6 +28,15 @@ struct Planned {
   RunConfig config;
   RunPlan plan;
   RankMemory memory() const { return largest_memory(config, plan); }
+  // Of one rank alone.
+  OpCounts counts() const {
+    SelfCommunicator self{"self"};
+    const auto ops = make_counting_ops(Device::cpu);
+    const auto ranks = model_ranks(plan, *ops, self, self);
+    return measure_model(config.model, ParameterTable(config.model), *ranks, config.dtype(), Device::cpu,
+                         plan.dims.recompute)
+        .counts;
+  }
 };
 
 Planned planned(const RunConfig& config) {
@@ -70,7 +82,8 @@ TEST(Memory, PredictionsAreWithinFivePercentOfDryRuns) {
     for (const char* fold : {"1", "2", "4"}) {
       for (const char* transport : {"auto", "group_cast+all_gather", "gather+sliced", "head_parallel"}) {
         for (const char* more : {"train.micro_batch=1", "train.dtype=float64", "parallel.zero=2", "model.z_gate=false",
-                                 "model.vocab=257", "model.schedule=[0]", "model.schedule=[\"1/1\"]"}) {
+                                 "model.vocab=257", "model.schedule=[0]", "model.schedule=[\"1/1\"]",
+                                 "train.recompute=cheap", "train.recompute=mlp", "train.recompute=all"}) {
           std::vector<std::string> overrides{std::string("parallel.fold=") + fold,
                                              std::string("parallel.transport=") + transport, more};
           const std::string text = layout;
@@ -98,7 +111,56 @@ TEST(Memory, PredictionsAreWithinFivePercentOfDryRuns) {
       }
     }
   }
-  EXPECT_GT(compared, 300);
+  EXPECT_GT(compared, 400);
+}
+
+// Each level takes less than the one before it, on one rank and on many.
+TEST(Memory, EveryLevelOfRecomputationTakesLess) {
+  for (const char* layout : {"tp=1 sp=1", "tp=2 sp=1", "tp=1 sp=4", "tp=2 sp=4"}) {
+    for (const char* transport : {"auto", "head_parallel"}) {
+      const std::string text = layout;
+      std::vector<std::string> overrides{"parallel.dp=1", "parallel." + text.substr(0, 4), "parallel." + text.substr(5),
+                                         std::string("parallel.transport=") + transport, "model.vocab=32768"};
+      std::vector<double> gib;
+      for (Recompute level : kRecomputeLevels) {
+        std::vector<std::string> all = overrides;
+        all.push_back(std::string("train.recompute=") + name_of(level));
+        const RunConfig config = load_config(TMAMBA_SOURCE_DIR "/configs/transmamba-400m.toml", all);
+        const RankMemory memory = planned(config).memory();
+        gib.push_back(static_cast<double>(memory.activations()) / (1 << 30));
+        if (level == Recompute::none) continue;
+        EXPECT_LT(gib.back(), gib[gib.size() - 2]) << layout << " " << transport;
+      }
+      std::printf("400M, bfloat16, %s, %s: none %.2f, cheap %.2f, mlp %.2f, all %.2f GiB of activations\n", layout,
+                  transport, gib[0], gib[1], gib[2], gib[3]);
+      EXPECT_LT(gib[3], 0.5 * gib[0]);
+    }
+  }
+}
+
+// What backward computes again: the prediction's products are those that a dry run counts.
+TEST(Memory, PredictedTimesCountWhatIsComputedAgain) {
+  MachineModel machine = cpu_machine();
+  machine.peak_flops = 1, machine.memory_bandwidth = 1e30;
+  machine.compute.fill({1, 1});
+  for (const char* dtype : {"train.dtype=float32", "model.z_gate=false"}) {
+    double linear = 0, ssd = 0;
+    for (Recompute level : kRecomputeLevels) {
+      const Planned run = planned(v9_config({dtype, std::string("train.recompute=") + name_of(level)}));
+      const PlanDims& dims = run.plan.dims;
+      KindSeconds sum;
+      for (int64_t p : dims.transpoints) {
+        const KindSeconds layer = layer_seconds(dims, machine, rank_work(dims.layout(), p).front(), p);
+        for (size_t i = 0; i < sum.of.size(); ++i) sum.of[i] = sum.of[i] + layer.of[i];
+      }
+      const OpCounts counts = run.counts();
+      if (level == Recompute::none) linear = counts.linear - sum[WorkKind::linear].total();
+      if (level == Recompute::none) ssd = counts.ssd - sum[WorkKind::ssd].total();
+      // What is left is the same at every level: the head; products that the scan's backward makes besides.
+      EXPECT_NEAR((counts.linear - sum[WorkKind::linear].total()) / linear, 1, 1e-9) << name_of(level);
+      EXPECT_NEAR((counts.ssd - sum[WorkKind::ssd].total()) / ssd, 1, 1e-6) << name_of(level);
+    }
+  }
 }
 
 // What a dry run finds is what the arenas of a real step use: the model's own tests run on arenas of exactly that size.

@@ -107,7 +107,7 @@ TEST_F(SavedPlan, DamagedIsRefusedByName) {
     std::ofstream("broken.json") << changed.replace(at, from.size(), to);
     refused("--set run.plan=broken.json --set parallel.sp=2", 0, {"run.plan = broken.json", part});
   };
-  broken("\"version\":2", "\"version\":7", "plan version 7");
+  broken("\"version\":3", "\"version\":7", "plan version 7");
   broken("\"halo\",1,", "\"halo\",0,", "plan is wrong");
   broken("\"exchange\":1", "\"exchange\":2", "rank 0 issues exchange 2");
   broken("group_cast+all_gather", "group_cast+sliced", "plan is wrong");

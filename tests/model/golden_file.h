@@ -51,7 +51,7 @@ std::vector<std::filesystem::path> golden_files();
 // || actual - expected || / || expected ||, with 0 / 0 = 0.
 double relative_error(const std::vector<double>& actual, const std::vector<double>& expected);
 
-// The elements of a host tensor, row-major, as doubles.
+// The elements of a contiguous tensor on any device, row-major, as doubles.
 std::vector<double> values_of(const ConstTensor& tensor);
 
 }  // namespace tmamba

@@ -42,7 +42,7 @@ std::string describe(const GoldenFile& golden, const Layout& l) {
 // One rank of a layout, training on the golden file's tokens; the batch is cut among dp ranks.
 class LayoutRunner {
  public:
-  LayoutRunner(const GoldenFile& golden, const Layout& layout, DType dtype)
+  LayoutRunner(const GoldenFile& golden, const Layout& layout, DType dtype, Recompute level = Recompute::none)
       : golden_(golden),
         mesh_(test_world().comm(), layout.mesh),
         config_(golden.config()),
@@ -58,11 +58,11 @@ class LayoutRunner {
                golden.batch() / layout.mesh.dp, *ops_, mesh_.sp(), mesh_.tp(), {layout.transport}) {
     const DType acc = accumulate_type(dtype);
     const int64_t size = table_.flat_size();
-    const ModelMeasure measure = measure_model(config_, table_, ranks_, dtype, Device::cpu);
+    const ModelMeasure measure = measure_model(config_, table_, ranks_, dtype, Device::cpu, level);
     saved_ = Arena(measure.saved_bytes, Device::cpu), scratch_ = Arena(measure.scratch_bytes, Device::cpu);
     params_ = Buffer({size}, dtype), grads_ = Buffer({size}, acc), sums_ = Buffer({2}, DType::f64);
     golden.fill_params_sharded(table_, params());
-    model_ = std::make_unique<TransMamba>(config_, table_, ranks_, dtype, saved_);
+    model_ = std::make_unique<TransMamba>(config_, table_, ranks_, dtype, saved_, level);
     reducer_ = std::make_unique<GradReducer>(
         mesh_.zero(), mesh_.tp(), reduction_buckets(table_),
         GradReducerOptions{
@@ -264,6 +264,31 @@ void compare_all(const GoldenFile& golden, DType dtype, const Tolerance& toleran
 
 TEST_P(Parallel, Float64) { compare_all(GoldenFile(GetParam()), DType::f64, {1e-12, 1e-12, 1e-10}); }
 TEST_P(Parallel, Float32) { compare_all(GoldenFile(GetParam()), DType::f32, {1e-5, 1e-5, 1e-5, 5}); }
+
+// The same operations on the same inputs: the same bits, of loss, gradients and, a step later, parameters.
+void compare_levels(const GoldenFile& golden) {
+  int count = 0;
+  for (const Layout& layout : layouts_of(golden, test_world().size())) {
+    const DType dtype = count++ % 2 == 0 ? DType::f32 : DType::f64;
+    std::vector<double> losses;
+    std::vector<std::vector<double>> found;  // of level none, owned rows one after the other
+    for (Recompute level : kRecomputeLevels) {
+      SCOPED_TRACE(str(describe(golden, layout), " ", name_of(dtype), " recompute ", name_of(level)));
+      LayoutRunner runner(golden, layout, dtype, level);
+      losses.push_back(runner.forward_backward());
+      EXPECT_EQ(losses.back(), losses.front());
+      std::vector<std::vector<double>> values;
+      for (const Tensor& gradient : runner.gradients()) values.push_back(values_of(gradient));
+      runner.update(1);
+      for (size_t i = 0; i < runner.gradients().size(); ++i) values.push_back(values_of(runner.owned_params(i)));
+      if (level == Recompute::none) found = values;
+      ASSERT_EQ(values.size(), found.size());
+      for (size_t i = 0; i < values.size(); ++i) EXPECT_TRUE(values[i] == found[i]) << "owned tensor " << i;
+    }
+  }
+}
+
+TEST_P(Parallel, EveryLevelOfRecomputationGivesTheSameBits) { compare_levels(GoldenFile(GetParam())); }
 
 INSTANTIATE_TEST_SUITE_P(Files, Parallel, testing::ValuesIn(golden_files()), [](const auto& file) {
   std::string name = file.param.stem().string() + "_" + std::to_string(file.index);

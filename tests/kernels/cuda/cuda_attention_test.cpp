@@ -1,6 +1,7 @@
 // Attention on the GPU against the CPU in float64, and against a plain evaluation in bfloat16.
 #include <cmath>
 
+#include "kernels/cuda/hopper.h"
 #include "tests/kernels/cuda/cuda_tools.h"
 
 namespace tmamba::test {
@@ -93,7 +94,7 @@ struct AttentionCase {
   }
 };
 
-TEST(CudaAttention, ForwardAndBackward) {
+void check_cases() {
   for (const AttentionCase& c :
        {AttentionCase(1, 1, 1, 1, 64, 0), AttentionCase(2, 45, 60, 3, 64, 10), AttentionCase(1, 257, 257, 2, 96, 0),
         AttentionCase(1, 130, 300, 2, 96, 127), AttentionCase(2, 200, 200, 2, 128, 0),
@@ -102,6 +103,15 @@ TEST(CudaAttention, ForwardAndBackward) {
         AttentionCase(1, 64, 128, 2, 96, 64)}) {
     check_body({.name = c.name(), .plain = [&] { return c.plain(); }, .f32_units = 256}, [&](Tensors& t) { c.run(t); });
   }
+}
+
+TEST(CudaAttention, ForwardAndBackward) { check_cases(); }
+
+// On a GPU with kernels of its own, those for every GPU are tested too.
+TEST(CudaAttention, KernelsForEveryGpu) {
+  cuda::allow_wgmma(false);
+  check_cases();
+  cuda::allow_wgmma(true);
 }
 
 TEST(CudaAttention, WideHeads) {

@@ -1,6 +1,7 @@
 // The SSM scan on the GPU against the CPU in float64, and against a plain evaluation of the recurrence in bfloat16.
 #include <cmath>
 
+#include "kernels/cuda/hopper.h"
 #include "tests/kernels/cuda/cuda_tools.h"
 
 namespace tmamba::test {
@@ -159,12 +160,23 @@ void check_case(const SsdCase& c, double f32_units = 256) {
              [&](Tensors& t) { c.run(t); });
 }
 
-TEST(CudaSsd, ForwardAndBackward) {
+void check_cases() {
   for (const SsdCase& c : {SsdCase(1, 1, 1, 96, 96), SsdCase(2, 100, 2, 64, 64), SsdCase(1, 257, 3, 96, 96),
                            SsdCase(1, 300, 2, 128, 128), SsdCase(2, 64, 1, 96, 96), SsdCase(1, 65, 1, 64, 64),
                            SsdCase(1, 45, 2, 8, 24), SsdCase(1, 100, 1, 24, 8), SsdCase(2, 33, 3, 10, 10)}) {
     check_case(c);
   }
+}
+
+TEST(CudaSsd, ForwardAndBackward) { check_cases(); }
+
+// On a GPU with kernels of its own, those for every GPU are tested too.
+TEST(CudaSsd, KernelsForEveryGpu) {
+  cuda::allow_wgmma(false);
+  check_cases();
+  check_case(SsdCase(1, 150, 2, 96, 96, false));
+  check_case(SsdCase(1, 150, 2, 96, 96, true, true, true));
+  cuda::allow_wgmma(true);
 }
 
 TEST(CudaSsd, FromZero) {
@@ -189,6 +201,19 @@ TEST(CudaSsd, AccumulatesKeyAndValueGradients) {
 TEST(CudaSsd, SegmentsOfSeveralChunks) {
   check_case(SsdCase(2, 586, 32, 64, 64), 512);
   check_case(SsdCase(4, 140, 64, 8, 8), 512);
+}
+
+// Segments of more chunks than a block keeps under way, more chunks than a GPU has multiprocessors; against float32 on
+// the same GPU, as the CPU would take long.
+TEST(CudaSsd, ManyChunks) {
+  for (const SsdCase& c : {SsdCase(2, 497, 66, 96, 96), SsdCase(1, 70, 67, 128, 128)}) {
+    Tensors fast(gpu(), DType::bf16, 0), exact(gpu(), DType::f32, 0);
+    c.run(fast), c.run(exact);
+    const auto got = fast.results(), expected = exact.results();
+    for (const auto& [name, x] : expected) {
+      EXPECT_LE(relative_error(got.at(name).array, x.array), 0.01) << c.name() << ": " << name;
+    }
+  }
 }
 
 // Decays from "forget everything" to "forget nothing": every masked entry would overflow if it were computed.

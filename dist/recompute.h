@@ -1,0 +1,42 @@
+// How much of a layer's forward pass backward does again, in place of keeping what it needs of it. A choice of memory
+// against time: the same operations run on the same inputs, so results do not depend on it.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+
+#include "kernels/base/check.h"
+
+namespace tmamba {
+
+// Each level computes again what the level before it does, and more.
+enum class Recompute : uint8_t {
+  none,
+  cheap,  // norms, the convolution, rotated keys, the gated norm and SwiGLU: passes over memory, no matrix products
+  mlp,    // and the MLP's gate and up, the widest of all activations: one matrix product
+  all,    // and everything else but the residual before the layer, the attention outputs with their sums, and of what
+          // other ranks sent the few rows and states that are small: the halo and the state before each segment
+};
+inline constexpr std::array<Recompute, 4> kRecomputeLevels{Recompute::none, Recompute::cheap, Recompute::mlp,
+                                                           Recompute::all};
+
+constexpr const char* name_of(Recompute level) {
+  constexpr std::array<const char*, kRecomputeLevels.size()> names{"none", "cheap", "mlp", "all"};
+  return names[static_cast<size_t>(level)];
+}
+
+// What backward exchanges again in a layer among tensor-parallel ranks, which share the rows that a layer multiplies:
+// gathers of the rows behind a norm, and sums of the mixer's outputs.
+constexpr int gathers_again(Recompute level) { return level == Recompute::none ? 0 : 2; }
+constexpr int sums_again(Recompute level) { return level == Recompute::all ? 1 : 0; }
+
+// The level with name_of(level) == name; throws UserError for any other name.
+inline Recompute recompute_named(const std::string& name) {
+  for (Recompute level : kRecomputeLevels) {
+    if (name == name_of(level)) return level;
+  }
+  throw UserError(str("\"", name, "\" is not a level of recomputation: none, cheap, mlp or all"));
+}
+
+}  // namespace tmamba
