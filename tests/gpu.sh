@@ -30,22 +30,23 @@ fi
 
 folder=${2:?"tests/gpu.sh --pack needs a folder"}
 build -DTMAMBA_NATIVE=OFF  # the other machine's processor may be another
-mkdir -p "$folder/lib"
-cp -r tests/golden "$folder/"
-for program in $programs; do strip -o "$folder/$(basename "$program")" "build/cuda/$program"; done
+mkdir -p "$folder/pack"
+cp -r tests/golden "$folder/pack/"
+for program in $programs; do strip -o "$folder/pack/$(basename "$program")" "build/cuda/$program"; done
 # HDF5 takes no library of another release than its headers; the C and C++ libraries of the other machine are used.
+mkdir -p "$folder/pack/lib"
 ldd build/cuda/launch/transmamba | awk '$1 ~ /^lib(openblas|gfortran|quadmath|gomp|hdf5_serial|sz|aec|sentencepiece|tomlplusplus|boost)/ { print $3 }' |
-  while read -r library; do cp -L "$library" "$folder/lib/"; done
-tar -C "$folder" -czf "$folder/lib.tar.gz" lib  # OpenBLAS has kernels for every processor: a third of its size packed
-rm -r "$folder/lib"
+  while read -r library; do cp -L "$library" "$folder/pack/lib/"; done
+tar -C "$folder" -czf "$folder/pack.tar.gz" pack  # a third of the size: every kernel is there twice, for Hopper and as text
+rm -r "$folder/pack"
 cat > "$folder/run.sh" <<'RUN'
 #!/bin/sh
 # run.sh all 1|2
 # run.sh [-n RANKS] PROGRAM [ARGUMENTS]
 set -eu
-here=$(cd "$(dirname "$0")" && pwd)
+here=$(cd "$(dirname "$0")" && pwd)/pack
 usage="run.sh needs 'all 1', 'all 2', or a program: cuda_ops_test, dist_cuda_test, launch_cuda_test, launch_cuda_ranks_test, model_cuda_golden_test or transmamba"
-[ -d "$here/lib" ] || tar -C "$here" -xzf "$here/lib.tar.gz"
+[ "$here" -nt "$here.tar.gz" ] || { rm -rf "$here"; tar -C "${here%/*}" -xzf "$here.tar.gz"; touch "$here"; }
 cuda=${CUDA_HOME:-/usr/local/cuda}
 # NCCL beside the toolkit, or the one that Python packages bring.
 nccl=
