@@ -14,7 +14,7 @@ install_packages "${build_packages[@]}" dpkg gzip xz-utils
 echo "all there"
 
 say "build (build/cpu)"
-cmake --preset cpu -DTMAMBA_TESTS=OFF >/dev/null
+cmake --preset cpu >/dev/null
 cmake --build --preset cpu --target transmamba | tail -1
 transmamba=$PWD/build/cpu/launch/transmamba
 
