@@ -106,13 +106,4 @@ float wild(uint64_t seed, int rank, int64_t i) {
                             std::pow(10.0, 6 * random.uniform(static_cast<uint64_t>(i) + 1000000)));
 }
 
-std::string error_of(const std::function<void()>& f) {
-  try {
-    f();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "(nothing was thrown)";
-}
-
 }  // namespace tmamba

@@ -7,6 +7,7 @@
 
 #include "dist/communicator.h"
 #include "kernels/base/buffer.h"
+#include "tests/dist/error_of.h"
 
 namespace tmamba {
 
@@ -42,8 +43,5 @@ int64_t begin_of(const std::vector<int64_t>& counts, int rank);
 
 // Numbers of very different size, so that another order of their sum has other bits.
 float wild(uint64_t seed, int rank, int64_t i);
-
-// Text of the Error that `f` throws; refused calls must throw before anything is sent, so all ranks can go on.
-std::string error_of(const std::function<void()>& f);
 
 }  // namespace tmamba

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "dist/exchange.h"
+#include "tests/dist/error_of.h"
 
 namespace tmamba {
 
@@ -156,14 +157,5 @@ class Recorder final : public Communicator {
  private:
   Communicator& inner_;
 };
-template <class F>
-std::string error_of(F f) {
-  try {
-    f();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "(nothing was thrown)";
-}
 
 }  // namespace tmamba
