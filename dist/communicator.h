@@ -13,8 +13,8 @@
 // them.
 //   On host tensors the order is rank 0 first, and bfloat16 is rounded once; on device tensors it is NCCL's
 //   (nccl_communicator.h). Integer sums wrap; the maximum or minimum of anything with a NaN is NaN.
-// - On a device an operation comes after all work of streams that are ordered with the default stream, and wait() puts
-//   what those streams are given later behind it.
+// - On a device an operation comes after what the compute stream was given before, and wait() puts what it is given
+//   later behind it. Operations may be recorded (Recorder); each replay counts and names them again.
 // - A tensor of no elements may be the empty view.
 // - Every call is counted (calls and bytes per operation) and named for the watchdog.
 #pragma once

@@ -80,13 +80,15 @@ void select_device(World& world, Device device) {
              str("rank ", world.rank(), " on ", world.host()));
 }
 
-std::unique_ptr<Communicator> make_device_communicator(World& world, Device device) {
+std::unique_ptr<Communicator> make_device_communicator(World& world, Device device, void* compute) {
   if (device == Device::cpu) return world.comm().split(0, world.rank(), "all");
   if (world.size() == 1) return std::make_unique<SelfCommunicator>("all");
   // NVLink multicast (NVLS) sums inside the switch, in an order of its own, and can take GPUs that others share out of
   // service. A user who wants it sets the variable.
   setenv("NCCL_NVLS_ENABLE", "0", /*overwrite=*/0);
-  auto runtime = std::make_shared<NcclRuntime>(str("rank ", world.rank(), " on ", world.host()), world.watchdog());
+  auto runtime =
+      std::make_shared<NcclRuntime>(str("rank ", world.rank(), " on ", world.host()), world.watchdog(),
+                                    compute == nullptr ? cudaStreamLegacy : static_cast<cudaStream_t>(compute));
   return std::make_unique<NcclCommunicator>(world.comm().split(0, world.rank(), "all (host)"), "all", world.rank(),
                                             std::move(runtime));
 }

@@ -14,7 +14,8 @@ namespace tmamba {
 void select_device(World& world, Device device);
 
 // All ranks, for tensors on `device`; one rank alone gets a SelfCommunicator. Collective, after select_device. It may
-// go once it has been split.
-std::unique_ptr<Communicator> make_device_communicator(World& world, Device device);
+// go once it has been split. `compute`: the stream that makes and takes what is exchanged (Ops::native_stream), null
+// for the default stream.
+std::unique_ptr<Communicator> make_device_communicator(World& world, Device device, void* compute = nullptr);
 
 }  // namespace tmamba

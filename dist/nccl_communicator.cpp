@@ -77,6 +77,9 @@ NcclCommunicator::NcclCommunicator(std::unique_ptr<Communicator> host, std::stri
   host_->all_gather(Tensor(members.data(), {size()}, DType::i32), ConstTensor(&world_rank_, {1}, DType::i32), ones)
       .wait();
   finished_ = runtime_->make_finished();
+  count_ = Buffer({1}, DType::i64, Device::cuda);
+  check(cudaHostGetDevicePointer(reinterpret_cast<void**>(&finished_on_device_), finished_, 0),
+        "cudaHostGetDevicePointer");
   watched_ = runtime_->watchdog().watch(name_, members, finished_);
   // Ahead of compute in the queue for the device's processors: what it moves is waited for.
   int lowest = 0, highest = 0;
@@ -129,19 +132,35 @@ void NcclCommunicator::check(cudaError_t status, const char* call) {
 
 void NcclCommunicator::begin(Collective op, int64_t bytes, int64_t received_bytes) {
   runtime_->check_alive();
+  if (Recorder* recorder = Recorder::current()) {
+    recorder->on_replay([=, this] { note(op, bytes, received_bytes); });
+    recorder->at_end(this, [this] { join(); });
+  } else {
+    note(op, bytes, received_bytes);
+  }
+  check(cudaEventRecord(ready_, runtime_->compute()), "cudaEventRecord");
+  check(cudaStreamWaitEvent(stream_, ready_, 0), "cudaStreamWaitEvent");
+}
+
+void NcclCommunicator::note(Collective op, int64_t bytes, int64_t received_bytes) {
+  runtime_->check_alive();
   ++traffic_.calls[static_cast<size_t>(op)];
   traffic_.bytes[static_cast<size_t>(op)] += received_bytes;
   current_ = {.sequence = current_.sequence + 1, .op = op, .bytes = bytes};
   runtime_->watchdog().started(watched_, current_);
-  check(cudaEventRecord(ready_, runtime_->compute()), "cudaEventRecord");
-  check(cudaStreamWaitEvent(stream_, ready_, 0), "cudaStreamWaitEvent");
+}
+
+// A recorded stream must end in the one it came from.
+void NcclCommunicator::join() {
+  check(cudaEventRecord(ready_, stream_), "cudaEventRecord");
+  check(cudaStreamWaitEvent(runtime_->compute(), ready_, 0), "cudaStreamWaitEvent");
 }
 
 Work NcclCommunicator::finish() {
   const cudaEvent_t done = runtime_->take_event();
   auto pending = std::make_unique<Pending>(*this, done);
   check(cudaEventRecord(done, stream_), "cudaEventRecord");
-  runtime_->write_when_reached(stream_, finished_, current_.sequence);
+  check(count_on_device(static_cast<int64_t*>(count_.data()), finished_on_device_, stream_), "the counting kernel");
   return Work(std::move(pending));
 }
 

@@ -18,6 +18,7 @@
 #include "dist/communicator.h"
 #include "dist/nccl_runtime.h"
 #include "kernels/base/buffer.h"
+#include "kernels/base/recording.h"
 
 namespace tmamba {
 
@@ -54,6 +55,9 @@ class NcclCommunicator final : public Communicator {
   // Counts an operation, and puts the stream behind the compute stream. finish() ends what begin() began.
   void begin(Collective op, int64_t bytes, int64_t received_bytes);
   Work finish();
+  // What the host keeps of an operation each time it is issued.
+  void note(Collective op, int64_t bytes, int64_t received_bytes);
+  void join();
   void check(ncclResult_t code, const char* call);
   void check(cudaError_t status, const char* call);
   // Runs `calls`, which issue several operations of NCCL, as one.
@@ -77,6 +81,8 @@ class NcclCommunicator final : public Communicator {
   cudaStream_t stream_ = nullptr;
   cudaEvent_t ready_ = nullptr;
   Watchdog::Finished* finished_ = nullptr;
+  int64_t* finished_on_device_ = nullptr;  // the same memory
+  Buffer count_;                           // of operations finished, on the device
   Watchdog::Handle watched_;
   OperationRecord current_;  // the last one begun
   Buffer gathered_;          // the terms of reduce_gathered

@@ -1,7 +1,5 @@
 #include "dist/nccl_runtime.h"
 
-#include <cuda.h>
-
 #include <cstdlib>
 #include <new>
 
@@ -19,19 +17,8 @@ static_assert(sizeof(Watchdog::Finished) == 8 && Watchdog::Finished::is_always_l
 
 }  // namespace
 
-NcclRuntime::NcclRuntime(std::string rank_name, std::shared_ptr<Watchdog> watchdog)
-    : rank_name_(std::move(rank_name)), watchdog_(std::move(watchdog)) {
-  // Fetched at run time, so that the program starts where there is no driver.
-  void* function = nullptr;
-  cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
-  check_cuda(cudaGetDriverEntryPointByVersion("cuStreamWriteValue64", &function, 12000, cudaEnableDefault, &found),
-             "cudaGetDriverEntryPointByVersion", rank_name_);
-  if (found != cudaDriverEntryPointSuccess || function == nullptr) {
-    throw UserError(str(
-        rank_name_, ": the NVIDIA driver has no cuStreamWriteValue64; a driver for CUDA 12 or later is ", "needed"));
-  }
-  static_assert(std::is_same_v<CUdeviceptr, unsigned long long> && sizeof(CUresult) == sizeof(int));
-  write_value_ = reinterpret_cast<WriteValue>(function);
+NcclRuntime::NcclRuntime(std::string rank_name, std::shared_ptr<Watchdog> watchdog, cudaStream_t compute)
+    : rank_name_(std::move(rank_name)), watchdog_(std::move(watchdog)), compute_(compute) {
   thread_ = std::thread([this] { look_for_errors(); });
 }
 
@@ -60,14 +47,6 @@ cudaEvent_t NcclRuntime::take_event() {
   event = events_.back();
   events_.pop_back();
   return event;
-}
-
-void NcclRuntime::write_when_reached(cudaStream_t stream, Watchdog::Finished* finished, int64_t sequence) const {
-  void* address = nullptr;
-  check_cuda(cudaHostGetDevicePointer(&address, finished, 0), "cudaHostGetDevicePointer", rank_name_);
-  const int code = write_value_(stream, reinterpret_cast<unsigned long long>(address),
-                                static_cast<unsigned long long>(sequence), CU_STREAM_WRITE_VALUE_DEFAULT);
-  if (code != CUDA_SUCCESS) throw Error(str(rank_name_, ": cuStreamWriteValue64 failed with CUDA error ", code));
 }
 
 int NcclRuntime::adopt(ncclComm_t comm, const std::string& name) {

@@ -16,17 +16,16 @@ namespace tmamba {
 
 class NcclRuntime {
  public:
-  // `rank_name`: "rank 1 on HOST", for messages. The current GPU must be this rank's.
-  NcclRuntime(std::string rank_name, std::shared_ptr<Watchdog> watchdog);
+  // `rank_name`: "rank 1 on HOST", for messages. `compute`: the stream that makes and takes what is exchanged. The
+  // current GPU must be this rank's.
+  NcclRuntime(std::string rank_name, std::shared_ptr<Watchdog> watchdog, cudaStream_t compute);
   ~NcclRuntime();
   NcclRuntime(const NcclRuntime&) = delete;
   NcclRuntime& operator=(const NcclRuntime&) = delete;
 
   const std::string& rank_name() const { return rank_name_; }
   Watchdog& watchdog() { return *watchdog_; }
-  // Work of all streams that are ordered with the default stream, those of ops and blocking copies among them, is
-  // ordered with this one.
-  cudaStream_t compute() const { return cudaStreamLegacy; }
+  cudaStream_t compute() const { return compute_; }
 
   // Host memory that the device writes and any thread reads without a call of CUDA. It is never freed: where operations
   // are given up, the device may yet write it.
@@ -34,9 +33,6 @@ class NcclRuntime {
 
   cudaEvent_t take_event();
   void give_event(cudaEvent_t event) { events_.push_back(event); }
-  // After the work on the stream so far, the device writes `sequence` to `finished`, of make_finished().
-  void write_when_reached(cudaStream_t stream, Watchdog::Finished* finished, int64_t sequence) const;
-
   // A communicator that the thread looks after, until retire(), which frees it: in peace, or by aborting it where there
   // was a failure. adopt() returns its handle here.
   int adopt(ncclComm_t comm, const std::string& name);
@@ -54,13 +50,12 @@ class NcclRuntime {
     ncclComm_t comm;
     std::string name;
   };
-  using WriteValue = int (*)(cudaStream_t, unsigned long long address, unsigned long long value, unsigned flags);
 
   void look_for_errors();
 
   const std::string rank_name_;
   const std::shared_ptr<Watchdog> watchdog_;
-  WriteValue write_value_ = nullptr;
+  const cudaStream_t compute_;
   std::vector<cudaEvent_t> events_;
   std::string failure_;
   int next_handle_ = 0;

@@ -12,7 +12,7 @@ void refuse_gpu(Device device) {
 
 void select_device(World&, Device device) { refuse_gpu(device); }
 
-std::unique_ptr<Communicator> make_device_communicator(World& world, Device device) {
+std::unique_ptr<Communicator> make_device_communicator(World& world, Device device, void*) {
   refuse_gpu(device);
   return world.comm().split(0, world.rank(), "all");
 }

@@ -82,7 +82,17 @@ void launch_any(DType dtype, void* out, const void* terms, int64_t stride, int c
   }
 }
 
+__global__ void count_kernel(int64_t* count, volatile int64_t* seen) {
+  *seen = ++*count;
+  __threadfence_system();
+}
+
 }  // namespace
+
+cudaError_t count_on_device(int64_t* count, int64_t* seen, cudaStream_t stream) {
+  count_kernel<<<1, 1, 0, stream>>>(count, seen);
+  return cudaGetLastError();
+}
 
 cudaError_t reduce_on_device(ReduceOp op, DType dtype, void* out, const void* terms, int64_t stride, int count,
                              int64_t n, cudaStream_t stream) {

@@ -12,4 +12,7 @@ namespace tmamba {
 cudaError_t reduce_on_device(ReduceOp op, DType dtype, void* out, const void* terms, int64_t stride, int count,
                              int64_t n, cudaStream_t stream);
 
+// *seen = *count += 1 on a stream. `count` in device memory; `seen` the device's address of host memory.
+cudaError_t count_on_device(int64_t* count, int64_t* seen, cudaStream_t stream);
+
 }  // namespace tmamba

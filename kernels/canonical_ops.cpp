@@ -77,7 +77,10 @@ class CanonicalOps final : public Ops {
       }
     }
   }
-  void adamw(std::span<const AdamwTensor> tensors, const AdamwStep& step) override {
+  void judge_step(Tensor step_S, ConstTensor sums_S, ConstTensor limits_L) override {
+    inner_->judge_step(step_S, sums_S, limits_L);
+  }
+  void adamw(std::span<const AdamwTensor> tensors, const AdamwRule& rule, ConstTensor step_S) override {
     for (const AdamwTensor& x : tensors) {
       std::vector<AdamwTensor> rows;
       for (int64_t i = 0; i < x.master.size(0); ++i) {
@@ -88,7 +91,7 @@ class CanonicalOps final : public Ops {
                         .grad = x.grad.slice(0, i, 1),
                         .decay = x.decay});
       }
-      inner_->adamw(rows, step);
+      inner_->adamw(rows, rule, step_S);
     }
   }
 

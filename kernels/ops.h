@@ -15,10 +15,12 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
 
+#include "kernels/base/recording.h"
 #include "kernels/base/tensor.h"
 
 namespace tmamba {
@@ -91,12 +93,19 @@ struct SsdBackward {
   bool accumulate_kv = false;
 };
 
-// What AdamW needs to know of one step (spec.md section 7). bias_correction_i = 1 - beta_i^step.
-struct AdamwStep {
-  double lr = 0, beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0;
-  double bias_correction1 = 1, bias_correction2 = 1;
-  double grad_scale = 1;  // multiplies every gradient: clipping and averaging
+// What AdamW does alike at every step (spec.md section 7).
+struct AdamwRule {
+  double beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0;
 };
+
+// The numbers that change from step to step: a float64 tensor step_S on the device, so that a recorded step, issued
+// again, finds new ones. kBiasCorrection{i} = 1 - beta_i^step; kGradScale multiplies every gradient; where kTaken is 0
+// the step is left out.
+enum StepNumber : int64_t { kLr, kBiasCorrection1, kBiasCorrection2, kGradScale, kTaken, kStepNumbers };
+// What a step is judged by, each a sum over all ranks: loss_sum_1 and count_1 of the tokens, squares of all gradients.
+enum StepSum : int64_t { kLossSum, kTokenCount, kSquares, kStepSums };
+// The gradient norm to clip at (0: never), and the loss per token and the gradient norm above which a step is left out.
+enum StepLimit : int64_t { kClip, kMostLoss, kMostGradNorm, kStepLimits };
 
 // One contiguous piece of the parameters. Where the parameter's type is the master's, `param` and `master` are the
 // same memory.
@@ -124,6 +133,13 @@ class Ops {
   virtual void measure_choices(bool /*on*/) {}
   virtual std::string choices() const { return {}; }
   virtual void use_choices(const std::string& /*text*/) {}
+
+  // --- Recordings --------------------------------------------------------------------------------------------------
+  // Records what `issue` issues to the device, without running it: to be replayed, on the same memory, by one call.
+  // Every op of it must have run before. Null from ops that cannot record; `issue` is then not called.
+  virtual std::unique_ptr<Recording> record(const std::function<void()>& /*issue*/) { return nullptr; }
+  // What other libraries order their work with: the cudaStream_t that ops run on; null on a host.
+  virtual void* native_stream() const { return nullptr; }
 
   // --- Elementwise -------------------------------------------------------------------------------------------------
   virtual void fill(Tensor x, double value) = 0;
@@ -226,8 +242,11 @@ class Ops {
                                       int64_t vocab_begin, double scale) = 0;
 
   // --- Optimizer ---------------------------------------------------------------------------------------------------
-  // g = grad * grad_scale; m, v, master updated; param = master rounded.
-  virtual void adamw(std::span<const AdamwTensor> tensors, const AdamwStep& step) = 0;
+  // Sets kGradScale and kTaken of a step: it is taken where loss and gradient norm are finite and within their limits,
+  // with gradients scaled to the norm `clip` where they are longer. sums_S, limits_L float64.
+  virtual void judge_step(Tensor step_S, ConstTensor sums_S, ConstTensor limits_L) = 0;
+  // g = grad * grad_scale; m, v, master updated; param = master rounded. Nothing where the step is not taken.
+  virtual void adamw(std::span<const AdamwTensor> tensors, const AdamwRule& rule, ConstTensor step_S) = 0;
 };
 
 // The ops of a device. Throws UserError where this build or this machine has no such device.

@@ -169,9 +169,12 @@ class Timer final : public TimedOps {
     run("cross_entropy_gradient", bytes(logits_NV, max_N, sum_exp_N, targets_N),
         [&](Ops& ops) { ops.cross_entropy_gradient(logits_NV, max_N, sum_exp_N, targets_N, vocab_begin, scale); });
   }
-  void adamw(std::span<const AdamwTensor> tensors, const AdamwStep& step) override {
+  void judge_step(Tensor step_S, ConstTensor sums_S, ConstTensor limits_L) override {
+    run("judge_step", bytes(step_S, sums_S, limits_L), [&](Ops& ops) { ops.judge_step(step_S, sums_S, limits_L); });
+  }
+  void adamw(std::span<const AdamwTensor> tensors, const AdamwRule& rule, ConstTensor step_S) override {
     run("adamw", sum_of(tensors, [](const AdamwTensor& t) { return bytes(t.param, t.master, t.m, t.v, t.grad); }),
-        [&](Ops& ops) { ops.adamw(tensors, step); });
+        [&](Ops& ops) { ops.adamw(tensors, rule, step_S); });
   }
 
  private:

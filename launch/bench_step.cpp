@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "dist/device_world.h"
@@ -9,7 +10,6 @@
 #include "launch/devices.h"
 #include "launch/progress.h"
 #include "launch/run_state.h"
-#include "launch/sharding.h"
 
 namespace tmamba {
 
@@ -81,82 +81,63 @@ Roof measure_roof(Ops& ops, DType dtype) {
 
 StepBench::StepBench(const RunConfig& config, World& world, Ops& ops)
     : config_(of_one_micro_batch(config, shape_of(config, world))),
-      world_(world),
-      mesh_(*make_device_communicator(world, ops.device()), shape_of(config, world)),
+      device_(make_device_communicator(world, ops.device(), ops.native_stream())),
+      mesh_(*device_, shape_of(config, world)),
       plan_(agree_plan(config_, mesh_.shape(), world.comm())),
       tp_(mesh_.tp()),
       sp_(mesh_.sp()),
       zero_(mesh_.zero()),
-      table_(config_.model, mesh_.coordinates().tp, mesh_.shape().tp),
-      ranks_(model_ranks(plan_, ops, sp_, tp_)),
-      measure_(measure_model(config_.model, table_, *ranks_, config_.dtype(), ops.device(), plan_.dims.recompute)),
-      saved_(measure_.saved_bytes, ops.device()),
-      scratch_(measure_.scratch_bytes, ops.device()) {
-  const Device device = ops.device();
-  const DType dtype = config_.dtype(), acc = accumulate_type(dtype);
-  const int64_t B = ranks_->batch(), n = ranks_->local_tokens(), size = table_.flat_size();
-  params_buffer_ = Buffer({size}, dtype, device), grads_buffer_ = Buffer({size}, acc, device);
-  tokens_buffer_ = Buffer({2, B, n}, DType::i32, device), sums_buffer_ = Buffer({3}, DType::f64, device);
-  params_ = params_buffer_.tensor({size}, dtype), grads_ = grads_buffer_.tensor({size}, acc);
-  tokens_ = tokens_buffer_.tensor({2, B, n}, DType::i32), sums_ = sums_buffer_.tensor({3}, DType::f64);
-  random_tokens();
-  model_ = std::make_unique<TransMamba>(config_.model, table_, *ranks_, dtype, saved_, plan_.dims.recompute);
-  reducer_ =
-      std::make_unique<GradReducer>(zero_, tp_, reduction_buckets(table_),
-                                    GradReducerOptions{.stage = static_cast<int>(config_.parallel.zero),
-                                                       .dtype = acc,
-                                                       .device = device,
-                                                       .add = [&ops](Tensor y, ConstTensor x) { ops.add(y, x); }});
-  optimizer_ = std::make_unique<Optimizer>(owned_rows(table_, *reducer_), dtype, device);
-  gradients_ = owned_gradients(table_, *reducer_, grads_);
-  initialize_run(ops, table_, 1, params_, *optimizer_);
+      all_(*device_),
+      step_(config_, plan_,
+            {.tp = tp_, .sp = sp_, .zero = zero_, .all = all_, .shape = mesh_.shape(), .at = mesh_.coordinates()},
+            {.micro_batches = 1,
+             .global_sequences = config_.train.global_batch,
+             .zero = static_cast<int>(config_.parallel.zero),
+             .rule = {},
+             .record = config_.run.graph},
+            ops) {
+  initialize_run(ops, step_.table(), 1, step_.params(), step_.optimizer());
 }
 
-void StepBench::random_tokens() {
-  const int64_t local = tokens_.size(1) * tokens_.size(2);
-  std::vector<int32_t> host(static_cast<size_t>(2 * local));
+// The same at every step.
+void StepBench::load(const Tensor& tokens_Bn, const Tensor& targets_Bn) const {
   const Philox random(3, static_cast<uint64_t>(mesh_.shape().zero_rank(mesh_.coordinates())));
-  for (size_t i = 0; i < host.size(); ++i) {
-    host[i] = static_cast<int32_t>(random.words(i)[0] % static_cast<uint64_t>(config_.model.vocab));
+  uint64_t i = 0;
+  for (const Tensor& x : {tokens_Bn, targets_Bn}) {
+    int32_t* ids = x.data<int32_t>();
+    for (int64_t n = 0; n < x.numel(); ++n) {
+      ids[n] = static_cast<int32_t>(random.words(i++)[0] % static_cast<uint64_t>(config_.model.vocab));
+    }
   }
-  copy_blocking(tokens_, ConstTensor(host.data(), {2, tokens_.size(1), tokens_.size(2)}, DType::i32));
 }
 
-void StepBench::mute(bool on) { tp_.mute(on), sp_.mute(on), zero_.mute(on); }
+void StepBench::mute(bool on) {
+  for (MutedCommunicator* comm : {&tp_, &sp_, &zero_, &all_}) comm->mute(on);
+  step_.forget();
+}
 
 void StepBench::step(Ops& ops) {
-  ops.fill(grads_, 0);
-  reducer_->begin_step();
-  model_->forward_backward(
-      ops, scratch_, params_, grads_, {tokens_.select(0, 0), tokens_.select(0, 1)}, 1.0 / static_cast<double>(tokens()),
-      {.loss_1 = sums_.slice(0, 0, 1), .count_1 = sums_.slice(0, 1, 1), .loss_N = {}}, [&](int bucket) {
-        const Slice range = reducer_->bucket_range(bucket);
-        reducer_->start(bucket, grads_.slice(0, range.begin, range.count));
-      });
-  reducer_->finish();
-  const std::vector<ConstTensor> counted(gradients_.begin(), gradients_.end());
-  ops.sum_squares(sums_.slice(0, 2, 1), counted);
-  // The host waits for the norm, as in training: it decides about clipping and skipping.
-  double norm = 0;
-  copy_blocking(Tensor(&norm, {1}, DType::f64), sums_.slice(0, 2, 1));
-  over_ranks(world_, norm, ReduceOp::sum);
-  optimizer_->step(ops, params_, gradients_, adamw_step(1, 1e-4, 0.9, 0.95, 1e-8, 0.1, 1));
-  reducer_->gather_parameters(params_);
+  StepOrders orders{.number = 1, .lr = 1e-4, .limits = {}};
+  orders.limits[kMostLoss] = orders.limits[kMostGradNorm] = std::numeric_limits<double>::infinity();
+  step_.run(
+      ops, orders, [this](int64_t, const Tensor& tokens_Bn, const Tensor& targets_Bn) { load(tokens_Bn, targets_Bn); },
+      [] { return StepWishes{}; });
 }
 
 namespace {
 
-// Medians of a number of steps, after one that warms up: of the slowest rank in each, and of this rank.
+// Medians of a number of steps, after one that warms up and one that is recorded: of the slowest rank in each, and of
+// this rank.
 struct Times {
   double slowest = 0, own = 0;
 };
 Times time_steps(StepBench& bench, World& world, Ops& ops, int64_t steps) {
   std::vector<double> slowest, own;
-  for (int64_t i = 0; i <= steps; ++i) {
+  for (int64_t i = -2; i < steps; ++i) {
     world.comm().barrier();
     const double seconds = seconds_of(ops, [&] { bench.step(ops); });
     const double most = over_ranks(world, seconds, ReduceOp::max);
-    if (i > 0) slowest.push_back(most), own.push_back(seconds);
+    if (i >= 0) slowest.push_back(most), own.push_back(seconds);
   }
   return {median(slowest), median(own)};
 }
@@ -188,7 +169,8 @@ json bench_step(const RunConfig& config, World& world, Ops& ops, int64_t steps, 
                  {"gflops", gflop / seconds},
                  {"gemm_gflops", roof_gflops},
                  {"fraction_of_gemm", gflop / seconds / roof_gflops},
-                 {"activation_bytes", bench.activation_bytes()}};
+                 {"activation_bytes", bench.activation_bytes()},
+                 {"graph", bench.recorded()}};
   if (ranks == 1) return result;
   bench.mute(true);
   const Times alone = time_steps(bench, world, ops, steps);

@@ -6,13 +6,10 @@
 #include <string>
 #include <vector>
 
-#include "dist/grad_reducer.h"
 #include "dist/mesh.h"
 #include "dist/world.h"
 #include "launch/muted_communicator.h"
-#include "launch/run_plan.h"
-#include "model/measure.h"
-#include "model/optimizer.h"
+#include "launch/training_step.h"
 
 namespace tmamba {
 
@@ -23,8 +20,8 @@ struct Roof {
 };
 Roof measure_roof(Ops& ops, DType dtype);
 
-// A micro-batch of train.micro_batch sequences (at least one) on each data-parallel rank: forward, backward, sums of
-// gradients over ranks, gradient norm, AdamW. Collective.
+// A TrainingStep of one micro-batch of train.micro_batch sequences (at least one) on each data-parallel rank.
+// Collective.
 class StepBench {
  public:
   StepBench(const RunConfig& config, World& world, Ops& ops);
@@ -35,29 +32,21 @@ class StepBench {
 
   const RunPlan& plan() const { return plan_; }
   const MeshShape& shape() const { return mesh_.shape(); }
-  const OpCounts& counts() const { return measure_.counts; }  // of this rank
+  const OpCounts& counts() const { return step_.measure().counts; }  // of this rank
   int64_t tokens() const { return plan_.dims.batch * shape().dp * plan_.dims.tokens; }
-  int64_t parameters() const { return table_.global_size(); }
-  size_t activation_bytes() const { return measure_.activation_bytes(); }
+  int64_t parameters() const { return step_.table().global_size(); }
+  size_t activation_bytes() const { return step_.measure().activation_bytes(); }
+  bool recorded() const { return step_.recorded(); }
 
  private:
-  void random_tokens();
+  void load(const Tensor& tokens_Bn, const Tensor& targets_Bn) const;
 
   const RunConfig config_;
-  World& world_;
+  std::unique_ptr<Communicator> device_;
   Mesh mesh_;
   RunPlan plan_;
-  MutedCommunicator tp_, sp_, zero_;
-  ParameterTable table_;
-  std::unique_ptr<ModelRanks> ranks_;
-  ModelMeasure measure_;
-  Arena saved_, scratch_;
-  Buffer params_buffer_, grads_buffer_, tokens_buffer_, sums_buffer_;
-  Tensor params_, grads_, tokens_, sums_;
-  std::unique_ptr<TransMamba> model_;
-  std::unique_ptr<GradReducer> reducer_;
-  std::unique_ptr<Optimizer> optimizer_;
-  std::vector<Tensor> gradients_;
+  MutedCommunicator tp_, sp_, zero_, all_;
+  TrainingStep step_;
 };
 
 // Times of `steps` steps, of the slowest rank; with several ranks also what no work hides of their exchanges, beside

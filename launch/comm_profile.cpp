@@ -45,24 +45,24 @@ json per_step(int64_t total, int64_t steps) {
 
 }  // namespace
 
-PlannedTraffic planned_traffic(const Plan& plan, std::span<const Bucket> buckets, const Mesh& mesh, int64_t loss_rows,
-                               int64_t agreed_bytes) {
+AxisTraffic planned_traffic(const Plan& plan, std::span<const Bucket> buckets, const Mesh& mesh, int64_t loss_rows,
+                            int64_t agreed_bytes) {
   const PlanDims& dims = plan.dims;
   const MeshCoordinates at = mesh.coordinates();
   const int zero_rank = mesh.shape().zero_rank(at);
   const int64_t rows = dims.batch * SequenceLayout(dims.layout()).local_tokens(at.sp);
   const GradientTraffic gradients = reduction_traffic(dims, buckets, zero_rank);
-  PlannedTraffic planned;
-  planned.step[kSp] = dims.micro_batches() * sequence_traffic(plan, at.sp);
-  planned.step[kTp] = dims.micro_batches() * tensor_traffic(dims, rows, loss_rows, at.tp);
-  planned.step[kTp] += reductions(dims) * gradients.tp;
-  planned.step[kZero] = reductions(dims) * gradients.zero;
-  planned.step[kWorld] = all_reduce_traffic(agreed_bytes, dims.ranks());
-  planned.update[kZero] = parameter_traffic(dims, buckets, zero_rank);
+  AxisTraffic planned;
+  planned[kSp] = dims.micro_batches() * sequence_traffic(plan, at.sp);
+  planned[kTp] = dims.micro_batches() * tensor_traffic(dims, rows, loss_rows, at.tp);
+  planned[kTp] += reductions(dims) * gradients.tp;
+  planned[kZero] = reductions(dims) * gradients.zero;
+  planned[kWorld] = all_reduce_traffic(agreed_bytes, dims.ranks());
+  planned[kZero] += parameter_traffic(dims, buckets, zero_rank);
   return planned;
 }
 
-CommProfile::CommProfile(Mesh& mesh, Communicator& world, const PlannedTraffic& planned)
+CommProfile::CommProfile(Mesh& mesh, Communicator& world, const AxisTraffic& planned)
     : axes_{&mesh.tp(), &mesh.sp(), &mesh.dp(), &mesh.zero(), &world}, per_step_(planned) {}
 
 AxisTraffic CommProfile::now() const {
@@ -73,11 +73,10 @@ AxisTraffic CommProfile::now() const {
 
 void CommProfile::begin_step() { begun_ = now(); }
 
-void CommProfile::end_step(bool skipped) {
+void CommProfile::end_step() {
   const AxisTraffic ended = now();
   for (size_t i = 0; i < axes_.size(); ++i) counted_[i] += ended[i] - begun_[i];
-  planned_ += per_step_.step;
-  if (!skipped) planned_ += per_step_.update;
+  planned_ += per_step_;
   ++steps_;
 }
 

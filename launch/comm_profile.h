@@ -16,24 +16,19 @@ namespace tmamba {
 inline constexpr std::array<const char*, 5> kAxes{"tp", "sp", "dp", "zero", "world"};
 using AxisTraffic = std::array<TrafficCounter, kAxes.size()>;  // in the order of kAxes
 
-// What this rank will count in a step.
-struct PlannedTraffic {
-  AxisTraffic step{};
-  AxisTraffic update{};  // the part that a skipped step leaves out
-};
-
-// `loss_rows`: rows whose logits exist together; `agreed_bytes`: of the message by which all ranks agree on a step.
-PlannedTraffic planned_traffic(const Plan& plan, std::span<const Bucket> buckets, const Mesh& mesh, int64_t loss_rows,
-                               int64_t agreed_bytes);
+// What this rank will count in a step. `loss_rows`: rows whose logits exist together; `agreed_bytes`: of the message by
+// which all ranks agree on a step.
+AxisTraffic planned_traffic(const Plan& plan, std::span<const Bucket> buckets, const Mesh& mesh, int64_t loss_rows,
+                            int64_t agreed_bytes);
 
 class CommProfile {
  public:
-  // Both must outlive it.
-  CommProfile(Mesh& mesh, Communicator& world, const PlannedTraffic& planned);
+  // Both must outlive it; `world`: what all ranks agree through.
+  CommProfile(Mesh& mesh, Communicator& world, const AxisTraffic& planned);
 
   // Everything between the two is the step.
   void begin_step();
-  void end_step(bool skipped);
+  void end_step();
 
   // By axis and operation, per step: calls and bytes of all ranks together, the bytes of the rank that receives most,
   // each as counted and as planned, and how many ranks differ from their plan. Every rank calls it and gets the same.
@@ -43,7 +38,7 @@ class CommProfile {
   AxisTraffic now() const;
 
   std::array<Communicator*, kAxes.size()> axes_;
-  PlannedTraffic per_step_;
+  AxisTraffic per_step_;
   AxisTraffic begun_{}, counted_{}, planned_{};
   int64_t steps_ = 0;
 };

@@ -140,6 +140,9 @@ void visit_fields(Config& c, Visitor&& v) {
   v("run.measure_kernels", c.run.measure_kernels, Limits{},
     "on a GPU, choose the fastest kernels by timing them once; the choice is kept in the run folder and the user's "
     "cache, since it fixes the bits");
+  v("run.graph", c.run.graph, Limits{},
+    "on a GPU, record a step once and issue it by a few calls from then on (CUDA graphs): the same bits; steps that "
+    "run.profile times op by op are not recorded");
   v("run.threads", c.run.threads, Limits{0, 4096},
     "CPU threads per rank; 0: the cores of this host shared by its ranks");
   v("run.canonical", c.run.canonical, Limits{0, 1e6},

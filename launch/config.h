@@ -80,6 +80,7 @@ struct RunSection {
   std::string plan;
   std::string profile = "none";
   bool measure_kernels = true;
+  bool graph = true;
   int64_t canonical = 0;
 };
 

@@ -34,7 +34,7 @@ int eval_on(World& world, const Command& command) {
   const ModelConfig& model_config = loaded.config.model;
   const std::vector<int64_t> points =
       transpoints(model_config.schedule, model_config.layers, loaded.config.data.seq_len);
-  Mesh mesh(*make_device_communicator(world, ops.device()), mesh_shape(1, 1, 0, world.size()));
+  Mesh mesh(*make_device_communicator(world, ops.device(), ops.native_stream()), mesh_shape(1, 1, 0, world.size()));
   const DType dtype = loaded.config.dtype();
   const int64_t B = command.get<int64_t>("batch"), T = loaded.config.data.seq_len;
   ModelRanks ranks({.tokens = T,

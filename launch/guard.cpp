@@ -1,25 +1,27 @@
 #include "launch/guard.h"
 
 #include <cmath>
+#include <limits>
 
 namespace tmamba {
 
 namespace {
 
 // Two passes from the oldest to the newest: the same bits whether the run was resumed or not.
-bool leaps(const std::deque<double>& before, double x, double sigmas) {
+double most(const std::deque<double>& before, double sigmas) {
   const double n = static_cast<double>(before.size());
   double mean = 0, variance = 0;
   for (double y : before) mean += y / n;
   for (double y : before) variance += (y - mean) * (y - mean) / n;
-  return x - mean > sigmas * std::sqrt(variance);
+  return mean + sigmas * std::sqrt(variance);
 }
 
 }  // namespace
 
-bool SpikeGuard::spike(double loss, double grad_norm) const {
-  if (!on() || loss_.size() < window_) return false;
-  return leaps(loss_, loss, sigmas_) || leaps(grad_norm_, grad_norm, sigmas_);
+SpikeGuard::Limits SpikeGuard::limits() const {
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  if (!on() || loss_.size() < window_) return {kInfinity, kInfinity};
+  return {most(loss_, sigmas_), most(grad_norm_, sigmas_)};
 }
 
 void SpikeGuard::took(double loss, double grad_norm) {

@@ -13,9 +13,12 @@ class SpikeGuard {
   SpikeGuard(int64_t window, double sigmas) : window_(static_cast<size_t>(window)), sigmas_(sigmas) {}
 
   bool on() const { return window_ > 0 && sigmas_ > 0; }
-  // Whether one of the two lies more than `sigmas` standard deviations over the mean of the last `window` steps taken;
-  // never before there are that many.
-  bool spike(double loss, double grad_norm) const;
+  // What leaps is more than this: `sigmas` standard deviations over the mean of the last `window` steps taken; infinity
+  // before there are that many.
+  struct Limits {
+    double loss, grad_norm;
+  };
+  Limits limits() const;
   // Remembers a step that was taken.
   void took(double loss, double grad_norm);
 

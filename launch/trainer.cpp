@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "dist/device_world.h"
+#include "kernels/base/device.h"
 #include "launch/devices.h"
 #include "launch/kernel_choices.h"
 #include "launch/loaded_model.h"
@@ -34,12 +35,14 @@ Trainer::Trainer(RunConfig config, World& world)
   open_data();
   plan_ = agree_plan(config_, shape_, world_.comm());
   ops_ = training_ops(config_, world_, micro_batches_);
-  mesh_ = std::make_unique<Mesh>(*make_device_communicator(world_, ops_->device()), shape_);
+  all_ = make_device_communicator(world_, ops_->device(), ops_->native_stream());
+  mesh_ = std::make_unique<Mesh>(*all_, shape_);
   require_memory(config_, plan_, ops_->device(), world_);
-  plan_memory();
+  if (ops_->device() == Device::cuda) free_before_ = device_memory(Device::cuda).free;
+  make_step();
   resume_or_initialize();
   if (config_.run.measure_kernels) {
-    settle_kernel_choices(*ops_, world_.comm(), config_.run.dir, [this] { rehearse(); });
+    settle_kernel_choices(*ops_, world_.comm(), config_.run.dir, [this] { step_->rehearse(); });
   }
 }
 
@@ -80,7 +83,9 @@ void Trainer::open_data() {
 
 void Trainer::resume_or_initialize() {
   const bool resumed = load_newest();
-  if (!resumed) initialize_run(*ops_, *table_, static_cast<uint64_t>(config_.train.seed), params_, *optimizer_);
+  if (!resumed)
+    initialize_run(*ops_, step_->table(), static_cast<uint64_t>(config_.train.seed), step_->params(),
+                   step_->optimizer());
   folder_ = std::make_unique<RunFolder>(config_.run.dir, state_.step, main_);
   state_.config = to_toml(config_);
   state_.tokenizer_hash = train_file_->info().tokenizer_hash;
@@ -118,9 +123,10 @@ int Trainer::run() {
     const auto begin = Clock::now();
     if (comm_profile_) comm_profile_->begin_step();
     const StepResult result = train_step(state_.step + 1);
-    if (comm_profile_) comm_profile_->end_step(result.skipped);
+    if (comm_profile_) comm_profile_->end_step();
     state_.seconds = seconds_before + elapsed();
     finish_step(result, std::chrono::duration<double>(Clock::now() - begin).count());
+    if (++steps_here_ == 2) log_memory();
     if (skips_in_a_row_ >= config_.train.max_skips) {
       go_back();
       continue;
@@ -151,92 +157,67 @@ void Trainer::finish_step(const StepResult& result, double step_seconds) {
     if (const auto outcome = saver_->advance()) report_save(*outcome);
   }
   if (due(config_.train.replica_check_every)) {
-    check_replicas(world_.comm(), shape_, world_.hosts(), *table_, params_, state_.step);
+    check_replicas(world_.comm(), shape_, world_.hosts(), step_->table(), params(), state_.step);
   }
+}
+
+// Everything of the device is allocated here, once.
+void Trainer::make_step() {
+  transpoints_ = transpoints(config_.model.schedule, config_.model.layers, config_.data.seq_len);
+  const TrainConfig& t = config_.train;
+  const StepRanks ranks{.tp = mesh_->tp(),
+                        .sp = mesh_->sp(),
+                        .zero = mesh_->zero(),
+                        .all = *all_,
+                        .shape = shape_,
+                        .at = mesh_->coordinates()};
+  const StepOptions options{
+      .micro_batches = micro_batches_,
+      .global_sequences = t.global_batch,
+      .zero = static_cast<int>(config_.parallel.zero),
+      .rule = {.beta1 = t.betas[0], .beta2 = t.betas[1], .eps = t.eps, .weight_decay = t.weight_decay},
+      .record = config_.run.graph};
+  step_ = std::make_unique<TrainingStep>(config_, plan_, ranks, options, *ops_);
 }
 
 StepResult Trainer::train_step(int64_t step) {
-  const int64_t B = micro_batch_, T = config_.data.seq_len, n = ranks_->local_tokens(), per_rank = B * micro_batches_;
-  const Tensor tokens_2Bn = token_buffer_.tensor({2, B, n}, DType::i32),
-               host_2Bn = host_tokens_.tensor({2, B, n}, DType::i32);
-  const Tensor sums_3 = sum_buffer_.tensor({3}, DType::f64);
-  const double grad_scale = 1.0 / static_cast<double>(config_.train.global_batch * T);
-  Ops& ops = timed_ops_ ? *timed_ops_ : *ops_;
-  ops.fill(grads_, 0);
-  ops.fill(sums_3, 0);
-  reducer_->begin_step();
-  for (int64_t micro = 0; micro < micro_batches_; ++micro) {
+  const int64_t B = micro_batch_, per_rank = B * micro_batches_;
+  const auto load = [&](int64_t micro, const Tensor& tokens_Bn, const Tensor& targets_Bn) {
     const int64_t first =
         (step - 1) * config_.train.global_batch + state_.passed_over + mesh_->coordinates().dp * per_rank + micro * B;
     const Batch batch = loader_->load(first, B);
-    // Where every micro-batch is summed over the ranks at once, the next one starts from zero.
-    if (micro > 0 && reduces(micro - 1)) ops.fill(grads_, 0);
     // Targets are shifted by one before sequences are cut: a cut needs nothing of the next rank.
-    ranks_->shard(host_2Bn.select(0, 0), batch.tokens_BT);
-    ranks_->shard(host_2Bn.select(0, 1), batch.targets_BT);
-    copy_blocking(tokens_2Bn, host_2Bn);
-    model_->forward_backward(ops, scratch_, params_, grads_, {tokens_2Bn.select(0, 0), tokens_2Bn.select(0, 1)},
-                             grad_scale,
-                             {.loss_1 = sums_3.slice(0, 0, 1), .count_1 = sums_3.slice(0, 1, 1), .loss_N = {}},
-                             [&](int bucket) { reduce_bucket(bucket, micro); });
-    if (reduces(micro)) reducer_->finish();
-  }
-  const std::vector<ConstTensor> gradients = counted_gradients();
-  ops.sum_squares(sums_3.slice(0, 2, 1), gradients);
-  ops.synchronize();
-
-  // One small message decides for all ranks alike: the loss, the gradient's norm, who wants to stop or to save.
-  double sums[kAgreedNumbers] = {};
-  copy_blocking(Tensor(sums, {3}, DType::f64), sums_3);
-  if (mesh_->coordinates().tp != 0)
-    sums[kLoss] = sums[kCount] = 0;  // all tensor-parallel ranks have the loss of the tokens they share
-  sums[kTimeUp] = config_.train.minutes > 0 && elapsed() > 60 * config_.train.minutes;
-  sums[kStop] = stop_reason() != 0;
-  sums[kSave] = wants_save();
-  sums[kReady] = saver_ && saver_->in_flight() && saver_->ready();
-  world_.comm().all_reduce(Tensor(sums, {kAgreedNumbers}, DType::f64), ReduceOp::sum).wait();
-  const double grad_norm = std::sqrt(sums[kSquares]);
-  StepResult result{.loss = sums[kLoss] / sums[kCount],
-                    .grad_norm = grad_norm,
-                    .lr = lr_schedule().at(step),
-                    .skipped = false,
-                    .spike = false,
-                    .time_up = sums[kTimeUp] > 0,
-                    .stop = sums[kStop] > 0,
-                    .save = sums[kSave] > 0,
-                    .saved_part = sums[kReady] == world_.size()};
-  const bool finite = std::isfinite(result.loss) && std::isfinite(grad_norm);
-  result.spike = finite && guard_.spike(result.loss, grad_norm);
-  result.skipped = !finite || result.spike;
-  if (result.skipped) return result;
-  guard_.took(result.loss, grad_norm);
-  const TrainConfig& t = config_.train;
-  const double clip = t.clip > 0 && grad_norm > t.clip ? t.clip / grad_norm : 1.0;
-  optimizer_->step(ops, params_, gradients_,
-                   adamw_step(step - state_.skipped, result.lr, t.betas[0], t.betas[1], t.eps, t.weight_decay, clip));
-  reducer_->gather_parameters(params_);
-  return result;
+    step_->ranks().shard(tokens_Bn, batch.tokens_BT);
+    step_->ranks().shard(targets_Bn, batch.targets_BT);
+  };
+  const auto wishes = [&] {
+    StepWishes own{};
+    own[kTimeUp] = config_.train.minutes > 0 && elapsed() > 60 * config_.train.minutes;
+    own[kStop] = stop_reason() != 0;
+    own[kSave] = wants_save();
+    own[kReady] = saver_ && saver_->in_flight() && saver_->ready();
+    return own;
+  };
+  const StepOrders orders{.number = step - state_.skipped, .lr = lr_schedule().at(step), .limits = limits()};
+  const StepOutcome outcome = step_->run(timed_ops_ ? *timed_ops_ : *ops_, orders, load, wishes);
+  if (outcome.taken) guard_.took(outcome.loss, outcome.grad_norm);
+  return {.loss = outcome.loss,
+          .grad_norm = outcome.grad_norm,
+          .lr = orders.lr,
+          .skipped = !outcome.taken,
+          .spike = !outcome.taken && std::isfinite(outcome.loss) && std::isfinite(outcome.grad_norm),
+          .time_up = outcome.wishes[kTimeUp] > 0,
+          .stop = outcome.wishes[kStop] > 0,
+          .save = outcome.wishes[kSave] > 0,
+          .saved_part = outcome.wishes[kReady] == world_.size()};
 }
 
-// Gradients are summed over ranks after the last micro-batch, or after every one where each keeps only its own
-// (ZeRO-2).
-bool Trainer::reduces(int64_t micro) const { return micro + 1 == micro_batches_ || reducer_->stage() == 2; }
-
-void Trainer::reduce_bucket(int bucket, int64_t micro) {
-  if (!reduces(micro)) return;
-  const Slice range = reducer_->bucket_range(bucket);
-  reducer_->start(bucket, grads_.slice(0, range.begin, range.count));
-}
-
-// The gradients whose squares this rank adds to the global norm: together the ranks count every element once.
-std::vector<ConstTensor> Trainer::counted_gradients() const {
-  std::vector<ConstTensor> counted;
-  const bool copies_others = reducer_->stage() == 0 && shape_.zero_rank(mesh_->coordinates()) > 0;
-  for (size_t i = 0; i < gradients_.size() && !copies_others; ++i) {
-    const bool replicated = optimizer_->owned()[i].parameter->shard == Shard::none;
-    if (!replicated || mesh_->coordinates().tp == 0) counted.push_back(gradients_[i]);
-  }
-  return counted;
+std::array<double, kStepLimits> Trainer::limits() const {
+  const SpikeGuard::Limits most = guard_.limits();
+  std::array<double, kStepLimits> limits{};
+  limits[kClip] = config_.train.clip;
+  limits[kMostLoss] = most.loss, limits[kMostGradNorm] = most.grad_norm;
+  return limits;
 }
 
 LearningRate Trainer::lr_schedule() const {
@@ -246,7 +227,7 @@ LearningRate Trainer::lr_schedule() const {
 void Trainer::evaluate_and_log(bool full) {
   if (!valid_file_) return;
   const auto begin = Clock::now();
-  const EvalResult result = evaluate(*ops_, scratch_, *model_, *ranks_, params_, *valid_file_,
+  const EvalResult result = evaluate(*ops_, step_->scratch(), step_->model(), step_->ranks(), params(), *valid_file_,
                                      full ? 0 : config_.train.eval_sequences, *mesh_, world_.comm());
   last_valid_bits_ = result.bits_per_byte();
   folder_->metric({{"step", state_.step},
@@ -269,7 +250,7 @@ void Trainer::write_sample() {
                               .seed = static_cast<uint64_t>(config_.train.seed + state_.step)};
   const std::string& prompt = config_.train.sample_prompt;
   const std::vector<int32_t> tokens =
-      sample(*ops_, config_.model, *table_, params_, transpoints_, *tokenizer_, prompt, options);
+      sample(*ops_, config_.model, step_->table(), params(), transpoints_, *tokenizer_, prompt, options);
   const std::string text = prompt + tokenizer_->decode(tokens);
   folder_->sample(state_.step, text);
   message_line(str("step ", state_.step, ": sample\n", indent(text)));

@@ -21,8 +21,7 @@
 #include "launch/save_interval.h"
 #include "launch/saver.h"
 #include "launch/snapshot.h"
-#include "model/optimizer.h"
-#include "model/transmamba.h"
+#include "launch/training_step.h"
 
 namespace tmamba {
 
@@ -59,7 +58,7 @@ class Trainer {
   void print_summary(const std::vector<std::string>& compare, bool as_json) const;
 
   // The flat parameters of this rank.
-  const Tensor& params() const { return params_; }
+  const Tensor& params() const { return step_->params(); }
   const RunState& state() const { return state_; }
   const RunConfig& config() const { return config_; }
 
@@ -67,37 +66,33 @@ class Trainer {
   using Clock = std::chrono::steady_clock;
 
   void open_data();
-  void plan_memory();
+  void make_step();
   void resume_or_initialize();
-  void rehearse();
 
   bool load_newest();
   void prepare_saving();
   bool starts_in_vain();
   bool due(int64_t every) const { return every > 0 && state_.step % every == 0; }
   void log_step(const StepResult& result, double step_seconds);
+  void log_memory();
   void print_header() const;
   void start_profile();
   void add_profile(nlohmann::json& summary) const;
   void evaluate_and_log(bool full);
   void write_sample();
   std::vector<TensorSlice> slices_to_save(bool behind);
+  std::vector<TensorSlice> own_slices(const std::function<Tensor(const Tensor&)>& host);
   void save(bool behind);
   void save_now();
   void report_save(const SaveOutcome& outcome);
   void finish_step(const StepResult& result, double step_seconds);
   void go_back();
   void finish();
-  bool reduces(int64_t micro) const;
-  void reduce_bucket(int bucket, int64_t micro);
-  std::vector<ConstTensor> counted_gradients() const;
+  std::array<double, kStepLimits> limits() const;
   int stop_reason() const;
   bool wants_save() const;
   int stop_and_requeue();
   LearningRate lr_schedule() const;
-  int64_t memory_bytes() const;
-  // The numbers of the one small message by which all ranks agree on a step: sums, and counts of ranks.
-  enum Agreed : int { kLoss, kCount, kSquares, kTimeUp, kStop, kSave, kReady, kAgreedNumbers };
   double elapsed() const { return std::chrono::duration<double>(Clock::now() - started_).count(); }
 
   RunConfig config_;
@@ -112,20 +107,12 @@ class Trainer {
   std::unique_ptr<TokenFile> train_file_, valid_file_;
   std::unique_ptr<Tokenizer> tokenizer_;
   std::vector<int64_t> transpoints_;
-  std::unique_ptr<ParameterTable> table_;
   RunPlan plan_;
-  std::unique_ptr<ModelRanks> ranks_;
   int64_t micro_batch_ = 1;  // sequences of one forward and backward
   int64_t micro_batches_ = 1;
   int64_t total_steps_ = 0;
-  Arena saved_{Device::cpu}, scratch_{Device::cpu};
-  double flops_per_step_ = 0;  // of the matrix products of one rank
-  Buffer params_buffer_, grads_buffer_, token_buffer_, host_tokens_, sum_buffer_;
-  Tensor params_, grads_;
-  std::unique_ptr<TransMamba> model_;
-  std::unique_ptr<GradReducer> reducer_;
-  std::unique_ptr<Optimizer> optimizer_;
-  std::vector<Tensor> gradients_;  // of what the optimizer owns
+  std::unique_ptr<Communicator> all_;  // all ranks, tensors of the device
+  std::unique_ptr<TrainingStep> step_;
   std::unique_ptr<Loader> loader_;
   std::unique_ptr<RunFolder> folder_;
   RunState state_;
@@ -138,6 +125,8 @@ class Trainer {
   std::string last_checkpoint_, save_problem_;
   SpikeGuard guard_;
   int skips_in_a_row_ = 0;
+  int64_t steps_here_ = 0;  // of this process
+  size_t free_before_ = 0;  // of the GPU, before anything was allocated
   double last_valid_bits_ = 0;
   double recent_tokens_per_s_ = 0;
   Clock::time_point started_;

@@ -48,8 +48,8 @@ bool Trainer::load_newest() {
     throw UserError(str(newest->string(), " was trained on data of another tokenizer than ", config_.data.train,
                         "; use its data or another run.dir"));
   }
-  load_params(reader, *table_, params_);
-  load_optimizer(reader, *table_, *optimizer_);
+  load_params(reader, step_->table(), params());
+  load_optimizer(reader, step_->table(), step_->optimizer());
   try {
     guard_.restore(state_.guard);
   } catch (const nlohmann::json::exception& error) {
@@ -90,8 +90,7 @@ void Trainer::prepare_saving() {
                                                .check_slices_first = true,
                                                .before_publish = [this] { progress_->require_ours(); }});
   snapshot_ = std::make_unique<Snapshot>(ops_->device());
-  run_slices(*table_, params_, *optimizer_, reducer_->stage() > 0 || shape_.zero_rank(mesh_->coordinates()) == 0,
-             mesh_->coordinates().tp == 0, [&](const Tensor& x) { return snapshot_->copy(x); });
+  own_slices([&](const Tensor& x) { return snapshot_->copy(x); });
   try_checkpoint_space(world_.comm(), folder_->checkpoints(), snapshot_->bytes());
   const SaveEvery& every = config_.checkpoint.every;
   if (config_.checkpoint.async && (every.automatic || every.steps > 0)) snapshot_->clear();
@@ -101,8 +100,12 @@ void Trainer::prepare_saving() {
 std::vector<TensorSlice> Trainer::slices_to_save(bool behind) {
   const bool copies = behind || ops_->device() != Device::cpu;
   if (copies) snapshot_->clear();
-  return run_slices(*table_, params_, *optimizer_, reducer_->stage() > 0 || shape_.zero_rank(mesh_->coordinates()) == 0,
-                    mesh_->coordinates().tp == 0, [&](const Tensor& x) { return copies ? snapshot_->copy(x) : x; });
+  return own_slices([&](const Tensor& x) { return copies ? snapshot_->copy(x) : x; });
+}
+
+std::vector<TensorSlice> Trainer::own_slices(const std::function<Tensor(const Tensor&)>& host) {
+  const bool owns = step_->reducer().stage() > 0 || shape_.zero_rank(mesh_->coordinates()) == 0;
+  return run_slices(step_->table(), params(), step_->optimizer(), owns, mesh_->coordinates().tp == 0, host);
 }
 
 // Starts a checkpoint of this step; with `behind` it is written while training goes on.

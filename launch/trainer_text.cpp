@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <numbers>
 
+#include "kernels/base/device.h"
 #include "launch/op_profile.h"
 #include "launch/progress.h"
 #include "launch/sharding.h"
@@ -19,13 +20,13 @@ void Trainer::print_header() const {
   for (size_t i = 0; i < transpoints_.size() && i < 16; ++i) points += (i ? " " : "") + std::to_string(transpoints_[i]);
   if (transpoints_.size() > 16) points += " ...";
   std::printf("TransMamba: %s parameters, d %lld, %lld heads of %lld, %lld layers, vocabulary %lld\n",
-              count_text(static_cast<double>(table_->global_size())).c_str(), static_cast<long long>(m.dim),
+              count_text(static_cast<double>(step_->table().global_size())).c_str(), static_cast<long long>(m.dim),
               static_cast<long long>(m.heads), static_cast<long long>(m.head_dim()), static_cast<long long>(m.layers),
               static_cast<long long>(m.vocab));
   std::printf("TransPoints of %lld tokens: %s\n", static_cast<long long>(config_.data.seq_len), points.c_str());
   if (shape_.tp * shape_.sp > 1) {
     std::printf("tensor parallel %d, sequence parallel %d (fold %d: %lld segments; %s)\n", shape_.tp, shape_.sp,
-                plan_.dims.fold, static_cast<long long>(ranks_->layout().segments().size()),
+                plan_.dims.fold, static_cast<long long>(step_->ranks().layout().segments().size()),
                 transports_text(plan_.transports).c_str());
   }
   if (config_.run.canonical > 0) {
@@ -37,7 +38,7 @@ void Trainer::print_header() const {
       "%d data-parallel rank%s, %d thread%s each; %lld sequences a step, %lld at a time on a rank; %s per rank\n",
       shape_.dp, shape_.dp == 1 ? "" : "s", omp_get_max_threads(), omp_get_max_threads() == 1 ? "" : "s",
       static_cast<long long>(config_.train.global_batch), static_cast<long long>(micro_batch_),
-      bytes_text(memory_bytes()).c_str());
+      bytes_text(step_->memory_bytes()).c_str());
   std::printf("data: %s, %s tokens, %.2f bytes each; run folder: %s\n", config_.data.train.c_str(),
               count_text(static_cast<double>(train_file_->info().tokens)).c_str(), state_.bytes_per_token,
               config_.run.dir.c_str());
@@ -58,8 +59,8 @@ void Trainer::log_step(const StepResult& result, double step_seconds) {
                          {"tokens", state_.tokens},
                          {"tokens_per_s", tokens_per_s},
                          {"step_ms", step_seconds * 1e3},
-                         {"gflops", flops_per_step_ / step_seconds / 1e9},
-                         {"memory_bytes", memory_bytes()}};
+                         {"gflops", step_->flops() / step_seconds / 1e9},
+                         {"memory_bytes", step_->memory_bytes()}};
   if (const double stalled = saver_->total_stall_seconds() - logged_stall_seconds_; stalled > 0) {
     line["save_stall_ms"] = stalled * 1e3;
     logged_stall_seconds_ += stalled;
@@ -83,17 +84,24 @@ void Trainer::log_step(const StepResult& result, double step_seconds) {
                                     : ""));
 }
 
+// By the second step every kernel has its workspace, and steps are recorded.
+void Trainer::log_memory() {
+  if (ops_->device() != Device::cuda) return;
+  const size_t free = device_memory(Device::cuda).free;
+  folder_->event("memory", {{"planned_bytes", step_->memory_bytes()},
+                            {"used_bytes", free_before_ > free ? free_before_ - free : 0}});
+}
+
 void Trainer::start_profile() {
   profiled_from_ = state_.step;
   if (config_.run.profile == "ops") timed_ops_ = make_timed_ops(*ops_);
   if (config_.run.profile != "comm") return;
   const Plan plan = make_plan(plan_.dims, plan_.transports);
-  const int64_t rows = ranks_->batch() * ranks_->local_tokens();
-  comm_profile_ =
-      std::make_unique<CommProfile>(*mesh_, world_.comm(),
-                                    planned_traffic(plan, reduction_buckets(*table_), *mesh_,
-                                                    head_chunk_rows(rows, config_.model.dim, config_.model.vocab),
-                                                    kAgreedNumbers * static_cast<int64_t>(sizeof(double))));
+  const int64_t rows = step_->ranks().batch() * step_->ranks().local_tokens();
+  comm_profile_ = std::make_unique<CommProfile>(
+      *mesh_, *all_,
+      planned_traffic(plan, reduction_buckets(step_->table()), *mesh_,
+                      head_chunk_rows(rows, config_.model.dim, config_.model.vocab), TrainingStep::agreed_bytes()));
 }
 
 void Trainer::add_profile(nlohmann::json& summary) const {

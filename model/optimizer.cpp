@@ -36,7 +36,8 @@ Tensor Optimizer::state(int64_t kind, size_t i) const {
   return o.parameter->dims == 1 ? range : range.split(0, o.rows, o.parameter->local_cols);
 }
 
-void Optimizer::step(Ops& ops, const Tensor& params, std::span<const Tensor> gradients, const AdamwStep& step) {
+void Optimizer::step(Ops& ops, const Tensor& params, std::span<const Tensor> gradients, const AdamwRule& rule,
+                     const ConstTensor& step_S) {
   TM_CHECK(gradients.size() == owned_.size(), gradients.size(), " gradients for ", owned_.size(), " pieces");
   std::vector<AdamwTensor> tensors;
   for (size_t i = 0; i < owned_.size(); ++i) {
@@ -49,7 +50,7 @@ void Optimizer::step(Ops& ops, const Tensor& params, std::span<const Tensor> gra
                        .grad = gradients[i],
                        .decay = owned_[i].parameter->decay});
   }
-  ops.adamw(tensors, step);
+  ops.adamw(tensors, rule, step_S);
 }
 
 void Optimizer::reset_master(Ops& ops, const Tensor& params) {
@@ -63,16 +64,14 @@ double LearningRate::at(int64_t step) const {
   return min + (peak - min) * 0.5 * (1 + std::cos(std::numbers::pi * progress));
 }
 
-AdamwStep adamw_step(int64_t step, double lr, double beta1, double beta2, double eps, double weight_decay,
-                     double grad_scale) {
-  return {.lr = lr,
-          .beta1 = beta1,
-          .beta2 = beta2,
-          .eps = eps,
-          .weight_decay = weight_decay,
-          .bias_correction1 = 1 - std::pow(beta1, static_cast<double>(step)),
-          .bias_correction2 = 1 - std::pow(beta2, static_cast<double>(step)),
-          .grad_scale = grad_scale};
+std::array<double, kStepNumbers> step_numbers(int64_t step, double lr, const AdamwRule& rule, double grad_scale) {
+  std::array<double, kStepNumbers> numbers{};
+  numbers[kLr] = lr;
+  numbers[kBiasCorrection1] = 1 - std::pow(rule.beta1, static_cast<double>(step));
+  numbers[kBiasCorrection2] = 1 - std::pow(rule.beta2, static_cast<double>(step));
+  numbers[kGradScale] = grad_scale;
+  numbers[kTaken] = 1;
+  return numbers;
 }
 
 }  // namespace tmamba

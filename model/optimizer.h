@@ -2,6 +2,7 @@
 // ranks.
 #pragma once
 
+#include <array>
 #include <span>
 #include <vector>
 
@@ -26,8 +27,9 @@ class Optimizer {
   Optimizer(std::vector<OwnedRows> owned, DType param_dtype, Device device);
 
   // Updates the state and the owned rows of `params` (a flat buffer of a ParameterTable). gradients[i] [acc] is that of
-  // owned()[i], in the shape of m(i).
-  void step(Ops& ops, const Tensor& params, std::span<const Tensor> gradients, const AdamwStep& step);
+  // owned()[i], in the shape of m(i). step_S: ops.h.
+  void step(Ops& ops, const Tensor& params, std::span<const Tensor> gradients, const AdamwRule& rule,
+            const ConstTensor& step_S);
 
   // Sets the master copies from a flat buffer of any floating type, as at the start of a run.
   void reset_master(Ops& ops, const Tensor& params);
@@ -61,8 +63,7 @@ struct LearningRate {
   double at(int64_t step) const;
 };
 
-// Bias corrections and hyper-parameters of one step (from 1).
-AdamwStep adamw_step(int64_t step, double lr, double beta1, double beta2, double eps, double weight_decay,
-                     double grad_scale);
+// The numbers of one step (from 1) that is taken, on the host.
+std::array<double, kStepNumbers> step_numbers(int64_t step, double lr, const AdamwRule& rule, double grad_scale = 1);
 
 }  // namespace tmamba

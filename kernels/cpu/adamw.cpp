@@ -3,6 +3,7 @@
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/views.h"
+#include "kernels/judge.h"
 
 namespace tmamba {
 
@@ -11,14 +12,14 @@ namespace {
 template <class T>
 struct Coefficients {
   T grad_scale, beta1, beta2, step1, inverse_correction2, eps, decay;
-  Coefficients(const AdamwStep& step, bool decays)
-      : grad_scale(static_cast<T>(step.grad_scale)),
-        beta1(static_cast<T>(step.beta1)),
-        beta2(static_cast<T>(step.beta2)),
-        step1(static_cast<T>(step.lr / step.bias_correction1)),
-        inverse_correction2(static_cast<T>(1.0 / step.bias_correction2)),
-        eps(static_cast<T>(step.eps)),
-        decay(static_cast<T>(decays ? step.lr * step.weight_decay : 0.0)) {}
+  Coefficients(const AdamwRule& rule, const double* step_S, bool decays)
+      : grad_scale(static_cast<T>(step_S[kGradScale])),
+        beta1(static_cast<T>(rule.beta1)),
+        beta2(static_cast<T>(rule.beta2)),
+        step1(static_cast<T>(step_S[kLr] / step_S[kBiasCorrection1])),
+        inverse_correction2(static_cast<T>(1.0 / step_S[kBiasCorrection2])),
+        eps(static_cast<T>(rule.eps)),
+        decay(static_cast<T>(decays ? step_S[kLr] * rule.weight_decay : 0.0)) {}
 };
 
 // m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;
@@ -51,7 +52,20 @@ void check(const AdamwTensor& x) {
 
 }  // namespace
 
-void CpuOps::adamw(std::span<const AdamwTensor> tensors, const AdamwStep& step) {
+void CpuOps::judge_step(Tensor step_S, ConstTensor sums_S, ConstTensor limits_L) {
+  expect(step_S, "judge_step: step", DType::f64, {kStepNumbers});
+  expect(sums_S, "judge_step: sums", DType::f64, {kStepSums});
+  expect(limits_L, "judge_step: limits", DType::f64, {kStepLimits});
+  const double* sums = sums_S.data<double>();
+  const StepVerdict verdict =
+      judge(sums[kLossSum] / sums[kTokenCount], std::sqrt(sums[kSquares]), limits_L.data<double>());
+  step_S.data<double>()[kTaken] = verdict.taken ? 1 : 0;
+  step_S.data<double>()[kGradScale] = verdict.grad_scale;
+}
+
+void CpuOps::adamw(std::span<const AdamwTensor> tensors, const AdamwRule& rule, ConstTensor step_S) {
+  expect(step_S, "adamw: step", DType::f64, {kStepNumbers});
+  if (step_S.data<double>()[kTaken] == 0) return;
   for (const AdamwTensor& x : tensors) {
     check(x);
     const int64_t count = x.master.numel();
@@ -61,7 +75,7 @@ void CpuOps::adamw(std::span<const AdamwTensor> tensors, const AdamwStep& step) 
       T* m = x.m.data<T>();
       T* v = x.v.data<T>();
       const T* grad = x.grad.data<T>();
-      const Coefficients<T> k(step, x.decay);
+      const Coefficients<T> k(rule, step_S.data<double>(), x.decay);
       parallel_blocks(count, rows_per_block(1), [&](int64_t begin, int64_t end) {
         update(master + begin, m + begin, v + begin, grad + begin, end - begin, k);
       });

@@ -3,6 +3,8 @@
 
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/device.cuh"
+#include "kernels/cuda/views.h"
+#include "kernels/judge.h"
 
 namespace tmamba::cuda {
 
@@ -16,14 +18,14 @@ constexpr int kTensors = 256;     // per launch: they travel as a kernel paramet
 template <class T>
 struct Coefficients {
   T grad_scale, beta1, beta2, step1, inverse_correction2, eps, decay;
-  explicit Coefficients(const AdamwStep& step)
-      : grad_scale(static_cast<T>(step.grad_scale)),
-        beta1(static_cast<T>(step.beta1)),
-        beta2(static_cast<T>(step.beta2)),
-        step1(static_cast<T>(step.lr / step.bias_correction1)),
-        inverse_correction2(static_cast<T>(1.0 / step.bias_correction2)),
-        eps(static_cast<T>(step.eps)),
-        decay(static_cast<T>(step.lr * step.weight_decay)) {}
+  __device__ Coefficients(const AdamwRule& rule, const double* step_S)
+      : grad_scale(static_cast<T>(step_S[kGradScale])),
+        beta1(static_cast<T>(rule.beta1)),
+        beta2(static_cast<T>(rule.beta2)),
+        step1(static_cast<T>(step_S[kLr] / step_S[kBiasCorrection1])),
+        inverse_correction2(static_cast<T>(1.0 / step_S[kBiasCorrection2])),
+        eps(static_cast<T>(rule.eps)),
+        decay(static_cast<T>(step_S[kLr] * rule.weight_decay)) {}
 };
 
 template <class T>
@@ -67,8 +69,11 @@ __device__ void store_rounded(void* param, int64_t at, const Raw<T, N>& master, 
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) adamw_kernel(const __grid_constant__ List<T> list, Coefficients<T> k) {
+__global__ void __launch_bounds__(kThreads)
+    adamw_kernel(const __grid_constant__ List<T> list, AdamwRule rule, const double* step_S) {
   constexpr int V = kVec<T>;
+  if (step_S[kTaken] == 0) return;
+  const Coefficients<T> k(rule, step_S);
   int low = 0, high = list.entries;
   while (high - low > 1) {
     const int middle = (low + high) / 2;
@@ -107,6 +112,12 @@ __global__ void __launch_bounds__(kThreads) adamw_kernel(const __grid_constant__
   }
 }
 
+__global__ void judge_kernel(double* step_S, const double* sums_S, const double* limits_L) {
+  const StepVerdict verdict = judge(sums_S[kLossSum] / sums_S[kTokenCount], sqrt(sums_S[kSquares]), limits_L);
+  step_S[kTaken] = verdict.taken ? 1 : 0;
+  step_S[kGradScale] = verdict.grad_scale;
+}
+
 void check(const AdamwTensor& x) {
   const DType acc = x.master.dtype();
   const int64_t count = x.master.numel();
@@ -140,10 +151,10 @@ typename List<T>::Entry entry_of(const AdamwTensor& x, int64_t first_block) {
 }
 
 template <class T>
-void run(cudaStream_t stream, std::span<const AdamwTensor> tensors, const Coefficients<T>& k) {
+void run(cudaStream_t stream, std::span<const AdamwTensor> tensors, const AdamwRule& rule, const double* step_S) {
   List<T> list;
   const auto flush = [&] {
-    launch(stream, {list.blocks}, kThreads, 0, adamw_kernel<T>, list, k);
+    launch(stream, {list.blocks}, kThreads, 0, adamw_kernel<T>, list, rule, step_S);
     list.entries = 0, list.blocks = 0;
   };
   for (const AdamwTensor& x : tensors) {
@@ -157,14 +168,22 @@ void run(cudaStream_t stream, std::span<const AdamwTensor> tensors, const Coeffi
 
 }  // namespace
 
-void CudaOps::adamw(std::span<const AdamwTensor> tensors, const AdamwStep& step) {
+void CudaOps::judge_step(Tensor step_S, ConstTensor sums_S, ConstTensor limits_L) {
+  expect(step_S, "judge_step: step", DType::f64, {kStepNumbers});
+  expect(sums_S, "judge_step: sums", DType::f64, {kStepSums});
+  expect(limits_L, "judge_step: limits", DType::f64, {kStepLimits});
+  launch(stream(), {}, 1, 0, judge_kernel, step_S.data<double>(), sums_S.data<double>(), limits_L.data<double>());
+}
+
+void CudaOps::adamw(std::span<const AdamwTensor> tensors, const AdamwRule& rule, ConstTensor step_S) {
+  expect(step_S, "adamw: step", DType::f64, {kStepNumbers});
   for (const AdamwTensor& x : tensors) {
     check(x);
     TM_CHECK(x.master.dtype() == DType::f32 || x.master.dtype() == DType::f64, "adamw: master is ",
              name_of(x.master.dtype()), ", expected float32 or float64");
   }
-  run<float>(stream(), tensors, Coefficients<float>(step));
-  run<double>(stream(), tensors, Coefficients<double>(step));
+  run<float>(stream(), tensors, rule, step_S.data<double>());
+  run<double>(stream(), tensors, rule, step_S.data<double>());
 }
 
 }  // namespace tmamba::cuda

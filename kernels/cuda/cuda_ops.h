@@ -6,6 +6,7 @@
 #pragma once
 
 #include "kernels/cuda/gemm.h"
+#include "kernels/cuda/graph.h"
 #include "kernels/cuda/workspace.h"
 #include "kernels/ops.h"
 
@@ -18,13 +19,17 @@ class CudaOps final : public Ops {
   Device device() const override { return Device::cuda; }
   void synchronize() override { stream_.synchronize(); }
 
-  // What the rest of a CUDA program orders its work with.
   cudaStream_t stream() const { return stream_.get(); }
+  void* native_stream() const override { return stream_.get(); }
   Workspace& workspace() { return workspace_; }
 
   void measure_choices(bool on) override { gemm_.measure(on); }
   std::string choices() const override { return gemm_.choices(); }
   void use_choices(const std::string& text) override { gemm_.use_choices(text); }
+
+  std::unique_ptr<Recording> record(const std::function<void()>& issue) override {
+    return std::make_unique<Graph>(stream_, workspace_, issue);
+  }
 
   void fill(Tensor x, double value) override;
   void copy(Tensor y, ConstTensor x) override;
@@ -83,7 +88,8 @@ class CudaOps final : public Ops {
   void cross_entropy_gradient(Tensor logits_NV, ConstTensor max_N, ConstTensor sum_exp_N, ConstTensor targets_N,
                               int64_t vocab_begin, double scale) override;
 
-  void adamw(std::span<const AdamwTensor> tensors, const AdamwStep& step) override;
+  void judge_step(Tensor step_S, ConstTensor sums_S, ConstTensor limits_L) override;
+  void adamw(std::span<const AdamwTensor> tensors, const AdamwRule& rule, ConstTensor step_S) override;
 
  private:
   Stream stream_;

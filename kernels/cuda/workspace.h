@@ -35,9 +35,9 @@ class Workspace {
   void reserve(size_t bytes);
 
   size_t bytes() const { return buffer_.bytes(); }
+  const void* data() const { return buffer_.data(); }
 
-  // A captured graph holds the workspace's address. Once every op of a step has run, fix the workspace: it will then
-  // throw rather than move.
+  // A captured graph holds the workspace's address. While it is fixed, it throws rather than move.
   void fix(bool fixed) { fixed_ = fixed; }
 
  private:

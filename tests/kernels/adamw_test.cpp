@@ -1,18 +1,20 @@
 #include <cmath>
+#include <limits>
 
 #include "tests/kernels/op_tools.h"
 
 namespace tmamba::test {
 namespace {
 
-constexpr AdamwStep kStep{.lr = 0.01,
-                          .beta1 = 0.9,
-                          .beta2 = 0.95,
-                          .eps = 1e-3,
-                          .weight_decay = 0.1,
-                          .bias_correction1 = 0.19,
-                          .bias_correction2 = 0.0975,
-                          .grad_scale = 0.5};
+constexpr AdamwRule kRule{.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-3, .weight_decay = 0.1};
+constexpr double kStepLr = 0.01, kCorrection1 = 0.19, kCorrection2 = 0.0975, kScale = 0.5;
+
+Tensor numbers(Runner& r, bool taken) {
+  Array step({kStepNumbers});
+  step(kLr) = kStepLr, step(kBiasCorrection1) = kCorrection1, step(kBiasCorrection2) = kCorrection2;
+  step(kGradScale) = kScale, step(kTaken) = taken ? 1 : 0;
+  return r.make(step, DType::f64);
+}
 
 struct State {
   Array master, m, v, grad;
@@ -24,11 +26,11 @@ struct State {
 
 State stepped(State s, bool decay) {
   for (int64_t i = 0; i < s.master.numel(); ++i) {
-    const double g = s.grad(i) * kStep.grad_scale;
-    s.m(i) = kStep.beta1 * s.m(i) + (1 - kStep.beta1) * g;
-    s.v(i) = kStep.beta2 * s.v(i) + (1 - kStep.beta2) * g * g;
-    const double m = s.m(i) / kStep.bias_correction1, v = s.v(i) / kStep.bias_correction2;
-    s.master(i) -= kStep.lr * (m / (std::sqrt(v) + kStep.eps) + (decay ? kStep.weight_decay * s.master(i) : 0));
+    const double g = s.grad(i) * kScale;
+    s.m(i) = kRule.beta1 * s.m(i) + (1 - kRule.beta1) * g;
+    s.v(i) = kRule.beta2 * s.v(i) + (1 - kRule.beta2) * g * g;
+    const double m = s.m(i) / kCorrection1, v = s.v(i) / kCorrection2;
+    s.master(i) -= kStepLr * (m / (std::sqrt(v) + kRule.eps) + (decay ? kRule.weight_decay * s.master(i) : 0));
   }
   return s;
 }
@@ -42,7 +44,7 @@ TEST(Adamw, MatchesPlainLoops) {
       const Tensor master = r.in(states[i].master);
       tensors.push_back({master, master, r.in(states[i].m), r.in(states[i].v), r.in(states[i].grad), i % 2 == 0});
     }
-    r.ops().adamw(tensors, kStep);
+    r.ops().adamw(tensors, kRule, numbers(r, true));
     const double tolerance = dtype == DType::f32 ? 4e-7 : 1e-15;
     for (size_t i = 0; i < states.size(); ++i) {
       const State expected = stepped(states[i], tensors[i].decay);
@@ -58,8 +60,49 @@ TEST(Adamw, ParameterIsTheMasterRounded) {
   const State s(100);
   const Tensor param = r.out({100}), master = r.in(s.master);
   const AdamwTensor tensor{param, master, r.in(s.m), r.in(s.v), r.in(s.grad), true};
-  r.ops().adamw({&tensor, 1}, kStep);
+  r.ops().adamw({&tensor, 1}, kRule, numbers(r, true));
   EXPECT_EQ(relative_error(r.get(param), r.get(master)), 0.0);
+}
+
+TEST(Adamw, AStepThatIsNotTakenChangesNothing) {
+  Runner r(test_ops(), DType::f32);
+  const State s(100);
+  const Tensor master = r.in(s.master), m = r.in(s.m), v = r.in(s.v);
+  const Array before = r.get(master), m_before = r.get(m), v_before = r.get(v);
+  const AdamwTensor tensor{master, master, m, v, r.in(s.grad), true};
+  r.ops().adamw({&tensor, 1}, kRule, numbers(r, false));
+  EXPECT_EQ(relative_error(r.get(master), before), 0.0);
+  EXPECT_EQ(relative_error(r.get(m), m_before), 0.0);
+  EXPECT_EQ(relative_error(r.get(v), v_before), 0.0);
+}
+
+TEST(JudgeStep, TakesWhatIsFiniteAndWithinItsLimits) {
+  constexpr double inf = std::numeric_limits<double>::infinity(), nan = std::numeric_limits<double>::quiet_NaN();
+  struct Case {
+    double loss_sum, count, squares, clip, most_loss, most_norm;
+    bool taken;
+    double scale;
+  };
+  // Loss 3, norm 2.
+  const std::vector<Case> cases{
+      {30, 10, 4, 0, inf, inf, true, 1},    {30, 10, 4, 1, inf, inf, true, 0.5},  {30, 10, 4, 2, inf, inf, true, 1},
+      {30, 10, 4, 1, 3, 2, true, 0.5},      {30, 10, 4, 1, 2.9, inf, false, 0.5}, {30, 10, 4, 1, inf, 1.9, false, 0.5},
+      {nan, 10, 4, 0, inf, inf, false, 1},  {inf, 10, 4, 0, inf, inf, false, 1},  {-inf, 10, 4, 0, inf, inf, false, 1},
+      {30, 10, nan, 0, inf, inf, false, 1}, {30, 10, inf, 0, inf, inf, false, 1}, {0, 0, 0, 1, inf, inf, false, 1},
+      {30, 10, inf, 1, inf, inf, false, 0}};
+  for (size_t i = 0; i < cases.size(); ++i) {
+    const Case& c = cases[i];
+    Runner r(test_ops(), DType::f32);
+    Array sums({kStepSums}), limits({kStepLimits});
+    sums(kLossSum) = c.loss_sum, sums(kTokenCount) = c.count, sums(kSquares) = c.squares;
+    limits(kClip) = c.clip, limits(kMostLoss) = c.most_loss, limits(kMostGradNorm) = c.most_norm;
+    const Tensor step = numbers(r, !c.taken);
+    r.ops().judge_step(step, r.make(sums, DType::f64), r.make(limits, DType::f64));
+    const Array judged = r.get(step);
+    EXPECT_EQ(judged(kTaken), c.taken ? 1 : 0) << "case " << i;
+    EXPECT_EQ(judged(kGradScale), c.scale) << "case " << i;
+    EXPECT_EQ(judged(kLr), kStepLr) << "case " << i;
+  }
 }
 
 TEST(Adamw, RefusesAGradientOfAnotherSize) {
@@ -67,7 +110,7 @@ TEST(Adamw, RefusesAGradientOfAnotherSize) {
   const State s(10);
   const Tensor master = r.in(s.master);
   const AdamwTensor tensor{master, master, r.in(s.m), r.in(s.v), r.in(Array({9})), true};
-  EXPECT_THROW(r.ops().adamw({&tensor, 1}, kStep), Error);
+  EXPECT_THROW(r.ops().adamw({&tensor, 1}, kRule, numbers(r, true)), Error);
 }
 
 }  // namespace

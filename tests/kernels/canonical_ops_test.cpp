@@ -192,7 +192,8 @@ Arrays optimizer(Runner& r, Random& random) {
                        .grad = g,
                        .decay = g.dims() == 2});
   }
-  r.ops().adamw(tensors, {.lr = 0.1, .weight_decay = 0.1, .grad_scale = 0.5});
+  double step[kStepNumbers] = {/*lr*/ 0.1, 1, 1, /*grad_scale*/ 0.5, /*taken*/ 1};
+  r.ops().adamw(tensors, {.weight_decay = 0.1}, Tensor(step, {kStepNumbers}, DType::f64));
   return {{"squares", r.get(squares)},
           {"matrix", r.get(tensors[0].param)},
           {"vector", r.get(tensors[1].param)},

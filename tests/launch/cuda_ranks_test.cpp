@@ -5,6 +5,7 @@
 #include <cmath>
 #include <fstream>
 
+#include "kernels/base/check.h"
 #include "tests/launch/program.h"
 
 namespace tmamba {
@@ -75,6 +76,24 @@ TEST_F(CudaRanks, SameSeedSameBits) {
       if (HasFatalFailure()) return;
     }
     for (const char* key : {"loss", "grad_norm", "valid_loss"}) EXPECT_EQ(series("a", key), series("b", key)) << layout;
+  }
+}
+
+// Exchanges are recorded with the steps, and counted at each replay.
+TEST_F(CudaRanks, RecordedStepsGiveTheSameBits) {
+  for (const char* layout : kLayouts) {
+    for (const auto& [run, graph] : {std::pair("recorded", "true"), std::pair("issued", "false")}) {
+      fs::remove_all(run);
+      train(run, str(layout, " --set train.dtype=bfloat16 --set run.profile=comm --set run.graph=", graph), 2);
+      if (HasFatalFailure()) return;
+      std::ifstream in(std::string(run) + "/summary.json");
+      for (const auto& row : nlohmann::json::parse(in)["comm"]["operations"]) {
+        EXPECT_EQ(row["ranks_that_differ"], 0) << layout << ", " << run << ": " << row.dump();
+      }
+    }
+    for (const char* key : {"loss", "grad_norm", "valid_loss"}) {
+      EXPECT_EQ(series("recorded", key), series("issued", key)) << layout << " " << key;
+    }
   }
 }
 

@@ -92,7 +92,9 @@ class LayoutRunner {
   }
 
   void update(int64_t step) {
-    optimizer_->step(*ops_, params(), gradients_, adamw_step(step, 1e-3, 0.9, 0.95, 1e-8, 0.1, 1));
+    const AdamwRule rule{.weight_decay = 0.1};
+    auto numbers = step_numbers(step, 1e-3, rule);
+    optimizer_->step(*ops_, params(), gradients_, rule, Tensor(numbers.data(), {kStepNumbers}, DType::f64));
     reducer_->gather_parameters(params());
   }
 
@@ -196,7 +198,9 @@ Alone train_alone(const GoldenFile& golden, DType dtype) {
     if (step == 1) alone.loss = loss, alone.gradients = values(runner.grads());
     std::vector<Tensor> gradients;
     for (const OwnedRows& rows : optimizer.owned()) gradients.push_back(Optimizer::rows_of(runner.grads(), rows));
-    optimizer.step(runner.ops(), runner.params(), gradients, adamw_step(step, 1e-3, 0.9, 0.95, 1e-8, 0.1, 1));
+    const AdamwRule rule{.weight_decay = 0.1};
+    auto numbers = step_numbers(step, 1e-3, rule);
+    optimizer.step(runner.ops(), runner.params(), gradients, rule, Tensor(numbers.data(), {kStepNumbers}, DType::f64));
   }
   alone.params = values(runner.params());
   return alone;

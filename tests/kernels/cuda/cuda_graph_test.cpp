@@ -1,4 +1,6 @@
-// A CUDA graph of ops: captured after one warm-up with the workspace fixed, replayed, it gives the same bits.
+// Recordings of ops, as CUDA graphs.
+#include <cmath>
+
 #include "kernels/cuda/cuda_ops.h"
 #include "tests/kernels/cuda/cuda_tools.h"
 
@@ -46,20 +48,63 @@ TEST(CudaGraph, ReplayGivesTheSameBits) {
   Step step;
   step.run();
   const Arrays expected = step.read();
-  ops.workspace().fix(true);
-  cudaGraph_t graph = nullptr;
-  cudaGraphExec_t replay = nullptr;
-  TM_CUDA(cudaStreamBeginCapture(ops.stream(), cudaStreamCaptureModeThreadLocal));
-  step.run();
-  TM_CUDA(cudaStreamEndCapture(ops.stream(), &graph));
-  TM_CUDA(cudaGraphInstantiate(&replay, graph, 0));
   for (const Tensor& out : {step.o, step.dq, step.y, step.state, step.dx}) ops.fill(out, -1.0);
-  TM_CUDA(cudaGraphLaunch(replay, ops.stream()));
-  expect_same_bits(step.read(), expected, "replayed graph");
-  TM_CUDA(cudaGraphExecDestroy(replay));
-  TM_CUDA(cudaGraphDestroy(graph));
-  EXPECT_THROW(ops.workspace().reserve(ops.workspace().bytes() + 1), Error);
-  ops.workspace().fix(false);
+  int counted = 0, joined = 0;
+  const auto recording = ops.record([&] {
+    step.run();
+    Recorder::current()->on_replay([&] { ++counted; });
+    for (int i = 0; i < 2; ++i) Recorder::current()->at_end(&joined, [&] { ++joined; });
+  });
+  ASSERT_NE(recording, nullptr);
+  EXPECT_EQ(Recorder::current(), nullptr);
+  EXPECT_EQ(step.t.read(step.o)(0, 0, 0, 0), -1.0) << "recording ran the work";
+  for (int i = 0; i < 2; ++i) {
+    recording->replay();
+    expect_same_bits(step.read(), expected, "replayed");
+  }
+  EXPECT_EQ(counted, 2);
+  EXPECT_EQ(joined, 1);
+}
+
+// A step's numbers lie on the device: a replay takes those that are there by then.
+TEST(CudaGraph, ReplayReadsTheNumbersOfItsStep) {
+  Tensors t(gpu(), DType::bf16, 0);
+  Inputs inputs(42);
+  const Array start = inputs.f32({1000}), grad = inputs.f32({1000});
+  const auto updated = [&](bool replayed) {
+    const Tensor master = t.in_acc(start), param = t.out({1000}), m = t.in_acc(Array({1000})),
+                 v = t.in_acc(Array({1000}));
+    const AdamwTensor tensor{param, master, m, v, t.in_acc(grad), true};
+    Buffer numbers({kStepNumbers}, DType::f64, Device::cuda);
+    const Tensor step_S = numbers.tensor({kStepNumbers}, DType::f64);
+    const auto work = [&] { gpu().adamw({&tensor, 1}, {.weight_decay = 0.1}, step_S); };
+    const auto recording = gpu().record(work);
+    for (int step = 1; step <= 3; ++step) {
+      double host[kStepNumbers] = {/*lr*/ 0.1 * step, 1 - std::pow(0.9, step), 1 - std::pow(0.95, step), /*scale*/ 1,
+                                   /*taken*/ step == 2 ? 0.0 : 1.0};
+      copy_blocking(step_S, Tensor(host, {kStepNumbers}, DType::f64));
+      replayed ? recording->replay() : work();
+      gpu().synchronize();
+    }
+    return t.read(master);
+  };
+  EXPECT_EQ(relative_error(updated(true), updated(false)), 0.0);
+  EXPECT_GT(relative_error(updated(true), start), 0.0);
+}
+
+TEST(CudaGraph, AWorkspaceThatMovedMakesARecordingInvalid) {
+  auto& ops = dynamic_cast<cuda::CudaOps&>(gpu());
+  Step step;
+  step.run();
+  const auto recording = ops.record([&] { step.run(); });
+  EXPECT_TRUE(recording->valid());
+  ops.workspace().reserve(ops.workspace().bytes() + (size_t{64} << 20));
+  EXPECT_FALSE(recording->valid());
+  // While recording, it must not move; what went wrong leaves the stream as it was.
+  EXPECT_THROW(ops.record([&] { ops.workspace().reserve(ops.workspace().bytes() + 1); }), Error);
+  EXPECT_EQ(Recorder::current(), nullptr);
+  step.run();
+  ops.synchronize();
 }
 
 }  // namespace

@@ -357,11 +357,9 @@ TEST(CudaAdamw, ManyTensors) {
     parameters.push_back({inputs.bf16({size}), inputs.bf16({size}, -0.1, 0.1), inputs.bf16({size}, 0, 0.01),
                           inputs.bf16({size}), parameters.size() % 2 == 0});
   }
-  const AdamwStep step{.lr = 1e-2,
-                       .weight_decay = 0.1,
-                       .bias_correction1 = 1 - std::pow(0.9, 3),
-                       .bias_correction2 = 1 - std::pow(0.95, 3),
-                       .grad_scale = 0.5};
+  Array step({kStepNumbers});
+  step(kLr) = 1e-2, step(kGradScale) = 0.5, step(kTaken) = 1;
+  step(kBiasCorrection1) = 1 - std::pow(0.9, 3), step(kBiasCorrection2) = 1 - std::pow(0.95, 3);
   check_body({.name = "adamw", .acc_error = 64 * 0x1p-24}, [&](Tensors& t) {
     std::vector<AdamwTensor> list;
     for (const Parameter& p : parameters) {
@@ -369,7 +367,7 @@ TEST(CudaAdamw, ManyTensors) {
       const Tensor param = t.dtype() == t.acc() ? master : t.out(p.master.sizes);
       list.push_back({param, master, t.in_acc(p.m), t.in_acc(p.v), t.in_acc(p.grad), p.decay});
     }
-    t.ops().adamw(list, step);
+    t.ops().adamw(list, {.weight_decay = 0.1}, t.make(step, DType::f64));
     for (size_t i = 0; i < list.size(); i += i < 5 ? 1 : 100) {  // 0 .. 5 and some of the small ones
       t.result(str("master", i), list[i].master), t.result(str("m", i), list[i].m), t.result(str("v", i), list[i].v);
       if (t.dtype() != t.acc()) {
