@@ -39,6 +39,8 @@ struct ChartAxis {
   bool log = false;
   // Ends of the axis; without them those of what is drawn.
   std::optional<double> min = {}, max = {};
+  // Where ticks are, each with its number; empty: at round numbers.
+  std::vector<double> ticks = {};
 };
 
 // A vertical line that says what happened there.

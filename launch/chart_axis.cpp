@@ -75,7 +75,7 @@ std::string pixels(double x) {
 }
 
 ChartScale::ChartScale(const ChartAxis& axis, const std::vector<double>& values, double from, double to, bool round)
-    : log_(axis.log), from_(from), to_(to) {
+    : log_(axis.log), from_(from), to_(to), named_(axis.ticks) {
   double low = std::numeric_limits<double>::infinity(), high = -low;
   for (double value : values) {
     if (!drawable(value)) continue;
@@ -118,6 +118,10 @@ double ChartScale::pixel(double value) const {
 
 std::vector<ChartTick> ChartScale::ticks(int count) const {
   std::vector<ChartTick> ticks;
+  for (double value : named_) {
+    if (inside(value)) ticks.push_back({value, tick_text(value, 4)});
+  }
+  if (!named_.empty()) return ticks;
   if (log_ && max_ / min_ >= 8) {
     const double decades = std::log10(max_ / min_);
     const int every = std::max(1, static_cast<int>(std::ceil(decades / count)));

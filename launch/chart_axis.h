@@ -23,7 +23,7 @@ class ChartScale {
   bool drawable(double value) const;
   bool inside(double value) const { return drawable(value) && value >= min_ && value <= max_; }
   double pixel(double value) const;
-  // About `count` of them.
+  // Those the axis names, or about `count` of them.
   std::vector<ChartTick> ticks(int count) const;
 
   bool log() const { return log_; }
@@ -33,6 +33,7 @@ class ChartScale {
  private:
   bool log_;
   double min_ = 0, max_ = 1, from_, to_;
+  std::vector<double> named_;
 };
 
 // A number of pixels, shortest text with one decimal.

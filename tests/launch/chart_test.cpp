@@ -82,6 +82,13 @@ TEST(Chart, LogTicksAreDecadesAndKeepTheirPlaces) {
   EXPECT_EQ(texts, (std::vector<std::string>{"1", "10", "100", "1000"}));
 }
 
+TEST(Chart, NamedTicksStandWhereTheyAreNamed) {
+  const ChartAxis axis{.label = "ranks", .log = true, .ticks = {1, 2, 4, 8, 64}};
+  std::string texts;
+  for (const ChartTick& tick : ChartScale(axis, {1, 8}, 0, 300, false).ticks(5)) texts += tick.text + " ";
+  EXPECT_EQ(texts, "1 2 4 8 ");
+}
+
 TEST(Chart, TickTexts) {
   EXPECT_EQ(tick_text(0), "0");
   EXPECT_EQ(tick_text(1234567), "1.23M");
