@@ -41,6 +41,7 @@ body{margin:0;background:var(--page);color:var(--text);font:15px/1.5 system-ui,-
 main{max-width:1240px;margin:0 auto;padding:24px 20px 48px}
 h1{font-size:25px;line-height:1.25;margin:0;overflow-wrap:anywhere}
 h2{font-size:18px;margin:30px 0 10px}
+h3{font-size:15px;margin:16px 0 6px}
 .sub{color:var(--soft);margin:4px 0 18px;overflow-wrap:anywhere}
 .grid{display:grid;gap:14px;grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr))}
 .card{background:var(--card);border:1px solid var(--rule);border-radius:10px;padding:12px 14px;min-width:0}
