@@ -45,7 +45,7 @@ int report_verb(const Arguments& arguments) {
                                                            : std::filesystem::path("report.html");
   const std::string page = report_page(runs);
   try {
-    replace_text_durably(file, page, random_nonce());
+    replace_text_durably(std::filesystem::absolute(file), page, random_nonce());
   } catch (const FileError& error) {
     throw UserError(str(error.what(), "; give a file that can be written with -o"));
   }
