@@ -49,7 +49,7 @@ h3{font-size:15px;margin:16px 0 6px}
 .tile{background:var(--card);border:1px solid var(--rule);border-radius:10px;padding:10px 14px}
 .tile b{display:block;font-size:21px;font-weight:650;font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
 .tile span{color:var(--soft);font-size:13px}
-.scroll{overflow-x:auto}
+.scroll{overflow-x:auto;margin:10px 0}
 table{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums;min-width:60%}
 th,td{padding:4px 12px 4px 0;text-align:right;border-bottom:1px solid var(--rule);vertical-align:top}
 th{color:var(--soft);font-weight:600}

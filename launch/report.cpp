@@ -153,7 +153,10 @@ std::string details_of(const EventRecord& event) {
   std::string text;
   for (const auto& [key, value] : event.details.items()) {
     if (key == "time" || key == "event" || key == "step") continue;
-    text += (text.empty() ? "" : ", ") + key + " " + (value.is_string() ? value.get<std::string>() : value.dump());
+    text += (text.empty() ? "" : ", ") + key + " " +
+            (value.is_string()         ? value.get<std::string>()
+             : value.is_number_float() ? tick_text(value.get<double>(), 4)
+                                       : value.dump());
   }
   return shortened(text, 240);
 }

@@ -125,7 +125,8 @@ void RunFolder::metric(nlohmann::json line) {
 }
 
 void RunFolder::started(bool resumed, int64_t step, int ranks) {
-  nlohmann::json details = {{"step", step}, {"ranks", ranks}, {"startup_s", process_age_seconds()}};
+  nlohmann::json details = {
+      {"step", step}, {"ranks", ranks}, {"startup_s", std::round(process_age_seconds() * 1e3) / 1e3}};
   if (moved_.steps > 0) details["steps_again"] = moved_.steps;
   if (moved_.damaged > 0) details["damaged_lines"] = moved_.damaged;
   event(resumed ? "resume" : "start", details);

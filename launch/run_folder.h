@@ -1,6 +1,6 @@
 // The folder of a run: config.toml (effective, with origins), plan.json, metrics.jsonl (one object a step, and one an
 // evaluation or sample), lost.jsonl (such lines of steps that were done again), events.jsonl, samples.txt,
-// checkpoints/. Written by rank 0 alone. launch/run_record.h reads it back.
+// goodput.json, tensorboard/, checkpoints/. Written by rank 0 alone. launch/run_record.h reads it back.
 #pragma once
 
 #include <cstdint>
