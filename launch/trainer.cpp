@@ -86,7 +86,9 @@ void Trainer::resume_or_initialize() {
   if (!resumed)
     initialize_run(*ops_, step_->table(), static_cast<uint64_t>(config_.train.seed), step_->params(),
                    step_->optimizer());
-  folder_ = std::make_unique<RunFolder>(config_.run.dir, state_.step, main_);
+  folder_ = std::make_unique<RunFolder>(
+      config_.run.dir, state_.step, main_,
+      MetricSinks{.tensorboard = config_.run.tensorboard, .prometheus = config_.run.prometheus});
   state_.config = to_toml(config_);
   state_.tokenizer_hash = train_file_->info().tokenizer_hash;
   state_.bytes_per_token =
@@ -94,7 +96,7 @@ void Trainer::resume_or_initialize() {
   folder_->write_config(state_.config);
   if (main_) folder_->write_plan(plan_to_json(make_plan(plan_.dims, plan_.transports)));
   start_profile();
-  folder_->event(resumed ? "resume" : "start", {{"step", state_.step}, {"ranks", world_.size()}});
+  folder_->started(resumed, state_.step, world_.size());
 }
 
 // Heartbeats lie in the run folder, which all hosts see.
@@ -209,7 +211,8 @@ StepResult Trainer::train_step(int64_t step) {
           .time_up = outcome.wishes[kTimeUp] > 0,
           .stop = outcome.wishes[kStop] > 0,
           .save = outcome.wishes[kSave] > 0,
-          .saved_part = outcome.wishes[kReady] == world_.size()};
+          .saved_part = outcome.wishes[kReady] == world_.size(),
+          .times = outcome.times};
 }
 
 std::array<double, kStepLimits> Trainer::limits() const {
@@ -230,11 +233,11 @@ void Trainer::evaluate_and_log(bool full) {
   const EvalResult result = evaluate(*ops_, step_->scratch(), step_->model(), step_->ranks(), params(), *valid_file_,
                                      full ? 0 : config_.train.eval_sequences, *mesh_, world_.comm());
   last_valid_bits_ = result.bits_per_byte();
-  folder_->metric({{"step", state_.step},
-                   {"valid_loss", result.loss()},
-                   {"valid_bits_per_byte", last_valid_bits_},
-                   {"valid_tokens", result.tokens},
-                   {"eval_s", std::chrono::duration<double>(Clock::now() - begin).count()}});
+  log_metric({{"step", state_.step},
+              {"valid_loss", result.loss()},
+              {"valid_bits_per_byte", last_valid_bits_},
+              {"valid_tokens", result.tokens},
+              {"eval_s", std::chrono::duration<double>(Clock::now() - begin).count()}});
   if (main_)
     message_line(str("step ", state_.step, ": held-out loss ", fixed(result.loss(), 4), ", ",
                      fixed(last_valid_bits_, 3), " bits/byte over ", count_text(static_cast<double>(result.bytes)),
@@ -249,10 +252,12 @@ void Trainer::write_sample() {
                               .top_k = 0,
                               .seed = static_cast<uint64_t>(config_.train.seed + state_.step)};
   const std::string& prompt = config_.train.sample_prompt;
+  const auto begin = Clock::now();
   const std::vector<int32_t> tokens =
       sample(*ops_, config_.model, step_->table(), params(), transpoints_, *tokenizer_, prompt, options);
   const std::string text = prompt + tokenizer_->decode(tokens);
   folder_->sample(state_.step, text);
+  log_metric({{"step", state_.step}, {"sample_s", std::chrono::duration<double>(Clock::now() - begin).count()}});
   message_line(str("step ", state_.step, ": sample\n", indent(text)));
 }
 
@@ -261,7 +266,7 @@ void Trainer::finish() {
   evaluate_and_log(true);
   write_sample();
   const double tokens_per_s = static_cast<double>(state_.tokens) / state_.seconds;
-  folder_->event("done", {{"step", state_.step}, {"tokens", state_.tokens}});
+  log_end("done", {{"step", state_.step}, {"tokens", state_.tokens}});
   nlohmann::json summary = {{"steps", state_.step},      {"tokens", state_.tokens},
                             {"seconds", state_.seconds}, {"tokens_per_s", tokens_per_s},
                             {"skipped", state_.skipped}, {"checkpoint", last_checkpoint_}};

@@ -37,6 +37,7 @@ struct StepResult {
   // What the ranks agree on for this boundary.
   bool time_up = false, stop = false, save = false;
   bool saved_part = false;  // all ranks are through with the present part of the save in flight
+  StepTimes times;
 };
 
 class Trainer {
@@ -73,6 +74,9 @@ class Trainer {
   void prepare_saving();
   bool starts_in_vain();
   bool due(int64_t every) const { return every > 0 && state_.step % every == 0; }
+  void log_metric(nlohmann::json line);
+  void log_end(const std::string& kind, nlohmann::json details);
+  void add_stall(nlohmann::json& line);
   void log_step(const StepResult& result, double step_seconds);
   void log_memory();
   void print_header() const;

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "launch/sharding.h"
+#include "launch/wall_time.h"
 
 namespace tmamba {
 
@@ -58,24 +59,33 @@ void TrainingStep::rehearse() {
 
 StepOutcome TrainingStep::run(Ops& ops, const StepOrders& orders, const Load& load,
                               const std::function<StepWishes()>& wishes) {
+  StepTimes times;
+  Lap lap;
   for (int64_t micro = 0; micro < options_.micro_batches; ++micro) {
     load(micro, host_tokens_2Bn_.select(0, 0), host_tokens_2Bn_.select(0, 1));
+    times.data += lap.next();
     copy_blocking(tokens_2Bn_, host_tokens_2Bn_);
     issue(ops, part_of(micro));
+    times.compute += lap.next();
   }
   // What the ranks want is asked as late as can be: a step may take long.
   ops.synchronize();
+  times.compute += lap.next();
   std::array<double, kPlaces> host{};
   std::ranges::copy(wishes(), host.begin() + kWishes);
   std::ranges::copy(step_numbers(orders.number, orders.lr, options_.rule), host.begin() + kStep);
   std::ranges::copy(orders.limits, host.begin() + kLimits);
   copy_blocking(numbers(kWishes, kSpare - kWishes), Tensor(host.data() + kWishes, {kSpare - kWishes}, DType::f64));
+  issue(ops, Part::agree);
+  times.agree = lap.next();
   issue(ops, Part::update);
   ops.synchronize();
   copy_blocking(Tensor(host.data(), {kStep + kStepNumbers}, DType::f64), numbers(0, kStep + kStepNumbers));
   StepOutcome outcome{.loss = host[kSums + kLossSum] / host[kSums + kTokenCount],
                       .grad_norm = std::sqrt(host[kSums + kSquares]),
                       .taken = host[kStep + kTaken] != 0};
+  times.update = lap.next();
+  outcome.times = times;
   std::copy_n(host.begin() + kWishes, kStepWishes, outcome.wishes.begin());
   return outcome;
 }
@@ -88,6 +98,7 @@ TrainingStep::Part TrainingStep::part_of(int64_t micro) const {
 
 void TrainingStep::issue(Ops& ops, Part part) {
   const auto work = [&] {
+    if (part == Part::agree) return agree(ops);
     if (part == Part::update) return update(ops);
     micro_batch(ops, part == Part::first || part == Part::only, part == Part::last || part == Part::only);
   };
@@ -126,10 +137,13 @@ void TrainingStep::micro_batch(Ops& ops, bool first, bool last) {
   if (reduces(last)) reducer_->finish();
 }
 
-void TrainingStep::update(Ops& ops) {
+void TrainingStep::agree(Ops& ops) {
   const std::vector<ConstTensor> counted = counted_gradients();
   ops.sum_squares(numbers(kSums + kSquares, 1), counted);
   ranks_.all.all_reduce(numbers(kSums, kStep - kSums), ReduceOp::sum).wait();
+}
+
+void TrainingStep::update(Ops& ops) {
   const Tensor step_S = numbers(kStep, kStepNumbers);
   ops.judge_step(step_S, numbers(kSums, kStepSums), numbers(kLimits, kStepLimits));
   optimizer_->step(ops, params_, gradients_, options_.rule, step_S);

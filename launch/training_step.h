@@ -43,11 +43,20 @@ struct StepOrders {
   std::array<double, kStepLimits> limits{};  // StepLimit
 };
 
+// Where the host's time in a step went, in seconds. On a GPU the wait for the slowest rank is in `update`.
+struct StepTimes {
+  double data = 0;     // reading and cutting sequences
+  double compute = 0;  // forward, backward and what it waits for of exchanges
+  double agree = 0;    // the small message by which all ranks agree: the wait for the slowest
+  double update = 0;   // optimizer and gathering of parameters
+};
+
 struct StepOutcome {
   double loss = 0;       // nats per token, over the global batch
   double grad_norm = 0;  // before clipping
   bool taken = false;
   StepWishes wishes{};  // sums over ranks
+  StepTimes times;
 };
 
 class TrainingStep {
@@ -94,7 +103,7 @@ class TrainingStep {
     bool ran = false;
     std::unique_ptr<Recording> recording;
   };
-  enum class Part : uint8_t { first, middle, last, only, update };
+  enum class Part : uint8_t { first, middle, last, only, agree, update };
 
   Tensor numbers(int64_t first, int64_t count) const {
     return numbers_.tensor({kPlaces}, DType::f64).slice(0, first, count);
@@ -103,6 +112,7 @@ class TrainingStep {
   Part part_of(int64_t micro) const;
   void issue(Ops& ops, Part part);
   void micro_batch(Ops& ops, bool first, bool last);
+  void agree(Ops& ops);
   void update(Ops& ops);
   std::vector<ConstTensor> counted_gradients() const;
 
