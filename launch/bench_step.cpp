@@ -1,11 +1,19 @@
 #include "launch/bench_step.h"
 
+#include <omp.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
+#include <fstream>
 #include <nlohmann/json.hpp>
+#include <set>
+#include <thread>
 
 #include "dist/device_world.h"
+#include "kernels/base/device.h"
 #include "kernels/base/rng.h"
+#include "launch/bench_io.h"
 #include "launch/devices.h"
 #include "launch/progress.h"
 #include "launch/run_state.h"
@@ -44,10 +52,10 @@ void fill_random(Ops& ops, const Tensor& flat, double std) {
   copy_from_host(ops, flat, host_flat);
 }
 
-// One micro-batch makes the step.
-RunConfig of_one_micro_batch(RunConfig config, const MeshShape& shape) {
+// Of so many micro-batches a step.
+RunConfig with_micro_batches(RunConfig config, const MeshShape& shape, int64_t micro_batches) {
   config.train.micro_batch = std::max<int64_t>(config.train.micro_batch, 1);
-  config.train.global_batch = config.train.micro_batch * shape.dp;
+  config.train.global_batch = config.train.micro_batch * shape.dp * micro_batches;
   return config;
 }
 
@@ -79,8 +87,8 @@ Roof measure_roof(Ops& ops, DType dtype) {
           .bytes = 2.0 * static_cast<double>(copied) * static_cast<double>(size_of(dtype)) / median(copy)};
 }
 
-StepBench::StepBench(const RunConfig& config, World& world, Ops& ops)
-    : config_(of_one_micro_batch(config, shape_of(config, world))),
+StepBench::StepBench(const RunConfig& config, World& world, Ops& ops, int64_t micro_batches)
+    : config_(with_micro_batches(config, shape_of(config, world), micro_batches)),
       world_(world),
       mesh_(*make_device_communicator(world, ops.device()), shape_of(config, world)),
       plan_(agree_plan(config_, mesh_.shape(), world.comm())),
@@ -122,18 +130,40 @@ void StepBench::random_tokens() {
   copy_blocking(tokens_, ConstTensor(host.data(), {2, tokens_.size(1), tokens_.size(2)}, DType::i32));
 }
 
+void StepBench::take(const Batch& batch) {
+  const Buffer buffer({tokens_.numel()}, DType::i32);
+  const Tensor host_2Bn = buffer.tensor({2, tokens_.size(1), tokens_.size(2)}, DType::i32);
+  ranks_->shard(host_2Bn.select(0, 0), batch.tokens_BT);
+  ranks_->shard(host_2Bn.select(0, 1), batch.targets_BT);
+  copy_blocking(tokens_, host_2Bn);
+}
+
+std::vector<TensorSlice> StepBench::slices(const std::function<Tensor(const Tensor&)>& to_host) const {
+  return run_slices(table_, params_, *optimizer_,
+                    reducer_->stage() > 0 || mesh_.shape().zero_rank(mesh_.coordinates()) == 0,
+                    mesh_.coordinates().tp == 0, to_host);
+}
+
 void StepBench::mute(bool on) { tp_.mute(on), sp_.mute(on), zero_.mute(on); }
 
 void StepBench::step(Ops& ops) {
+  const int64_t micro_batches = plan_.dims.micro_batches();
+  // As in training: the last micro-batch's backward pass carries the sums over ranks; with ZeRO-2 that of each.
+  const auto reduces = [&](int64_t micro) { return micro + 1 == micro_batches || reducer_->stage() == 2; };
   ops.fill(grads_, 0);
   reducer_->begin_step();
-  model_->forward_backward(
-      ops, scratch_, params_, grads_, {tokens_.select(0, 0), tokens_.select(0, 1)}, 1.0 / static_cast<double>(tokens()),
-      {.loss_1 = sums_.slice(0, 0, 1), .count_1 = sums_.slice(0, 1, 1), .loss_N = {}}, [&](int bucket) {
-        const Slice range = reducer_->bucket_range(bucket);
-        reducer_->start(bucket, grads_.slice(0, range.begin, range.count));
-      });
-  reducer_->finish();
+  for (int64_t micro = 0; micro < micro_batches; ++micro) {
+    if (micro > 0 && reduces(micro - 1)) ops.fill(grads_, 0);
+    model_->forward_backward(ops, scratch_, params_, grads_, {tokens_.select(0, 0), tokens_.select(0, 1)},
+                             1.0 / static_cast<double>(tokens()),
+                             {.loss_1 = sums_.slice(0, 0, 1), .count_1 = sums_.slice(0, 1, 1), .loss_N = {}},
+                             [&](int bucket) {
+                               if (!reduces(micro)) return;
+                               const Slice range = reducer_->bucket_range(bucket);
+                               reducer_->start(bucket, grads_.slice(0, range.begin, range.count));
+                             });
+    if (reduces(micro)) reducer_->finish();
+  }
   const std::vector<ConstTensor> counted(gradients_.begin(), gradients_.end());
   ops.sum_squares(sums_.slice(0, 2, 1), counted);
   // The host waits for the norm, as in training: it decides about clipping and skipping.
@@ -161,19 +191,59 @@ Times time_steps(StepBench& bench, World& world, Ops& ops, int64_t steps) {
   return {median(slowest), median(own)};
 }
 
+// Bytes in use now, on the rank that uses most: of its GPU, or of its own pages on a host.
+int64_t memory_in_use(World& world, Device device) {
+  double bytes = 0;
+  if (device == Device::cuda) {
+    const DeviceMemory memory = device_memory(device);
+    bytes = static_cast<double>(memory.total - memory.free);
+  } else {
+    std::ifstream in("/proc/self/statm");
+    int64_t pages = 0;
+    in >> pages >> pages;
+    bytes = static_cast<double>(pages * ::sysconf(_SC_PAGESIZE));
+  }
+  return static_cast<int64_t>(over_ranks(world, bytes, ReduceOp::max));
+}
+
+int hosts_of(const World& world) {
+  return static_cast<int>(std::set<std::string>(world.hosts().begin(), world.hosts().end()).size());
+}
+
+// How long ranks wait for exchanges that no work hides, beside the planner's prediction.
+void add_exposed(json& result, const RunConfig& config, StepBench& bench, World& world, Ops& ops, int64_t steps) {
+  bench.mute(true);
+  const Times alone = time_steps(bench, world, ops, steps);
+  bench.mute(false);
+  const double mean = over_ranks(world, alone.own, ReduceOp::sum) / world.size();
+  const double most = over_ranks(world, alone.own, ReduceOp::max);
+  const StepTime predicted = predict(bench.plan().dims, machine_of_device(config), bench.plan().transports).time;
+  result["work_ms"] = most * 1e3;
+  result["balance"] = mean / most;
+  result["exposed_ms"] = result["step_ms"].get<double>() - most * 1e3;
+  result["predicted_step_ms"] = predicted.total() * 1e3;
+  result["predicted_exposed_ms"] = (predicted.tp + predicted.sp + predicted.dp) * 1e3;
+}
+
 }  // namespace
 
-json bench_step(const RunConfig& config, World& world, Ops& ops, int64_t steps, const Roof& roof) {
-  StepBench bench(config, world, ops);
-  const int ranks = world.size();
-  const double seconds = time_steps(bench, world, ops, steps).slowest;
+json bench_step(const RunConfig& config, World& world, Ops& ops, const StepBenchOptions& options) {
+  StepBench bench(config, world, ops, options.micro_batches);
+  const double seconds = time_steps(bench, world, ops, options.steps).slowest;
   const auto total = [&](double of_rank) { return over_ranks(world, of_rank, ReduceOp::sum); };
-  const double gflop = total(bench.counts().matmul()) / 1e9, roof_gflops = total(roof.flops) / 1e9;
   const PlanDims& dims = bench.plan().dims;
+  const auto gflop_of = [&](double of_micro_batch) {
+    return total(of_micro_batch) * static_cast<double>(dims.micro_batches()) / 1e9;
+  };
+  const double gflop = gflop_of(bench.counts().matmul()), roof_gflops = total(options.roof.flops) / 1e9;
   json result = {{"parameters", bench.parameters()},
-                 {"batch", dims.batch * dims.dp},
+                 {"batch", bench.sequences()},
+                 {"micro_batches", dims.micro_batches()},
                  {"seq_len", dims.tokens},
-                 {"ranks", ranks},
+                 {"ranks", world.size()},
+                 {"hosts", hosts_of(world)},
+                 {"processors", std::thread::hardware_concurrency()},
+                 {"threads", omp_get_max_threads()},
                  {"tp", dims.tp},
                  {"sp", dims.sp},
                  {"dp", dims.dp},
@@ -182,35 +252,34 @@ json bench_step(const RunConfig& config, World& world, Ops& ops, int64_t steps, 
                  {"step_ms", seconds * 1e3},
                  {"tokens_per_s", static_cast<double>(bench.tokens()) / seconds},
                  {"gflop", gflop},
-                 {"gflop_linear", total(bench.counts().linear) / 1e9},
-                 {"gflop_attention", total(bench.counts().attention) / 1e9},
-                 {"gflop_ssd", total(bench.counts().ssd) / 1e9},
+                 {"gflop_linear", gflop_of(bench.counts().linear)},
+                 {"gflop_attention", gflop_of(bench.counts().attention)},
+                 {"gflop_ssd", gflop_of(bench.counts().ssd)},
                  {"gflops", gflop / seconds},
-                 {"gemm_gflops", roof_gflops},
-                 {"fraction_of_gemm", gflop / seconds / roof_gflops},
-                 {"activation_bytes", bench.activation_bytes()}};
-  if (ranks == 1) return result;
-  bench.mute(true);
-  const Times alone = time_steps(bench, world, ops, steps);
-  const double mean = total(alone.own) / ranks, most = over_ranks(world, alone.own, ReduceOp::max);
-  const StepTime predicted = predict(dims, machine_of_device(config), bench.plan().transports).time;
-  result["work_ms"] = most * 1e3;
-  result["balance"] = mean / most;
-  result["exposed_ms"] = (seconds - most) * 1e3;
-  result["predicted_step_ms"] = predicted.total() * 1e3;
-  result["predicted_exposed_ms"] = (predicted.tp + predicted.sp + predicted.dp) * 1e3;
+                 {"activation_bytes", bench.activation_bytes()},
+                 {"memory_bytes", memory_in_use(world, ops.device())}};
+  if (roof_gflops > 0) {
+    result["gemm_gflops"] = roof_gflops;
+    result["fraction_of_gemm"] = gflop / seconds / roof_gflops;
+  }
+  if (!options.io_folder.empty()) result["io"] = bench_io(config, world, ops, bench, options.io_folder);
+  if (world.size() > 1) add_exposed(result, config, bench, world, ops, options.steps);
   return result;
 }
 
 std::string step_text(const json& r) {
   const auto number = [&](const char* name) { return r.at(name).get<double>(); };
   const auto whole = [&](const char* name) { return r.at(name).get<int64_t>(); };
-  std::string text = str(
-      count_text(number("parameters")), " parameters, B=", whole("batch"), ", T=", whole("seq_len"), ": ",
-      fixed(number("step_ms"), 1), " ms a step, ", count_text(number("tokens_per_s")), " tokens/s\n",
-      fixed(number("gflop"), 1), " GFLOP a step (linear ", fixed(number("gflop_linear"), 1), ", attention ",
-      fixed(number("gflop_attention"), 1), ", SSD ", fixed(number("gflop_ssd"), 1), "): ", fixed(number("gflops"), 1),
-      " GFLOP/s = ", fixed(100 * number("fraction_of_gemm"), 1), " % of the matrix product's rate\n");
+  std::string text = str(count_text(number("parameters")), " parameters, B=", whole("batch"), ", T=", whole("seq_len"),
+                         ": ", fixed(number("step_ms"), 1), " ms a step, ", count_text(number("tokens_per_s")),
+                         " tokens/s\n", fixed(number("gflop"), 1), " GFLOP a step (linear ",
+                         fixed(number("gflop_linear"), 1), ", attention ", fixed(number("gflop_attention"), 1),
+                         ", SSD ", fixed(number("gflop_ssd"), 1), "): ", fixed(number("gflops"), 1), " GFLOP/s",
+                         r.contains("gemm_gflops")
+                             ? str(" = ", fixed(100 * number("fraction_of_gemm"), 1), " % of the matrix product's rate")
+                             : std::string(),
+                         "\n");
+  if (r.contains("io")) text += io_text(r.at("io"));
   if (whole("ranks") == 1) return text;
   text += str(whole("ranks"), " ranks: tp ", whole("tp"), ", sp ", whole("sp"), ", dp ", whole("dp"), ", fold ",
               whole("fold"), ", ", r.at("transport").get<std::string>(), "\nwork of the slowest rank ",

@@ -1,11 +1,14 @@
 // One training step on random tokens, as a rank of a mesh: what `bench step` and `bench ops` time.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
 
+#include "data/checkpoint.h"
+#include "data/loader.h"
 #include "dist/grad_reducer.h"
 #include "dist/mesh.h"
 #include "dist/world.h"
@@ -23,20 +26,26 @@ struct Roof {
 };
 Roof measure_roof(Ops& ops, DType dtype);
 
-// A micro-batch of train.micro_batch sequences (at least one) on each data-parallel rank: forward, backward, sums of
-// gradients over ranks, gradient norm, AdamW. Collective.
+// `micro_batches` micro-batches of train.micro_batch sequences (at least one) on each data-parallel rank: forward,
+// backward, sums of gradients over ranks, gradient norm, AdamW. Collective.
 class StepBench {
  public:
-  StepBench(const RunConfig& config, World& world, Ops& ops);
+  StepBench(const RunConfig& config, World& world, Ops& ops, int64_t micro_batches = 1);
 
   void step(Ops& ops);
+  // Takes the tokens of a micro-batch of this rank's data-parallel group, as training does.
+  void take(const Batch& batch);
+  // What this rank would save (run_slices).
+  std::vector<TensorSlice> slices(const std::function<Tensor(const Tensor&)>& to_host) const;
   // Exchanges move nothing from now on.
   void mute(bool on);
 
   const RunPlan& plan() const { return plan_; }
   const MeshShape& shape() const { return mesh_.shape(); }
-  const OpCounts& counts() const { return measure_.counts; }  // of this rank
-  int64_t tokens() const { return plan_.dims.batch * shape().dp * plan_.dims.tokens; }
+  const MeshCoordinates& coordinates() const { return mesh_.coordinates(); }
+  const OpCounts& counts() const { return measure_.counts; }  // of a micro-batch on this rank
+  int64_t sequences() const { return plan_.dims.batch * shape().dp * plan_.dims.micro_batches(); }
+  int64_t tokens() const { return sequences() * plan_.dims.tokens; }
   int64_t parameters() const { return table_.global_size(); }
   size_t activation_bytes() const { return measure_.activation_bytes(); }
 
@@ -60,9 +69,16 @@ class StepBench {
   std::vector<Tensor> gradients_;
 };
 
-// Times of `steps` steps, of the slowest rank; with several ranks also what no work hides of their exchanges, beside
-// the planner's prediction. Collective; every rank gets the same.
-nlohmann::json bench_step(const RunConfig& config, World& world, Ops& ops, int64_t steps, const Roof& roof);
+struct StepBenchOptions {
+  int64_t steps = 5;
+  int64_t micro_batches = 1;
+  Roof roof = {};              // zeros where it was not measured
+  std::string io_folder = "";  // where to write and read token files and checkpoints (bench_io); empty: nowhere
+};
+
+// Times of some steps, of the slowest rank; with several ranks also what no work hides of their exchanges, beside the
+// planner's prediction. Collective; every rank gets the same.
+nlohmann::json bench_step(const RunConfig& config, World& world, Ops& ops, const StepBenchOptions& options);
 // They as text, every line ended.
 std::string step_text(const nlohmann::json& result);
 
