@@ -2,7 +2,9 @@
 
 #include <mpi.h>
 
+#include <algorithm>
 #include <array>
+#include <cstring>
 #include <vector>
 
 #include "dist/mpi_check.h"
@@ -33,24 +35,42 @@ constexpr std::array kOfInterest{"pml",
                                  "MPIR_CVAR_OFI_USE_PROVIDER",
                                  "MPIR_CVAR_NEMESIS_TCP_NETWORK_IFACE"};
 
+// A number of a control variable: its name where the library has one for it.
+std::string name_of_number(int value, MPI_T_enum names) {
+  int count = 0, length = 0;
+  if (names == MPI_T_ENUM_NULL || MPI_T_enum_get_info(names, &count, nullptr, &length) != MPI_SUCCESS) {
+    return std::to_string(value);
+  }
+  for (int i = 0; i < count; ++i) {
+    int of_item = 0;
+    std::array<char, 128> text{};
+    length = static_cast<int>(text.size());
+    if (MPI_T_enum_get_item(names, i, &of_item, text.data(), &length) == MPI_SUCCESS && of_item == value) {
+      return text.data();
+    }
+  }
+  return std::to_string(value);
+}
+
 // Of a control variable; empty for types that are no setting of a person.
-std::string value_of(int index, MPI_Datatype type) {
+std::string value_of(int index, MPI_Datatype type, MPI_T_enum names) {
   MPI_T_cvar_handle handle = nullptr;
   int count = 0;
   if (MPI_T_cvar_handle_alloc(index, nullptr, &handle, &count) != MPI_SUCCESS) return "";
-  std::string text;
-  if (type == MPI_CHAR) {
-    std::vector<char> value(static_cast<size_t>(count) + 1);
-    if (MPI_T_cvar_read(handle, value.data()) == MPI_SUCCESS) text = value.data();
-  } else if (count == 1 && (type == MPI_INT || type == MPI_UNSIGNED)) {
-    int value = 0;
-    if (MPI_T_cvar_read(handle, &value) == MPI_SUCCESS) text = std::to_string(value);
-  } else if (count == 1 && (type == MPI_UNSIGNED_LONG || type == MPI_UNSIGNED_LONG_LONG)) {
-    unsigned long long value = 0;
-    if (MPI_T_cvar_read(handle, &value) == MPI_SUCCESS) text = std::to_string(value);
-  }
+  std::vector<char> value(std::max<size_t>(static_cast<size_t>(count), 8) + 1);
+  const bool read = MPI_T_cvar_read(handle, value.data()) == MPI_SUCCESS;
   MPI_T_cvar_handle_free(&handle);
-  return text;
+  if (!read) return "";
+  const auto as = [&]<class T>(T number) {
+    std::memcpy(&number, value.data(), sizeof number);
+    return number;
+  };
+  if (type == MPI_CHAR) return value.data();
+  if (type == MPI_C_BOOL) return as(false) ? "true" : "false";
+  if (count != 1) return "";
+  if (type == MPI_INT || type == MPI_UNSIGNED) return name_of_number(as(0), names);
+  if (type == MPI_UNSIGNED_LONG || type == MPI_UNSIGNED_LONG_LONG) return std::to_string(as(0ULL));
+  return "";
 }
 
 }  // namespace
@@ -77,7 +97,7 @@ std::map<std::string, std::string> mpi_settings() {
                             &scope) != MPI_SUCCESS) {
       continue;
     }
-    settings[name] = value_of(index, type);
+    if (const std::string value = value_of(index, type, values); !value.empty()) settings[name] = value;
   }
   MPI_T_finalize();
   return settings;

@@ -213,12 +213,14 @@ std::string placement_table(const std::vector<json>& ranks) {
 json rank_settings() {
   constexpr std::array kPrefixes{"OMPI_MCA_", "PMIX_MCA_", "UCX_",      "FI_",           "NCCL_",
                                  "MPICH_",    "OMP_",      "OPENBLAS_", "CUDA_VISIBLE_", "CUDA_DEVICE_"};
+  constexpr std::array kInternal{"OMPI_MCA_ess",  "OMPI_MCA_orte_",     "OMPI_MCA_pmix", "OMPI_MCA_initial_wdir",
+                                 "PMIX_MCA_mca_", "OMPI_MCA_shmem_RUN", "PMIX_MCA_psec"};
   json environment = json::object();
   for (char** entry = environ; *entry != nullptr; ++entry) {
     const std::string text = *entry;
-    // What Open MPI passes to its own ranks, another for each, is no setting of anybody.
-    const bool internal = text.starts_with("OMPI_MCA_ess_") || text.starts_with("OMPI_MCA_orte_") ||
-                          text.starts_with("OMPI_MCA_pmix_") || text.starts_with("PMIX_MCA_mca_");
+    // What Open MPI passes to its own ranks is no setting of anybody.
+    const bool internal =
+        std::any_of(kInternal.begin(), kInternal.end(), [&](const char* p) { return text.starts_with(p); });
     const bool wanted =
         std::any_of(kPrefixes.begin(), kPrefixes.end(), [&](const char* p) { return text.starts_with(p); });
     if (wanted && !internal) environment[text.substr(0, text.find('='))] = text.substr(text.find('=') + 1);
