@@ -1,11 +1,14 @@
 #include "launch/run_folder.h"
 
 #include <chrono>
-#include <ctime>
+#include <cmath>
+#include <cstdio>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "kernels/base/check.h"
+#include "launch/goodput.h"
+#include "launch/wall_time.h"
 
 namespace tmamba {
 
@@ -13,29 +16,34 @@ namespace {
 
 namespace fs = std::filesystem;
 
-std::string utc_now() {
-  const std::time_t now = std::chrono::system_clock::to_time_t(std::chrono::system_clock::now());
-  std::tm parts{};
-  gmtime_r(&now, &parts);
-  char text[32];
-  std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &parts);
-  return text;
-}
+double unix_now() { return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count(); }
 
-// Keeps the lines of steps up to `step`; a line cut short by a crash goes too.
-void drop_after(const fs::path& file, int64_t step) {
+// Keeps the lines of steps up to `step`; the others are appended to lost.jsonl beside it. They are there before they
+// are gone from here, so a crash between leaves them in both: readers take a line that is in both as one.
+MovedLines move_after(const fs::path& file, int64_t step) {
+  MovedLines moved;
   std::ifstream in(file);
-  if (!in) return;
-  const fs::path kept = file.string() + ".tmp";
+  if (!in) return moved;
+  const fs::path kept = file.string() + ".tmp", lost = file.parent_path() / "lost.jsonl";
   {
-    std::ofstream out(kept);
+    std::ofstream out(kept), lost_out;
     for (std::string line; std::getline(in, line);) {
       const nlohmann::json object = nlohmann::json::parse(line, nullptr, false);
-      if (!object.is_discarded() && object.value("step", int64_t{0}) <= step) out << line << "\n";
+      if (!object.is_object()) {
+        ++moved.damaged;
+      } else if (const nlohmann::json at = object.value("step", nlohmann::json(0)); at.is_number() && at > step) {
+        if (!lost_out.is_open()) lost_out.open(lost, std::ios::app);
+        lost_out << line << "\n";
+        moved.steps += object.contains("loss");
+      } else {
+        out << line << "\n";
+      }
     }
+    if (lost_out.is_open() && !lost_out.flush()) throw Error(str(lost.string(), ": cannot write; is the disk full?"));
     if (!out.flush()) throw Error(str(kept.string(), ": cannot write; is the disk full?"));
   }
   fs::rename(kept, file);
+  return moved;
 }
 
 void write_file(const fs::path& file, const std::string& text) {
@@ -51,7 +59,7 @@ RunFolder::RunFolder(const fs::path& dir, int64_t resumed_step, bool write) : di
   std::error_code error;
   fs::create_directories(checkpoints(), error);
   if (error) throw UserError(str("run.dir: cannot create ", checkpoints().string(), ": ", error.message()));
-  drop_after(dir_ / "metrics.jsonl", resumed_step);
+  moved_ = move_after(dir_ / "metrics.jsonl", resumed_step);
   metrics_ = LineLog(dir_ / "metrics.jsonl");
   events_ = LineLog(dir_ / "events.jsonl");
   samples_ = LineLog(dir_ / "samples.txt");
@@ -73,13 +81,22 @@ void RunFolder::write_plan(const std::string& json) {
   fs::rename(written, file);
 }
 
-void RunFolder::metric(const nlohmann::json& line) {
-  if (write_) metrics_.append(line.dump());
+void RunFolder::metric(nlohmann::json line) {
+  if (!write_) return;
+  line["time"] = std::round(unix_now() * 1e3) / 1e3;
+  metrics_.append(line.dump());
+}
+
+void RunFolder::started(bool resumed, int64_t step, int ranks) {
+  nlohmann::json details = {{"step", step}, {"ranks", ranks}, {"startup_s", process_age_seconds()}};
+  if (moved_.steps > 0) details["steps_again"] = moved_.steps;
+  if (moved_.damaged > 0) details["damaged_lines"] = moved_.damaged;
+  event(resumed ? "resume" : "start", details);
 }
 
 void RunFolder::event(const std::string& kind, const nlohmann::json& details) {
   if (!write_) return;
-  nlohmann::json line = {{"time", utc_now()}, {"event", kind}};
+  nlohmann::json line = {{"time", utc_text(unix_now())}, {"event", kind}};
   line.update(details);
   events_.append(line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
 }
@@ -90,8 +107,18 @@ void RunFolder::sample(int64_t step, const std::string& text) {
 
 void RunFolder::rewind(int64_t step) {
   if (!write_) return;
-  drop_after(dir_ / "metrics.jsonl", step);
+  move_after(dir_ / "metrics.jsonl", step);
   metrics_ = LineLog(dir_ / "metrics.jsonl");
+}
+
+void RunFolder::write_goodput() {
+  if (!write_) return;
+  // The run is at its end and safe: this must not make a failure of it.
+  try {
+    write_file(dir_ / "goodput.json", goodput_json(goodput_of(read_run_logs(dir_))).dump(2));
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+  }
 }
 
 nlohmann::json RunFolder::read_summary() const {

@@ -1,5 +1,6 @@
-// The folder of a run: config.toml (effective, with origins), plan.json, metrics.jsonl (one object a step),
-// events.jsonl, samples.txt, checkpoints/. Written by rank 0 alone.
+// The folder of a run: config.toml (effective, with origins), plan.json, metrics.jsonl (one object a step, and one an
+// evaluation or sample), lost.jsonl (such lines of steps that were done again), events.jsonl, samples.txt,
+// checkpoints/. Written by rank 0 alone. launch/run_record.h reads it back.
 #pragma once
 
 #include <cstdint>
@@ -11,12 +12,18 @@
 
 namespace tmamba {
 
+// What of metrics.jsonl was put away.
+struct MovedLines {
+  int64_t steps = 0;    // moved to lost.jsonl
+  int64_t damaged = 0;  // cut short or no JSON: gone
+};
+
 class RunFolder {
  public:
   // Creates the folder where it is missing and opens the logs for appending. Metrics of steps after `resumed_step`,
-  // left by a run that stopped after its last checkpoint, are dropped: each step stands in metrics.jsonl once. With
-  // write = false (every rank but 0) nothing is touched and every write is ignored. A line that cannot be logged later
-  // is lost, and standard error says so; what else cannot be written throws.
+  // left by a run that stopped after its last checkpoint, go to lost.jsonl: each step stands in metrics.jsonl once.
+  // With write = false (every rank but 0) nothing is touched and every write is ignored. A line that cannot be logged
+  // later is lost, and standard error says so; what else cannot be written throws.
   RunFolder(const std::filesystem::path& dir, int64_t resumed_step, bool write);
 
   const std::filesystem::path& dir() const { return dir_; }
@@ -25,10 +32,16 @@ class RunFolder {
   void write_config(const std::string& toml);
   // plan.json; the file is there whole or as it was.
   void write_plan(const std::string& json);
-  void metric(const nlohmann::json& line);
+  // Both add the time: "time", in metrics as seconds since 1970, in events in UTC.
+  void metric(nlohmann::json line);
+  // A start of the program has come so far that it can train: says how long that took, and what it found of steps that
+  // must be done again.
+  void started(bool resumed, int64_t step, int ranks);
   void event(const std::string& kind, const nlohmann::json& details);
   void sample(int64_t step, const std::string& text);
-  // Drops the metrics of steps after `step`: the run goes on from there.
+  // goodput.json: where the run's time went so far (launch/goodput.h).
+  void write_goodput();
+  // Metrics of steps after `step` go to lost.jsonl: the run goes on from there.
   void rewind(int64_t step);
   bool has_summary() const { return std::filesystem::exists(dir_ / "summary.json"); }
   // Throws UserError where the run was not finished.
@@ -38,6 +51,7 @@ class RunFolder {
  private:
   std::filesystem::path dir_;
   bool write_;
+  MovedLines moved_;
   LineLog metrics_, events_, samples_;
 };
 

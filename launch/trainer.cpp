@@ -89,7 +89,7 @@ void Trainer::resume_or_initialize() {
   folder_->write_config(state_.config);
   if (main_) folder_->write_plan(plan_to_json(make_plan(plan_.dims, plan_.transports)));
   start_profile();
-  folder_->event(resumed ? "resume" : "start", {{"step", state_.step}, {"ranks", world_.size()}});
+  folder_->started(resumed, state_.step, world_.size());
 }
 
 // Heartbeats lie in the run folder, which all hosts see.
@@ -165,6 +165,8 @@ StepResult Trainer::train_step(int64_t step) {
   ops.fill(grads_, 0);
   ops.fill(sums_3, 0);
   reducer_->begin_step();
+  StepTimes times;
+  Lap lap;
   for (int64_t micro = 0; micro < micro_batches_; ++micro) {
     const int64_t first =
         (step - 1) * config_.train.global_batch + state_.passed_over + mesh_->coordinates().dp * per_rank + micro * B;
@@ -174,16 +176,19 @@ StepResult Trainer::train_step(int64_t step) {
     // Targets are shifted by one before sequences are cut: a cut needs nothing of the next rank.
     ranks_->shard(host_2Bn.select(0, 0), batch.tokens_BT);
     ranks_->shard(host_2Bn.select(0, 1), batch.targets_BT);
+    times.data += lap.next();
     copy_blocking(tokens_2Bn, host_2Bn);
     model_->forward_backward(ops, scratch_, params_, grads_, {tokens_2Bn.select(0, 0), tokens_2Bn.select(0, 1)},
                              grad_scale,
                              {.loss_1 = sums_3.slice(0, 0, 1), .count_1 = sums_3.slice(0, 1, 1), .loss_N = {}},
                              [&](int bucket) { reduce_bucket(bucket, micro); });
     if (reduces(micro)) reducer_->finish();
+    times.compute += lap.next();
   }
   const std::vector<ConstTensor> gradients = counted_gradients();
   ops.sum_squares(sums_3.slice(0, 2, 1), gradients);
   ops.synchronize();
+  times.compute += lap.next();
 
   // One small message decides for all ranks alike: the loss, the gradient's norm, who wants to stop or to save.
   double sums[kAgreedNumbers] = {};
@@ -195,6 +200,7 @@ StepResult Trainer::train_step(int64_t step) {
   sums[kSave] = wants_save();
   sums[kReady] = saver_ && saver_->in_flight() && saver_->ready();
   world_.comm().all_reduce(Tensor(sums, {kAgreedNumbers}, DType::f64), ReduceOp::sum).wait();
+  times.agree = lap.next();
   const double grad_norm = std::sqrt(sums[kSquares]);
   StepResult result{.loss = sums[kLoss] / sums[kCount],
                     .grad_norm = grad_norm,
@@ -204,7 +210,8 @@ StepResult Trainer::train_step(int64_t step) {
                     .time_up = sums[kTimeUp] > 0,
                     .stop = sums[kStop] > 0,
                     .save = sums[kSave] > 0,
-                    .saved_part = sums[kReady] == world_.size()};
+                    .saved_part = sums[kReady] == world_.size(),
+                    .times = times};
   const bool finite = std::isfinite(result.loss) && std::isfinite(grad_norm);
   result.spike = finite && guard_.spike(result.loss, grad_norm);
   result.skipped = !finite || result.spike;
@@ -215,6 +222,7 @@ StepResult Trainer::train_step(int64_t step) {
   optimizer_->step(ops, params_, gradients_,
                    adamw_step(step - state_.skipped, result.lr, t.betas[0], t.betas[1], t.eps, t.weight_decay, clip));
   reducer_->gather_parameters(params_);
+  result.times.update = lap.next();
   return result;
 }
 
@@ -249,11 +257,11 @@ void Trainer::evaluate_and_log(bool full) {
   const EvalResult result = evaluate(*ops_, scratch_, *model_, *ranks_, params_, *valid_file_,
                                      full ? 0 : config_.train.eval_sequences, *mesh_, world_.comm());
   last_valid_bits_ = result.bits_per_byte();
-  folder_->metric({{"step", state_.step},
-                   {"valid_loss", result.loss()},
-                   {"valid_bits_per_byte", last_valid_bits_},
-                   {"valid_tokens", result.tokens},
-                   {"eval_s", std::chrono::duration<double>(Clock::now() - begin).count()}});
+  log_metric({{"step", state_.step},
+              {"valid_loss", result.loss()},
+              {"valid_bits_per_byte", last_valid_bits_},
+              {"valid_tokens", result.tokens},
+              {"eval_s", std::chrono::duration<double>(Clock::now() - begin).count()}});
   if (main_)
     message_line(str("step ", state_.step, ": held-out loss ", fixed(result.loss(), 4), ", ",
                      fixed(last_valid_bits_, 3), " bits/byte over ", count_text(static_cast<double>(result.bytes)),
@@ -268,10 +276,12 @@ void Trainer::write_sample() {
                               .top_k = 0,
                               .seed = static_cast<uint64_t>(config_.train.seed + state_.step)};
   const std::string& prompt = config_.train.sample_prompt;
+  const auto begin = Clock::now();
   const std::vector<int32_t> tokens =
       sample(*ops_, config_.model, *table_, params_, transpoints_, *tokenizer_, prompt, options);
   const std::string text = prompt + tokenizer_->decode(tokens);
   folder_->sample(state_.step, text);
+  log_metric({{"step", state_.step}, {"sample_s", std::chrono::duration<double>(Clock::now() - begin).count()}});
   message_line(str("step ", state_.step, ": sample\n", indent(text)));
 }
 
@@ -280,7 +290,7 @@ void Trainer::finish() {
   evaluate_and_log(true);
   write_sample();
   const double tokens_per_s = static_cast<double>(state_.tokens) / state_.seconds;
-  folder_->event("done", {{"step", state_.step}, {"tokens", state_.tokens}});
+  log_end("done", {{"step", state_.step}, {"tokens", state_.tokens}});
   nlohmann::json summary = {{"steps", state_.step},      {"tokens", state_.tokens},
                             {"seconds", state_.seconds}, {"tokens_per_s", tokens_per_s},
                             {"skipped", state_.skipped}, {"checkpoint", last_checkpoint_}};

@@ -21,6 +21,7 @@
 #include "launch/save_interval.h"
 #include "launch/saver.h"
 #include "launch/snapshot.h"
+#include "launch/wall_time.h"
 #include "model/optimizer.h"
 #include "model/transmamba.h"
 
@@ -28,6 +29,15 @@ namespace tmamba {
 
 // Exit codes of the program (design.md section 2).
 enum ExitCode : int { kDone = 0, kFailed = 1, kBadInput = 2, kSavedAndStopped = 85, kNoProgress = 93 };
+
+// Where the host's time in a step went. On a GPU compute ends with the gradients; the update runs behind the host, and
+// ends in the next step's compute.
+struct StepTimes {
+  double data = 0;     // reading and cutting sequences
+  double compute = 0;  // forward, backward and what it waits for of exchanges
+  double agree = 0;    // the small message by which all ranks agree: the wait for the slowest
+  double update = 0;   // optimizer and gathering of parameters
+};
 
 struct StepResult {
   double loss = 0;       // nats per token, over the global batch
@@ -38,6 +48,7 @@ struct StepResult {
   // What the ranks agree on for this boundary.
   bool time_up = false, stop = false, save = false;
   bool saved_part = false;  // all ranks are through with the present part of the save in flight
+  StepTimes times;
 };
 
 class Trainer {
@@ -75,6 +86,9 @@ class Trainer {
   void prepare_saving();
   bool starts_in_vain();
   bool due(int64_t every) const { return every > 0 && state_.step % every == 0; }
+  void log_metric(nlohmann::json line);
+  void log_end(const std::string& kind, nlohmann::json details);
+  void add_stall(nlohmann::json& line);
   void log_step(const StepResult& result, double step_seconds);
   void print_header() const;
   void start_profile();

@@ -4,6 +4,7 @@
 
 #include "data/checkpoint_crew.h"
 #include "data/fs.h"
+#include "launch/goodput.h"
 #include "launch/progress.h"
 #include "launch/signals.h"
 #include "launch/trainer.h"
@@ -169,9 +170,10 @@ int Trainer::stop_and_requeue() {
   world_.comm().all_reduce(Tensor(&reason, {1}, DType::f64), ReduceOp::max).wait();
   const std::string name = name_of_reason(static_cast<int>(reason));
   save_now();
-  folder_->event("stop", {{"step", state_.step}, {"signal", name}});
+  log_end("stop", {{"step", state_.step}, {"signal", name}});
   if (main_) {
     switch_off(folder_->dir(), kStopSwitch);
+    message_line(str("time: ", goodput_text(goodput_of(read_run_logs(folder_->dir())))));
     std::printf("%s: saved step %lld and stopped. Start the same command again to go on.\n", name.c_str(),
                 static_cast<long long>(state_.step));
   }

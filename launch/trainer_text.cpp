@@ -1,10 +1,12 @@
 // Trainer: what a run says of itself: its header, a line a step, its summary.
 #include <omp.h>
 
+#include <cmath>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 #include <numbers>
 
+#include "launch/goodput.h"
 #include "launch/op_profile.h"
 #include "launch/progress.h"
 #include "launch/sharding.h"
@@ -45,6 +47,26 @@ void Trainer::print_header() const {
   std::fflush(stdout);
 }
 
+// The time that saves kept training waiting since the line before.
+void Trainer::add_stall(nlohmann::json& line) {
+  const double stalled = saver_ ? saver_->total_stall_seconds() - logged_stall_seconds_ : 0;
+  if (stalled <= 0) return;
+  line["save_stall_ms"] = stalled * 1e3;
+  logged_stall_seconds_ += stalled;
+}
+
+void Trainer::log_metric(nlohmann::json line) {
+  add_stall(line);
+  folder_->metric(std::move(line));
+}
+
+// The last event of a start that ends as it should.
+void Trainer::log_end(const std::string& kind, nlohmann::json details) {
+  add_stall(details);
+  folder_->event(kind, details);
+  folder_->write_goodput();
+}
+
 void Trainer::log_step(const StepResult& result, double step_seconds) {
   const double step_tokens = static_cast<double>(config_.train.global_batch * config_.data.seq_len);
   const double tokens_per_s = step_tokens / step_seconds;
@@ -60,9 +82,12 @@ void Trainer::log_step(const StepResult& result, double step_seconds) {
                          {"step_ms", step_seconds * 1e3},
                          {"gflops", flops_per_step_ / step_seconds / 1e9},
                          {"memory_bytes", memory_bytes()}};
-  if (const double stalled = saver_->total_stall_seconds() - logged_stall_seconds_; stalled > 0) {
-    line["save_stall_ms"] = stalled * 1e3;
-    logged_stall_seconds_ += stalled;
+  const StepTimes& times = result.times;
+  for (const auto& [name, seconds] : {std::pair{"data_ms", times.data},
+                                      {"compute_ms", times.compute},
+                                      {"agree_ms", times.agree},
+                                      {"update_ms", times.update}}) {
+    line[name] = std::round(seconds * 1e6) / 1e3;
   }
   if (result.skipped) {
     line["skipped"] = true;
@@ -71,7 +96,7 @@ void Trainer::log_step(const StepResult& result, double step_seconds) {
                             {"grad_norm", str(result.grad_norm)},
                             {"why", result.spike ? "spike" : "not finite"}});
   }
-  folder_->metric(line);
+  log_metric(line);
   if (!main_ || (state_.step % config_.run.log_every != 0 && !result.skipped && state_.step != total_steps_)) return;
   double eta = static_cast<double>(total_steps_ - state_.step) * step_tokens / recent_tokens_per_s_;
   if (config_.train.minutes > 0) eta = std::min(eta, 60 * config_.train.minutes - elapsed());
@@ -122,6 +147,7 @@ void Trainer::print_summary(const std::vector<std::string>& compare, bool as_jso
   row("steps, tokens", str(summary["steps"].get<int64_t>(), ", ", count_text(summary["tokens"].get<double>())));
   row("training time", duration(summary["seconds"].get<double>()));
   row("tokens/s", count_text(summary["tokens_per_s"].get<double>()));
+  row("time", goodput_text(goodput_of(read_run_logs(folder_->dir()))));
   row("checkpoint", summary["checkpoint"].get<std::string>());
   row("metrics", (folder_->dir() / "metrics.jsonl").string());
   row("samples", (folder_->dir() / "samples.txt").string());

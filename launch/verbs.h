@@ -20,6 +20,7 @@ int bench_verb(const Arguments& arguments);
 int bench_comm(const Arguments& arguments);
 int doctor_verb(const Arguments& arguments);
 int scale_verb(const Arguments& arguments);
+int report_verb(const Arguments& arguments);
 int explain_verb(const Arguments& arguments);
 
 }  // namespace tmamba

@@ -1,0 +1,68 @@
+// transmamba report: a page about runs.
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include "data/fs.h"
+#include "launch/command.h"
+#include "launch/progress.h"
+#include "launch/report.h"
+#include "launch/verbs.h"
+
+namespace tmamba {
+
+namespace po = boost::program_options;
+
+namespace {
+
+nlohmann::json json_of(const ReportRun& run) {
+  const MetricRecords& kept = run.record.kept;
+  nlohmann::json out = {{"run", run.record.dir.string()},
+                        {"name", run.name},
+                        {"steps", kept.steps.empty() ? 0 : kept.steps.back().step},
+                        {"goodput", goodput_json(run.goodput)},
+                        {"problems", run.record.problems}};
+  if (!kept.steps.empty()) out["loss"] = kept.steps.back().loss;
+  return out;
+}
+
+}  // namespace
+
+int report_verb(const Arguments& arguments) {
+  Command command(
+      "report RUN [RUN...] [-o FILE]",
+      "One HTML page about a run, or about several over each other: curves, where the time went, restarts,\n"
+      "the layout of a sequence, samples, events, configuration. The page needs nothing but itself: no\n"
+      "network, no other file. Runs may still be going on. --json prints the figures as JSON too.");
+  command.options()("output,o", po::value<std::string>(),
+                    "file to write; otherwise RUN/report.html, or report.html here for several runs");
+  command.positional("run", -1);
+  if (!command.parse(arguments)) return 0;
+  const std::vector<std::string> dirs = command.list("run");
+  if (dirs.empty()) throw UserError("give the folder of a run: transmamba report RUN [RUN...]");
+  const std::vector<ReportRun> runs = read_runs(dirs);
+  const std::filesystem::path file = command.has("output") ? std::filesystem::path(command.get<std::string>("output"))
+                                     : dirs.size() == 1    ? std::filesystem::path(dirs.front()) / "report.html"
+                                                           : std::filesystem::path("report.html");
+  const std::string page = report_page(runs);
+  try {
+    replace_text_durably(file, page, random_nonce());
+  } catch (const FileError& error) {
+    throw UserError(str(error.what(), "; give a file that can be written with -o"));
+  }
+  for (const ReportRun& run : runs) {
+    for (const std::string& problem : run.record.problems) {
+      std::fprintf(stderr, "%s/%s\n", run.record.dir.c_str(), problem.c_str());
+    }
+  }
+  if (!command.json()) {
+    for (const ReportRun& run : runs) std::printf("%s: %s\n", run.name.c_str(), goodput_text(run.goodput).c_str());
+    std::printf("%s: %s\n", file.c_str(), bytes_text(static_cast<int64_t>(page.size())).c_str());
+    return 0;
+  }
+  nlohmann::json out = {{"file", file.string()}, {"bytes", page.size()}, {"runs", nlohmann::json::array()}};
+  for (const ReportRun& run : runs) out["runs"].push_back(json_of(run));
+  std::printf("%s\n", out.dump(2, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
+  return 0;
+}
+
+}  // namespace tmamba
