@@ -12,8 +12,10 @@ namespace {
 using Vector = std::vector<double>;
 using Matrix = std::vector<Vector>;
 
-constexpr double kMeasurementError = 0.05;
-const double kPriorError = std::log(5.0);
+constexpr double kMeasurementError = 0.03;
+// Of logarithms. What a core does is known roughly; links differ by orders of magnitude, the more where ranks share
+// cores and wait for their turn.
+const double kRateError = std::log(5.0), kLinkError = std::log(50.0);
 constexpr double kPriorContention = 0.1;
 
 double exposed(const StepTime& time) { return time.tp + time.sp + time.dp; }
@@ -23,6 +25,7 @@ struct Unknown {
   std::string name;
   double prior;
   std::function<void(SharedMachine&, double factor)> scale;
+  double error = kRateError;  // of the prior
 };
 
 auto scale_rates(std::vector<WorkKind> kinds) {
@@ -49,9 +52,9 @@ std::vector<Unknown> unknowns_of(const MachineModel& prior, bool ranks, bool sha
     unknowns.push_back({"contention", kPriorContention, [](SharedMachine& m, double f) { m.contention *= f; }});
   const auto add_link = [&](const std::string& name, Link MachineModel::*link) {
     unknowns.push_back({name + ".bandwidth", (prior.*link).bandwidth,
-                        [link](SharedMachine& m, double f) { (m.machine.*link).bandwidth *= f; }});
+                        [link](SharedMachine& m, double f) { (m.machine.*link).bandwidth *= f; }, kLinkError});
     unknowns.push_back({name + ".latency", (prior.*link).latency,
-                        [link](SharedMachine& m, double f) { (m.machine.*link).latency *= f; }});
+                        [link](SharedMachine& m, double f) { (m.machine.*link).latency *= f; }, kLinkError});
   };
   if (ranks) add_link("inside", &MachineModel::inside);
   if (nodes) add_link("between", &MachineModel::between);
@@ -94,7 +97,7 @@ class Problem {
         out.push_back((exposed(time) - step.exposed_seconds) / step.step_seconds / kMeasurementError);
       }
     }
-    for (double xi : x) out.push_back(xi / kPriorError);
+    for (size_t i = 0; i < x.size(); ++i) out.push_back(x[i] / unknowns_[i].error);
     return out;
   }
 
@@ -220,7 +223,7 @@ CostFit fit_machine(const MachineModel& prior, int slots, std::span<const Measur
     fit.numbers.push_back({.name = unknown.name,
                            .prior = unknown.prior,
                            .value = unknown.prior * std::exp(x[i]),
-                           .informed = deviation(matrix, i) < 0.5 * kPriorError});
+                           .informed = deviation(matrix, i) < 0.5 * unknown.error});
   }
   for (const MeasuredStep& step : steps) {
     const double error = std::log(predict(fit.machine, step).time.total() / step.step_seconds);

@@ -43,10 +43,10 @@ struct CostFit {
   double step_error = 0;  // root mean square of log(predicted / measured) over the steps
 };
 
-// Least squares over log(step) and over exposed / step, each worth 5 %, with log-normal priors around `prior` (a factor
-// of 5 is one standard deviation) by Levenberg-Marquardt with fixed steps: the same input gives the same bits. Links
-// between nodes are fitted where a measured job spans nodes. Throws Error where there is nothing to fit or a time is
-// not positive.
+// Least squares over log(step) and over exposed / step, each worth 3 %, with log-normal priors around `prior` (one
+// standard deviation is a factor of 5, of links 50) by Levenberg-Marquardt with fixed steps: the same input gives the
+// same bits. Links between nodes are fitted where a measured job spans nodes. Throws Error where there is nothing to
+// fit or a time is not positive.
 CostFit fit_machine(const MachineModel& prior, int slots, std::span<const MeasuredStep> steps);
 
 // The model's step on such a machine; ranks_per_node as there.
