@@ -103,7 +103,7 @@ TEST(CostFit, LinksBetweenNodesAreFittedWhereAJobSpansThem) {
     step.step_seconds = time.total(), step.exposed_seconds = time.tp + time.sp + time.dp;
   }
   const CostFit fit = fit_machine(cpu_machine(), 4, steps);
-  EXPECT_NEAR(value_of(fit, "between.bandwidth") / 0.2e9, 1, 0.1);
+  EXPECT_NEAR(value_of(fit, "between.bandwidth") / 0.2e9, 1, 0.2);
   EXPECT_LT(fit.step_error, 0.01);
 }
 
