@@ -138,6 +138,10 @@ void visit_fields(Config& c, Visitor&& v) {
     "one");
   v("run.profile", c.run.profile, Choices{"none", "comm", "ops"},
     "what to count and print at the end: calls and bytes between ranks beside the plan's, or the time of every op");
+  v("run.tensorboard", c.run.tensorboard, Limits{}, "write event files for TensorBoard into the run folder");
+  v("run.prometheus", c.run.prometheus, Limits{},
+    "file that node_exporter's textfile collector reads (NAME.prom in its folder), one a run: the newest figures; "
+    "empty: none");
   v("run.measure_kernels", c.run.measure_kernels, Limits{},
     "on a GPU, choose the fastest kernels by timing them once; the choice is kept in the run folder and the user's "
     "cache, since it fixes the bits");
@@ -421,6 +425,9 @@ void validate(const RunConfig& c) {
   require(c.train.steps == 0 || c.train.tokens == 0, "give train.steps or train.tokens, not both");
   require(!c.run.dir.empty(), "run.dir must be given: the folder of the run");
   require(!c.data.train.empty(), "data.train must be given: a token file written by `transmamba prepare`");
+  const bool collected = c.run.prometheus.empty() || std::filesystem::path(c.run.prometheus).extension() == ".prom";
+  require(collected, str("run.prometheus = ", c.run.prometheus,
+                         " must end in .prom: node_exporter's textfile collector reads no other files"));
   validate_canonical(c);
 }
 

@@ -79,6 +79,8 @@ struct RunSection {
   double memory_limit = 0;
   std::string plan;
   std::string profile = "none";
+  bool tensorboard = true;
+  std::string prometheus;
   bool measure_kernels = true;
   int64_t canonical = 0;
 };

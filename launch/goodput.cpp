@@ -41,7 +41,12 @@ std::vector<Entry> entries_of(const RunRecord& run, Goodput& goodput) {
     for (const PauseRecord& pause : records->pauses) add({.time = pause.time, .pause = &pause, .lost = lost});
   }
   for (const EventRecord& event : run.events) add({.time = event.time, .event = &event});
-  std::stable_sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) { return a.time < b.time; });
+  // Logged times are whole milliseconds. Of one and the same the lines of metrics come first: an event ends what they
+  // tell of.
+  std::stable_sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) {
+    const double a_ms = std::round(1e3 * a.time), b_ms = std::round(1e3 * b.time);
+    return a_ms != b_ms ? a_ms < b_ms : a.event == nullptr && b.event != nullptr;
+  });
   return entries;
 }
 

@@ -35,8 +35,7 @@ LineLog& LineLog::operator=(LineLog&& other) noexcept {
   return *this;
 }
 
-void LineLog::append(const std::string& text) {
-  const std::string line = text + "\n";
+void LineLog::append_whole(const std::string& line) {
   struct stat info {};
   const bool known = ::fstat(fd_, &info) == 0;
   const ssize_t written = ::write(fd_, line.data(), line.size());

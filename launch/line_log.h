@@ -1,5 +1,5 @@
-// class LineLog: a file that lines are appended to, each whole or not at all. A line that cannot be written - a full
-// disk, a folder that went away - is lost, is counted and is no reason to end a run.
+// class LineLog: a file that lines, or records, are appended to, each whole or not at all. A line that cannot be
+// written - a full disk, a folder that went away - is lost, is counted and is no reason to end a run.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,9 @@ class LineLog {
   LineLog& operator=(LineLog&& other) noexcept;
 
   // Appends text and a newline. Says on standard error when lines begin to be lost, and when that ends.
-  void append(const std::string& text);
+  void append(const std::string& text) { append_whole(text + "\n"); }
+  // The same for bytes that are no line but must be whole as well.
+  void append_whole(const std::string& bytes);
   int64_t lost() const { return lost_; }
 
  private:

@@ -28,7 +28,7 @@ nlohmann::json json_of(const ReportRun& run) {
 
 void write_page(const std::filesystem::path& file, const std::string& page) {
   try {
-    replace_text_durably(file, page, random_nonce());
+    replace_text_durably(std::filesystem::absolute(file), page, random_nonce());
   } catch (const FileError& error) {
     throw UserError(str(error.what(), "; give a file that can be written with -o"));
   }

@@ -1,5 +1,6 @@
 #include "launch/run_folder.h"
 
+#include <array>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -8,6 +9,7 @@
 
 #include "kernels/base/check.h"
 #include "launch/goodput.h"
+#include "launch/progress.h"
 #include "launch/wall_time.h"
 
 namespace tmamba {
@@ -46,6 +48,36 @@ MovedLines move_after(const fs::path& file, int64_t step) {
   return moved;
 }
 
+// Bytes that are no UTF-8 replaced: a sample may end inside a character.
+std::string valid_utf8(const std::string& text) {
+  return nlohmann::json::parse(nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
+}
+
+// The numbers of a line of metrics.jsonl under the tags by which TensorBoard groups them.
+std::vector<std::pair<std::string, double>> tagged(const nlohmann::json& line) {
+  static constexpr std::array<std::pair<const char*, const char*>, 15> kTags{
+      {{"loss", "train/loss"},
+       {"bits_per_byte", "train/bits_per_byte"},
+       {"grad_norm", "train/grad_norm"},
+       {"lr", "train/lr"},
+       {"valid_loss", "valid/loss"},
+       {"valid_bits_per_byte", "valid/bits_per_byte"},
+       {"tokens_per_s", "speed/tokens_per_s"},
+       {"gflops", "speed/gflops"},
+       {"step_ms", "time/step_ms"},
+       {"data_ms", "time/data_ms"},
+       {"compute_ms", "time/compute_ms"},
+       {"agree_ms", "time/agree_ms"},
+       {"update_ms", "time/update_ms"},
+       {"save_stall_ms", "time/save_stall_ms"},
+       {"memory_bytes", "memory/bytes"}}};
+  std::vector<std::pair<std::string, double>> values;
+  for (const auto& [key, tag] : kTags) {
+    if (const auto found = line.find(key); found != line.end() && found->is_number()) values.emplace_back(tag, *found);
+  }
+  return values;
+}
+
 void write_file(const fs::path& file, const std::string& text) {
   std::ofstream out(file);
   out << text << "\n";
@@ -54,7 +86,8 @@ void write_file(const fs::path& file, const std::string& text) {
 
 }  // namespace
 
-RunFolder::RunFolder(const fs::path& dir, int64_t resumed_step, bool write) : dir_(dir), write_(write) {
+RunFolder::RunFolder(const fs::path& dir, int64_t resumed_step, bool write, const MetricSinks& sinks)
+    : dir_(dir), write_(write) {
   if (!write_) return;
   std::error_code error;
   fs::create_directories(checkpoints(), error);
@@ -63,6 +96,8 @@ RunFolder::RunFolder(const fs::path& dir, int64_t resumed_step, bool write) : di
   metrics_ = LineLog(dir_ / "metrics.jsonl");
   events_ = LineLog(dir_ / "events.jsonl");
   samples_ = LineLog(dir_ / "samples.txt");
+  if (sinks.tensorboard) tensorboard_ = std::make_unique<TensorBoardLog>(dir_ / "tensorboard", resumed_step);
+  if (!sinks.prometheus.empty()) prometheus_ = std::make_unique<PrometheusFile>(sinks.prometheus, dir_.string());
 }
 
 void RunFolder::write_config(const std::string& toml) {
@@ -85,6 +120,8 @@ void RunFolder::metric(nlohmann::json line) {
   if (!write_) return;
   line["time"] = std::round(unix_now() * 1e3) / 1e3;
   metrics_.append(line.dump());
+  if (tensorboard_) tensorboard_->scalars(line.value("step", int64_t{0}), line["time"], tagged(line));
+  if (prometheus_) prometheus_->metric(line);
 }
 
 void RunFolder::started(bool resumed, int64_t step, int ranks) {
@@ -96,19 +133,25 @@ void RunFolder::started(bool resumed, int64_t step, int ranks) {
 
 void RunFolder::event(const std::string& kind, const nlohmann::json& details) {
   if (!write_) return;
-  nlohmann::json line = {{"time", utc_text(unix_now())}, {"event", kind}};
+  const double now = unix_now();
+  nlohmann::json line = {{"time", utc_text(now)}, {"event", kind}};
   line.update(details);
   events_.append(line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
+  if (prometheus_) prometheus_->event(kind, now, details);
 }
 
 void RunFolder::sample(int64_t step, const std::string& text) {
-  if (write_) samples_.append(str("--- step ", step, "\n", text));
+  if (!write_) return;
+  samples_.append(str("--- step ", step, "\n", text));
+  // As it is, not as the Markdown that TensorBoard takes it for.
+  if (tensorboard_) tensorboard_->text(step, unix_now(), "sample", indent(valid_utf8(text)));
 }
 
 void RunFolder::rewind(int64_t step) {
   if (!write_) return;
   move_after(dir_ / "metrics.jsonl", step);
   metrics_ = LineLog(dir_ / "metrics.jsonl");
+  if (tensorboard_) tensorboard_ = std::make_unique<TensorBoardLog>(dir_ / "tensorboard", step);
 }
 
 void RunFolder::write_goodput() {

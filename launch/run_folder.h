@@ -5,10 +5,13 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 
 #include "launch/line_log.h"
+#include "launch/prometheus.h"
+#include "launch/tensorboard.h"
 
 namespace tmamba {
 
@@ -18,13 +21,19 @@ struct MovedLines {
   int64_t damaged = 0;  // cut short or no JSON: gone
 };
 
+// Where else the metrics go.
+struct MetricSinks {
+  bool tensorboard = false;  // event files in tensorboard/
+  std::string prometheus;    // PrometheusFile; empty: none
+};
+
 class RunFolder {
  public:
   // Creates the folder where it is missing and opens the logs for appending. Metrics of steps after `resumed_step`,
   // left by a run that stopped after its last checkpoint, go to lost.jsonl: each step stands in metrics.jsonl once.
   // With write = false (every rank but 0) nothing is touched and every write is ignored. A line that cannot be logged
   // later is lost, and standard error says so; what else cannot be written throws.
-  RunFolder(const std::filesystem::path& dir, int64_t resumed_step, bool write);
+  RunFolder(const std::filesystem::path& dir, int64_t resumed_step, bool write, const MetricSinks& sinks = {});
 
   const std::filesystem::path& dir() const { return dir_; }
   std::filesystem::path checkpoints() const { return dir_ / "checkpoints"; }
@@ -53,6 +62,8 @@ class RunFolder {
   bool write_;
   MovedLines moved_;
   LineLog metrics_, events_, samples_;
+  std::unique_ptr<TensorBoardLog> tensorboard_;
+  std::unique_ptr<PrometheusFile> prometheus_;
 };
 
 }  // namespace tmamba

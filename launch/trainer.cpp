@@ -81,7 +81,9 @@ void Trainer::open_data() {
 void Trainer::resume_or_initialize() {
   const bool resumed = load_newest();
   if (!resumed) initialize_run(*ops_, *table_, static_cast<uint64_t>(config_.train.seed), params_, *optimizer_);
-  folder_ = std::make_unique<RunFolder>(config_.run.dir, state_.step, main_);
+  folder_ = std::make_unique<RunFolder>(
+      config_.run.dir, state_.step, main_,
+      MetricSinks{.tensorboard = config_.run.tensorboard, .prometheus = config_.run.prometheus});
   state_.config = to_toml(config_);
   state_.tokenizer_hash = train_file_->info().tokenizer_hash;
   state_.bytes_per_token =
