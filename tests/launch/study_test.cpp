@@ -167,7 +167,7 @@ TEST_F(StudyFiles, WeakStudiesKeepTheWorkOfARank) {
 }
 
 TEST_F(StudyFiles, TheShippedStudiesCanRun) {
-  for (const char* name : {"strong.toml", "weak.toml"}) {
+  for (const char* name : {"strong.toml", "weak.toml", "gpu-node.toml"}) {
     const Study shipped = load_study(fs::path(TMAMBA_SOURCE_DIR) / "configs" / "studies" / name);
     const StudyGrid grid = study_grid(shipped);
     EXPECT_TRUE(std::any_of(grid.points.begin(), grid.points.end(), [](const StudyPoint& p) { return p.ranks == 8; }));
