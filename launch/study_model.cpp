@@ -166,21 +166,23 @@ json extrapolation(const Study& study, const std::vector<MeasuredPoint>& points,
   const std::vector<int64_t> lengths = study.seq_len.empty() ? std::vector<int64_t>{base.data.seq_len} : study.seq_len;
   json rows = json::array(), skipped = json::array();
   for (int64_t seq_len : lengths) {
+    // The model's own base: as the measured one, the fastest layout of the fewest ranks.
+    double base_rate = 0;
     for (const std::string& layout : study.layouts) {
-      double base_rate = 0;
-      // The model's own base, at the fewest ranks the study measures, comes first.
-      std::vector<int64_t> counts{study.ranks.front()};
-      counts.insert(counts.end(), study.to_ranks.begin(), study.to_ranks.end());
-      for (size_t i = 0; i < counts.size(); ++i) {
+      try {
+        const Modelled at = model_point(study, base, target, layout, study.ranks.front(), seq_len);
+        base_rate = std::max(base_rate, rate_per_rank(at.point, at.prediction.time.total()));
+      } catch (const UserError&) {  // told where the study's points are made
+      }
+    }
+    for (const std::string& layout : study.layouts) {
+      for (int64_t ranks : study.to_ranks) {
         try {
-          const Modelled at = model_point(study, base, target, layout, counts[i], seq_len);
-          if (i == 0) {
-            base_rate = rate_per_rank(at.point, at.prediction.time.total());
-          } else if (base_rate > 0) {
-            rows.push_back(row_of(at, layout, base_rate, peak_flops));
-          }
+          if (base_rate == 0) throw UserError(str("there is no base of ", study.ranks.front(), " ranks"));
+          rows.push_back(
+              row_of(model_point(study, base, target, layout, ranks, seq_len), layout, base_rate, peak_flops));
         } catch (const UserError& error) {
-          skipped.push_back({{"series", layout}, {"ranks", counts[i]}, {"seq_len", seq_len}, {"why", error.what()}});
+          skipped.push_back({{"series", layout}, {"ranks", ranks}, {"seq_len", seq_len}, {"why", error.what()}});
         }
       }
     }
