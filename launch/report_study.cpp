@@ -61,6 +61,20 @@ std::vector<Curve> curves_of(const json& summary) {
   return curves;
 }
 
+// The same without curves that go through the points of an earlier one, which takes their names along.
+std::vector<Curve> distinct(const std::vector<Curve>& curves) {
+  std::vector<Curve> kept;
+  for (const Curve& curve : curves) {
+    const auto same = std::find_if(kept.begin(), kept.end(), [&](const Curve& c) { return c.points == curve.points; });
+    if (same == kept.end()) {
+      kept.push_back(curve);
+    } else {
+      same->name += " = " + curve.name;
+    }
+  }
+  return kept;
+}
+
 std::vector<double> rank_counts(const std::vector<Curve>& curves) {
   std::vector<double> counts;
   for (const Curve& curve : curves) {
@@ -176,7 +190,7 @@ std::string parity_chart(const json& summary) {
 }
 
 std::string extrapolation_chart(const json& summary, const std::vector<Curve>& curves) {
-  LineChart chart{.title = "Efficiency: measured (dots), and extrapolated by the model (dashed)",
+  LineChart chart{.title = "Efficiency: measured (dots), by the model (dashed)",
                   .x = {.label = "ranks", .log = true},
                   .y = {.label = "% of the base", .min = 0},
                   .series = {}};
@@ -222,7 +236,10 @@ std::string points_table(const json& summary) {
     const json& b = p.at("breakdown");
     const double mfu = number(p, "mfu");
     rows.push_back(
-        {html_escaped(layout_text(p) + (several_lengths(summary) ? str(", T=", p.at("seq_len").get<int64_t>()) : "")),
+        {"<span style=\"white-space:nowrap\">" +
+             html_escaped(layout_text(p) +
+                          (several_lengths(summary) ? str(", T=", p.at("seq_len").get<int64_t>()) : "")) +
+             "</span>",
          str(p.at("starts").get<int>()), with_interval(p.at("step_ms"), "median", 1, 1),
          count_text(number(p.at("tokens_per_s"), "median")), with_interval(p.at("efficiency"), "value", 100, 1),
          std::isfinite(mfu) ? fixed(100 * mfu, 1) : "-", part_text(b.at("compute_ms")), part_text(b.at("exposed_ms")),
@@ -263,9 +280,11 @@ std::string model_section(const json& summary, const std::vector<Curve>& curves)
     assumed += (assumed.empty() ? "" : "; ") + text.get<std::string>();
   const std::string table = html_table({"rate", "before", "fitted", ""}, numbers);
   if (extrapolated.at("points").empty()) return html_section("The model", out + table);
-  const std::string text =
-      str("<p class=\"soft\">", extrapolated.at("ranks_per_node").get<int>(), " ranks a node",
-          assumed.empty() ? "" : "; not measured but assumed: " + html_escaped(assumed), ".</p>\n");
+  const std::string text = str(
+      "<p class=\"soft\">", extrapolated.at("ranks_per_node").get<int>(), " ranks a node",
+      assumed.empty() ? "" : "; not measured but assumed: " + html_escaped(assumed),
+      ". Where more ranks were measured than a node has cores, they shared them; in the extrapolation they do not. "
+      "An exchange costs its latency once, however many ranks take part: of thousands this is the best case.</p>\n");
   return html_section("The model", out + "<div class=\"grid\"><div class=\"card\">" +
                                        extrapolation_chart(summary, curves) + text + "</div><div>" + table +
                                        "</div></div>\n");
@@ -338,7 +357,7 @@ std::string study_body(const json& summary) {
   const std::vector<Curve> curves = curves_of(summary);
   if (curves.empty()) return "<p>Nothing has been measured yet.</p>\n" + left_out(summary);
   std::string charts;
-  for (const std::string& chart : {efficiency_chart(summary, curves), rate_chart(summary, curves),
+  for (const std::string& chart : {efficiency_chart(summary, distinct(curves)), rate_chart(summary, distinct(curves)),
                                    breakdown_chart(curves), parity_chart(summary)}) {
     charts += "<div class=\"card\">" + chart + "</div>\n";
   }
