@@ -3,10 +3,18 @@
 #pragma once
 
 #include <memory>
+#include <string>
 
 #include "dist/world.h"
 
 namespace tmamba {
+
+// Which of the `visible` GPUs of its process is a rank's: a launcher may show all GPUs of the host to each rank, or one
+// to each.
+constexpr int gpu_of(int local_rank, int visible) { return local_rank % visible; }
+
+// The NCCL that this program runs with, "2.27.5"; empty in a build without it.
+std::string nccl_version();
 
 // Makes one of its host's GPUs this rank's, by local rank, before anything is allocated on it; for Device::cpu there is
 // nothing to do. Collective. Throws UserError, on all ranks, where a host has no GPU or fewer than ranks, and in a

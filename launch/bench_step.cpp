@@ -1,12 +1,20 @@
 #include "launch/bench_step.h"
 
+#include <omp.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
+#include <fstream>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <set>
+#include <thread>
 
 #include "dist/device_world.h"
+#include "kernels/base/device.h"
 #include "kernels/base/rng.h"
+#include "launch/bench_io.h"
 #include "launch/devices.h"
 #include "launch/progress.h"
 #include "launch/run_state.h"
@@ -44,10 +52,10 @@ void fill_random(Ops& ops, const Tensor& flat, double std) {
   copy_from_host(ops, flat, host_flat);
 }
 
-// One micro-batch makes the step.
-RunConfig of_one_micro_batch(RunConfig config, const MeshShape& shape) {
+// Of so many micro-batches a step.
+RunConfig with_micro_batches(RunConfig config, const MeshShape& shape, int64_t micro_batches) {
   config.train.micro_batch = std::max<int64_t>(config.train.micro_batch, 1);
-  config.train.global_batch = config.train.micro_batch * shape.dp;
+  config.train.global_batch = config.train.micro_batch * shape.dp * micro_batches;
   return config;
 }
 
@@ -79,8 +87,8 @@ Roof measure_roof(Ops& ops, DType dtype) {
           .bytes = 2.0 * static_cast<double>(copied) * static_cast<double>(size_of(dtype)) / median(copy)};
 }
 
-StepBench::StepBench(const RunConfig& config, World& world, Ops& ops)
-    : config_(of_one_micro_batch(config, shape_of(config, world))),
+StepBench::StepBench(const RunConfig& config, World& world, Ops& ops, int64_t micro_batches)
+    : config_(with_micro_batches(config, shape_of(config, world), micro_batches)),
       device_(make_device_communicator(world, ops.device(), ops.native_stream())),
       mesh_(*device_, shape_of(config, world)),
       plan_(agree_plan(config_, mesh_.shape(), world.comm())),
@@ -90,12 +98,13 @@ StepBench::StepBench(const RunConfig& config, World& world, Ops& ops)
       all_(*device_),
       step_(config_, plan_,
             {.tp = tp_, .sp = sp_, .zero = zero_, .all = all_, .shape = mesh_.shape(), .at = mesh_.coordinates()},
-            {.micro_batches = 1,
+            {.micro_batches = plan_.dims.micro_batches(),
              .global_sequences = config_.train.global_batch,
              .zero = static_cast<int>(config_.parallel.zero),
              .rule = {},
              .record = config_.run.graph},
-            ops) {
+            ops),
+      taken_({2, step_.ranks().batch(), step_.ranks().local_tokens()}, DType::i32, ops.device()) {
   initialize_run(ops, step_.table(), 1, step_.params(), step_.optimizer());
 }
 
@@ -109,6 +118,19 @@ void StepBench::load(const Tensor& tokens_Bn, const Tensor& targets_Bn) const {
       ids[n] = static_cast<int32_t>(random.words(i++)[0] % static_cast<uint64_t>(config_.model.vocab));
     }
   }
+}
+
+void StepBench::take(const Batch& batch) {
+  const Buffer host({2, step_.ranks().batch(), step_.ranks().local_tokens()}, DType::i32);
+  const Tensor host_2Bn = host.tensor({2, step_.ranks().batch(), step_.ranks().local_tokens()}, DType::i32);
+  step_.ranks().shard(host_2Bn.select(0, 0), batch.tokens_BT);
+  step_.ranks().shard(host_2Bn.select(0, 1), batch.targets_BT);
+  copy_blocking(taken_.tensor({host_2Bn.numel()}, DType::i32), host_2Bn);
+}
+
+std::vector<TensorSlice> StepBench::slices(const std::function<Tensor(const Tensor&)>& to_host) {
+  const bool owns = step_.reducer().stage() > 0 || mesh_.shape().zero_rank(mesh_.coordinates()) == 0;
+  return run_slices(step_.table(), step_.params(), step_.optimizer(), owns, mesh_.coordinates().tp == 0, to_host);
 }
 
 void StepBench::mute(bool on) {
@@ -142,19 +164,59 @@ Times time_steps(StepBench& bench, World& world, Ops& ops, int64_t steps) {
   return {median(slowest), median(own)};
 }
 
+// Bytes in use now, on the rank that uses most: of its GPU, or of its own pages on a host.
+int64_t memory_in_use(World& world, Device device) {
+  double bytes = 0;
+  if (device == Device::cuda) {
+    const DeviceMemory memory = device_memory(device);
+    bytes = static_cast<double>(memory.total - memory.free);
+  } else {
+    std::ifstream in("/proc/self/statm");
+    int64_t pages = 0;
+    in >> pages >> pages;
+    bytes = static_cast<double>(pages * ::sysconf(_SC_PAGESIZE));
+  }
+  return static_cast<int64_t>(over_ranks(world, bytes, ReduceOp::max));
+}
+
+int hosts_of(const World& world) {
+  return static_cast<int>(std::set<std::string>(world.hosts().begin(), world.hosts().end()).size());
+}
+
+// How long ranks wait for exchanges that no work hides, beside the planner's prediction.
+void add_exposed(json& result, const RunConfig& config, StepBench& bench, World& world, Ops& ops, int64_t steps) {
+  bench.mute(true);
+  const Times alone = time_steps(bench, world, ops, steps);
+  bench.mute(false);
+  const double mean = over_ranks(world, alone.own, ReduceOp::sum) / world.size();
+  const double most = over_ranks(world, alone.own, ReduceOp::max);
+  const StepTime predicted = predict(bench.plan().dims, machine_of_device(config), bench.plan().transports).time;
+  result["work_ms"] = most * 1e3;
+  result["balance"] = mean / most;
+  result["exposed_ms"] = result["step_ms"].get<double>() - most * 1e3;
+  result["predicted_step_ms"] = predicted.total() * 1e3;
+  result["predicted_exposed_ms"] = (predicted.tp + predicted.sp + predicted.dp) * 1e3;
+}
+
 }  // namespace
 
-json bench_step(const RunConfig& config, World& world, Ops& ops, int64_t steps, const Roof& roof) {
-  StepBench bench(config, world, ops);
-  const int ranks = world.size();
-  const double seconds = time_steps(bench, world, ops, steps).slowest;
+json bench_step(const RunConfig& config, World& world, Ops& ops, const StepBenchOptions& options) {
+  StepBench bench(config, world, ops, options.micro_batches);
+  const double seconds = time_steps(bench, world, ops, options.steps).slowest;
   const auto total = [&](double of_rank) { return over_ranks(world, of_rank, ReduceOp::sum); };
-  const double gflop = total(bench.counts().matmul()) / 1e9, roof_gflops = total(roof.flops) / 1e9;
   const PlanDims& dims = bench.plan().dims;
+  const auto gflop_of = [&](double of_micro_batch) {
+    return total(of_micro_batch) * static_cast<double>(dims.micro_batches()) / 1e9;
+  };
+  const double gflop = gflop_of(bench.counts().matmul()), roof_gflops = total(options.roof.flops) / 1e9;
   json result = {{"parameters", bench.parameters()},
-                 {"batch", dims.batch * dims.dp},
+                 {"batch", bench.sequences()},
+                 {"micro_batches", dims.micro_batches()},
                  {"seq_len", dims.tokens},
-                 {"ranks", ranks},
+                 {"ranks", world.size()},
+                 {"hosts", hosts_of(world)},
+                 {"processors", std::thread::hardware_concurrency()},
+                 {"threads", omp_get_max_threads()},
                  {"tp", dims.tp},
                  {"sp", dims.sp},
                  {"dp", dims.dp},
@@ -163,36 +225,35 @@ json bench_step(const RunConfig& config, World& world, Ops& ops, int64_t steps, 
                  {"step_ms", seconds * 1e3},
                  {"tokens_per_s", static_cast<double>(bench.tokens()) / seconds},
                  {"gflop", gflop},
-                 {"gflop_linear", total(bench.counts().linear) / 1e9},
-                 {"gflop_attention", total(bench.counts().attention) / 1e9},
-                 {"gflop_ssd", total(bench.counts().ssd) / 1e9},
+                 {"gflop_linear", gflop_of(bench.counts().linear)},
+                 {"gflop_attention", gflop_of(bench.counts().attention)},
+                 {"gflop_ssd", gflop_of(bench.counts().ssd)},
                  {"gflops", gflop / seconds},
-                 {"gemm_gflops", roof_gflops},
-                 {"fraction_of_gemm", gflop / seconds / roof_gflops},
                  {"activation_bytes", bench.activation_bytes()},
+                 {"memory_bytes", memory_in_use(world, ops.device())},
                  {"graph", bench.recorded()}};
-  if (ranks == 1) return result;
-  bench.mute(true);
-  const Times alone = time_steps(bench, world, ops, steps);
-  const double mean = total(alone.own) / ranks, most = over_ranks(world, alone.own, ReduceOp::max);
-  const StepTime predicted = predict(dims, machine_of_device(config), bench.plan().transports).time;
-  result["work_ms"] = most * 1e3;
-  result["balance"] = mean / most;
-  result["exposed_ms"] = (seconds - most) * 1e3;
-  result["predicted_step_ms"] = predicted.total() * 1e3;
-  result["predicted_exposed_ms"] = (predicted.tp + predicted.sp + predicted.dp) * 1e3;
+  if (roof_gflops > 0) {
+    result["gemm_gflops"] = roof_gflops;
+    result["fraction_of_gemm"] = gflop / seconds / roof_gflops;
+  }
+  if (!options.io_folder.empty()) result["io"] = bench_io(config, world, ops, bench, options.io_folder);
+  if (world.size() > 1) add_exposed(result, config, bench, world, ops, options.steps);
   return result;
 }
 
 std::string step_text(const json& r) {
   const auto number = [&](const char* name) { return r.at(name).get<double>(); };
   const auto whole = [&](const char* name) { return r.at(name).get<int64_t>(); };
-  std::string text = str(
-      count_text(number("parameters")), " parameters, B=", whole("batch"), ", T=", whole("seq_len"), ": ",
-      fixed(number("step_ms"), 1), " ms a step, ", count_text(number("tokens_per_s")), " tokens/s\n",
-      fixed(number("gflop"), 1), " GFLOP a step (linear ", fixed(number("gflop_linear"), 1), ", attention ",
-      fixed(number("gflop_attention"), 1), ", SSD ", fixed(number("gflop_ssd"), 1), "): ", fixed(number("gflops"), 1),
-      " GFLOP/s = ", fixed(100 * number("fraction_of_gemm"), 1), " % of the matrix product's rate\n");
+  std::string text = str(count_text(number("parameters")), " parameters, B=", whole("batch"), ", T=", whole("seq_len"),
+                         ": ", fixed(number("step_ms"), 1), " ms a step, ", count_text(number("tokens_per_s")),
+                         " tokens/s\n", fixed(number("gflop"), 1), " GFLOP a step (linear ",
+                         fixed(number("gflop_linear"), 1), ", attention ", fixed(number("gflop_attention"), 1),
+                         ", SSD ", fixed(number("gflop_ssd"), 1), "): ", fixed(number("gflops"), 1), " GFLOP/s",
+                         r.contains("gemm_gflops")
+                             ? str(" = ", fixed(100 * number("fraction_of_gemm"), 1), " % of the matrix product's rate")
+                             : std::string(),
+                         "\n");
+  if (r.contains("io")) text += io_text(r.at("io"));
   if (whole("ranks") == 1) return text;
   text += str(whole("ranks"), " ranks: tp ", whole("tp"), ", sp ", whole("sp"), ", dp ", whole("dp"), ", fold ",
               whole("fold"), ", ", r.at("transport").get<std::string>(), "\nwork of the slowest rank ",

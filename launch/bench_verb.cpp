@@ -11,6 +11,7 @@
 #include "launch/config.h"
 #include "launch/devices.h"
 #include "launch/op_profile.h"
+#include "launch/progress.h"
 #include "launch/trainer.h"
 #include "launch/verbs.h"
 
@@ -53,20 +54,31 @@ int bench_on(World& world, const Command& command, const std::string& what) {
   if (what == "ops" && world.size() > 1) {
     throw UserError("bench ops times one rank; several ranks are timed by bench step and bench comm");
   }
+  if (what == "ops" && (command.has("no-roof") || command.has("io") || command.get<int64_t>("micro-batches") != 1)) {
+    throw UserError("bench ops does not take --no-roof, --io or --micro-batches; they are for bench step");
+  }
+  if (command.get<int64_t>("steps") < 1 || command.get<int64_t>("micro-batches") < 1) {
+    throw UserError("--steps and --micro-batches must be at least 1");
+  }
   const auto ops = ops_of(config, &world);
   ops->measure_choices(true);
-  const Roof roof = measure_roof(*ops, config.dtype());
-  const int64_t steps = command.get<int64_t>("steps");
+  const Roof roof = command.has("no-roof") ? Roof{} : measure_roof(*ops, config.dtype());
+  const StepBenchOptions options{.steps = command.get<int64_t>("steps"),
+                                 .micro_batches = command.get<int64_t>("micro-batches"),
+                                 .roof = roof,
+                                 .io_folder = command.has("io") ? command.get<std::string>("io") : ""};
   const json result =
-      what == "step" ? bench_step(config, world, *ops, steps, roof) : bench_ops(config, world, *ops, steps, roof);
+      what == "step" ? bench_step(config, world, *ops, options) : bench_ops(config, world, *ops, options.steps, roof);
   if (world.rank() != 0) return kDone;
   if (command.json()) {
     std::printf("%s\n", result.dump(2).c_str());
     return kDone;
   }
-  std::printf("%s, %d threads, %s: matrix product %.1f GFLOP/s, copy %.1f GB/s\n%s", config.run.device.c_str(),
-              omp_get_max_threads(), name_of(config.dtype()), roof.flops / 1e9, roof.bytes / 1e9,
-              (what == "step" ? step_text(result) : op_table(result)).c_str());
+  const std::string roofs = command.has("no-roof") ? ""
+                                                   : str(": matrix product ", fixed(roof.flops / 1e9, 1),
+                                                         " GFLOP/s, copy ", fixed(roof.bytes / 1e9, 1), " GB/s");
+  std::printf("%s, %d threads, %s%s\n%s", config.run.device.c_str(), omp_get_max_threads(), name_of(config.dtype()),
+              roofs.c_str(), (what == "step" ? step_text(result) : op_table(result)).c_str());
   return kDone;
 }
 
@@ -85,6 +97,10 @@ int bench_verb(const Arguments& arguments) {
         "device.");
     command.options()("set", po::value<std::vector<std::string>>(), "override a key: --set model.dim=512 (repeatable)")(
         "steps", po::value<int64_t>()->default_value(5), "steps to time; the median counts")(
+        "micro-batches", po::value<int64_t>()->default_value(1), "bench step: micro-batches of a step")(
+        "no-roof", "bench step: do not measure the two roofs")(
+        "io", po::value<std::string>(),
+        "bench step: also time a batch from a token file and a checkpoint, both written below this folder")(
         "threads", po::value<int>()->default_value(0), "CPU threads; 0: all")(
         "device", po::value<std::string>(), "cpu or cuda; default: the configuration's");
     command.positional("what");

@@ -12,6 +12,7 @@
 
 #include "dist/plan.h"
 #include "kernels/base/check.h"
+#include "launch/suggest.h"
 
 namespace tmamba {
 
@@ -272,30 +273,13 @@ void read(const Source& s, const toml::node& node, std::vector<TransPoint>& out,
 // --- reading a table
 // ---------------------------------------------------------------------------------------------------
 
-size_t edit_distance(const std::string& a, const std::string& b) {
-  std::vector<size_t> row(b.size() + 1);
-  for (size_t j = 0; j <= b.size(); ++j) row[j] = j;
-  for (size_t i = 1; i <= a.size(); ++i) {
-    size_t diagonal = row[0];
-    row[0] = i;
-    for (size_t j = 1; j <= b.size(); ++j) {
-      const size_t above = row[j];
-      row[j] = std::min({above + 1, row[j - 1] + 1, diagonal + (a[i - 1] != b[j - 1])});
-      diagonal = above;
-    }
-  }
-  return row[b.size()];
-}
-
-// The valid key that is most like `key`: the distance of the whole, or of the last part alone for a wrong section.
+// The valid key that is most like `key`.
 std::string nearest_key(const std::string& key) {
   std::string best;
   size_t best_distance = std::string::npos;
-  const std::string leaf = key.substr(key.rfind('.') + 1);
   RunConfig config;
   visit_fields(config, [&](const std::string& name, auto&, const auto&, const char*) {
-    const size_t distance =
-        std::min(2 * edit_distance(key, name), 2 * edit_distance(leaf, name.substr(name.find('.') + 1)) + 1);
+    const size_t distance = key_distance(key, name);
     if (distance < best_distance) best_distance = distance, best = name;
   });
   return best;

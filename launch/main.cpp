@@ -23,6 +23,8 @@ constexpr std::array kVerbs{
     Verb{"plan", tmamba::plan_verb, "cost of a run before it runs: FLOPs, memory, layout, exchanges, predicted time"},
     Verb{"checkpoint", tmamba::checkpoint_verb, "list, inspect and verify checkpoints"},
     Verb{"bench", tmamba::bench_verb, "time ops, whole steps and exchanges beside the machine's own rates"},
+    Verb{"doctor", tmamba::doctor_verb, "where ranks run and what their links and file system do (mpirun or srun)"},
+    Verb{"scale", tmamba::scale_verb, "run scaling studies: strong and weak, by mpirun or as SLURM jobs"},
     Verb{"report", tmamba::report_verb, "a page about a run or several: curves, lost time, layout, samples"},
     Verb{"explain", tmamba::explain_verb, "what configuration keys mean, with their defaults"},
 };

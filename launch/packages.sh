@@ -11,8 +11,8 @@ build_packages=(
   libopenmpi-dev openmpi-bin libhdf5-dev libboost-program-options-dev libtomlplusplus-dev libgtest-dev libgmock-dev
   libopenblas-dev libsentencepiece-dev nlohmann-json3-dev libssl-dev zlib1g-dev
 )
-# What only the tests need: the browser that looks at the report, and letters for it.
-test_packages=(chromium fonts-dejavu-core)
+# What only the tests need: the browser that looks at the report, letters for it, and JUBE for configs/studies/jube.xml.
+test_packages=(chromium fonts-dejavu-core jube)
 
 # install_packages NAME...: installs those that are missing, as root or through sudo.
 install_packages() {

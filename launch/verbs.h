@@ -18,6 +18,8 @@ int checkpoint_verb(const Arguments& arguments);
 int bench_verb(const Arguments& arguments);
 // `bench comm`; its arguments follow.
 int bench_comm(const Arguments& arguments);
+int doctor_verb(const Arguments& arguments);
+int scale_verb(const Arguments& arguments);
 int report_verb(const Arguments& arguments);
 int explain_verb(const Arguments& arguments);
 

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <string>
+#include <vector>
 
 #include "kernels/base/tensor.h"
 
@@ -22,6 +23,15 @@ struct DeviceMemory {
 DeviceMemory device_memory(Device device);
 // Of a host, from the /proc and /sys below `root`.
 DeviceMemory host_memory(const std::string& root = "");
+
+// A GPU that this process can see, in the order of their numbers.
+struct GpuIdentity {
+  std::string name;  // "NVIDIA H200"
+  std::string uuid;  // "GPU-8c1f...", as nvidia-smi prints it
+  std::string pci;   // "0000:3b:00.0"
+};
+// None in a build without CUDA and where there is no driver.
+std::vector<GpuIdentity> visible_gpus();
 
 // Locks host memory where it is, so that a device copies from and to it at full speed. Throws Error where the system
 // refuses. Nothing to do without a device: `device` is the one that will copy.

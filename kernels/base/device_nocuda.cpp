@@ -9,6 +9,8 @@ namespace {
 }
 }  // namespace
 
+std::vector<GpuIdentity> visible_gpus() { return {}; }
+
 void* cuda_allocate(size_t) { no_cuda(); }
 void cuda_free(void*) noexcept {}
 void cuda_copy(void*, Device, const void*, Device, size_t) { no_cuda(); }

@@ -1,0 +1,209 @@
+#include "launch/study.h"
+
+#include <toml++/toml.h>
+
+#include <algorithm>
+#include <functional>
+#include <iomanip>
+#include <limits>
+#include <sstream>
+
+#include "data/fs.h"
+#include "launch/suggest.h"
+
+namespace tmamba {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+constexpr int64_t kMostBytes = 1 << 20;  // of a study's file
+using Texts = std::vector<std::string>;
+using Integers = std::vector<int64_t>;
+
+struct Range {
+  double min = 0, max = 1e18;
+};
+using Choices = std::vector<std::string>;
+
+// Calls v(key, member, range or choices, what it means) for every key.
+template <class AnyStudy, class Visitor>
+void visit_fields(AnyStudy& s, Visitor&& v) {
+  v("study.name", s.name, Range{}, "title of the study");
+  v("study.mode", s.mode, Choices{"strong", "weak", "weak_sequence"},
+    "what stays the same as ranks are added: a step's sequences (strong); the sequences per rank (weak); the tokens "
+    "per "
+    "rank in ever longer sequences (weak_sequence: seq_len x ranks tokens each)");
+  v("study.config", s.config, Range{}, "configuration of the runs, beside this file or from the working folder");
+  v("study.set", s.set, Range{}, "keys of it to override: [\"model.dim=512\"]");
+  v("study.dir", s.dir, Range{}, "folder of the results; empty: runs/studies/NAME OF THIS FILE");
+  v("study.ranks", s.ranks, Range{1, 1 << 20}, "numbers of ranks");
+  v("study.seq_len", s.seq_len, Range{1, 1e9}, "tokens per sequence; empty: the configuration's");
+  v("study.layouts", s.layouts, Range{},
+    "ways to cut the work, a curve each: \"dp\", \"sp\", \"tp\" (all ranks on that axis), axes by number or what is "
+    "left (\"tp=2, sp=rest, fold=2, transport=gather+sliced\"), \"auto\" (the planner's fastest), \"grid\" (every tp x "
+    "sp x dp)");
+  v("study.batch", s.batch, Range{1, 1e9}, "sequences of a step (strong, weak_sequence), or of a step per rank (weak)");
+  v("study.micro_batch", s.micro_batch, Range{0, 1e9},
+    "most sequences of a forward pass on a rank; 0: all that fall to it");
+  v("study.repeats", s.repeats, Range{1, 10000},
+    "starts of each point, one after the other in turn; six give a 95 % interval");
+  v("study.steps", s.steps, Range{1, 1e6}, "timed steps of each start; their median counts");
+  v("study.threads", s.threads, Range{0, 4096}, "CPU threads per rank; 0: all");
+  v("study.io", s.io, Range{}, "also time a batch from a token file and a checkpoint");
+  v("study.checkpoint_every", s.checkpoint_every, Range{1, 1e9},
+    "steps between checkpoints, for their share of a step");
+  v("study.peak_tflops", s.peak_tflops, Range{},
+    "peak of a rank for the MFU; 0: 989 for cuda (H200, bfloat16), for cpu the matrix product rate of one rank as "
+    "measured");
+  v("study.seed", s.seed, Range{}, "of the order of measurement and of resampling");
+
+  v("launch.launcher", s.launcher, Choices{"mpirun", "srun", "slurm"},
+    "how ranks are started: mpirun or srun from here, or slurm: a batch job for each number of ranks");
+  v("launch.mpirun", s.mpirun, Range{}, "mpirun and its options, before -n");
+  v("launch.srun", s.srun, Range{}, "srun and its options, before -n");
+  v("launch.ranks_per_node", s.ranks_per_node, Range{0, 4096}, "ranks on each node; 0: all on one");
+  v("launch.timeout", s.timeout, Range{1, 1e7}, "seconds after which a start has failed");
+
+  v("slurm.partition", s.partition, Range{}, "partition of the jobs; empty: the site's default");
+  v("slurm.account", s.account, Range{}, "account of the jobs; empty: the user's default");
+  v("slurm.time", s.time, Range{}, "time limit of a job");
+  v("slurm.options", s.options, Range{}, "more options of sbatch: [\"--gpus-per-node=8\", \"--exclusive\"]");
+  v("slurm.setup", s.setup, Range{}, "shell lines at the start of a job: [\"module load cuda\"]");
+
+  v("extrapolate.ranks", s.to_ranks, Range{1, 1 << 20}, "numbers of ranks to predict by the fitted model; empty: none");
+  v("extrapolate.ranks_per_node", s.to_ranks_per_node, Range{0, 4096}, "on such nodes; 0: as measured");
+  v("extrapolate.between_gb_per_s", s.between_gb_per_s, Range{},
+    "bandwidth of a rank to other nodes, where no measured job spans nodes; 0: as the machine model assumes");
+  v("extrapolate.between_latency_us", s.between_latency_us, Range{},
+    "latency of an exchange between nodes; 0: the same");
+}
+
+struct Source {
+  std::string key, where;
+  [[noreturn]] void fail(const std::string& problem) const { throw UserError(str(where, ": ", key, " ", problem)); }
+};
+
+void check(const Source& s, double value, const Range& range) {
+  if (value < range.min || value > range.max) {
+    s.fail(str("= ", value, " is out of range: it must be between ", range.min, " and ", range.max));
+  }
+}
+void read(const Source& s, const toml::node& node, int64_t& out, const Range& range) {
+  if (!node.is_integer()) s.fail("must be an integer");
+  out = node.as_integer()->get();
+  check(s, static_cast<double>(out), range);
+}
+void read(const Source& s, const toml::node& node, double& out, const Range& range) {
+  if (!node.is_number()) s.fail("must be a number");
+  out = *node.value<double>();
+  check(s, out, range);
+}
+void read(const Source& s, const toml::node& node, bool& out, const Range&) {
+  if (!node.is_boolean()) s.fail("must be true or false");
+  out = node.as_boolean()->get();
+}
+void read(const Source& s, const toml::node& node, std::string& out, const Range&) {
+  if (!node.is_string()) s.fail("must be a string");
+  out = node.as_string()->get();
+}
+void read(const Source& s, const toml::node& node, std::string& out, const Choices& choices) {
+  read(s, node, out, Range{});
+  if (std::find(choices.begin(), choices.end(), out) != choices.end()) return;
+  std::string list;
+  for (const std::string& choice : choices) list += str(list.empty() ? "" : ", ", "\"", choice, "\"");
+  s.fail(str("= \"", out, "\" must be one of ", list));
+}
+template <class T>
+void read(const Source& s, const toml::node& node, std::vector<T>& out, const Range& range) {
+  const toml::array* array = node.as_array();
+  if (array == nullptr)
+    s.fail(str("must be a list, for example ", std::is_same_v<T, int64_t> ? "[1, 2, 4]" : "[\"dp\"]"));
+  out.clear();
+  for (const toml::node& entry : *array) read(s, entry, out.emplace_back(), range);
+}
+
+std::string nearest_key(const std::string& key) {
+  std::string best;
+  size_t least = std::string::npos;
+  Study study;
+  visit_fields(study, [&](const std::string& name, auto&, const auto&, const char*) {
+    if (key_distance(key, name) < least) least = key_distance(key, name), best = name;
+  });
+  return best;
+}
+
+void apply(Study& study, const toml::table& table, const std::string& prefix) {
+  for (const auto& [key, node] : table) {
+    const std::string path = prefix + std::string(key.str());
+    const toml::source_position at = key.source().begin;
+    const Source source{path, str(study.file, ":", at.line, ":", at.column)};
+    if (node.is_table() && prefix.empty()) {
+      apply(study, *node.as_table(), path + ".");
+      continue;
+    }
+    bool known = false;
+    visit_fields(study, [&](const std::string& name, auto& member, const auto& rule, const char*) {
+      if (name == path) read(source, node, member, rule), known = true;
+    });
+    if (!known) throw UserError(str(source.where, ": unknown key ", path, "; did you mean ", nearest_key(path), "?"));
+  }
+}
+
+void require(const Study& study, bool condition, const std::string& message) {
+  if (!condition) throw UserError(str(study.file, ": ", message));
+}
+
+// Ascending, each once.
+void sort_out(Integers& values) {
+  std::sort(values.begin(), values.end());
+  values.erase(std::unique(values.begin(), values.end()), values.end());
+}
+
+std::string text_of(int64_t x) { return std::to_string(x); }
+std::string text_of(double x) { return str(x); }
+std::string text_of(bool x) { return x ? "true" : "false"; }
+std::string text_of(const std::string& x) { return "\"" + x + "\""; }
+template <class T>
+std::string text_of(const std::vector<T>& x) {
+  std::string text;
+  for (const T& value : x) text += (text.empty() ? "" : ", ") + text_of(value);
+  return "[" + text + "]";
+}
+
+}  // namespace
+
+Study load_study(const fs::path& file) {
+  std::error_code error;
+  if (!fs::is_regular_file(file, error)) throw UserError(str(file.string(), ": cannot read this study file"));
+  Study study;
+  study.file = file.string();
+  study.text = read_text(file, kMostBytes);
+  try {
+    apply(study, toml::parse(study.text, study.file), "");
+  } catch (const toml::parse_error& wrong) {
+    const toml::source_position at = wrong.source().begin;
+    throw UserError(str(study.file, ":", at.line, ":", at.column, ": ", wrong.description()));
+  }
+  require(study, !study.config.empty(), "study.config must be given: the configuration of the runs");
+  require(study, !study.ranks.empty(), "study.ranks must be given: [1, 2, 4, 8]");
+  require(study, !study.layouts.empty(), "study.layouts is empty");
+  require(study, !study.mpirun.empty() && !study.srun.empty(), "launch.mpirun and launch.srun name a program");
+  if (study.name.empty()) study.name = file.stem().string();
+  if (study.dir.empty()) study.dir = (fs::path("runs/studies") / file.stem()).string();
+  const fs::path beside = file.parent_path() / study.config;
+  if (fs::exists(beside, error)) study.config = beside.string();
+  for (Integers* list : {&study.ranks, &study.seq_len, &study.to_ranks}) sort_out(*list);
+  return study;
+}
+
+std::string explain_study() {
+  std::ostringstream out;
+  Study study;
+  visit_fields(study, [&](const std::string& name, const auto& member, const auto&, const char* meaning) {
+    out << std::left << std::setw(30) << name << " " << std::setw(12) << text_of(member) << " " << meaning << "\n";
+  });
+  return out.str();
+}
+
+}  // namespace tmamba
