@@ -3,7 +3,7 @@
 #include <toml++/toml.h>
 
 #include <algorithm>
-#include <fstream>
+#include <cstdio>
 #include <functional>
 #include <iomanip>
 #include <limits>
@@ -12,6 +12,7 @@
 
 #include "dist/plan.h"
 #include "kernels/base/check.h"
+#include "launch/config_text.h"
 
 namespace tmamba {
 
@@ -154,7 +155,15 @@ std::string quoted(const std::string& text) {
   std::string out = "\"";
   for (char c : text) {
     if (c == '"' || c == '\\') out += '\\';
-    out += c == '\n' ? "\\n" : c == '\t' ? "\\t" : std::string(1, c);
+    if (c == '\n' || c == '\t') {
+      out += c == '\n' ? "\\n" : "\\t";
+    } else if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) {
+      char code[7];
+      std::snprintf(code, sizeof code, "\\u%04x", static_cast<unsigned>(c));
+      out += code;
+    } else {
+      out += c;
+    }
   }
   return out + "\"";
 }
@@ -265,7 +274,9 @@ void read(const Source& s, const toml::node& node, std::vector<TransPoint>& out,
 // --- reading a table
 // ---------------------------------------------------------------------------------------------------
 
-size_t edit_distance(const std::string& a, const std::string& b) {
+// How many characters to change; `enough` or more where it is that many.
+size_t edit_distance(const std::string& a, const std::string& b, size_t enough) {
+  if (std::max(a.size(), b.size()) - std::min(a.size(), b.size()) >= enough) return enough;
   std::vector<size_t> row(b.size() + 1);
   for (size_t j = 0; j <= b.size(); ++j) row[j] = j;
   for (size_t i = 1; i <= a.size(); ++i) {
@@ -283,13 +294,14 @@ size_t edit_distance(const std::string& a, const std::string& b) {
 // The valid key that is most like `key`: the distance of the whole, or of the last part alone for a wrong section.
 std::string nearest_key(const std::string& key) {
   std::string best;
-  size_t best_distance = std::string::npos;
+  size_t best_distance = 2 * 64;
   const std::string leaf = key.substr(key.rfind('.') + 1);
   RunConfig config;
   visit_fields(config, [&](const std::string& name, auto&, const auto&, const char*) {
-    const size_t distance =
-        std::min(2 * edit_distance(key, name), 2 * edit_distance(leaf, name.substr(name.find('.') + 1)) + 1);
-    if (distance < best_distance) best_distance = distance, best = name;
+    const size_t enough = ceil_div(static_cast<int64_t>(best_distance), 2);
+    const size_t distance = std::min(2 * edit_distance(key, name, enough),
+                                     2 * edit_distance(leaf, name.substr(name.find('.') + 1), enough) + 1);
+    if (best.empty() || distance < best_distance) best_distance = distance, best = name;
   });
   return best;
 }
@@ -322,13 +334,19 @@ void apply_override(RunConfig& config, const std::string& text) {
   const size_t equals = text.find('=');
   if (equals == std::string::npos || equals == 0) throw UserError(str("--set ", text, ": expected section.key=value"));
   const std::string key = text.substr(0, equals), value = text.substr(equals + 1), where = str("--set ", text);
-  auto parse = [&](const std::string& right) { return toml::parse(str("x = ", right)); };
-  toml::table table;
-  try {
-    table = parse(value);
-  } catch (const toml::parse_error&) {
-    table = parse(quoted(value));
-  }
+  const auto parse = [&](const std::string& right) -> std::optional<toml::table> {
+    const std::string line = str("x = ", right);
+    try {
+      check_config_text(line, where);
+      return toml::parse(line);
+    } catch (const std::exception&) {
+      return std::nullopt;
+    }
+  };
+  auto parsed = parse(value);
+  if (!parsed) parsed = parse(quoted(value));
+  if (!parsed) throw UserError(str(where, ": the value is no text (UTF-8)"));
+  const toml::table& table = *parsed;
   if (table.size() != 1) throw UserError(str(where, ": one value expected"));
   apply_leaf(config, {key, where}, *table.get("x"));
   config.origin[key] = "--set";
@@ -340,6 +358,7 @@ RunConfig parse_config(const std::string& text, const std::string& name, const s
   RunConfig config;
   visit_fields(config,
                [&](const std::string& key, auto&, const auto&, const char*) { config.origin[key] = "default"; });
+  check_config_text(text, name);
   try {
     const toml::table table = toml::parse(text, name);
     apply_table(config, table, "", [&](const toml::node& node) { return str(name, ":", node.source().begin.line); });
@@ -352,12 +371,7 @@ RunConfig parse_config(const std::string& text, const std::string& name, const s
 }
 
 RunConfig load_config(const std::filesystem::path& file, const std::vector<std::string>& overrides) {
-  std::ifstream in(file, std::ios::binary);
-  if (!in || std::filesystem::is_directory(file))
-    throw UserError(str(file.string(), ": cannot read this configuration file"));
-  std::ostringstream text;
-  text << in.rdbuf();
-  return parse_config(text.str(), file.string(), overrides);
+  return parse_config(read_config_text(file), file.string(), overrides);
 }
 
 std::string to_toml(const RunConfig& config) {
