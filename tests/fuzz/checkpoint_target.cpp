@@ -108,8 +108,8 @@ std::string plain_copy(const Made& made, const ManifestTensor& tensor) {
   for (const StoredSlice& slice : tensor.slices) {
     const size_t rows = static_cast<size_t>(flat ? 1 : slice.shape[0]), run = static_cast<size_t>(slice.shape.back());
     for (size_t row = 0; row < rows; ++row) {
-      const size_t to = (static_cast<size_t>(flat ? 0 : slice.offset[0]) + row) * columns +
-                        static_cast<size_t>(slice.offset.back());
+      const size_t to =
+          (static_cast<size_t>(flat ? 0 : slice.offset[0]) + row) * columns + static_cast<size_t>(slice.offset.back());
       std::memcpy(out.data() + to * width,
                   made.files[slice.file].data() + slice.position + static_cast<int64_t>(row * run * width),
                   run * width);
@@ -119,8 +119,7 @@ std::string plain_copy(const Made& made, const ManifestTensor& tensor) {
 }
 
 Tensor tensor_at(std::string& data, const std::vector<int64_t>& shape, DType dtype) {
-  return shape.size() == 1 ? Tensor(data.data(), {shape[0]}, dtype)
-                           : Tensor(data.data(), {shape[0], shape[1]}, dtype);
+  return shape.size() == 1 ? Tensor(data.data(), {shape[0]}, dtype) : Tensor(data.data(), {shape[0], shape[1]}, dtype);
 }
 
 // A rectangle of the tensor, read before anything of it was verified, or after.

@@ -46,10 +46,9 @@ fs::path write_checkpoints(const fs::path& folder) {
   std::vector<float> rows(24);
   std::iota(rows.begin(), rows.end(), 0.5f);
   std::vector<uint16_t> halves(6, 0x3F80);
-  const std::vector<TensorSlice> slices{
-      {"model/w", {4, 6}, {0, 0}, ConstTensor(rows.data(), {2, 6}, DType::f32)},
-      {"model/w", {4, 6}, {2, 0}, ConstTensor(rows.data() + 12, {2, 6}, DType::f32)},
-      {"model/b", {6}, {0}, ConstTensor(halves.data(), {6}, DType::bf16)}};
+  const std::vector<TensorSlice> slices{{"model/w", {4, 6}, {0, 0}, ConstTensor(rows.data(), {2, 6}, DType::f32)},
+                                        {"model/w", {4, 6}, {2, 0}, ConstTensor(rows.data() + 12, {2, 6}, DType::f32)},
+                                        {"model/b", {6}, {0}, ConstTensor(halves.data(), {6}, DType::bf16)}};
   SelfCommunicator self("self");
   return save_checkpoint(self, folder, 7, slices, {{"step", 7}, {"note", "seed"}}, {}).path;
 }

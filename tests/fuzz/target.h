@@ -12,8 +12,8 @@ namespace tmamba::fuzz {
 // One kind of file. Both functions read all there is to read and throw Error (or UserError, which is one) where the
 // bytes are refused; anything else that leaves them, and any rule that what was read breaks, is a finding.
 struct Target {
-  const char* name;                                  // of its folder in bad/ and of its dictionary
-  void (*bytes)(const std::string& bytes);           // what the fuzzer tries
+  const char* name;                                 // of its folder in bad/ and of its dictionary
+  void (*bytes)(const std::string& bytes);          // what the fuzzer tries
   void (*file)(const std::filesystem::path& path);  // a file, or a folder, as the program reads it
 };
 
