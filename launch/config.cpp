@@ -122,6 +122,10 @@ void visit_fields(Config& c, Visitor&& v) {
     "keep checkpoints of steps divisible by this for good; 0: none");
   v("checkpoint.async", c.checkpoint.async, Limits{},
     "write behind training, which waits for a copy in host memory alone; false: wait for the disk");
+  v("checkpoint.writers", c.checkpoint.writers, Choices{"rank", "node"},
+    "who writes a checkpoint's files: every rank its own, or one rank of each node for all of it, which spares the "
+    "file "
+    "system small files at thousands of ranks; the contents are the same");
   v("checkpoint.mtbf_hours", c.checkpoint.mtbf_hours, Limits{0.001, 1e9},
     "mean time between failures of the whole job, for checkpoint.every = \"auto\"");
 
