@@ -132,11 +132,11 @@ struct CheckpointSave::Impl {
     relay.emplace(*options.host);
     relay->reset();
     Crew host(options.host->ranks());
-    const auto announcements = host.gather(announce(step, slices, nullptr).dump());
+    const auto announced = host.gather(announce(step, slices, nullptr).dump());
     if (!options.host->leads()) return;
     for (size_t i = 0; i < slices.size(); ++i) origins.emplace_back(0, static_cast<int64_t>(i));
-    for (size_t rank = 1; rank < announcements.size(); ++rank) {
-      const json list = json::parse(announcements[rank]).at("slices");
+    for (size_t rank = 1; rank < announced.size(); ++rank) {
+      const json list = json::parse(announced[rank]).at("slices");
       for (size_t i = 0; i < list.size(); ++i) {
         slices.push_back(absent_slice(list[i]));
         origins.emplace_back(static_cast<int>(rank), static_cast<int64_t>(i));
