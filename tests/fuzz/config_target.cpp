@@ -7,13 +7,14 @@ namespace {
 
 // A configuration is stored in checkpoints as text and read back: the same values.
 void check(RunConfig config) {
+  validate(config.model);
+  validate(config);
+  validate_dtype(config);
   config.origin.clear();
   const std::string text = to_toml(config);
   RunConfig again = parse_config(text, "stored", {});
   again.origin.clear();
   require(to_toml(again) == text, "a stored configuration reads back as another one");
-  validate(config);
-  validate_dtype(config);
 }
 
 void bytes(const std::string& text) { check(parse_config(text, "fuzz.toml", {})); }
