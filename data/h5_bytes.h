@@ -13,10 +13,10 @@ namespace tmamba::h5_detail {
 
 inline constexpr int64_t kUndefined = -1;  // an address that points nowhere
 
-// Jenkins' lookup3, which HDF5 puts behind its structures.
-uint32_t lookup3(const uint8_t* data, size_t bytes);
-// HDF5's Fletcher-32 of a chunk.
-uint32_t fletcher32(const uint8_t* data, size_t bytes);
+// Whether the checksum is that of the bytes: Jenkins' lookup3, which HDF5 puts behind its structures, and its
+// Fletcher-32, behind chunks.
+bool lookup3_holds(const uint8_t* data, size_t bytes, uint32_t expected);
+bool fletcher32_holds(const uint8_t* data, size_t bytes, uint32_t expected);
 
 class Source {
  public:

@@ -220,6 +220,17 @@ fs::path whole_export(const fs::path& folder) {
 
 std::vector<Spoiling> export_spoilings() {
   auto all = spoilings();
+  all.push_back({"tensor-of-no-elements",
+                 [](hid_t file, const char*) { replace(file, "model/none", H5T_STD_U16LE, 0, [](hid_t) {}); }});
+  all.push_back({"tensor-without-sizes", [](hid_t file, const char*) {
+                   const hid_t scalar = made(H5Screate(H5S_SCALAR));
+                   const float one = 1;
+                   const hid_t id = made(
+                       H5Dcreate2(file, "model/scalar", H5T_IEEE_F32LE, scalar, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT));
+                   made(H5Dwrite(id, H5T_NATIVE_FLOAT, H5S_ALL, H5S_ALL, H5P_DEFAULT, &one));
+                   H5Dclose(id);
+                   H5Sclose(scalar);
+                 }});
   all.push_back({"no-step", [](hid_t file, const char*) { made(H5Adelete(file, "step")); }});
   all.push_back({"no-state", [](hid_t file, const char*) { made(H5Ldelete(file, "state_json", H5P_DEFAULT)); }});
   all.push_back({"state-of-a-terabyte", [](hid_t file, const char*) {
