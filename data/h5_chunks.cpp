@@ -224,7 +224,7 @@ class ChunkReader {
         if (table != kUndefined) read_super_block(g, table, first, count, length);
       } else {
         for (int64_t i = 0; i < count && next < blocks.size(); ++i, ++next) {
-          if (blocks[next] != kUndefined) read_data_block(g, blocks[next], first + i * length, length, nullptr);
+          if (blocks[next] != kUndefined) read_data_block(g, blocks[next], first + i * length, length, nullptr, 0);
         }
       }
       first += count * length;
@@ -261,11 +261,13 @@ class ChunkReader {
     cursor.expect_checksum();
     for (int64_t i = 0; i < count; ++i) {
       const int64_t block = blocks[static_cast<size_t>(i)];
-      if (block != kUndefined) read_data_block(g, block, first + i * length, length, used + i * bitmap);
+      if (block != kUndefined) read_data_block(g, block, first + i * length, length, used, i * (length / g.page));
     }
   }
 
-  void read_data_block(const Growing& g, int64_t address, int64_t first, int64_t length, const uint8_t* used) {
+  // `used` has a bit for every page of the blocks of a table; those of this block begin at `first_page`.
+  void read_data_block(const Growing& g, int64_t address, int64_t first, int64_t length, const uint8_t* used,
+                       int64_t first_page) {
     constexpr const char* kWhat = "a data block of an array of chunks";
     const bool paged = length > g.page;
     if (length > source_.bytes() / 8) refuse("is larger than the file");
@@ -278,7 +280,8 @@ class ChunkReader {
     cursor.expect_checksum();
     if (!paged) return;
     for (int64_t i = 0; i < length / g.page; ++i) {
-      if (used == nullptr || (used[i / 8] >> (7 - i % 8) & 1) == 0) continue;
+      const int64_t page = first_page + i;
+      if (used == nullptr || (used[page / 8] >> (7 - page % 8) & 1) == 0) continue;
       read_page(kWhat, address + prefix + 4 + i * (g.page * g.width + 4), first + i * g.page, g.page, g.width,
                 g.client == 1);
     }

@@ -1,4 +1,5 @@
 // Writes whole files of every kind, for the fuzzers to start from: usage: fuzz_seeds FOLDER
+#include <array>
 #include <cstdio>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -8,6 +9,7 @@
 #include <vector>
 
 #include "data/checkpoint.h"
+#include "data/h5.h"
 #include "data/manifest.h"
 #include "data/tensor_source.h"
 #include "data/token_file.h"
@@ -53,9 +55,35 @@ fs::path write_checkpoints(const fs::path& folder) {
   return save_checkpoint(self, folder, 7, slices, {{"step", 7}, {"note", "seed"}}, {}).path;
 }
 
+// A token file in small chunks, so that most of its bytes are structure.
+void write_small_token_file(const fs::path& path, const H5DatasetOptions& options, int64_t tokens) {
+  auto file = H5File::create(path, H5Format::checksummed);
+  const std::vector<uint16_t> bytes(257, 1), values(static_cast<size_t>(tokens), 65);
+  const int64_t start = 0;
+  file.create_dataset("token_bytes", H5Type::u16, {257}, {.chunk = {64}, .fletcher32 = true})
+      .write(std::array<int64_t, 1>{0}, std::array<int64_t, 1>{257}, H5Type::u16, bytes.data());
+  file.create_dataset("tokens", H5Type::u16, {tokens}, options)
+      .write(std::array<int64_t, 1>{0}, std::array{tokens}, H5Type::u16, values.data());
+  file.create_dataset("documents", H5Type::i64, {1}, {.chunk = {4}, .growable = true})
+      .write(std::array<int64_t, 1>{0}, std::array<int64_t, 1>{1}, H5Type::i64, &start);
+  for (const char* name : {"source_hash", "tokenizer_kind", "tokenizer_hash", "tokenizer_file", "split"}) {
+    file.set_attribute("/", name, "bytes");
+  }
+  file.set_attribute("/", "format", "transmamba tokens");
+  file.set_attribute("/", "version", int64_t{1});
+  file.set_attribute("/", "vocab_size", int64_t{257});
+  file.set_attribute("/", "document_end", int64_t{256});
+  file.set_attribute("/", "source_bytes", tokens);
+  file.close();
+}
+
 void write_token_files(const fs::path& folder) {
   fs::create_directories(folder);
-  for (const int64_t vocab : {300, 70000}) {
+  write_small_token_file(folder / "growing.h5", {.chunk = {8}, .growable = true, .fletcher32 = true}, 500);
+  write_small_token_file(folder / "fixed.h5", {.chunk = {8}, .deflate = 6}, 100);
+  write_small_token_file(folder / "one-chunk.h5", {.chunk = {100}, .fletcher32 = true}, 100);
+  write_small_token_file(folder / "contiguous.h5", {}, 100);
+  for (const int64_t vocab : {300}) {
     TokenFileInfo info;
     info.vocab_size = vocab;
     info.document_end = vocab - 1;
@@ -63,7 +91,7 @@ void write_token_files(const fs::path& folder) {
     const std::vector<uint16_t> token_bytes(static_cast<size_t>(vocab), 1);
     TokenFileWriter writer(folder / (std::to_string(vocab) + ".h5"), info, token_bytes);
     for (int document = 0; document < 3; ++document) {
-      writer.append(std::vector<int32_t>(vocab == 300 ? 20 : 30000, document));
+      writer.append(std::vector<int32_t>(20, document));
       writer.end_document();
     }
     writer.close(60, "feed");

@@ -11,7 +11,8 @@ folder="$(mktemp -d)"
 trap 'cd /; umount -q "$folder"/disk/run/checkpoints "$folder/disk" 2>/dev/null; rm -rf "$folder"' EXIT
 cd "$folder"
 mkdir disk
-"$program" prepare "$text" --output data --tokenizer bytes >/dev/null
+for _ in $(seq 20); do cat "$text"; done >text.txt
+"$program" prepare text.txt --output data --tokenizer bytes >/dev/null
 cat >run.toml <<TOML
 [model]
 dim = 64
