@@ -9,6 +9,7 @@ runs="${1:-10000000}"
 targets=("${@:2}")
 [ "${#targets[@]}" -gt 0 ] || targets=(config manifest checkpoint safetensors tokenizer token_file hdf5_export)
 
+command -v clang++ >/dev/null || { echo "the fuzzers need clang with libFuzzer: apt-get install clang" >&2; exit 2; }
 cmake --preset fuzz >/dev/null
 cmake --build --preset fuzz --target fuzz_seeds "${targets[@]/#/fuzz_}" >/dev/null
 # Stacks of allocations take half of the time and are not needed until there is a finding.
@@ -30,6 +31,9 @@ for target in "${targets[@]}"; do
     awk -v target="$target" '/^stat::number_of_executed_units/ {runs = $2} /^stat::average_exec_per_sec/ {rate = $2}
       / DONE / {for (i = 1; i < NF; ++i) if ($i == "cov:") cov = $(i + 1)}
       END {printf "%-12s %10d inputs, %6d a second, %5d branches, no finding\n", target, runs, rate, cov}' "$log"
+  elif grep -q 'run interrupted' "$log"; then
+    echo "$target: interrupted after $(sed -nE 's/^stat::number_of_executed_units: *//p' "$log") inputs, no finding till then"
+    failed=1
   else
     echo "$target: a FINDING, see $log"
     grep -hE "ERROR|SUMMARY|what\(\)|Test unit written" "$log" || tail -3 "$log"
