@@ -84,7 +84,8 @@ TEST(Memory, TheCopyOfASaveIsCounted) {
     return planned(v9_config(more)).memory();
   };
   const RankMemory one = copy({});
-  EXPECT_EQ(one.host_copy, one.parameters + one.optimizer);
+  // Without the padding between parameters.
+  EXPECT_NEAR(static_cast<double>(one.host_copy) / static_cast<double>(one.parameters + one.optimizer), 1, 1e-3);
   for (const char* dp : {"2", "4"}) {
     const RankMemory many = copy({std::string("parallel.dp=") + dp});
     EXPECT_NEAR(static_cast<double>(many.host_copy) * std::stoi(dp) / static_cast<double>(one.host_copy), 1, 0.02);
