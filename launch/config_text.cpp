@@ -1,5 +1,7 @@
 #include "launch/config_text.h"
 
+#include <string_view>
+
 #include "data/fs.h"
 
 namespace tmamba {
@@ -57,10 +59,14 @@ class Scanner {
     }
     if (c == '#') place_ = Place::comment;
     if (c == '"' || c == '\'') {
-      const bool basic = c == '"', is_long = at(basic ? "\"\"\"" : "'''");
+      // Elsewhere the parser would read on as if it were a letter, or stop.
+      const bool may_begin = std::string_view("\n=,[{").find(last_) != std::string_view::npos;
+      if (!may_begin) fail("holds a quote in the middle of a word");
+      const bool basic = c == '"', is_long = at(basic ? "\"\"\"" : "\'\'\'");
       if (is_long) at_ += 2;
       place_ = basic ? (is_long ? Place::long_basic : Place::basic) : (is_long ? Place::long_literal : Place::literal);
     }
+    if (c != ' ' && c != '\t' && c != '\r') last_ = c == '#' ? '\n' : c;
     if (c == '\n' || c == '=' || c == ',' || c == '{' || c == '}' || c == '[' || c == ']') dots_ = 0;
     if (c == '.' && ++dots_ > kMaxDots) fail("holds a key of too many parts; keys are SECTION.NAME");
   }
@@ -72,6 +78,7 @@ class Scanner {
   const std::string& name_;
   size_t at_ = 0;
   int line_ = 1, dots_ = 0;
+  char last_ = '\n';  // before, outside of strings and comments, but spaces
   Place place_ = Place::plain;
 };
 

@@ -32,8 +32,8 @@ TEST(Config, TextsOfAnyKindAreStoredAndReadBack) {
                                         {"train.sample_prompt=" + accents});
   EXPECT_EQ(config.run.dir, odd);
   EXPECT_EQ(config.train.sample_prompt, accents);
-  const RunConfig again = parse_config("[model]\ndim = 8\n" + to_toml(config).substr(to_toml(config).find("[run]")),
-                                       "again", {});
+  const RunConfig again =
+      parse_config("[model]\ndim = 8\n" + to_toml(config).substr(to_toml(config).find("[run]")), "again", {});
   EXPECT_EQ(again.run.dir, odd);
   EXPECT_THROW(parse_config("", "x.toml", {"run.dir=\xFF"}), UserError);
   // Letters of any language in comments and in quotes of every kind.
