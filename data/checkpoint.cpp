@@ -10,6 +10,7 @@
 #include "data/checkpoint_folder.h"
 #include "data/fs.h"
 #include "data/manifest.h"
+#include "data/slice_relay.h"
 
 namespace tmamba {
 
@@ -38,6 +39,17 @@ StoredSlice slice_from(const json& entry, size_t file) {
           .offset = entry.at(3),
           .shape = entry.at(4),
           .crc = entry.at(7)};
+}
+
+// A slice that another rank has announced, without its data.
+TensorSlice absent_slice(const json& entry) {
+  const std::vector<int64_t> sizes = entry.at(4);
+  const DType dtype = dtype_named(entry.at(1));
+  return {.name = entry.at(0),
+          .shape = entry.at(2),
+          .offset = entry.at(3),
+          .data = sizes.size() == 1 ? ConstTensor(nullptr, {sizes[0]}, dtype)
+                                    : ConstTensor(nullptr, {sizes[0], sizes[1]}, dtype)};
 }
 
 // Puts the ranks' announcements together, tensors in the order of their names whoever holds them.
@@ -94,6 +106,9 @@ struct CheckpointSave::Impl {
   json state;
   SaveOptions options;
   std::string file_name, nonce;
+  std::optional<SliceRelay> relay;  // where one rank writes for its host
+  // On that rank: whose each of `slices` is, and its number there.
+  std::vector<std::pair<int, int64_t>> origins;
   fs::path temporary, final_path;
   std::optional<RankFile> written;
   std::exception_ptr problem;  // of write(), or of commit()
@@ -109,6 +124,36 @@ struct CheckpointSave::Impl {
         state(run_state),
         options(save_options),
         file_name(rank_file_name(comm.rank())) {}
+
+  bool writes() const { return !relay || options.host->leads(); }
+
+  // The slices of the host's other ranks join those of its leader, without their data. Collective among them.
+  void join_host() {
+    relay.emplace(*options.host);
+    relay->reset();
+    Crew host(options.host->ranks());
+    const auto announced = host.gather(announce(step, slices, nullptr).dump());
+    if (!options.host->leads()) return;
+    for (size_t i = 0; i < slices.size(); ++i) origins.emplace_back(0, static_cast<int64_t>(i));
+    for (size_t rank = 1; rank < announced.size(); ++rank) {
+      const json list = json::parse(announced[rank]).at("slices");
+      for (size_t i = 0; i < list.size(); ++i) {
+        slices.push_back(absent_slice(list[i]));
+        origins.emplace_back(static_cast<int>(rank), static_cast<int64_t>(i));
+      }
+    }
+  }
+
+  void write(const std::atomic<bool>& cancelled) {
+    if (!writes()) return slices.empty() ? void() : relay->serve(slices, cancelled);
+    const PullBytes pull = [&](size_t slice, char* out, size_t size) {
+      relay->pull(origins[slice].first, origins[slice].second, out, size, cancelled);
+    };
+    if (!slices.empty()) {
+      written = write_rank_file(temporary / file_name, slices, cancelled, pull);
+      sync_folder(temporary);
+    }
+  }
 
   void commit() {
     Manifest manifest = assemble(announcements);
@@ -136,6 +181,8 @@ CheckpointSave::CheckpointSave(Communicator& comm, const fs::path& checkpoints, 
     const auto announcements = crew.gather(announce(step, impl_->slices, nullptr).dump());
     crew.first_does([&] { check_tensors(assemble(announcements).tensors); });
   }
+  // All ranks have reset their channels when the next agreement is through.
+  if (options.host != nullptr) impl_->join_host();
   impl_->nonce = crew.from_first(crew.first() ? random_nonce() : "");
   const fs::path folder = fs::absolute(checkpoints);
   impl_->temporary = folder / temporary_name(step, impl_->nonce);
@@ -151,12 +198,11 @@ CheckpointSave::~CheckpointSave() = default;
 
 void CheckpointSave::write() noexcept {
   try {
-    if (impl_->slices.empty()) return;
-    impl_->written = write_rank_file(impl_->temporary / impl_->file_name, impl_->slices, cancelled_);
-    sync_folder(impl_->temporary);
+    impl_->write(cancelled_);
   } catch (...) {
     impl_->problem = std::current_exception();
   }
+  if (impl_->relay && impl_->options.host->leads()) impl_->relay->finish();
 }
 
 void CheckpointSave::agree() {
@@ -166,7 +212,9 @@ void CheckpointSave::agree() {
       if (impl_->problem) std::rethrow_exception(impl_->problem);
     });
     const RankFile* written = impl_->written ? &*impl_->written : nullptr;
-    impl_->announcements = crew.gather(announce(impl_->step, impl_->slices, written).dump());
+    const std::span<const TensorSlice> slices =
+        impl_->writes() ? std::span<const TensorSlice>(impl_->slices) : std::span<const TensorSlice>();
+    impl_->announcements = crew.gather(announce(impl_->step, slices, written).dump());
   } catch (...) {
     // All ranks have come here and closed their files.
     discard(crew, impl_->temporary);
@@ -206,7 +254,11 @@ SaveReport save_checkpoint(Communicator& comm, const fs::path& checkpoints, int6
   return save.report();
 }
 
-void try_checkpoint_space(Communicator& comm, const fs::path& checkpoints, int64_t bytes) {
+void try_checkpoint_space(Communicator& comm, const fs::path& checkpoints, int64_t bytes, HostGroup* host) {
+  if (host != nullptr) {
+    host->ranks().all_reduce(Tensor(&bytes, {1}, DType::i64), ReduceOp::sum).wait();
+    if (!host->leads()) bytes = 0;
+  }
   Crew crew(comm);
   const std::string nonce = crew.from_first(crew.first() ? random_nonce() : "");
   const fs::path folder = fs::absolute(checkpoints), temporary = folder / temporary_name(0, nonce);
@@ -217,6 +269,7 @@ void try_checkpoint_space(Communicator& comm, const fs::path& checkpoints, int64
   try {
     crew.together([&] {
       if (bytes > 0) try_space(temporary / rank_file_name(comm.rank()), bytes);
+      if (crew.first()) write_text_durably(temporary / kManifestName, "{}\n");
     });
   } catch (...) {
     discard(crew, temporary);

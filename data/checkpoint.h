@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "dist/communicator.h"
+#include "dist/host_group.h"
 #include "kernels/base/tensor.h"
 
 namespace tmamba {
@@ -33,6 +34,9 @@ struct SaveOptions {
   // Whether the ranks' slices are held against each other before anything is written. They are in any case before the
   // checkpoint becomes visible; ranks that always save the same slices need it once.
   bool check_slices_first = true;
+  // Ranks that share memory, of which the first writes for all (`checkpoint.writers = "node"`); null: every rank writes
+  // its own file. The memory is that of a SliceRelay. Must outlive the save.
+  HostGroup* host = nullptr;
   // Called on rank 0 right before the checkpoint gets its name; what it throws ends the save with nothing visible.
   std::function<void()> before_publish = {};
 };
@@ -88,9 +92,10 @@ class CheckpointSave {
   std::unique_ptr<Impl> impl_;
 };
 
-// Whether each rank could write `bytes` bytes to the folder now: takes the space and gives it back (on file systems
-// that can reserve). Collective; throws on all ranks alike as a save would.
-void try_checkpoint_space(Communicator& comm, const std::filesystem::path& checkpoints, int64_t bytes);
+// Whether each rank (with `host`: for all of its host) could write `bytes` bytes to the folder now: makes the folder
+// and the files of a save, takes the space and gives it back. Collective; throws on all ranks alike as a save would.
+void try_checkpoint_space(Communicator& comm, const std::filesystem::path& checkpoints, int64_t bytes,
+                          HostGroup* host = nullptr);
 
 // Bytes that are missing, or are not those that were written. what() names the file and, where known, the tensor.
 class DamagedCheckpoint : public Error {

@@ -91,6 +91,18 @@ class Filler {
     return crc_;
   }
 
+  // Writes `bytes` bytes that come in pieces; returns their CRC32C.
+  uint32_t fill_from(int64_t bytes, const std::function<void(char* out, size_t bytes)>& pull) {
+    crc_ = 0;
+    while (bytes > 0) {
+      const size_t piece = std::min(kBlock, static_cast<size_t>(bytes));
+      pull(block_.data(), piece);
+      put(block_.data(), piece);
+      bytes -= static_cast<int64_t>(piece);
+    }
+    return crc_;
+  }
+
   std::string sha256() { return sha_.hex(); }
 
  private:
@@ -153,7 +165,7 @@ void try_space(const std::filesystem::path& path, int64_t bytes) {
 }
 
 RankFile write_rank_file(const std::filesystem::path& path, std::span<const TensorSlice> slices,
-                         const std::atomic<bool>& cancelled) {
+                         const std::atomic<bool>& cancelled, const PullBytes& pull) {
   int64_t bytes = 0;
   for (const TensorSlice& slice : slices) bytes += slice.data.bytes();
   try_space(path, bytes);
@@ -168,7 +180,9 @@ RankFile write_rank_file(const std::filesystem::path& path, std::span<const Tens
   Filler filler(file, cancelled);
   for (size_t i : order) {
     filler.keep_until(out.slices[i].position);
-    out.slices[i].crc = filler.fill(slices[i].data);
+    const ConstTensor& data = slices[i].data;
+    out.slices[i].crc = data.empty() ? filler.fill_from(data.bytes(), [&](char* to, size_t size) { pull(i, to, size); })
+                                     : filler.fill(data);
   }
   filler.keep_until(out.file.bytes);
   out.file.sha256 = filler.sha256();

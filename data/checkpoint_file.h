@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <filesystem>
+#include <functional>
 #include <span>
 #include <string>
 #include <vector>
@@ -30,8 +31,11 @@ StoredSlice describe(const TensorSlice& slice);
 // Writes the slices to a new HDF5 file and returns when it is on the disk. A slice that is the whole of its tensor
 // becomes the dataset /NAME, another one /NAME/OFFSET with attributes `offset` and `tensor_shape`; bfloat16 is stored
 // as uint16 with the attribute dtype = "bfloat16". Throws soon after another thread has set `cancelled`.
+// Slices whose data is null are another rank's: `pull` fills a buffer with the next bytes of one; each is asked for
+// whole before the next.
+using PullBytes = std::function<void(size_t slice, char* out, size_t bytes)>;
 RankFile write_rank_file(const std::filesystem::path& path, std::span<const TensorSlice> slices,
-                         const std::atomic<bool>& cancelled);
+                         const std::atomic<bool>& cancelled, const PullBytes& pull = {});
 
 // Makes the file and takes and gives back the space for `bytes` bytes: a full disk is found here, with the system's own
 // message, and not somewhere inside HDF5.

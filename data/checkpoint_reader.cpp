@@ -271,7 +271,7 @@ std::vector<std::string> CheckpointReader::Impl::verify_file(size_t index) const
   Sha256 sha;
   try {
     const auto source = open_checked(index);
-    std::vector<char> block(static_cast<size_t>(kBlock));
+    std::vector<char> block(static_cast<size_t>(std::min(kBlock, expected.bytes)));
     size_t first = 0;
     for (int64_t begin = 0; begin < expected.bytes; begin += kBlock) {
       const int64_t end = std::min(begin + kBlock, expected.bytes);

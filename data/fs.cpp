@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/random.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -92,7 +93,12 @@ int64_t File::bytes() const {
 void File::reserve(int64_t bytes) {
   if (bytes == 0) return;
   const int result = retry_interrupted([&] { return ::fallocate(fd_, 0, 0, bytes); });
-  if (result != 0 && errno != EOPNOTSUPP && errno != ENOSYS) throw FileError("reserve space for", path_, errno);
+  if (result == 0) return;
+  if (errno != EOPNOTSUPP && errno != ENOSYS) throw FileError("reserve space for", path_, errno);
+  struct statvfs info {};
+  if (::fstatvfs(fd_, &info) != 0) return;  // a file system that does not tell
+  const uint64_t free = static_cast<uint64_t>(info.f_bavail) * info.f_frsize;
+  if (free < static_cast<uint64_t>(bytes - this->bytes())) throw FileError("reserve space for", path_, ENOSPC);
 }
 
 void File::write(int64_t position, const void* data, size_t bytes) {

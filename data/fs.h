@@ -39,8 +39,8 @@ class File {
 
   const std::filesystem::path& path() const { return path_; }
   int64_t bytes() const;
-  // Takes disk space for the first `bytes` bytes now, so that a full disk is found before anything is written. Does
-  // nothing on file systems that cannot.
+  // Takes disk space for the first `bytes` bytes now, so that a full disk is found before anything is written; on file
+  // systems that cannot, looks whether so much is free.
   void reserve(int64_t bytes);
   void write(int64_t position, const void* data, size_t bytes);
   // Throws FileError with code 0 where the file ends before.

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <array>
 #include <cstdlib>
-#include <fstream>
 
 #include "data/h5_internal.h"
 
@@ -31,8 +30,6 @@ void set_up_library() {
   // After a failed write the library would try again at exit, and abort.
   H5dont_atexit();
   if (H5open() < 0) throw Error("cannot start the HDF5 library");
-  // A file names the filters it wants; none of them is to be loaded from a folder.
-  if (H5PLset_loading_state(0) < 0) throw Error("cannot turn off HDF5 plugins");
 }
 
 herr_t collect(unsigned, const H5E_error2_t* error, void* out) {
@@ -215,13 +212,13 @@ Guard::Guard() : lock_(library_mutex()) {
 
 FileHandle::~FileHandle() {
   const Guard guard;
-  if (id >= 0 && !reading && H5Fflush(id, H5F_SCOPE_LOCAL) < 0) abandon(error_stack());
+  if (id >= 0 && H5Fflush(id, H5F_SCOPE_LOCAL) < 0) abandon(error_stack());
   id.close();
 }
 
 DatasetHandle::~DatasetHandle() {
   const Guard guard;
-  const bool written = chunked && file->id >= 0 && !file->reading;
+  const bool written = chunked && file->id >= 0;
   if (written && H5Dflush(id) < 0) file->abandon("cannot be written (" + error_stack() + ")");
   if (!file->abandoned.empty()) id.leak();
   id.close();
@@ -239,7 +236,6 @@ void FileHandle::abandon(const std::string& why) const {
 
 void FileHandle::fail(const std::string& what) const {
   const std::string why = what + " (" + error_stack() + ")";
-  if (reading) throw UserError(path.string() + ": " + why);
   abandon(why);
   throw Error(path.string() + ": " + why);
 }
@@ -257,52 +253,33 @@ hid_t FileHandle::open_id() const {
 H5Dataset::H5Dataset(std::shared_ptr<DatasetHandle> handle, H5Info info)
     : handle_(std::move(handle)), info_(std::move(info)) {}
 
-const std::string& H5Dataset::name() const { return handle_->name; }
-
-void H5Dataset::read(std::span<const int64_t> offset, std::span<const int64_t> count, H5Type memory, void* out) const {
-  const Guard guard;
-  check_rectangle(label(*handle_), info_, offset, count);
-  const FileHandle& file = *handle_->file;
-  file.open_id();
-  const Id file_space = select(*handle_, offset, count), memory_space = simple_space(file, count);
-  file.check(H5Dread(handle_->id, h5_detail::memory_type(memory), memory_space, file_space, H5P_DEFAULT, out),
-             "cannot read " + name());
+DatasetHandle& H5Dataset::written() const {
+  TM_CHECK(handle_, name(), " is a dataset of a file that was opened for reading");
+  return *handle_;
 }
 
 void H5Dataset::write(std::span<const int64_t> offset, std::span<const int64_t> count, H5Type memory,
                       const void* data) {
   const Guard guard;
-  check_rectangle(label(*handle_), info_, offset, count);
-  const FileHandle& file = *handle_->file;
+  const DatasetHandle& dataset = written();
+  check_rectangle(label(dataset), info_, offset, count);
+  const FileHandle& file = *dataset.file;
   file.open_id();
-  const Id file_space = select(*handle_, offset, count), memory_space = simple_space(file, count);
+  const Id file_space = select(dataset, offset, count), memory_space = simple_space(file, count);
   file.check(H5Dwrite(handle_->id, h5_detail::memory_type(memory), memory_space, file_space, H5P_DEFAULT, data),
              "cannot write " + name());
-}
-
-void H5Dataset::read(std::span<const int64_t> offset, const Tensor& out) const {
-  const Guard guard;
-  const auto count = sizes_of(out);
-  check_rectangle(label(*handle_), info_, offset, count);
-  if (out.numel() == 0) return;
-  TM_CHECK(out.device() == Device::cpu, name(), " can be read into host memory only");
-  const FileHandle& file = *handle_->file;
-  file.open_id();
-  const Id file_space = select(*handle_, offset, count), memory_space = tensor_space(file, out);
-  file.check(H5Dread(handle_->id, h5_detail::memory_type(h5_type(out.dtype())), memory_space, file_space, H5P_DEFAULT,
-                     out.raw()),
-             "cannot read " + name());
 }
 
 void H5Dataset::write(std::span<const int64_t> offset, const ConstTensor& data) {
   const Guard guard;
   const auto count = sizes_of(data);
-  check_rectangle(label(*handle_), info_, offset, count);
+  const DatasetHandle& dataset = written();
+  check_rectangle(label(dataset), info_, offset, count);
   if (data.numel() == 0) return;
   TM_CHECK(data.device() == Device::cpu, name(), " can be written from host memory only");
-  const FileHandle& file = *handle_->file;
+  const FileHandle& file = *dataset.file;
   file.open_id();
-  const Id file_space = select(*handle_, offset, count), memory_space = tensor_space(file, data);
+  const Id file_space = select(dataset, offset, count), memory_space = tensor_space(file, data);
   file.check(H5Dwrite(handle_->id, h5_detail::memory_type(h5_type(data.dtype())), memory_space, file_space, H5P_DEFAULT,
                       data.raw()),
              "cannot write " + name());
@@ -310,7 +287,7 @@ void H5Dataset::write(std::span<const int64_t> offset, const ConstTensor& data) 
 
 void H5Dataset::grow(int64_t rows) {
   const Guard guard;
-  TM_CHECK(!info_.shape.empty() && rows >= info_.shape[0], label(*handle_), " has ",
+  TM_CHECK(!info_.shape.empty() && rows >= info_.shape[0], label(written()), " has ",
            info_.shape.empty() ? 0 : info_.shape[0], " rows and cannot shrink to ", rows);
   std::vector<int64_t> shape = info_.shape;
   shape[0] = rows;
@@ -321,7 +298,7 @@ void H5Dataset::grow(int64_t rows) {
 
 int64_t H5Dataset::position() const {
   const Guard guard;
-  const FileHandle& file = *handle_->file;
+  const FileHandle& file = *written().file;
   file.open_id();
   const haddr_t address = H5Dget_offset(handle_->id);
   if (address == HADDR_UNDEF) file.fail("has no place for " + name());
@@ -329,8 +306,6 @@ int64_t H5Dataset::position() const {
 }
 
 // --- H5File ---
-
-H5File::H5File(std::shared_ptr<FileHandle> handle) : handle_(std::move(handle)) {}
 
 H5File H5File::create(const std::filesystem::path& path, H5Format format) {
   const Guard guard;
@@ -348,55 +323,40 @@ H5File H5File::create(const std::filesystem::path& path, H5Format format) {
   const Id creation = handle->own(H5Pcreate(H5P_FILE_CREATE), H5Pclose, "cannot create the file");
   // Times would make two files with the same content differ.
   handle->check(H5Pset_obj_track_times(creation, false), "cannot create the file");
+  // All attributes stay in the header, where a reader finds them without another structure.
+  handle->check(H5Pset_attr_phase_change(creation, 1000, 0), "cannot create the file");
   handle->id =
       handle->own(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, creation, access), H5Fclose, "cannot create the file");
-  return H5File(std::move(handle));
+  H5File file;
+  file.handle_ = std::move(handle);
+  return file;
 }
 
-H5File H5File::open_read(const std::filesystem::path& path) {
-  const Guard guard;
-  std::error_code error;
-  const auto status = std::filesystem::status(path, error);
-  if (!std::filesystem::exists(status)) throw UserError(path.string() + ": no such file");
-  if (std::filesystem::is_directory(status)) throw UserError(path.string() + ": is a folder, expected an HDF5 file");
-  if (!std::filesystem::is_regular_file(status)) throw UserError(path.string() + ": is not a regular file");
-  if (!std::ifstream(path)) throw UserError(path.string() + ": cannot be opened for reading; check its permissions");
-  auto handle = std::make_shared<FileHandle>();
-  handle->path = path;
-  handle->reading = true;
-  handle->bytes = static_cast<int64_t>(std::filesystem::file_size(path));
-  if (handle->bytes == 0) throw UserError(path.string() + ": is empty, expected an HDF5 file");
-  const Id access = handle->own(H5Pcreate(H5P_FILE_ACCESS), H5Pclose, "cannot open the file");
-  handle->check(H5Pset_fapl_sec2(access), "cannot open the file");
-  handle->check(H5Pset_fclose_degree(access, H5F_CLOSE_STRONG), "cannot open the file");
-  if (H5Fis_hdf5(path.c_str()) <= 0) {
-    H5Eclear2(H5E_DEFAULT);
-    throw UserError(path.string() + ": is not an HDF5 file, or its beginning is damaged");
-  }
-  handle->id = handle->own(H5Fopen(path.c_str(), H5F_ACC_RDONLY, access), H5Fclose, "cannot be opened; is it damaged?");
-  return H5File(std::move(handle));
+int64_t H5File::file_bytes() const { return static_cast<int64_t>(std::filesystem::file_size(path())); }
+
+h5_detail::FileHandle& H5File::writer() const {
+  TM_CHECK(handle_, path().string(), " was opened for reading");
+  return *handle_;
 }
-
-const std::filesystem::path& H5File::path() const { return handle_->path; }
-
-int64_t H5File::file_bytes() const { return static_cast<int64_t>(std::filesystem::file_size(handle_->path)); }
 
 void H5File::flush() {
   const Guard guard;
-  handle_->check(H5Fflush(handle_->open_id(), H5F_SCOPE_LOCAL), "cannot be written");
+  const FileHandle& file = writer();
+  file.check(H5Fflush(file.open_id(), H5F_SCOPE_LOCAL), "cannot be written");
 }
 
 void H5File::close() {
+  if (!handle_) return;
   const Guard guard;
   if (handle_->id < 0 && handle_->abandoned.empty()) return;
-  if (!handle_->reading) flush();  // so that closing writes nothing, see FileHandle::abandon
+  flush();  // so that closing writes nothing, see FileHandle::abandon
   if (handle_->id.close() < 0) handle_->fail("cannot be closed");
 }
 
 H5Dataset H5File::create_dataset(const std::string& name, H5Type type, std::vector<int64_t> shape,
                                  const H5DatasetOptions& options) {
   const Guard guard;
-  const FileHandle& file = *handle_;
+  const FileHandle& file = writer();
   const std::string what = "cannot make dataset " + name;
   Id space = simple_space(file, shape);
   if (options.growable) {
@@ -422,32 +382,6 @@ H5Dataset H5File::create_dataset(const std::string& name, H5Type type, std::vect
 void H5File::write(const std::string& name, const ConstTensor& data) {
   const std::vector<int64_t> shape = sizes_of(data), origin(shape.size(), 0);
   create_dataset(name, h5_type(data.dtype()), shape).write(origin, data);
-}
-
-bool H5File::has(const std::string& name) const {
-  const Guard guard;
-  return h5_detail::object_exists(*handle_, name);
-}
-
-H5Dataset H5File::dataset(const std::string& name, int64_t cache_bytes) const {
-  const Guard guard;
-  const FileHandle& file = *handle_;
-  auto dataset = std::make_shared<DatasetHandle>();
-  dataset->file = handle_;
-  dataset->name = name;
-  dataset->id = h5_detail::open_object(file, name, H5O_TYPE_DATASET);
-  H5Info info = h5_detail::describe_dataset(file, dataset->id, name);
-  if (cache_bytes > 0) {
-    const Id access = access_properties(file, cache_bytes);
-    dataset->id.close();
-    dataset->id = file.own(H5Dopen2(file.open_id(), name.c_str(), access), H5Dclose, "cannot open dataset " + name);
-  }
-  return H5Dataset(std::move(dataset), std::move(info));
-}
-
-std::vector<std::string> H5File::datasets() const {
-  const Guard guard;
-  return h5_detail::list_datasets(*handle_);
 }
 
 }  // namespace tmamba

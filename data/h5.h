@@ -1,12 +1,13 @@
-// HDF5, wrapped once: every call checked, the library's own error stack in the message, ids owned, files from strangers
-// opened with care. The rest of the project does not see hdf5.h.
+// HDF5 files. Written by the HDF5 library, wrapped once: every call checked, its own error stack in the message, ids
+// owned; the rest of the project does not see hdf5.h.
 //
-// Files that are read are untrusted. H5File::open_read and H5File::dataset follow hard links only, load no plugins, and
-// refuse virtual datasets, external storage, foreign filters, element types that are not in H5Type, and a declared size
-// that the bytes in the file cannot hold. Failures on reading are UserErrors, on writing Errors; all name the file. A
-// file that could not be written is given up: nothing more can be done with it but to delete it.
+// Files that are read are untrusted, and read without the library (h5_objects.h). H5File::open_read and H5File::dataset
+// follow hard links only and refuse virtual datasets, external storage, filters but shuffle, deflate and fletcher32,
+// element types that are not in H5Type, and a declared size that the bytes in the file cannot hold. Failures on reading
+// are UserErrors, on writing Errors; all name the file. A file that could not be written is given up: nothing more can
+// be done with it but to delete it.
 //
-// Calls may come from several threads; one runs at a time.
+// Calls may come from several threads; those that write run one at a time.
 #pragma once
 
 #include <cstdint>
@@ -54,8 +55,10 @@ struct H5DatasetOptions {
 };
 
 namespace h5_detail {
-struct FileHandle;
-struct DatasetHandle;
+struct FileHandle;     // being written
+struct DatasetHandle;  // the same
+class ReadFile;
+class DatasetReader;
 }  // namespace h5_detail
 
 // An open dataset. It keeps its file open.
@@ -64,7 +67,8 @@ class H5Dataset {
   const std::string& name() const;
   const H5Info& info() const { return info_; }
 
-  // The rectangle of `count` elements from `offset`, row-major, converted to or from `memory`. A scalar has neither.
+  // The rectangle of `count` elements from `offset`, row-major, converted to or from `memory` (what does not fit
+  // becomes the nearest number that does). A scalar has neither.
   void read(std::span<const int64_t> offset, std::span<const int64_t> count, H5Type memory, void* out) const;
   void write(std::span<const int64_t> offset, std::span<const int64_t> count, H5Type memory, const void* data);
   // The rectangle from `offset` with the tensor's sizes. Host memory; the last dimension is contiguous.
@@ -78,7 +82,10 @@ class H5Dataset {
  private:
   friend class H5File;
   H5Dataset(std::shared_ptr<h5_detail::DatasetHandle> handle, H5Info info);
-  std::shared_ptr<h5_detail::DatasetHandle> handle_;
+  explicit H5Dataset(std::shared_ptr<h5_detail::DatasetReader> reader);
+  h5_detail::DatasetHandle& written() const;
+  std::shared_ptr<h5_detail::DatasetHandle> handle_;  // of a dataset being written, else
+  std::shared_ptr<h5_detail::DatasetReader> reader_;
   H5Info info_;
 };
 
@@ -101,13 +108,17 @@ class H5File {
                            const H5DatasetOptions& options = {});
   // A contiguous dataset holding the tensor.
   void write(const std::string& name, const ConstTensor& data);
+
+  // From here on: of a file that was opened for reading.
   bool has(const std::string& name) const;
-  // An existing dataset; refuses what the rules above forbid.
+  // An existing dataset; refuses what the rules above forbid. Of its chunks some are kept: `cache_bytes` of them, or 1
+  // MiB.
   H5Dataset dataset(const std::string& name, int64_t cache_bytes = 0) const;
   // Full names of all datasets, sorted. Refuses files with links that are not hard links, and loops.
   std::vector<std::string> datasets() const;
 
-  // Attributes of a group or dataset; "/" is the file itself. Scalars: int64, float64 or a string of fixed length.
+  // Attributes of a group or dataset; "/" is the file itself. Scalars: int64, float64 or a string of fixed length. Set
+  // while a file is written, read from one that was opened for reading.
   void set_attribute(const std::string& object, const std::string& name, const std::string& value);
   void set_attribute(const std::string& object, const std::string& name, int64_t value);
   void set_attribute(const std::string& object, const std::string& name, double value);
@@ -120,8 +131,11 @@ class H5File {
   std::vector<std::string> attributes(const std::string& object) const;
 
  private:
-  explicit H5File(std::shared_ptr<h5_detail::FileHandle> handle);
-  std::shared_ptr<h5_detail::FileHandle> handle_;
+  H5File() = default;
+  const h5_detail::ReadFile& reader() const;
+  h5_detail::FileHandle& writer() const;
+  std::shared_ptr<h5_detail::FileHandle> handle_;  // of a file being written, else
+  std::shared_ptr<const h5_detail::ReadFile> reader_;
 };
 
 }  // namespace tmamba

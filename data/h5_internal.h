@@ -1,4 +1,4 @@
-// The only header that includes hdf5.h. For h5*.cpp.
+// The only header that includes hdf5.h. For the files that write HDF5.
 #pragma once
 
 #include <hdf5.h>
@@ -47,8 +47,6 @@ class Id {
 
 struct FileHandle {
   std::filesystem::path path;
-  bool reading = false;  // opened by open_read: untrusted, and failures are the user's
-  int64_t bytes = 0;     // size of the file when it was opened for reading
   mutable Id id;
   mutable std::string abandoned;  // why the file was given up; empty: it was not
 
@@ -56,7 +54,7 @@ struct FileHandle {
   // Gives up a file that could not be written: HDF5 crashes when it closes one, so it is never closed, only emptied.
   // Its descriptor stays open too: the library takes a new file with the same inode for this one.
   void abandon(const std::string& why) const;
-  // Throws what failed: PATH: WHAT (error stack of HDF5). A file being written is given up.
+  // Throws what failed: PATH: WHAT (error stack of HDF5). The file is given up.
   [[noreturn]] void fail(const std::string& what) const;
 
   // `result` unless it is negative.
@@ -83,15 +81,5 @@ struct DatasetHandle {
 
 hid_t memory_type(H5Type type);
 hid_t file_type(H5Type type);
-
-// --- h5_untrusted.cpp ---
-
-// The object `name`; throws unless it is there and every step to it is a hard link. `wanted`: H5O_TYPE_DATASET,
-// H5O_TYPE_GROUP, or H5O_TYPE_UNKNOWN for either.
-Id open_object(const FileHandle& file, const std::string& name, H5O_type_t wanted);
-bool object_exists(const FileHandle& file, const std::string& name);
-// What an open dataset holds; throws unless it keeps the rules of h5.h.
-H5Info describe_dataset(const FileHandle& file, hid_t dataset, const std::string& name);
-std::vector<std::string> list_datasets(const FileHandle& file);
 
 }  // namespace tmamba::h5_detail

@@ -145,6 +145,8 @@ void check_state(const json& state) {
   throw Error("the state of the run cannot be written as JSON: it holds a number that is not finite");
 }
 
+std::string seal_manifest(const std::string& body) { return str(body, kSealBegin, sha256_hex(body), kSealEnd); }
+
 std::string manifest_text(const Manifest& manifest) {
   json body = {{"format", kFormat}, {"version", kVersion}, {"step", manifest.step}, {"state", manifest.state}};
   json& files = body["files"] = json::array();
@@ -163,7 +165,7 @@ std::string manifest_text(const Manifest& manifest) {
   check_state(manifest.state);
   std::string text = body.dump(1);
   text.resize(text.size() - 2);  // "\n}"
-  return str(text, kSealBegin, sha256_hex(text), kSealEnd);
+  return seal_manifest(text);
 }
 
 Manifest parse_manifest(std::string_view text) {

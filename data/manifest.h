@@ -81,6 +81,9 @@ void check_manifest(const Manifest& manifest);
 // Throws Error where JSON cannot hold the state and give it back: NaN, bytes that are not UTF-8, nesting without end.
 void check_state(const nlohmann::json& state);
 
+// `body`, a JSON object without its closing brace, and the seal behind it.
+std::string seal_manifest(const std::string& body);
+
 // The manifest as text, sealed. Throws as check_state() does.
 std::string manifest_text(const Manifest& manifest);
 

@@ -69,6 +69,16 @@ DType dtype_of(const H5File& file, const std::string& name, H5Type type) {
       str(file.path().string(), ": dataset ", name, " holds ", tmamba::name_of(type), ", which no checkpoint does"));
 }
 
+// What a checkpoint can hold: a proper name, 1 or 2 sizes, none of them 0.
+void check_tensor(const StoredTensor& tensor, const fs::path& path) {
+  try {
+    check_tensor_name(tensor.name);
+    checked_bytes(tensor.shape, tensor.dtype);
+  } catch (const Error& error) {
+    throw UserError(str(path.string(), ": dataset ", tensor.name, ": ", error.what()));
+  }
+}
+
 TensorSource open_h5(const fs::path& path) {
   const auto file = std::make_shared<H5File>(H5File::open_read(path));
   if (!file->has(kStateDataset) || !file->has_attribute("/", "step")) {
@@ -89,6 +99,7 @@ TensorSource open_h5(const fs::path& path) {
       continue;
     }
     source.tensors.push_back({name, dtype_of(*file, name, dataset.info().type), dataset.info().shape});
+    check_tensor(source.tensors.back(), path);
   }
   sort_by_name(source.tensors);
   source.read = [file](const std::string& name, int64_t row, const Tensor& out) {

@@ -72,10 +72,13 @@ std::string read_tokenizer_file(const std::filesystem::path& path) {
 
 std::unique_ptr<Tokenizer> load_tokenizer(const std::string& name_or_path) {
   if (name_or_path == "bytes") return std::make_unique<ByteTokenizer>();
-  const std::string content = read_tokenizer_file(name_or_path);
-  if (content.empty()) throw UserError(name_or_path + ": is empty, expected a tokenizer");
+  return parse_tokenizer(read_tokenizer_file(name_or_path), name_or_path);
+}
+
+std::unique_ptr<Tokenizer> parse_tokenizer(const std::string& content, const std::string& name) {
+  if (content.empty()) throw UserError(name + ": is empty, expected a tokenizer");
   if (is_byte_tokenizer(content)) return std::make_unique<ByteTokenizer>();
-  return std::make_unique<SentencePieceTokenizer>(content, name_or_path);
+  return std::make_unique<SentencePieceTokenizer>(content, name);
 }
 
 std::vector<uint16_t> token_bytes_of(const Tokenizer& tokenizer) {

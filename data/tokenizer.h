@@ -39,6 +39,8 @@ class Tokenizer {
 // "bytes", or the path of a file that Tokenizer::save or train_sentencepiece wrote. Throws UserError, also for a
 // SentencePiece model that is not lossless (one with normalisation, a dummy prefix, or without byte fallback).
 std::unique_ptr<Tokenizer> load_tokenizer(const std::string& name_or_path);
+// The same from the bytes of a file; `name` stands for it in messages.
+std::unique_ptr<Tokenizer> parse_tokenizer(const std::string& content, const std::string& name);
 
 // bytes_of every token, as token files store it.
 std::vector<uint16_t> token_bytes_of(const Tokenizer& tokenizer);

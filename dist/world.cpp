@@ -130,6 +130,8 @@ void World::find_hosts() {
             "MPI_Comm_split_type", "starting MPI");
   check_mpi(MPI_Comm_rank(local, &local_rank_), "MPI_Comm_rank", "starting MPI");
   check_mpi(MPI_Comm_size(local, &local_size_), "MPI_Comm_size", "starting MPI");
+  host_leader_ = rank_;
+  check_mpi(MPI_Bcast(&host_leader_, 1, MPI_INT, 0, local), "MPI_Bcast", "starting MPI");
   check_mpi(MPI_Comm_free(&local), "MPI_Comm_free", "starting MPI");
 }
 

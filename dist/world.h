@@ -38,6 +38,8 @@ class World {
   // Place among the ranks of this host, in rank order.
   int local_rank() const { return local_rank_; }
   int local_size() const { return local_size_; }
+  // The first rank that shares memory with this one.
+  int host_leader() const { return host_leader_; }
 
   // All ranks, named "world"; host tensors.
   Communicator& comm() { return *comm_; }
@@ -71,6 +73,7 @@ class World {
   int size_ = 1;
   int local_rank_ = 0;
   int local_size_ = 1;
+  int host_leader_ = 0;
   std::vector<std::string> hosts_;
   MPI_Comm failure_comm_ = MPI_COMM_NULL;
   std::filesystem::path watchdog_folder_;

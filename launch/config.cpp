@@ -3,7 +3,7 @@
 #include <toml++/toml.h>
 
 #include <algorithm>
-#include <fstream>
+#include <cstdio>
 #include <functional>
 #include <iomanip>
 #include <limits>
@@ -12,6 +12,7 @@
 
 #include "dist/plan.h"
 #include "kernels/base/check.h"
+#include "launch/config_text.h"
 #include "launch/suggest.h"
 
 namespace tmamba {
@@ -122,6 +123,10 @@ void visit_fields(Config& c, Visitor&& v) {
     "keep checkpoints of steps divisible by this for good; 0: none");
   v("checkpoint.async", c.checkpoint.async, Limits{},
     "write behind training, which waits for a copy in host memory alone; false: wait for the disk");
+  v("checkpoint.writers", c.checkpoint.writers, Choices{"rank", "node"},
+    "who writes a checkpoint's files: every rank its own, or one rank of each node for all of it, which spares the "
+    "file "
+    "system small files at thousands of ranks; the contents are the same");
   v("checkpoint.mtbf_hours", c.checkpoint.mtbf_hours, Limits{0.001, 1e9},
     "mean time between failures of the whole job, for checkpoint.every = \"auto\"");
 
@@ -162,7 +167,15 @@ std::string quoted(const std::string& text) {
   std::string out = "\"";
   for (char c : text) {
     if (c == '"' || c == '\\') out += '\\';
-    out += c == '\n' ? "\\n" : c == '\t' ? "\\t" : std::string(1, c);
+    if (c == '\n' || c == '\t') {
+      out += c == '\n' ? "\\n" : "\\t";
+    } else if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) {
+      char code[7];
+      std::snprintf(code, sizeof code, "\\u%04x", static_cast<unsigned>(c));
+      out += code;
+    } else {
+      out += c;
+    }
   }
   return out + "\"";
 }
@@ -280,7 +293,7 @@ std::string nearest_key(const std::string& key) {
   RunConfig config;
   visit_fields(config, [&](const std::string& name, auto&, const auto&, const char*) {
     const size_t distance = key_distance(key, name);
-    if (distance < best_distance) best_distance = distance, best = name;
+    if (best.empty() || distance < best_distance) best_distance = distance, best = name;
   });
   return best;
 }
@@ -313,13 +326,19 @@ void apply_override(RunConfig& config, const std::string& text) {
   const size_t equals = text.find('=');
   if (equals == std::string::npos || equals == 0) throw UserError(str("--set ", text, ": expected section.key=value"));
   const std::string key = text.substr(0, equals), value = text.substr(equals + 1), where = str("--set ", text);
-  auto parse = [&](const std::string& right) { return toml::parse(str("x = ", right)); };
-  toml::table table;
-  try {
-    table = parse(value);
-  } catch (const toml::parse_error&) {
-    table = parse(quoted(value));
-  }
+  const auto parse = [&](const std::string& right) -> std::optional<toml::table> {
+    const std::string line = str("x = ", right);
+    try {
+      check_config_text(line, where);
+      return toml::parse(line);
+    } catch (const std::exception&) {
+      return std::nullopt;
+    }
+  };
+  auto parsed = parse(value);
+  if (!parsed) parsed = parse(quoted(value));
+  if (!parsed) throw UserError(str(where, ": the value is no text (UTF-8)"));
+  const toml::table& table = *parsed;
   if (table.size() != 1) throw UserError(str(where, ": one value expected"));
   apply_leaf(config, {key, where}, *table.get("x"));
   config.origin[key] = "--set";
@@ -331,6 +350,7 @@ RunConfig parse_config(const std::string& text, const std::string& name, const s
   RunConfig config;
   visit_fields(config,
                [&](const std::string& key, auto&, const auto&, const char*) { config.origin[key] = "default"; });
+  check_config_text(text, name);
   try {
     const toml::table table = toml::parse(text, name);
     apply_table(config, table, "", [&](const toml::node& node) { return str(name, ":", node.source().begin.line); });
@@ -343,12 +363,7 @@ RunConfig parse_config(const std::string& text, const std::string& name, const s
 }
 
 RunConfig load_config(const std::filesystem::path& file, const std::vector<std::string>& overrides) {
-  std::ifstream in(file, std::ios::binary);
-  if (!in || std::filesystem::is_directory(file))
-    throw UserError(str(file.string(), ": cannot read this configuration file"));
-  std::ostringstream text;
-  text << in.rdbuf();
-  return parse_config(text.str(), file.string(), overrides);
+  return parse_config(read_config_text(file), file.string(), overrides);
 }
 
 std::string to_toml(const RunConfig& config) {

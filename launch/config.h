@@ -67,6 +67,7 @@ struct CheckpointConfig {
   int64_t keep = 3;
   int64_t keep_every = 0;
   bool async = true;
+  std::string writers = "rank";
   double mtbf_hours = 24;
 };
 

@@ -12,7 +12,10 @@ struct RankMemory {
   int64_t parameters = 0, gradients = 0, optimizer = 0;
   int64_t saved = 0;    // activations that backward needs
   int64_t scratch = 0;  // temporaries and what is exchanged
+  // Of the host, on a GPU beside the rest: the copy that a save is written from, and what ranks hand a writer through.
+  int64_t host_copy = 0;
   int64_t activations() const { return saved + scratch; }
+  // Without the host's.
   int64_t total() const { return parameters + gradients + optimizer + activations(); }
 };
 

@@ -11,6 +11,7 @@
 #include "launch/command.h"
 #include "launch/config.h"
 #include "launch/plan_memory.h"
+#include "launch/progress.h"
 #include "launch/trainer.h"
 #include "launch/verbs.h"
 
@@ -86,6 +87,15 @@ json memory_json(const MemoryUse& memory) {
           {"activations", memory.activations}, {"temporaries", memory.scratch}, {"total", memory.total()}};
 }
 
+// What saving takes of the host, and whether it fits a CPU's memory beside the rest.
+std::string host_copy_text(const RankMemory& memory, const RunConfig& config, const MachineModel& machine) {
+  const std::string text = str("Saving takes ", bytes_text(memory.host_copy), " of host memory per rank");
+  if (config.run.device != "cpu") return text;
+  const auto both = static_cast<double>(memory.total() + memory.host_copy);
+  return str(text, ", ", bytes_text(memory.total() + memory.host_copy), " with the rest",
+             both > machine.memory_bytes ? ": that does NOT fit; set checkpoint.async = false" : "");
+}
+
 json transport_names(const std::vector<Transport>& transports) {
   json names = json::array();
   for (const Transport& transport : transports) names.push_back(name_of(transport));
@@ -126,7 +136,8 @@ int plan_verb(const Arguments& arguments) {
   const RunPlan plan = plan_of(command, config, machine);
   const PlanDims& dims = plan.dims;
   const std::vector<Transport>& transports = plan.transports;
-  const MemoryUse measured = memory_of(largest_memory(config, plan));
+  const RankMemory found = largest_memory(config, plan);
+  const MemoryUse measured = memory_of(found);
   const int64_t ranks = command.get<int64_t>("ranks") > 0 ? command.get<int64_t>("ranks") : dims.ranks();
   const std::vector<LayoutChoice> ranking = rank_layouts(dims, machine, ranks);
   if (command.has("save")) {
@@ -137,6 +148,9 @@ int plan_verb(const Arguments& arguments) {
   }
   if (command.json()) {
     const Prediction prediction = predict(dims, machine, transports);
+    const bool fits_with_copy =
+        config.run.device != "cpu" ||
+        prediction.memory.total() + static_cast<double>(found.host_copy) <= machine.memory_bytes;
     json choices = json::array();
     for (size_t i = 0; i < std::min(ranking.size(), command.get<size_t>("top")); ++i)
       choices.push_back(choice_json(ranking[i]));
@@ -144,10 +158,11 @@ int plan_verb(const Arguments& arguments) {
                               {"step_s", prediction.time.total()},
                               {"mfu", prediction.mfu},
                               {"memory_bytes", prediction.memory.total()},
-                              {"fits", prediction.fits},
+                              {"fits", prediction.fits && fits_with_copy},
                               {"advice", prediction.fits ? "" : memory_advice(dims, transports, machine)},
                               {"memory", memory_json(prediction.memory)},
                               {"measured_memory", memory_json(measured)},
+                              {"host_copy_bytes", found.host_copy},
                               {"fold", dims.fold},
                               {"transports", transport_names(transports)},
                               {"plan_hash", plan_hash(make_plan(dims, transports))},
@@ -157,6 +172,7 @@ int plan_verb(const Arguments& arguments) {
     return kDone;
   }
   std::printf("%s\n", plan_report(dims, transports, machine, measured).c_str());
+  std::printf("%s\n\n", host_copy_text(found, config, machine).c_str());
   if (command.has("check")) std::printf("%s\n", check_text(make_plan(dims, transports)).c_str());
   std::printf("Layouts of %lld ranks\n%s", static_cast<long long>(ranks),
               ranking_table(ranking, command.get<size_t>("top")).c_str());

@@ -6,6 +6,9 @@
 namespace tmamba {
 
 size_t edit_distance(const std::string& a, const std::string& b) {
+  constexpr size_t kTooFar = 64;
+  const size_t difference = std::max(a.size(), b.size()) - std::min(a.size(), b.size());
+  if (difference > kTooFar) return difference;
   std::vector<size_t> row(b.size() + 1);
   for (size_t j = 0; j <= b.size(); ++j) row[j] = j;
   for (size_t i = 1; i <= a.size(); ++i) {

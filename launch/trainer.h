@@ -121,6 +121,7 @@ class Trainer {
   std::unique_ptr<RunFolder> folder_;
   RunState state_;
   std::unique_ptr<RunProgress> progress_;
+  std::unique_ptr<HostGroup> host_;     // checkpoint.writers = "node": the ranks that one rank writes for
   std::unique_ptr<Snapshot> snapshot_;  // outlives the thread that reads it
   std::unique_ptr<Saver> saver_;
   SaveInterval save_interval_;

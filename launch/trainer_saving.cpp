@@ -4,6 +4,7 @@
 
 #include "data/checkpoint_crew.h"
 #include "data/fs.h"
+#include "data/slice_relay.h"
 #include "launch/goodput.h"
 #include "launch/progress.h"
 #include "launch/signals.h"
@@ -85,14 +86,18 @@ bool Trainer::starts_in_vain() {
 
 // Everything a save needs, the space on the disk too, is there or missed before the first step.
 void Trainer::prepare_saving() {
+  if (config_.checkpoint.writers == "node" && world_.size() > 1) {
+    host_ = std::make_unique<HostGroup>(world_.comm(), world_.host_leader(), SliceRelay::kBytesPerRank);
+  }
   saver_ = std::make_unique<Saver>(world_.comm(), folder_->checkpoints(),
                                    SaveOptions{.keep = config_.checkpoint.keep,
                                                .keep_every = config_.checkpoint.keep_every,
                                                .check_slices_first = true,
+                                               .host = host_.get(),
                                                .before_publish = [this] { progress_->require_ours(); }});
   snapshot_ = std::make_unique<Snapshot>(ops_->device());
   own_slices([&](const Tensor& x) { return snapshot_->copy(x); });
-  try_checkpoint_space(world_.comm(), folder_->checkpoints(), snapshot_->bytes());
+  try_checkpoint_space(world_.comm(), folder_->checkpoints(), snapshot_->bytes(), host_.get());
   const SaveEvery& every = config_.checkpoint.every;
   if (config_.checkpoint.async && (every.automatic || every.steps > 0)) snapshot_->clear();
 }

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "data/checkpoint_crew.h"
+#include "data/slice_relay.h"
 #include "tests/data/checkpoint_fixture.h"
 #include "tests/data/temp_folder.h"
 #include "tests/dist/mpi_main.h"
@@ -67,6 +68,56 @@ TEST_F(CheckpointMpiTest, RanksWithoutSlicesWriteNoFile) {
   const CheckpointReader reader(path);
   for (const Logical& tensor : tensors) EXPECT_EQ(read_whole(reader, tensor), tensor.bytes);
   EXPECT_EQ(save(2, {}).path, folder / "step-00000002");
+}
+
+// Hosts of two ranks: the first of them writes for both.
+TEST_F(CheckpointMpiTest, OneWriterForAHostStoresTheSame) {
+  auto tensors = sample_tensors(4);
+  // Larger than the memory that its bytes go through.
+  tensors.emplace_back("model/large", DType::f32, std::vector<int64_t>{2500, 1000}, 9);
+  const int leader = comm.rank() / 2 * 2, last = comm.size() - 1;
+  HostGroup host(comm, leader, SliceRelay::kBytesPerRank);
+  EXPECT_EQ(host.leads(), comm.rank() == leader);
+  const SaveOptions options{.keep = 0, .host = &host};
+  for (int pieces : {1, 5, 16}) {
+    const auto slices = deal(tensors, pieces, 2, comm.rank(), comm.size());
+    save(1, slices);
+    try_checkpoint_space(comm, folder, 10000, &host);
+    const SaveReport report = save_checkpoint(comm, folder, 2, slices, {{"step", 2}}, options);
+    const CheckpointReader reader(report.path), other(folder / "step-00000001");
+    for (const Logical& tensor : tensors) EXPECT_EQ(read_whole(reader, tensor), tensor.bytes) << tensor.name;
+    EXPECT_THAT(reader.verify(), IsEmpty());
+    const Manifest manifest = parse_manifest(file_text(report.path / "manifest.json"));
+    EXPECT_EQ(manifest.files.size(), static_cast<size_t>(ceil_div(comm.size(), 2)));
+    for (size_t i = 0; i < manifest.files.size(); ++i)
+      EXPECT_EQ(manifest.files[i].name, str("rank-0000", 2 * i, ".h5"));
+    EXPECT_EQ(manifest.tensors.size(), other.tensors().size());
+    comm.barrier();
+  }
+  // A writer that cannot write stops all alike, and those that hand it their slices do not wait for ever.
+  const auto slices = deal(tensors, 16, 2, comm.rank(), comm.size());
+  {
+    std::optional<testing_files::FileSizeLimit> limited;
+    if (comm.rank() == last / 2 * 2) limited.emplace(3000000);
+    const std::string message = thrown([&] { save_checkpoint(comm, folder, 3, slices, {{"step", 3}}, options); });
+    limited.reset();
+    EXPECT_THAT(message, HasSubstr("File too large"));
+    expect_same(message);
+  }
+  // Where a rank gives up, so does its writer.
+  if (comm.size() > 1) {
+    CheckpointSave save(comm, folder, 3, slices, {{"step", 3}}, options);
+    if (comm.rank() == 1) save.cancel();
+    save.write();
+    const std::string message = thrown([&] { save.agree(); });
+    EXPECT_THAT(message, HasSubstr("given up"));
+    expect_same(message);
+  }
+  comm.barrier();
+  EXPECT_THAT(names_in(folder), ElementsAre("latest", "step-00000001", "step-00000002"));
+  comm.barrier();
+  save_checkpoint(comm, folder, 3, slices, {{"step", 3}}, options);
+  EXPECT_THAT(CheckpointReader(folder / "step-00000003").verify(), IsEmpty());
 }
 
 TEST_F(CheckpointMpiTest, OneRankThatCannotWriteStopsAllAlike) {

@@ -26,6 +26,27 @@ TEST(Config, WhatIsPrintedReadsBackTheSame) {
   EXPECT_NE(text.find("conv = 4  # default"), std::string::npos) << text;
 }
 
+TEST(Config, TextsOfAnyKindAreStoredAndReadBack) {
+  const std::string odd = "\x01\x1b\x7f\r\"\\ caf\xC3\xA9", accents = "\xC3\xA9t\xC3\xA9 = \"x\"";
+  const RunConfig config = parse_config("[run]\ndir = \"\\u0001\\u001b\\u007f\\r\\\"\\\\ caf\xC3\xA9\"\n", "x.toml",
+                                        {"train.sample_prompt=" + accents});
+  EXPECT_EQ(config.run.dir, odd);
+  EXPECT_EQ(config.train.sample_prompt, accents);
+  const RunConfig again =
+      parse_config("[model]\ndim = 8\n" + to_toml(config).substr(to_toml(config).find("[run]")), "again", {});
+  EXPECT_EQ(again.run.dir, odd);
+  EXPECT_THROW(parse_config("", "x.toml", {"run.dir=\xFF"}), UserError);
+  // Letters of any language in comments and in quotes of every kind.
+  const RunConfig quoted = parse_config(
+      "# \xC3\xA9\n[run]\ndir = \"\"\"\xC3\xA9\\\"\"\"\"  # \xC3\xA9\n[data]\ntrain = '''\xC3\xA9''''\nvalid = "
+      "'\\'\n[train]\nsteps = 3\n",
+      "x.toml", {});
+  EXPECT_EQ(quoted.run.dir, "\xC3\xA9\"");
+  EXPECT_EQ(quoted.data.train, "\xC3\xA9'");
+  EXPECT_EQ(quoted.data.valid, "\\");
+  EXPECT_EQ(quoted.train.steps, 3);
+}
+
 // Every key with one letter dropped, doubled or exchanged is refused, and the key meant is the one named.
 TEST(Config, MistypedKeysNameTheNearest) {
   int tried = 0, named = 0;

@@ -57,6 +57,26 @@ TEST_F(Keeping, AsyncAndPlainSavesGiveTheSameFiles) {
   }
 }
 
+TEST_F(Keeping, OneWriterPerNodeStoresTheSame) {
+  write_config("run.toml", "steps = 4\nglobal_batch = 4\nsample_tokens = 1\n[checkpoint]\nevery = 2\nkeep = 0");
+  const auto run = [](const std::string& more) { return transmamba("train run.toml " + more, 2); };
+  for (const char* dir : {"rank", "node"}) {
+    const Outcome outcome = run(std::string("--set checkpoint.writers=") + dir + " --set run.dir=" + dir);
+    ASSERT_EQ(outcome.code, 0) << outcome.output;
+  }
+  const std::string step = "/checkpoints/step-00000002";
+  EXPECT_TRUE(fs::exists("rank" + step + "/rank-00001.h5"));
+  EXPECT_FALSE(fs::exists("node" + step + "/rank-00001.h5"));
+  EXPECT_EQ(transmamba("checkpoint verify node" + step).code, 0);
+  const auto found =
+      nlohmann::json::parse(transmamba("checkpoint diff rank" + step + " node" + step + " --json").output);
+  EXPECT_TRUE(found.at("tensors").empty()) << found.dump(1);
+  // And a run goes on from it.
+  fs::remove_all("node/checkpoints/step-00000004"), fs::remove("node/summary.json");
+  ASSERT_EQ(run("--set checkpoint.writers=node --set run.dir=node").code, 0);
+  EXPECT_EQ(series("node", "loss"), series("rank", "loss"));
+}
+
 TEST_F(Keeping, TheSwitchFilesSaveAndStop) {
   write_config("run.toml", "steps = 100000\nglobal_batch = 2");
   const Outcome outcome = beside(

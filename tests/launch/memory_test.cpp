@@ -76,6 +76,25 @@ TEST(Memory, OptimizerBytesDivideBySequenceAndDataRanks) {
   }
 }
 
+// The copy that a save is written from: the model's rows and the optimizer's state, once over all ranks.
+TEST(Memory, TheCopyOfASaveIsCounted) {
+  const auto copy = [](std::vector<std::string> more) {
+    more.push_back("checkpoint.every=10");
+    more.push_back("train.global_batch=8");
+    return planned(v9_config(more)).memory();
+  };
+  const RankMemory one = copy({});
+  // Without the padding between parameters.
+  EXPECT_NEAR(static_cast<double>(one.host_copy) / static_cast<double>(one.parameters + one.optimizer), 1, 1e-3);
+  for (const char* dp : {"2", "4"}) {
+    const RankMemory many = copy({std::string("parallel.dp=") + dp});
+    EXPECT_NEAR(static_cast<double>(many.host_copy) * std::stoi(dp) / static_cast<double>(one.host_copy), 1, 0.02);
+  }
+  EXPECT_EQ(copy({"checkpoint.async=false"}).host_copy, 0);
+  EXPECT_EQ(planned(v9_config({"checkpoint.every=0"})).memory().host_copy, 0);
+  EXPECT_GT(copy({"run.device=cuda", "train.dtype=bfloat16", "checkpoint.async=false"}).host_copy, 0);
+}
+
 TEST(Memory, PredictionsAreWithinFivePercentOfDryRuns) {
   int compared = 0;
   for (const char* layout : {"tp=1 sp=1", "tp=2 sp=1", "tp=1 sp=4", "tp=2 sp=2", "tp=1 sp=8", "tp=4 sp=4"}) {
