@@ -7,6 +7,7 @@
 #   SITE_*               cluster/site.env
 # and ends with the exit code of the run (README.md). A run that was saved and stopped (85) is requeued:
 #   SITE_REQUEUE=auto    by SLURM where its RequeueExit has 85, else by this script (scontrol requeue)
+#   SITE_REQUEUE=self    by this script
 #   SITE_REQUEUE=never   not at all: the next job of an array or a chain goes on
 # shellcheck shell=bash disable=SC2154
 set -uo pipefail
@@ -93,13 +94,16 @@ hand_on() {
     exit 0
   fi
   # After TERM SLURM itself knows whether the job comes back: it does after preemption and requeue, not after scancel.
-  if [ "$told" != TERM ] && ! requeue_exits | grep -qx 85; then
+  if [ "$told" != TERM ] && { [ "$SITE_REQUEUE" = self ] || ! requeue_exits | grep -qx 85; }; then
     say "saved; requeued"
     scontrol requeue "$SLURM_JOB_ID" && sleep 600
   fi
   exit 85
 }
 
+set +u  # what modules define does not hold to it
+eval "${SITE_SETUP:-}"
+set -u
 SITE_LAUNCHER=${SITE_LAUNCHER:-srun}
 SITE_REQUEUE=${SITE_REQUEUE:-auto}
 use_interface

@@ -244,6 +244,8 @@ int run_main(const std::function<int(World&)>& body, WorldOptions options) {
     return exit_code;
   } catch (const UserError& error) {
     return world->fail(error.what(), 2);
+  } catch (const ExitError& error) {
+    return world->fail(error.what(), error.exit_code());
   } catch (const std::exception& error) {
     return world->fail(error.what(), 1);
   } catch (...) {

@@ -13,6 +13,16 @@
 
 namespace tmamba {
 
+// An error that ends the job with an exit code of its own.
+class ExitError : public Error {
+ public:
+  ExitError(const std::string& message, int exit_code) : Error(message), exit_code_(exit_code) {}
+  int exit_code() const { return exit_code_; }
+
+ private:
+  int exit_code_;
+};
+
 struct WorldOptions {
   // Largest single MPI message; longer ones travel in pieces.
   int64_t chunk_bytes = int64_t{1} << 30;
@@ -80,7 +90,8 @@ class World {
 };
 
 // The body of main(): runs `body` in a World and returns the exit code of the process. An exception that leaves the
-// body ends the job as World::fail does: UserError with exit code 2, any other with 1.
+// body ends the job as World::fail does: UserError with exit code 2, ExitError with its own, any
+// other with 1.
 int run_main(const std::function<int(World&)>& body, WorldOptions options = {});
 
 }  // namespace tmamba

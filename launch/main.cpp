@@ -23,6 +23,7 @@ constexpr std::array kVerbs{
     Verb{"plan", tmamba::plan_verb, "cost of a run before it runs: FLOPs, memory, layout, exchanges, predicted time"},
     Verb{"checkpoint", tmamba::checkpoint_verb, "list, inspect and verify checkpoints"},
     Verb{"bench", tmamba::bench_verb, "time ops, whole steps and exchanges beside the machine's own rates"},
+    Verb{"submit", tmamba::submit_verb, "write the SLURM job script of a run, check it and submit it"},
     Verb{"explain", tmamba::explain_verb, "what configuration keys mean, with their defaults"},
 };
 

@@ -18,6 +18,7 @@ int checkpoint_verb(const Arguments& arguments);
 int bench_verb(const Arguments& arguments);
 // `bench comm`; its arguments follow.
 int bench_comm(const Arguments& arguments);
+int submit_verb(const Arguments& arguments);
 int explain_verb(const Arguments& arguments);
 
 }  // namespace tmamba
