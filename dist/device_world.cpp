@@ -30,8 +30,7 @@ Choice choose(int local_rank) {
     return choice;
   }
   choice.visible = count;
-  // A launcher may show all GPUs of the host to each rank, or one to each.
-  const int device = local_rank % count;
+  const int device = gpu_of(local_rank, count);
   cudaDeviceProp properties{};
   check_cuda(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties", str("GPU ", device));
   std::memcpy(choice.uuid.data(), properties.uuid.bytes, choice.uuid.size());
@@ -76,7 +75,7 @@ void select_device(World& world, Device device) {
   const auto bytes = static_cast<int64_t>(sizeof own * all.size());
   world.comm().all_gather(Tensor(all.data(), {bytes}, DType::u8), Tensor(&own, {sizeof own}, DType::u8), counts).wait();
   check_choices(all, world.hosts());
-  check_cuda(cudaSetDevice(world.local_rank() % own.visible), "cudaSetDevice",
+  check_cuda(cudaSetDevice(gpu_of(world.local_rank(), own.visible)), "cudaSetDevice",
              str("rank ", world.rank(), " on ", world.host()));
 }
 

@@ -8,6 +8,9 @@
 
 namespace tmamba {
 
+// The GPU of a rank, of those it sees: the launcher may show all GPUs of the host to each rank, some, or one to each.
+inline int gpu_of(int local_rank, int visible) { return local_rank % visible; }
+
 // Makes one of its host's GPUs this rank's, by local rank, before anything is allocated on it; for Device::cpu there is
 // nothing to do. Collective. Throws UserError, on all ranks, where a host has no GPU or fewer than ranks, and in a
 // build without CUDA.

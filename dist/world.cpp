@@ -11,6 +11,7 @@
 #include <exception>
 #include <thread>
 
+#include "dist/launcher.h"
 #include "dist/mpi_check.h"
 #include "dist/mpi_communicator.h"
 #include "dist/print_line.h"
@@ -133,6 +134,20 @@ void World::find_hosts() {
   check_mpi(MPI_Comm_free(&local), "MPI_Comm_free", "starting MPI");
 }
 
+void World::check_launcher() {
+  std::string problem = launcher_disagreement(std::getenv, {.rank = rank_, .size = size_, .local_rank = local_rank_});
+  // The first rank's problem is everybody's.
+  std::array<int64_t, 2> first{problem.empty() ? size_ : rank_, 0};
+  comm_->all_reduce(Tensor(first.data(), {1}, DType::i64), ReduceOp::min).wait();
+  if (first[0] == size_) return;
+  const int root = static_cast<int>(first[0]);
+  first[1] = std::ssize(problem);
+  comm_->broadcast(Tensor(&first[1], {1}, DType::i64), root).wait();
+  problem.resize(static_cast<size_t>(first[1]));
+  comm_->broadcast(Tensor(problem.data(), {first[1]}, DType::u8), root).wait();
+  throw UserError(problem);
+}
+
 World::~World() { watchdog_->stop(); }
 
 void World::start_watchdog(const WatchdogOptions& options) {
@@ -239,6 +254,7 @@ int run_main(const std::function<int(World&)>& body, WorldOptions options) {
     return 1;
   }
   try {
+    world->check_launcher();
     const int exit_code = body(*world);
     world->finish();
     return exit_code;

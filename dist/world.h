@@ -49,6 +49,9 @@ class World {
   int local_rank() const { return local_rank_; }
   int local_size() const { return local_size_; }
 
+  // Throws UserError, on all ranks, where SLURM's variables give any rank another place than MPI does. Collective.
+  void check_launcher();
+
   // All ranks, named "world"; host tensors.
   Communicator& comm() { return *comm_; }
 
@@ -89,7 +92,7 @@ class World {
   std::unique_ptr<Communicator> comm_;
 };
 
-// The body of main(): runs `body` in a World and returns the exit code of the process. An exception that leaves the
+// The body of main(): checks the launcher, runs `body` in a World and returns the exit code of the process. An exception that leaves the
 // body ends the job as World::fail does: UserError with exit code 2, ExitError with its own, any
 // other with 1.
 int run_main(const std::function<int(World&)>& body, WorldOptions options = {});

@@ -56,7 +56,8 @@ std::string log_file(const JobSpec& job) {
   if (job.run_dir.find('\\') != std::string::npos) {
     throw UserError(str("run.dir = ", job.run_dir, ": SLURM cannot write its log into a folder with a \\ in its name"));
   }
-  return sbatch_quoted(job.run_dir + "/slurm-", /*pattern=*/true) + (job.array > 0 ? "%A_%a" : "%j") + ".log";
+  const std::string quoted = sbatch_quoted(job.run_dir, /*pattern=*/true);
+  return quoted.substr(0, quoted.size() - 1) + (job.array > 0 ? "/slurm-%A_%a.log\"" : "/slurm-%j.log\"");
 }
 
 void write_gpus(Script& script, const Site& site) {

@@ -12,6 +12,9 @@ build_packages=(
   libopenblas-dev libsentencepiece-dev nlohmann-json3-dev libssl-dev zlib1g-dev
 )
 
+# A SLURM of virtual nodes, for tests/slurm.
+slurm_packages=(slurmctld slurmd slurm-client munge)
+
 # install_packages NAME...: installs those that are missing, as root or through sudo.
 install_packages() {
   local missing=() name

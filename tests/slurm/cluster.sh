@@ -2,7 +2,9 @@
 # A SLURM cluster of virtual nodes on this machine: munged, slurmctld and one slurmd a node, all of the user who starts
 # it, with its own key, sockets, ports and folder, beside any other. Needs Debian's slurm_packages (launch/packages.sh);
 # no systemd, no cgroups, no slurmdbd, no root.
-#   cluster.sh start FOLDER [NODES=4]   starts it; FOLDER must be short (sockets) and on a disk all ranks see
+#   cluster.sh start FOLDER FEATURES... starts it, with a node n0, n1, ... for each feature (a constraint for jobs)
+#                                       FOLDER must be short, for the sockets. With OWNER=PID set it is stopped and
+#                                       FOLDER removed when that process has ended, however it ends
 #   cluster.sh stop FOLDER              ends it and everything it has started
 #   cluster.sh kill-node FOLDER NODE    ends a node's slurmd as a crash does; start-node starts it again
 # For SLURM's commands: export SLURM_CONF=FOLDER/slurm.conf; for ranks: source FOLDER/ranks.env.
@@ -29,7 +31,7 @@ need_an_address() {
 }
 
 write_config() {
-  local nodes=$1 host user ports i
+  local nodes=$# host user ports i
   host=$(hostname -s) user=$(id -un)
   getent hosts "$host" >/dev/null || fail "the host name $host has no address; add it to /etc/hosts"
   read -ra ports <<<"$(free_ports $((nodes + 1)))"
@@ -79,7 +81,8 @@ CONF
   for ((i = 0; i < nodes; ++i)); do
     mkdir -p "$folder/spool.n$i"
     mkdir -m 1777 -p "$folder/tmp.n$i"
-    echo "NodeName=n$i NodeHostname=$host NodeAddr=127.0.0.1 Port=${ports[i + 1]} CPUs=32 RealMemory=1000 Gres=gpu:2 State=UNKNOWN"
+    echo "NodeName=n$i NodeHostname=$host NodeAddr=127.0.0.1 Port=${ports[i + 1]} CPUs=32 RealMemory=1000 Gres=gpu:2 Feature=$1 State=UNKNOWN"
+    shift
   done >>"$folder/slurm.conf"
   cat >>"$folder/slurm.conf" <<CONF
 PartitionName=low Nodes=ALL Default=YES MaxTime=10 PriorityTier=1 PreemptMode=REQUEUE OverSubscribe=NO State=UP
@@ -112,7 +115,7 @@ start_node() { slurmd -N "$1" -f "$folder/slurm.conf"; }
 all_idle() { [ "$(sinfo -h -N -p low -t idle -o %N | wc -l)" -eq "$1" ]; }
 
 start() {
-  local nodes=$1 i
+  local i
   for program in munged slurmctld slurmd sinfo; do
     command -v "$program" >/dev/null || fail "$program is missing; install slurm_packages of launch/packages.sh"
   done
@@ -120,7 +123,7 @@ start() {
   mkdir -p "$folder/state"
   chmod 755 "$folder"
   need_an_address
-  write_config "$nodes"
+  write_config "$@"
   export SLURM_CONF=$folder/slurm.conf
   (umask 077; head -c 128 /dev/urandom >"$folder/munge.key")
   # --force: munged trusts no folder that others may write above its own, such as /tmp.
@@ -128,8 +131,9 @@ start() {
     --log-file="$folder/munged.log" --seed-file="$folder/munge.seed" --num-threads=2 >"$folder/munged.out" 2>&1 ||
     { cat "$folder/munged.out" >&2; fail "munged does not start"; }
   slurmctld -c -f "$folder/slurm.conf"
-  for ((i = 0; i < nodes; ++i)); do start_node "n$i"; done
-  wait_for 20 all_idle "$nodes" || { show_logs; sinfo >&2; fail "the nodes are not idle after 20 seconds"; }
+  for ((i = 0; i < $#; ++i)); do start_node "n$i"; done
+  if [ -n "${OWNER:-}" ]; then setsid "$0" guard "$folder" "$OWNER" </dev/null >/dev/null 2>&1 & fi
+  wait_for 20 all_idle $# || { show_logs; sinfo >&2; fail "the nodes are not idle after 20 seconds"; }
 }
 
 alive() { [ -d "/proc/$1" ] && ! grep -q '^State:.Z' "/proc/$1/status" 2>/dev/null; }
@@ -140,8 +144,7 @@ processes() {
   for file in "$folder"/*.pid; do
     [ -s "$file" ] && pid=$(cat "$file") && alive "$pid" && echo "$pid"
   done
-  for file in /proc/[0-9]*/environ; do
-    tr '\0' '\n' <"$file" 2>/dev/null | grep -qxF "SLURM_CONF=$folder/slurm.conf" || continue
+  for file in $(grep -lzxF "SLURM_CONF=$folder/slurm.conf" /proc/[0-9]*/environ 2>/dev/null); do
     pid=${file#/proc/}; pid=${pid%/environ}
     # Not the one who calls, nor those above.
     [[ " $ancestors " == *" $pid "* ]] || ! alive "$pid" || echo "$pid"
@@ -165,8 +168,15 @@ stop() {
   fail "these processes of the cluster do not end:" $left
 }
 
+guard() {
+  while alive "$1"; do sleep 0.5; done
+  stop
+  rm -rf "$folder"
+}
+
 case "$1" in
-  start) start "${3:-4}" ;;
+  start) start "${@:3}" ;;
+  guard) guard "$3" ;;
   stop) stop ;;
   kill-node) kill -KILL "$(cat "$folder/slurmd.$3.pid")" ;;
   start-node) export SLURM_CONF=$folder/slurm.conf; start_node "$3" ;;
