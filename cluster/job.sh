@@ -33,11 +33,24 @@ use_interface() {
   export OMPI_MCA_btl_tcp_if_include="$SITE_INTERFACE" OMPI_MCA_oob_tcp_if_include="$SITE_INTERFACE"
 }
 
+# What srun starts for each rank: an exit code of purpose (2, 85, 93), the same on all ranks, goes to the script by a file.
+# shellcheck disable=SC2016
+one_rank='trap : TERM USR1 INT
+"$@" &
+rank=$!
+while :; do wait "$rank"; code=$?; kill -0 "$rank" 2>/dev/null || break; done
+case $code in
+  2 | 85 | 93) [ "$SLURM_PROCID" != 0 ] || echo "$code" >"$TMAMBA_EXIT_CODE"; exit 0 ;;
+esac
+exit "$code"'
+
 start_command() {
   case $SITE_LAUNCHER in
     srun)
-      # A rank that leaves with 85 must not have the others killed; one that dies is noticed by PMIx.
-      start=(srun --mpi="${SITE_MPI:-pmix}" --kill-on-bad-exit=0 --wait=60 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}")
+      # When a rank dies the others must go, at once; when all leave on purpose none may be killed for being last.
+      export TMAMBA_EXIT_CODE="$run_dir/exit-code-$SLURM_JOB_ID"
+      start=(srun --mpi="${SITE_MPI:-pmix}" --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}"
+        bash -c "$one_rank" transmamba)
       ;;
     mpirun)
       start=(mpirun --map-by "ppr:${SLURM_NTASKS_PER_NODE:-1}:node" --bind-to none)
@@ -52,6 +65,7 @@ start_command() {
 
 # Starts the ranks and waits for them, however often a signal interrupts the wait.
 run_ranks() {
+  rm -f "${TMAMBA_EXIT_CODE:-}"
   "${start[@]}" "${program[@]}" "${arguments[@]}" &
   ranks_pid=$!
   while :; do
@@ -62,6 +76,10 @@ run_ranks() {
   # The wait that a signal cut short gave the signal's number; the shell still has the right one.
   if [ "$code" -gt 128 ] && [ -n "$told" ]; then wait "$ranks_pid"; code=$?; fi
   ranks_pid=""
+  if [ "$code" -eq 0 ] && [ -s "${TMAMBA_EXIT_CODE:-}" ]; then
+    code=$(cat "$TMAMBA_EXIT_CODE")
+    rm -f "$TMAMBA_EXIT_CODE"
+  fi
 }
 
 # Whether SLURM still takes this start of the job for the running one: on a node that it has lost it is not.

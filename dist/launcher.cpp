@@ -19,6 +19,17 @@ bool started_by_srun(const Environment& environment) {
 
 }  // namespace
 
+std::string missing_pmi(const Environment& environment) {
+  if (!started_by_srun(environment) || std::atoi(environment("SLURM_STEP_NUM_TASKS")) < 2) return "";
+  const char* kind = environment("SLURM_MPI_TYPE");
+  if (kind != nullptr && std::string(kind) != "none") return "";
+  for (const char* variable : {"PMIX_RANK", "PMI_RANK", "PMI_FD"}) {
+    if (environment(variable) != nullptr) return "";
+  }
+  return "srun started several tasks without telling them of each other (--mpi=none): start with srun --mpi=pmix, or "
+         "with mpirun";
+}
+
 std::string launcher_disagreement(const Environment& environment, const Place& place) {
   if (!started_by_srun(environment)) return "";
   struct Pair {
@@ -32,7 +43,8 @@ std::string launcher_disagreement(const Environment& environment, const Place& p
   for (const Pair& pair : pairs) {
     const char* value = environment(pair.variable);
     if (value == nullptr || std::atoi(value) == pair.mpi) continue;
-    return str("rank ", place.rank, ": MPI says ", pair.meaning, " ", pair.mpi, ", SLURM says ", pair.variable, "=", value,
+    return str("rank ", place.rank, ": MPI says ", pair.meaning, " ", pair.mpi, ", SLURM says ", pair.variable, "=",
+               value,
                ". Each rank takes its GPU by its place, so the two must agree: start with srun --mpi=pmix and an MPI "
                "library built with PMIx, or with mpirun, and set no SLURM_ variable by hand");
   }

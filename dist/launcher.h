@@ -16,6 +16,10 @@ struct Place {
 // The value of an environment variable, or nullptr.
 using Environment = std::function<const char*(const char*)>;
 
+// What is wrong where srun started several tasks without the means to find each other (--mpi=none), for which MPI has
+// words that few understand; empty: nothing. Before MPI starts.
+std::string missing_pmi(const Environment& environment);
+
 // How SLURM_PROCID, SLURM_STEP_NUM_TASKS and SLURM_LOCALID differ from `place`, and what to do; empty: they do not.
 // Under mpirun, whose daemons alone are SLURM's tasks, and outside of SLURM there is nothing to compare.
 std::string launcher_disagreement(const Environment& environment, const Place& place);

@@ -118,6 +118,12 @@ void Case::thaw(const std::string& job) {
   for (int rank : ranks_of(job)) kill(rank, SIGCONT);
 }
 
+std::string Case::number_of(const std::string& job) {
+  const auto fields = cluster_.wait(job, 10, [](const JobFields&) { return true; });
+  if (!fields) throw std::runtime_error("there is no job " + job);
+  return fields->at("JobId");
+}
+
 void Case::slurm(const std::string& command) {
   const Outcome outcome = cluster_.run(folder_, command);
   if (outcome.code != 0) throw std::runtime_error(command + ": " + outcome.output);

@@ -51,6 +51,8 @@ class Case {
   // wakes them.
   void freeze_at(const std::string& job, int64_t step);
   void thaw(const std::string& job);
+  // The job's own number, where `job` is a task of an array.
+  std::string number_of(const std::string& job);
   std::vector<int> ranks_of(const std::string& job) const;
   // One of SLURM's commands; must succeed.
   void slurm(const std::string& command);

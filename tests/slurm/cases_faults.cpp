@@ -104,8 +104,9 @@ void two_jobs_in_one_folder(Case& c) {
 
 // Three starts that fail alike are enough, for the job and for those that wait for it.
 void crash_loop(Case& c) {
-  const std::vector<std::string> jobs =
-      c.submit_all("--chain 2 --set train.lr=10 --set train.clip=0 --set model.init_std=10");
+  const std::vector<std::string> jobs = c.submit_all(
+      "--chain 2 --set train.lr=10 --set train.clip=0 --set train.max_skips=1 --set model.init_std=10 --set "
+      "checkpoint.every=0");
   const JobFields end = c.ends(jobs[0], "FAILED");
   c.equal(end.at("ExitCode"), "93:0", "exit code");
   c.equal(end.at("Restarts"), "0", "requeues");

@@ -55,7 +55,7 @@ void launcher_without_pmix(Case& c) {
   const Outcome outcome =
       c.cluster().run(c.folder(), "srun --constraint=common --mpi=none -N2 -n2 " + command_line("train run.toml", 0));
   c.equal(outcome.code, 2, "exit code");
-  c.contains(outcome.output, "MPI sees only this one");
+  c.contains(outcome.output, "without telling them of each other");
   c.contains(outcome.output, "srun --mpi=pmix");
 }
 
