@@ -136,13 +136,17 @@ start() {
   wait_for 20 all_idle $# || { show_logs; sinfo >&2; fail "the nodes are not idle after 20 seconds"; }
 }
 
-alive() { [ -d "/proc/$1" ] && ! grep -q '^State:.Z' "/proc/$1/status" 2>/dev/null; }
+# Without another process: there may be hundreds to look at.
+alive() {
+  local stat
+  { read -r stat <"/proc/$1/stat"; } 2>/dev/null && [[ ${stat##*) } != Z* ]]
+}
 
 # Everything of this cluster that runs: daemons by their pid files, steps and tasks by their environment or command.
 processes() {
   local file pid
   for file in "$folder"/*.pid; do
-    [ -s "$file" ] && pid=$(cat "$file") && alive "$pid" && echo "$pid"
+    [ -s "$file" ] && read -r pid <"$file" && alive "$pid" && echo "$pid"
   done
   for file in $(grep -lzxF "SLURM_CONF=$folder/slurm.conf" /proc/[0-9]*/environ 2>/dev/null); do
     pid=${file#/proc/}; pid=${pid%/environ}
