@@ -125,7 +125,8 @@ std::string job_name(const std::string& run_dir) {
   std::filesystem::path path(run_dir);
   if (path.filename().empty()) path = path.parent_path();
   std::string name;
-  for (char c : path.filename().string().substr(0, 40)) name += plain(c) ? c : '_';
+  for (char c : path.filename().string().substr(0, 40))
+    name += plain(c) && std::string("/:=,@+%").find(c) == std::string::npos ? c : '_';
   return name + "-" + sha256_hex(path.string()).substr(0, 6);
 }
 

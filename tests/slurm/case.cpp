@@ -64,13 +64,15 @@ void write_case_config(const fs::path& folder, const fs::path& data) {
       << "[checkpoint]\nevery = " << Case::kEvery << "\nkeep = 0\n[run]\ndir = \"run\"\nthreads = 1\n";
 }
 
-fs::path QuietRuns::run_of(int ranks) {
+fs::path QuietRuns::run_of(int ranks, int64_t steps) {
   const std::lock_guard lock(mutex_);
-  fs::path& run = runs_[ranks];
+  fs::path& run = runs_[{ranks, steps}];
   if (run.empty()) {
-    run = folder_ / ("quiet-" + std::to_string(ranks));
-    const Outcome outcome = shell("cd '" + folder_.string() + "' && OMPI_MCA_mpi_yield_when_idle=1 OMP_NUM_THREADS=1 " +
-                                  command_line("train run.toml --set run.dir=" + run.string(), ranks));
+    run = folder_ / ("quiet-" + std::to_string(ranks) + "-" + std::to_string(steps));
+    const Outcome outcome = shell(
+        "cd '" + folder_.string() + "' && OMPI_MCA_mpi_yield_when_idle=1 OMP_NUM_THREADS=1 " +
+        command_line("train run.toml --set train.steps=" + std::to_string(steps) + " --set run.dir=" + run.string(),
+                     ranks));
     if (outcome.code != 0) throw std::runtime_error("the quiet run fails: " + outcome.output);
   }
   return run;
@@ -85,8 +87,9 @@ Case::Case(VirtualCluster& cluster, QuietRuns& quiet, const std::string& name)
 
 Outcome Case::try_submit(const std::string& options, int nodes) {
   std::ofstream(folder_ / "site.env") << site_;
-  return cluster_.run(
-      folder_, command_line("submit run.toml --site site.env --nodes " + std::to_string(nodes) + " " + options, 0));
+  return cluster_.run(folder_, command_line("submit run.toml --site site.env --nodes " + std::to_string(nodes) +
+                                                " --set train.steps=" + std::to_string(steps_) + " " + options,
+                                            0));
 }
 
 std::vector<std::string> Case::submit_all(const std::string& options, int nodes) {
@@ -95,6 +98,8 @@ std::vector<std::string> Case::submit_all(const std::string& options, int nodes)
   if (outcome.code != 0 || !answer.is_object()) throw std::runtime_error("submit: " + outcome.output);
   return answer["jobs"].get<std::vector<std::string>>();
 }
+
+int64_t Case::last_logged_step() const { return last_step(run_dir()); }
 
 void Case::reach(int64_t step, double seconds) {
   if (!poll(seconds, [&] { return last_step(run_dir()) >= step; })) {
@@ -111,7 +116,7 @@ void Case::freeze_at(const std::string& job, int64_t step) {
   reach(step);
   for (int rank : ranks_of(job)) kill(rank, SIGSTOP);
   const int64_t stopped = last_step(run_dir());
-  expect(stopped < kSteps, "the run was over before it could be stopped");
+  expect(stopped < steps_, "the run was over before it could be stopped");
 }
 
 void Case::thaw(const std::string& job) {
@@ -179,9 +184,9 @@ std::string Case::job_log() const {
 }
 
 void Case::same_as_quiet(int ranks) {
-  const std::vector<nlohmann::json> quiet = json_lines(quiet_.run_of(ranks) / "metrics.jsonl"),
+  const std::vector<nlohmann::json> quiet = json_lines(quiet_run(ranks) / "metrics.jsonl"),
                                     own = json_lines(run_dir() / "metrics.jsonl");
-  equal(quiet.size(), static_cast<size_t>(kSteps), "steps of the quiet run");
+  equal(quiet.size(), static_cast<size_t>(steps_), "steps of the quiet run");
   equal(own.size(), quiet.size(), "steps in metrics.jsonl");
   for (size_t i = 0; i < std::min(own.size(), quiet.size()); ++i) {
     if (results_of(own[i]) == results_of(quiet[i])) continue;

@@ -11,17 +11,17 @@
 
 namespace tmamba {
 
-// The runs that nothing happens to, by number of ranks; made once.
+// The runs that nothing happens to, by number of ranks and steps; made once.
 class QuietRuns {
  public:
   explicit QuietRuns(std::filesystem::path folder) : folder_(std::move(folder)) {}
   // The folder of the run; made when it is first asked for.
-  std::filesystem::path run_of(int ranks);
+  std::filesystem::path run_of(int ranks, int64_t steps);
 
  private:
   std::filesystem::path folder_;
   std::mutex mutex_;
-  std::map<int, std::filesystem::path> runs_;
+  std::map<std::pair<int, int64_t>, std::filesystem::path> runs_;
 };
 
 class Case {
@@ -34,6 +34,12 @@ class Case {
   VirtualCluster& cluster() { return cluster_; }
   const std::filesystem::path& folder() const { return folder_; }
   std::filesystem::path run_dir() const { return folder_ / run_; }
+  // The quiet run of as many ranks.
+  std::filesystem::path quiet_run(int ranks) { return quiet_.run_of(ranks, steps_); }
+  // Another number of steps than kSteps.
+  void set_steps(int64_t steps) { steps_ = steps; }
+  int64_t steps() const { return steps_; }
+  int64_t last_logged_step() const;
   // Another name for the folder of the run.
   void name_run(const std::string& name) { run_ = name; }
 
@@ -91,6 +97,7 @@ class Case {
   VirtualCluster& cluster_;
   QuietRuns& quiet_;
   std::filesystem::path folder_;
+  int64_t steps_ = kSteps;
   std::string run_ = "run", site_, notes_;
   std::vector<std::string> problems_;
   std::chrono::steady_clock::time_point fault_;
@@ -102,6 +109,7 @@ struct CaseEntry {
 };
 
 // The cases of each file.
+std::vector<CaseEntry> chaos_cases();
 std::vector<CaseEntry> fault_cases();
 std::vector<CaseEntry> job_cases();
 std::vector<CaseEntry> rank_cases();

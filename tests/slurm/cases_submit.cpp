@@ -1,5 +1,6 @@
 // `transmamba submit` beside a real SLURM: what it takes, what it refuses, names as wild as users choose them.
 #include <filesystem>
+#include <fstream>
 
 #include "tests/slurm/case.h"
 
@@ -23,7 +24,7 @@ void unknown_partition(Case& c) {
 
 void too_many_nodes(Case& c) {
   c.site("SITE_PARTITION=low");
-  refused(c, "--set train.global_batch=64", 64, {"--nodes 64, but partition low has 11 nodes"});
+  refused(c, "--set train.global_batch=64", 64, {"--nodes 64, but partition low has 13 nodes"});
 }
 
 void layout_that_does_not_fit(Case& c) {
@@ -64,10 +65,28 @@ void wild_names(Case& c) {
   c.same_as_quiet(2);
 }
 
+// The job scripts of cluster/ as they are, where submit cannot run.
+void script_by_hand(Case& c) {
+  const std::string program = command_line("", 0), cluster = std::string(TMAMBA_SOURCE_DIR) + "/cluster";
+  std::ofstream(c.folder() / "hand.env") << "SITE_CONSTRAINT=common\nSITE_TIME=5\nSITE_RANKS_PER_NODE=1\n"
+                                         << "SITE_PROGRAM=" << program << "\n";
+  const Outcome outcome = c.cluster().run(
+      c.folder(), "export TRANSMAMBA_SOURCE='" TMAMBA_SOURCE_DIR "' && sbatch --parsable $('" + cluster +
+                      "/options.sh' hand.env) --nodes 2 '" + cluster + "/many-nodes.sbatch' hand.env run.toml run");
+  c.equal(outcome.code, 0, outcome.output);
+  const std::string job = outcome.output.substr(0, outcome.output.find('\n'));
+  c.freeze_at(job, Case::kFault);
+  c.slurm("scontrol requeue " + job);
+  c.equal(c.ends(job).at("Restarts"), "1", "restarts");
+  c.no_step_lost(1);
+  c.same_as_quiet(2);
+}
+
 }  // namespace
 
 std::vector<CaseEntry> submit_cases() {
-  return {{"UnknownPartition", unknown_partition},
+  return {{"ScriptByHand", script_by_hand},
+          {"UnknownPartition", unknown_partition},
           {"TooManyNodes", too_many_nodes},
           {"LayoutThatDoesNotFit", layout_that_does_not_fit},
           {"RefusedBySlurm", refused_by_slurm},

@@ -15,7 +15,7 @@ namespace fs = std::filesystem;
 
 std::vector<CaseEntry> all_cases() {
   std::vector<CaseEntry> all;
-  for (const auto& cases : {fault_cases(), job_cases(), rank_cases(), submit_cases()}) {
+  for (const auto& cases : {chaos_cases(), fault_cases(), job_cases(), rank_cases(), submit_cases()}) {
     all.insert(all.end(), cases.begin(), cases.end());
   }
   return all;
@@ -24,10 +24,11 @@ std::vector<CaseEntry> all_cases() {
 class Slurm : public testing::TestWithParam<size_t> {
  protected:
   static void SetUpTestSuite() {
-    // Nodes that jobs share; one that is taken from a job; two groups that lose a node.
-    cluster_ = std::make_unique<VirtualCluster>(std::vector<std::string>{
-        "common", "common", "common", "common", "taken", "lost", "lost", "lost", "beheaded", "beheaded", "beheaded"});
-    std::cout << "cluster of 11 nodes idle after " << cluster_->start_seconds() << " s\n";
+    // Nodes that jobs share; one that is taken from a job; two groups that lose a node; those of a chaos run.
+    cluster_ = std::make_unique<VirtualCluster>(std::vector<std::string>{"common", "common", "common", "common",
+                                                                         "taken", "lost", "lost", "lost", "beheaded",
+                                                                         "beheaded", "beheaded", "chaos", "chaos"});
+    std::cout << "cluster of 13 nodes idle after " << cluster_->start_seconds() << " s\n";
     const fs::path folder = cluster_->folder();
     fs::current_path(folder);
     prepare_bytes(100000);
