@@ -22,4 +22,5 @@ option cpus-per-task "${SITE_CPUS_PER_RANK:-}"
 notice=USR1@${SITE_SIGNAL_SECONDS:-180}
 if [ "${SITE_LAUNCHER:-}" = mpirun ]; then notice=B:$notice; fi
 [ "${SITE_SIGNAL_SECONDS:-180}" = 0 ] || option signal "$notice"
+# shellcheck disable=SC2086  # words of their own
 printf '%s\n' ${SITE_SBATCH_OPTIONS:-}

@@ -30,8 +30,10 @@ constexpr std::array kVerbs{
 void print_usage(std::FILE* out) {
   std::fprintf(out, "usage: transmamba VERB ...   (transmamba VERB --help shows its options)\n\n");
   for (const Verb& verb : kVerbs) std::fprintf(out, "  %-11s %s\n", verb.name, verb.summary);
-  std::fprintf(
-      out, "\nexit codes: 0 done, 1 failed, 2 bad usage, configuration or data, 85 saved and stopped on a signal\n");
+  std::fprintf(out,
+               "\nexit codes: 0 done, 1 failed, 2 bad usage, configuration or data, 85 saved and stopped on a signal, "
+               "93 not to be "
+               "started again\n");
 }
 
 }  // namespace

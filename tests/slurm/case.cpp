@@ -114,7 +114,9 @@ std::vector<int> Case::ranks_of(const std::string& job) const {
 
 void Case::freeze_at(const std::string& job, int64_t step) {
   reach(step);
-  for (int rank : ranks_of(job)) kill(rank, SIGSTOP);
+  const std::vector<int> ranks = ranks_of(job);
+  if (ranks.empty()) throw std::runtime_error("no rank of job " + job + " is there to be stopped");
+  for (int rank : ranks) kill(rank, SIGSTOP);
   const int64_t stopped = last_step(run_dir());
   expect(stopped < steps_, "the run was over before it could be stopped");
 }

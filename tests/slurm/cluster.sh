@@ -11,6 +11,8 @@
 set -euo pipefail
 PATH="$PATH:/usr/sbin:/sbin"
 folder=$(realpath -m "$2")
+# Whoever ends the cluster must not look like a part of it.
+if [[ $1 =~ ^(stop|guard)$ && -n ${SLURM_CONF:-} ]]; then exec env -u SLURM_CONF "$0" "$@"; fi
 
 fail() { echo "error: $*" >&2; exit 1; }
 
@@ -79,8 +81,8 @@ SlurmctldDebug=verbose
 SlurmdDebug=verbose
 CONF
   for ((i = 0; i < nodes; ++i)); do
-    mkdir -p "$folder/spool.n$i"
-    mkdir -m 1777 -p "$folder/tmp.n$i"
+    mkdir -p "$folder/spool.n$i" "$folder/tmp.n$i"
+    chmod 1777 "$folder/tmp.n$i"
     echo "NodeName=n$i NodeHostname=$host NodeAddr=127.0.0.1 Port=${ports[i + 1]} CPUs=32 RealMemory=1000 Gres=gpu:2 Feature=$1 State=UNKNOWN"
     shift
   done >>"$folder/slurm.conf"
@@ -148,6 +150,7 @@ processes() {
   for file in "$folder"/*.pid; do
     [ -s "$file" ] && read -r pid <"$file" && alive "$pid" && echo "$pid"
   done
+  # shellcheck disable=SC2013  # no spaces in these names
   for file in $(grep -lzxF "SLURM_CONF=$folder/slurm.conf" /proc/[0-9]*/environ 2>/dev/null); do
     pid=${file#/proc/}; pid=${pid%/environ}
     # Not the one who calls, nor those above.
@@ -169,7 +172,7 @@ stop() {
     kill -KILL $left 2>/dev/null || true
     sleep 0.05
   done
-  fail "these processes of the cluster do not end:" $left
+  fail "these processes of the cluster do not end: $left"
 }
 
 guard() {

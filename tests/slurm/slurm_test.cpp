@@ -1,6 +1,7 @@
 // Training in jobs of a real SLURM: what happens to a job, and that its run comes out as if nothing had happened.
 // All cases run at once in one cluster; most of the time they wait for SLURM.
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <future>
 #include <iostream>
@@ -72,6 +73,19 @@ TEST_P(Slurm, Case) {
   for (const std::string& problem : done->problems()) ADD_FAILURE() << problem;
   if (!done->problems().empty()) std::cout << done->story();
   if (!done->notes().empty()) std::cout << done->folder().filename().string() << ":" << done->notes() << "\n";
+}
+
+// The cluster ends with the process that asked for it, even when that is killed.
+TEST(Cluster, EndsWithItsOwner) {
+  const fs::path folder = fs::temp_directory_path() / ("tmamba-owned-" + std::to_string(getpid()));
+  const std::string script = std::string("'") + TMAMBA_SOURCE_DIR + "/tests/slurm/cluster.sh' ";
+  const Outcome outcome =
+      shell("sleep 100 & owner=$!; OWNER=$owner " + script + "start " + folder.string() + " one two; " +
+            "controller=$(cat " + folder.string() + "/slurmctld.pid); kill -KILL $owner; " +
+            "for i in $(seq 100); do [ -d " + folder.string() + " ] || break; sleep 0.1; done; " +
+            "kill -0 $controller 2>/dev/null && grep -q '^State:.[^Z]' /proc/$controller/status && echo lives; true");
+  EXPECT_FALSE(fs::exists(folder)) << outcome.output;
+  EXPECT_EQ(outcome.output.find("lives"), std::string::npos) << outcome.output;
 }
 
 std::string name_of(const testing::TestParamInfo<size_t>& one) { return all_cases()[one.param].name; }
