@@ -137,15 +137,13 @@ void World::find_hosts() {
 
 void World::check_launcher() {
   std::string problem = launcher_disagreement(std::getenv, {.rank = rank_, .size = size_, .local_rank = local_rank_});
-  // The first rank's problem is everybody's.
-  std::array<int64_t, 2> first{problem.empty() ? size_ : rank_, 0};
-  comm_->all_reduce(Tensor(first.data(), {1}, DType::i64), ReduceOp::min).wait();
-  if (first[0] == size_) return;
-  const int root = static_cast<int>(first[0]);
-  first[1] = std::ssize(problem);
-  comm_->broadcast(Tensor(&first[1], {1}, DType::i64), root).wait();
-  problem.resize(static_cast<size_t>(first[1]));
-  comm_->broadcast(Tensor(problem.data(), {first[1]}, DType::u8), root).wait();
+  // The first rank's problem is everybody's. Not by the communicators, which count what goes through them.
+  int first = problem.empty() ? size_ : rank_, bytes = static_cast<int>(problem.size());
+  check_mpi(MPI_Allreduce(MPI_IN_PLACE, &first, 1, MPI_INT, MPI_MIN, failure_comm_), "MPI_Allreduce", own_name());
+  if (first == size_) return;
+  check_mpi(MPI_Bcast(&bytes, 1, MPI_INT, first, failure_comm_), "MPI_Bcast", own_name());
+  problem.resize(static_cast<size_t>(bytes));
+  check_mpi(MPI_Bcast(problem.data(), bytes, MPI_CHAR, first, failure_comm_), "MPI_Bcast", own_name());
   throw UserError(problem);
 }
 
