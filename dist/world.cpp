@@ -11,6 +11,7 @@
 #include <exception>
 #include <thread>
 
+#include "dist/launcher.h"
 #include "dist/mpi_check.h"
 #include "dist/mpi_communicator.h"
 #include "dist/print_line.h"
@@ -101,6 +102,7 @@ World::World(WorldOptions options) : options_(options) {
 }
 
 void World::start_mpi() {
+  if (const std::string problem = missing_pmi(std::getenv); !problem.empty()) throw UserError(problem);
   int started = 0, provided = 0;
   MPI_Initialized(&started);
   TM_CHECK(!started, "MPI is already started: there can be only one World in a process");
@@ -133,6 +135,18 @@ void World::find_hosts() {
   host_leader_ = rank_;
   check_mpi(MPI_Bcast(&host_leader_, 1, MPI_INT, 0, local), "MPI_Bcast", "starting MPI");
   check_mpi(MPI_Comm_free(&local), "MPI_Comm_free", "starting MPI");
+}
+
+void World::check_launcher() {
+  std::string problem = launcher_disagreement(std::getenv, {.rank = rank_, .size = size_, .local_rank = local_rank_});
+  // The first rank's problem is everybody's. Not by the communicators, which count what goes through them.
+  int first = problem.empty() ? size_ : rank_, bytes = static_cast<int>(problem.size());
+  check_mpi(MPI_Allreduce(MPI_IN_PLACE, &first, 1, MPI_INT, MPI_MIN, failure_comm_), "MPI_Allreduce", own_name());
+  if (first == size_) return;
+  check_mpi(MPI_Bcast(&bytes, 1, MPI_INT, first, failure_comm_), "MPI_Bcast", own_name());
+  problem.resize(static_cast<size_t>(bytes));
+  check_mpi(MPI_Bcast(problem.data(), bytes, MPI_CHAR, first, failure_comm_), "MPI_Bcast", own_name());
+  throw UserError(problem);
 }
 
 World::~World() { watchdog_->stop(); }
@@ -241,11 +255,14 @@ int run_main(const std::function<int(World&)>& body, WorldOptions options) {
     return 1;
   }
   try {
+    world->check_launcher();
     const int exit_code = body(*world);
     world->finish();
     return exit_code;
   } catch (const UserError& error) {
     return world->fail(error.what(), 2);
+  } catch (const ExitError& error) {
+    return world->fail(error.what(), error.exit_code());
   } catch (const std::exception& error) {
     return world->fail(error.what(), 1);
   } catch (...) {

@@ -13,6 +13,16 @@
 
 namespace tmamba {
 
+// An error that ends the job with an exit code of its own.
+class ExitError : public Error {
+ public:
+  ExitError(const std::string& message, int exit_code) : Error(message), exit_code_(exit_code) {}
+  int exit_code() const { return exit_code_; }
+
+ private:
+  int exit_code_;
+};
+
 struct WorldOptions {
   // Largest single MPI message; longer ones travel in pieces.
   int64_t chunk_bytes = int64_t{1} << 30;
@@ -40,6 +50,9 @@ class World {
   int local_size() const { return local_size_; }
   // The first rank that shares memory with this one.
   int host_leader() const { return host_leader_; }
+
+  // Throws UserError, on all ranks, where SLURM's variables give any rank another place than MPI does. Collective.
+  void check_launcher();
 
   // All ranks, named "world"; host tensors.
   Communicator& comm() { return *comm_; }
@@ -82,8 +95,9 @@ class World {
   std::unique_ptr<Communicator> comm_;
 };
 
-// The body of main(): runs `body` in a World and returns the exit code of the process. An exception that leaves the
-// body ends the job as World::fail does: UserError with exit code 2, any other with 1.
+// The body of main(): checks the launcher, runs `body` in a World and returns the exit code of the process. An exception that leaves the
+// body ends the job as World::fail does: UserError with exit code 2, ExitError with its own, any
+// other with 1.
 int run_main(const std::function<int(World&)>& body, WorldOptions options = {});
 
 }  // namespace tmamba

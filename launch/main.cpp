@@ -26,14 +26,17 @@ constexpr std::array kVerbs{
     Verb{"doctor", tmamba::doctor_verb, "where ranks run and what their links and file system do (mpirun or srun)"},
     Verb{"scale", tmamba::scale_verb, "run scaling studies: strong and weak, by mpirun or as SLURM jobs"},
     Verb{"report", tmamba::report_verb, "a page about a run or several: curves, lost time, layout, samples"},
+    Verb{"submit", tmamba::submit_verb, "write the SLURM job script of a run, check it and submit it"},
     Verb{"explain", tmamba::explain_verb, "what configuration keys mean, with their defaults"},
 };
 
 void print_usage(std::FILE* out) {
   std::fprintf(out, "usage: transmamba VERB ...   (transmamba VERB --help shows its options)\n\n");
   for (const Verb& verb : kVerbs) std::fprintf(out, "  %-11s %s\n", verb.name, verb.summary);
-  std::fprintf(
-      out, "\nexit codes: 0 done, 1 failed, 2 bad usage, configuration or data, 85 saved and stopped on a signal\n");
+  std::fprintf(out,
+               "\nexit codes: 0 done, 1 failed, 2 bad usage, configuration or data, 85 saved and stopped on a signal, "
+               "93 not to be "
+               "started again\n");
 }
 
 }  // namespace

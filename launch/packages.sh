@@ -14,6 +14,9 @@ build_packages=(
 # What only the tests need: the browser that looks at the report, letters for it, and JUBE for configs/studies/jube.xml.
 test_packages=(chromium fonts-dejavu-core jube)
 
+# A SLURM of virtual nodes, for tests/slurm.
+slurm_packages=(slurmctld slurmd slurm-client munge)
+
 # install_packages NAME...: installs those that are missing, as root or through sudo.
 install_packages() {
   local missing=() name

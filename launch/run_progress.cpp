@@ -64,13 +64,17 @@ void RunProgress::went_back(int64_t step, int64_t passed_over) {
   if (write_) write();
 }
 
-void RunProgress::require_ours() const {
-  if (!write_ || !std::filesystem::exists(file_.parent_path())) return;
+std::string RunProgress::taken_over() const {
+  if (!write_ || !std::filesystem::exists(file_.parent_path())) return "";
   const std::string owner = read_json(file_).value("start", nonce_);
-  if (owner == nonce_) return;
-  throw Error(str(file_.parent_path().string(),
-                  ": another start of this run has taken over its folder, so this one ends without writing. Make sure ",
-                  "that one job at a time trains in a folder"));
+  if (owner == nonce_) return "";
+  return str(file_.parent_path().string(),
+             ": another start of this run has taken over its folder, so this one ends without writing. Make sure that ",
+             "one job at a time trains in a folder");
+}
+
+void RunProgress::require_ours() const {
+  if (const std::string problem = taken_over(); !problem.empty()) throw Error(problem);
 }
 
 void RunProgress::write() const {

@@ -30,6 +30,8 @@ class RunProgress {
 
   // Throws Error where another start has taken over the run folder.
   void require_ours() const;
+  // What that error says; empty where there is none.
+  std::string taken_over() const;
 
   const std::filesystem::path& file() const { return file_; }
 

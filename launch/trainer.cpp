@@ -123,9 +123,7 @@ int Trainer::run() {
   bool out_of_time = false;
   while (state_.step < total_steps_ && !out_of_time) {
     const auto begin = Clock::now();
-    if (comm_profile_) comm_profile_->begin_step();
-    const StepResult result = train_step(state_.step + 1);
-    if (comm_profile_) comm_profile_->end_step();
+    const StepResult result = next_step();
     state_.seconds = seconds_before + elapsed();
     finish_step(result, std::chrono::duration<double>(Clock::now() - begin).count());
     if (++steps_here_ == 2) log_memory();
@@ -145,6 +143,22 @@ int Trainer::run() {
   }
   finish();
   return kDone;
+}
+
+// The next step, computed again where its first result is not finite: what a device got wrong once is then right, and
+// the run has the bits of one in which nothing was wrong. Data and weights that are bad give the same again.
+StepResult Trainer::next_step() {
+  const auto attempt = [&] {
+    if (comm_profile_) comm_profile_->begin_step();
+    const StepResult result = train_step(state_.step + 1);
+    if (comm_profile_) comm_profile_->end_step();
+    return result;
+  };
+  const StepResult first = attempt();
+  if (!first.skipped || first.spike || skips_in_a_row_ > 0) return first;
+  const StepResult second = attempt();
+  folder_->event("computed_again", {{"step", state_.step + 1}, {"finite", !second.skipped || second.spike}});
+  return second;
 }
 
 // What follows a step on every rank, whatever became of it.

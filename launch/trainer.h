@@ -89,6 +89,8 @@ class Trainer {
   void save(bool behind);
   void save_now();
   void report_save(const SaveOutcome& outcome);
+  void leave_if_taken_over();
+  StepResult next_step();
   void finish_step(const StepResult& result, double step_seconds);
   void go_back();
   void finish();

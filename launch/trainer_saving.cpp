@@ -143,7 +143,7 @@ void Trainer::report_save(const SaveOutcome& outcome) {
       std::fprintf(stderr, "step %lld: there is no checkpoint of step %lld: %s\n", static_cast<long long>(state_.step),
                    static_cast<long long>(outcome.step), outcome.problem.c_str());
     }
-    return Crew(world_.comm()).first_does([&] { progress_->require_ours(); });
+    return leave_if_taken_over();
   }
   const SaveReport& report = outcome.report;
   last_saved_ = outcome.step;
@@ -158,6 +158,15 @@ void Trainer::report_save(const SaveOutcome& outcome) {
   for (const std::string& warning : report.warnings) std::fprintf(stderr, "%s\n", warning.c_str());
   message_line(str("step ", outcome.step, ": checkpoint ", last_checkpoint_, " (", bytes_text(report.bytes), ", ",
                    fixed(report.seconds, 2), " s, training waited ", fixed(outcome.stall_seconds * 1e3, 1), " ms)"));
+}
+
+// A start whose folder another has taken must not be started again: it would take the folder back.
+void Trainer::leave_if_taken_over() {
+  Crew crew(world_.comm());
+  std::string problem;
+  crew.first_does([&] { problem = progress_->taken_over(); });
+  problem = crew.from_first(problem);
+  if (!problem.empty()) throw ExitError(problem, kNoProgress);
 }
 
 // Why this rank wants to stop: a signal, or the switch file, at which rank 0 looks; 0: it does not.

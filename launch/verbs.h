@@ -21,6 +21,7 @@ int bench_comm(const Arguments& arguments);
 int doctor_verb(const Arguments& arguments);
 int scale_verb(const Arguments& arguments);
 int report_verb(const Arguments& arguments);
+int submit_verb(const Arguments& arguments);
 int explain_verb(const Arguments& arguments);
 
 }  // namespace tmamba

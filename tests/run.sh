@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/packages.sh
-install_packages "${build_packages[@]}" "${test_packages[@]}"
+install_packages "${build_packages[@]}" "${test_packages[@]}" "${slurm_packages[@]}"
 
 cmake --preset cpu -DTMAMBA_TESTS=ON
 cmake --build --preset cpu

@@ -163,7 +163,7 @@ TEST_F(Keeping, AStartThatWasReplacedWritesNothingMore) {
   const Outcome outcome = beside(
       "until_ '[ $(events checkpoint) -ge 1 ]'; sed -i 's/\"start\": \"[0-9a-f]*\"/\"start\": \"0\"/' "
       "run/progress.json; until_ '! kill -0 $job 2>/dev/null || [ $(events checkpoint_failed) -ge 1 ]'");
-  EXPECT_EQ(outcome.code, 1) << outcome.output;
+  EXPECT_EQ(outcome.code, 93) << outcome.output;
   EXPECT_NE(outcome.output.find("another start of this run"), std::string::npos) << outcome.output;
 }
 

@@ -1,0 +1,145 @@
+# What a batch job of a training run does, on every site: starts the ranks, starts them again after a crash, and hands
+# the run on to the next start of the job when it was saved and stopped. Sourced by the job scripts here; `transmamba
+# submit` puts it into those it writes. It reads
+#   program=(...)        the program, by itself; in a container, how it is started there
+#   arguments=(...)      train CONFIG ...
+#   run_dir              the folder of the run
+#   SITE_*               cluster/site.env
+# and ends with the exit code of the run (README.md). A run that was saved and stopped (85) is requeued:
+#   SITE_REQUEUE=auto    by SLURM where its RequeueExit has 85, else by this script (scontrol requeue)
+#   SITE_REQUEUE=self    by this script
+#   SITE_REQUEUE=never   not at all: the next job of an array or a chain goes on
+# shellcheck shell=bash disable=SC2154
+set -uo pipefail
+
+say() { printf '%s job %s start %s: %s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "$SLURM_JOB_ID" "${SLURM_RESTART_COUNT:-0}" "$*"; }
+
+# SLURM tells the ranks of srun itself. Under mpirun the notice before the time limit (USR1) comes here, and mpirun
+# passes it on; TERM reaches all ranks, and mpirun must leave them the time to save.
+told=""
+ranks_pid=""
+on_signal() {
+  told=$1
+  say "SIG$1"
+  if [ "$1" = USR1 ] && [ -n "$ranks_pid" ] && [ "$SITE_LAUNCHER" = mpirun ]; then kill -USR1 "$ranks_pid"; fi
+}
+trap 'on_signal TERM' TERM
+trap 'on_signal USR1' USR1
+
+# MPI's and NCCL's own choice of interface is often wrong where there is more than one.
+use_interface() {
+  [ -n "${SITE_INTERFACE:-}" ] || return 0
+  export NCCL_SOCKET_IFNAME="$SITE_INTERFACE"
+  export OMPI_MCA_btl_tcp_if_include="$SITE_INTERFACE" OMPI_MCA_oob_tcp_if_include="$SITE_INTERFACE"
+}
+
+# What srun starts for each rank: an exit code of purpose (2, 85, 93), the same on all ranks, goes to the script by a file.
+# shellcheck disable=SC2016
+one_rank='trap : TERM USR1 INT
+"$@" &
+rank=$!
+while :; do wait "$rank"; code=$?; kill -0 "$rank" 2>/dev/null || break; done
+case $code in
+  2 | 85 | 93) [ "$SLURM_PROCID" != 0 ] || echo "$code" >"$TMAMBA_EXIT_CODE"; exit 0 ;;
+esac
+exit "$code"'
+
+start_command() {
+  case $SITE_LAUNCHER in
+    srun)
+      # When a rank dies the others must go, at once; when all leave on purpose none may be killed for being last.
+      export TMAMBA_EXIT_CODE="$run_dir/exit-code-$SLURM_JOB_ID"
+      start=(srun --mpi="${SITE_MPI:-pmix}" --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}"
+        bash -c "$one_rank" transmamba)
+      ;;
+    mpirun)
+      start=(mpirun --map-by "ppr:${SLURM_NTASKS_PER_NODE:-1}:node" --bind-to none)
+      # TERM is for the ranks: they save, and mpirun ends after them.
+      if env --block-signal=TERM true 2>/dev/null; then
+        start=(env --block-signal=TERM "${start[@]}" --mca orte_launch_agent "env --block-signal=TERM orted")
+      fi
+      ;;
+    *) say "SITE_LAUNCHER=$SITE_LAUNCHER: neither srun nor mpirun"; exit 2 ;;
+  esac
+}
+
+# Starts the ranks and waits for them, however often a signal interrupts the wait.
+run_ranks() {
+  rm -f "${TMAMBA_EXIT_CODE:-}"
+  "${start[@]}" "${program[@]}" "${arguments[@]}" &
+  ranks_pid=$!
+  while :; do
+    wait "$ranks_pid"
+    code=$?
+    kill -0 "$ranks_pid" 2>/dev/null || break
+  done
+  # The wait that a signal cut short gave the signal's number; the shell still has the right one.
+  if [ "$code" -gt 128 ] && [ -n "$told" ]; then wait "$ranks_pid"; code=$?; fi
+  ranks_pid=""
+  if [ "$code" -eq 0 ] && [ -s "${TMAMBA_EXIT_CODE:-}" ]; then
+    code=$(cat "$TMAMBA_EXIT_CODE")
+    rm -f "$TMAMBA_EXIT_CODE"
+  fi
+}
+
+# Whether SLURM still takes this start of the job for the running one: on a node that it has lost it is not.
+current() {
+  local job
+  job=$(scontrol --oneliner show job "$SLURM_JOB_ID" 2>/dev/null) || return 1
+  [[ $job == *" JobState=RUNNING "* && $job == *" Restarts=${SLURM_RESTART_COUNT:-0} "* ]]
+}
+
+# Jobs of the same name that wait to go on with this run: there is nothing for them to do.
+cancel_successors() {
+  [ "$SITE_REQUEUE" = never ] || return 0
+  scancel --user="$(id -un)" --name="$SLURM_JOB_NAME" --state=PENDING 2>/dev/null || true
+}
+
+# A user's STOP ends the run; anything else that saved and stopped it asks for another start.
+stopped_by_user() { tail -n 1 "$run_dir/events.jsonl" 2>/dev/null | grep -q '"signal":"STOP"'; }
+
+requeue_exits() { scontrol show config 2>/dev/null | sed -n 's/^RequeueExit *= *//p' | tr ',' '\n'; }
+
+# The run was saved and stopped. Leaves with the exit code that fits.
+hand_on() {
+  if stopped_by_user; then
+    say "stopped by the switch file STOP: not requeued"
+    cancel_successors
+    exit 0
+  fi
+  if [ "$SITE_REQUEUE" = never ]; then
+    say "saved; the next job goes on"
+    exit 0
+  fi
+  # After TERM SLURM itself knows whether the job comes back: it does after preemption and requeue, not after scancel.
+  if [ "$told" != TERM ] && { [ "$SITE_REQUEUE" = self ] || ! requeue_exits | grep -qx 85; }; then
+    say "saved; requeued"
+    scontrol requeue "$SLURM_JOB_ID" && sleep 600
+  fi
+  exit 85
+}
+
+set +u  # what modules define does not hold to it
+eval "${SITE_SETUP:-}"
+set -u
+SITE_LAUNCHER=${SITE_LAUNCHER:-srun}
+SITE_REQUEUE=${SITE_REQUEUE:-auto}
+use_interface
+start_command
+say "${SLURM_JOB_NUM_NODES} nodes ($SLURM_JOB_NODELIST), $SLURM_NTASKS ranks, by $SITE_LAUNCHER"
+restarts=0
+while :; do
+  run_ranks
+  case $code in
+    0) cancel_successors; exit 0 ;;
+    2 | 93) say "exit code $code: not started again"; cancel_successors; exit "$code" ;;
+    85) hand_on ;;
+  esac
+  # A crash. What the run has made no progress in for three starts it refuses itself, by 93.
+  if [ "$told" = TERM ]; then exit "$code"; fi
+  if ! current; then say "exit code $code; SLURM no longer runs this start of the job"; exit "$code"; fi
+  restarts=$((restarts + 1))
+  if [ "$restarts" -gt "${SITE_RESTARTS:-20}" ]; then say "exit code $code, after ${SITE_RESTARTS:-20} restarts"; exit "$code"; fi
+  say "exit code $code: starting the ranks again ($restarts)"
+  sleep 1
+done

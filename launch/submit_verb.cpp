@@ -1,0 +1,217 @@
+// transmamba submit: writes the batch script of a run and hands it to SLURM.
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "data/token_file.h"
+#include "dist/plan_text.h"
+#include "launch/command.h"
+#include "launch/config.h"
+#include "launch/job_script.h"
+#include "launch/plan_memory.h"
+#include "launch/progress.h"
+#include "launch/run_plan.h"
+#include "launch/subprocess.h"
+#include "launch/trainer.h"
+#include "launch/verbs.h"
+
+namespace tmamba {
+
+namespace po = boost::program_options;
+namespace fs = std::filesystem;
+
+namespace {
+
+// Its own, or the one that TRANSMAMBA_SITE names; without either what SLURM takes by itself.
+Site site_of(const Command& command) {
+  if (command.has("site")) return read_site(command.get<std::string>("site"));
+  const char* file = std::getenv("TRANSMAMBA_SITE");
+  return file != nullptr && *file != '\0' ? read_site(file) : Site{};
+}
+
+int64_t positive(const Command& command, const std::string& name) {
+  const int64_t value = command.get<int64_t>(name);
+  if (value < 1) throw UserError(str("--", name, " ", value, ": at least 1 is expected"));
+  return value;
+}
+
+// A run that the ranks, the batch, the data or the memory do not fit is found now, not when the job starts.
+void require_layout(RunConfig config, const JobSpec& job) {
+  validate(config);
+  const int64_t ranks = job.nodes * job.ranks_per_node, gpus = job.site.gpus_per_node;
+  if (ranks > (1 << 20)) throw UserError(str(job.nodes, " nodes of ", job.ranks_per_node, " ranks: too many ranks"));
+  if (config.run.device == "cuda" && job.ranks_per_node > gpus) {
+    throw UserError(str(job.ranks_per_node, " ranks on a node, but the site's nodes have ", gpus,
+                        gpus == 1 ? " GPU" : " GPUs", " (SITE_GPUS_PER_NODE): give --ranks-per-node ",
+                        std::max<int64_t>(gpus, 1), gpus == 0 ? " and the site's GPUs" : "",
+                        ", or set run.device = \"cpu\""));
+  }
+  const MeshShape mesh =
+      mesh_shape(config.parallel.tp, config.parallel.sp, config.parallel.dp, static_cast<int>(ranks));
+  const TokenFileInfo data = TokenFile(config.data.train).info();
+  if (!config.data.valid.empty()) TokenFile(config.data.valid).info();
+  if (config.model.vocab == 0) config.model.vocab = data.vocab_size;
+  MachineModel machine = machine_of_device(config);
+  if (config.run.memory_limit > 0) machine.memory_bytes = config.run.memory_limit * static_cast<double>(1 << 30);
+  const RunPlan plan =
+      config.run.plan.empty() ? choose_plan(config, mesh, machine) : read_plan(config.run.plan, config, mesh);
+  if (config.run.device == "cpu" && config.run.memory_limit == 0) return;  // unknown how much a node's ranks may take
+  const RankMemory memory = largest_memory(config, plan);
+  if (static_cast<double>(memory.total()) <= machine.memory_bytes) return;
+  throw UserError(str("this run does not fit: a rank needs ", bytes_text(memory.total()), ", and may take ",
+                      bytes_text(static_cast<int64_t>(machine.memory_bytes)), "; ",
+                      memory_advice(plan.dims, plan.transports, machine)));
+}
+
+JobSpec job_of(const Command& command, const RunConfig& config) {
+  JobSpec job;
+  job.site = site_of(command);
+  job.nodes = positive(command, "nodes");
+  job.ranks_per_node = command.has("ranks-per-node") ? positive(command, "ranks-per-node") : job.site.default_ranks();
+  if (command.has("time")) job.site.time = command.get<std::string>("time");
+  if (command.has("array") && command.has("chain")) throw UserError("--array and --chain: give one of them");
+  if (command.has("array")) job.array = positive(command, "array");
+  // Whoever waits behind this job goes on with the run; the job itself must not come back.
+  if (command.has("array") || command.has("chain")) job.site.requeue = "never";
+  job.work_dir = fs::current_path().string();
+  job.run_dir = fs::absolute(config.run.dir).lexically_normal().string();
+  job.name = command.has("name") ? job_name(command.get<std::string>("name")) : job_name(job.run_dir);
+  job.program = !job.site.program.empty()    ? job.site.program
+                : job.site.container.empty() ? fs::read_symlink("/proc/self/exe").string()
+                                             : "transmamba";
+  job.arguments = {"train", fs::absolute(command.required("config")).lexically_normal().string()};
+  for (const std::string& value : command.list("set")) job.arguments.insert(job.arguments.end(), {"--set", value});
+  return job;
+}
+
+std::string first_lines(const std::string& text) {
+  std::string out = text.substr(0, 2000);
+  while (!out.empty() && out.back() == '\n') out.pop_back();
+  return out;
+}
+
+// What SLURM is asked, or the error that it does not answer.
+std::string ask(const std::vector<std::string>& arguments) {
+  const ProgramOutput output = run_program(arguments);
+  if (output.code != 0) {
+    throw UserError(str(arguments[0], ": ", first_lines(output.text),
+                        "\nIs this a login node of the cluster, and does ",
+                        "SLURM run? --dry-run prints the job script without it"));
+  }
+  return output.text;
+}
+
+// Partitions by name with their nodes, as sinfo has them; "*" marks the one that is taken without a name.
+void require_partition(const JobSpec& job) {
+  std::istringstream lines(ask({"sinfo", "--noheader", "--format=%R %D"}));
+  std::string names;
+  bool known = job.site.partition.empty();
+  int64_t most = 0;
+  std::string name;
+  for (int64_t nodes = 0; lines >> name >> nodes;) {
+    if (names.find(" " + name) == std::string::npos) names += " " + name;
+    if (!job.site.partition.empty() && name != job.site.partition) continue;
+    known = true;
+    most += nodes;
+  }
+  if (!known) throw UserError(str("there is no partition ", job.site.partition, " (SITE_PARTITION); there are", names));
+  if (job.nodes > most) {
+    throw UserError(str("--nodes ", job.nodes, ", but ",
+                        job.site.partition.empty() ? "the cluster" : "partition " + job.site.partition, " has ", most,
+                        most == 1 ? " node" : " nodes"));
+  }
+}
+
+void require_slurm() {
+  for (const char* program : {"sbatch", "sinfo"}) {
+    if (find_program(program).empty()) {
+      throw UserError(str(program, " was not found: there is no SLURM on this machine. Submit on a login node of the ",
+                          "cluster, or take --dry-run, which prints the job script"));
+    }
+  }
+}
+
+fs::path write_script(const JobSpec& job, const std::string& script) {
+  const fs::path file = fs::path(job.run_dir) / "job.sbatch";
+  std::error_code error;
+  fs::create_directories(job.run_dir, error);
+  std::ofstream out(file, std::ios::binary);
+  out << script;
+  if (error || !out.flush()) throw UserError(str(file.string(), ": cannot write the job script; check run.dir"));
+  return file;
+}
+
+// Numbers of the jobs that were submitted, in the order they run in.
+std::vector<std::string> submit_jobs(const fs::path& file, int64_t count) {
+  const ProgramOutput test = run_program({"sbatch", "--test-only", file.string()});
+  if (test.code != 0) {
+    throw UserError(
+        str("SLURM would refuse this job (sbatch --test-only ", file.string(), "): ", first_lines(test.text)));
+  }
+  std::vector<std::string> numbers;
+  for (int64_t i = 0; i < count; ++i) {
+    std::string number = ask({"sbatch", "--parsable", file.string()});
+    number = number.substr(0, number.find_first_of(";\n"));
+    numbers.push_back(number);
+  }
+  return numbers;
+}
+
+}  // namespace
+
+int submit_verb(const Arguments& arguments) {
+  Command command(
+      "submit CONFIG --nodes N [options]",
+      "Writes the SLURM job script of a training run (job.sbatch in its folder) and submits it. Before that it checks\n"
+      "what can be checked: that layout, batch and memory fit the nodes, that the data are there, that SLURM takes "
+      "the\n"
+      "job. The job saves before its time is up and is requeued, again and again, until the run is done. What the "
+      "site\n"
+      "is like stands in one file: see cluster/site.env.");
+  command.options()("nodes", po::value<int64_t>(), "nodes of the job")(
+      "ranks-per-node", po::value<int64_t>(), "ranks on each; default: SITE_RANKS_PER_NODE, else one for each GPU")(
+      "site", po::value<std::string>(), "site file; default: the one that TRANSMAMBA_SITE names")(
+      "set", po::value<std::vector<std::string>>(), "override a key: --set train.lr=3e-4 (repeatable)")(
+      "name", po::value<std::string>(), "name of the job; default: that of the run folder")(
+      "time", po::value<std::string>(), "time limit of a job, as SLURM writes it; default: SITE_TIME")(
+      "array", po::value<int64_t>(), "an array of this many tasks, one after the other, in place of requeueing")(
+      "chain", po::value<int64_t>(), "this many jobs, each waiting for the one before, in place of requeueing")(
+      "dry-run", "print the job script, and do nothing");
+  command.positional("config");
+  if (!command.parse(arguments)) return kDone;
+  const RunConfig config = load_config(command.required("config"), command.list("set"));
+  if (!command.has("nodes")) throw UserError("--nodes is missing: how many nodes the job is to have");
+  const int64_t count = command.has("chain") ? positive(command, "chain") : 1;
+  const JobSpec job = job_of(command, config);
+  require_layout(config, job);
+  const std::string script = job_script(job);
+  if (command.has("dry-run")) {
+    std::printf("%s", script.c_str());
+    return kDone;
+  }
+  require_slurm();
+  require_partition(job);
+  const fs::path file = write_script(job, script);
+  const std::vector<std::string> numbers = submit_jobs(file, count);
+  if (command.json()) {
+    std::printf("%s\n", nlohmann::json({{"jobs", numbers},
+                                        {"name", job.name},
+                                        {"nodes", job.nodes},
+                                        {"ranks", job.nodes * job.ranks_per_node},
+                                        {"script", file.string()}})
+                            .dump(2)
+                            .c_str());
+    return kDone;
+  }
+  for (const std::string& number : numbers) {
+    std::printf("job %s: %s, %lld x %lld ranks; log: %s/slurm-%s*.log\n", number.c_str(), job.name.c_str(),
+                static_cast<long long>(job.nodes), static_cast<long long>(job.ranks_per_node), job.run_dir.c_str(),
+                number.c_str());
+  }
+  return kDone;
+}
+
+}  // namespace tmamba

@@ -1,0 +1,168 @@
+// Faults of ranks, nodes and files under SLURM.
+#include <signal.h>
+
+#include <algorithm>
+#include <fstream>
+
+#include "tests/slurm/case.h"
+
+namespace tmamba {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+void kill_all(const std::vector<int>& processes, int signal) {
+  for (int process : processes) kill(process, signal);
+}
+
+// The job's script starts the ranks again: no requeue, seconds.
+void rank_killed(Case& c) {
+  const std::string job = c.submit();
+  c.reach(Case::kFault);
+  c.fault();
+  kill(c.ranks_of(job).at(0), SIGKILL);
+  c.expect(c.seconds_to_new_step() < 20, "too late");
+  c.equal(c.ends(job).at("Restarts"), "0", "requeues");
+  c.contains(c.job_log(), "starting the ranks again (1)");
+  c.none_lost_but_since_checkpoint(1);
+  c.same_as_quiet(2);
+}
+
+void rank_frozen(Case& c) {
+  const std::string job = c.submit("--set run.hang_timeout=3");
+  c.reach(Case::kFault);
+  c.fault();
+  kill(c.ranks_of(job).at(0), SIGSTOP);
+  c.expect(c.seconds_to_new_step() < 30, "too late");
+  c.equal(c.ends(job).at("Restarts"), "0", "requeues");
+  c.contains(c.job_log(), "its process has stopped");
+  c.none_lost_but_since_checkpoint(1);
+  c.same_as_quiet(2);
+}
+
+// What runs on a node of the job, by the node's own word.
+std::vector<int> ranks_on(const std::vector<int>& ranks, const std::string& node) {
+  std::vector<int> found;
+  for (int rank : ranks) {
+    if (environment_of(rank, "SLURMD_NODENAME") == node) found.push_back(rank);
+  }
+  return found;
+}
+
+// A node is gone, with its slurmd and its ranks.
+void node_lost(Case& c) {
+  c.site("SITE_CONSTRAINT=lost");
+  const std::string job = c.submit();
+  c.reach(Case::kFault);
+  const std::vector<int> ranks = c.ranks_of(job);
+  c.fault();
+  c.cluster().kill_node("n6");
+  const std::vector<int> gone = ranks_on(ranks, "n6");
+  c.equal(gone.size(), 1u, "ranks on n6");
+  kill_all(gone, SIGKILL);
+  c.seconds_to_new_step();
+  const JobFields end = c.ends(job);
+  c.equal(end.at("Restarts"), "1", "restarts");
+  c.equal(end.at("NodeList"), "n[5,7]", "nodes");
+  c.none_lost_but_since_checkpoint(1);
+  c.same_as_quiet(2);
+}
+
+// The slurmd of the job's first node is gone; script and ranks there live on, and must not disturb the next start.
+void first_node_lost(Case& c) {
+  c.site("SITE_CONSTRAINT=beheaded");
+  const std::string job = c.submit();
+  c.reach(Case::kFault);
+  const std::vector<int> ranks = c.ranks_of(job);
+  kill_all(ranks, SIGSTOP);
+  c.fault();
+  c.cluster().kill_node("n8");
+  c.cluster().wait(job, 60, [](const JobFields& f) { return f.at("Restarts") == "1"; });
+  kill_all(ranks, SIGCONT);
+  c.seconds_to_new_step();
+  const JobFields end = c.ends(job);
+  c.equal(end.at("Restarts"), "1", "restarts");
+  c.equal(end.at("NodeList"), "n[9-10]", "nodes");
+  c.same_as_quiet(2);
+}
+
+// Two jobs in one folder, where the first wakes up after the second has taken over.
+void two_jobs_in_one_folder(Case& c) {
+  const std::string first = c.submit("--name first", 1);
+  c.freeze_at(first, Case::kFault);
+  c.ends(c.submit("--name second", 1));
+  const size_t checkpoints = c.events("checkpoint").size();
+  c.thaw(first);
+  const JobFields end = c.ends(first, "FAILED");
+  c.equal(end.at("ExitCode"), "93:0", "exit code");  // no other start of it: it would take the folder back
+  c.equal(end.at("Restarts"), "0", "restarts");
+  c.contains(c.job_log(), "another start of this run has taken over its folder");
+  c.equal(c.events("checkpoint").size(), checkpoints, "checkpoints");
+  c.same_as_quiet(1);
+}
+
+// Three starts that fail alike are enough, for the job and for those that wait for it.
+void crash_loop(Case& c) {
+  const std::vector<std::string> jobs = c.submit_all(
+      "--chain 2 --set train.lr=10 --set train.clip=0 --set train.max_skips=1 --set model.init_std=10 --set "
+      "checkpoint.every=0");
+  const JobFields end = c.ends(jobs[0], "FAILED");
+  c.equal(end.at("ExitCode"), "93:0", "exit code");
+  c.equal(end.at("Restarts"), "0", "requeues");
+  c.contains(c.job_log(), "starting the ranks again (3)");
+  c.contains(c.job_log(), "3 starts of this run have ended");
+  c.contains(c.job_log(), "exit code 93: not started again");
+  c.expect(c.job_log().find("ranks again (4)") == std::string::npos, "started a fifth time");
+  c.ends(jobs[1], "CANCELLED");
+}
+
+// A configuration that went bad while the job was waiting.
+void bad_configuration(Case& c) {
+  c.site("SITE_SBATCH_OPTIONS=--hold");
+  const std::string job = c.submit();
+  std::ofstream(c.folder() / "run.toml", std::ios::app) << "thread = 1\n";
+  c.slurm("scontrol release " + job);
+  const JobFields end = c.ends(job, "FAILED");
+  c.equal(end.at("ExitCode"), "2:0", "exit code");
+  c.contains(c.job_log(), "did you mean");
+  c.contains(c.job_log(), "exit code 2: not started again");
+}
+
+// The checkpoint that the job saved when it was told to stop is damaged before it comes back.
+void damaged_checkpoint(Case& c) {
+  const std::string job = c.submit();
+  c.freeze_at(job, Case::kFault);
+  c.slurm("scontrol requeue " + job);
+  while (c.events("stop").empty()) std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  const int64_t saved = c.events("stop").back()["step"];
+  char name[32];
+  std::snprintf(name, sizeof name, "step-%08lld", static_cast<long long>(saved));
+  const fs::path file = c.run_dir() / "checkpoints" / name / "rank-00000.h5";
+  std::fstream bytes(file, std::ios::in | std::ios::out | std::ios::binary);
+  const auto middle = static_cast<std::streamoff>(fs::file_size(file) / 2);
+  bytes.seekg(middle);
+  const int byte = bytes.get();
+  bytes.seekp(middle);
+  bytes.put(static_cast<char>(byte ^ 0x10));
+  bytes.close();
+  c.ends(job);
+  c.contains(c.job_log(), "is damaged and was set aside");
+  c.expect(saved - c.events("resume").at(0)["step"].get<int64_t>() <= Case::kEvery, "too many steps lost");
+  c.same_as_quiet(2);
+}
+
+}  // namespace
+
+std::vector<CaseEntry> fault_cases() {
+  return {{"NodeLost", node_lost},
+          {"FirstNodeLost", first_node_lost},
+          {"RankKilled", rank_killed},
+          {"RankFrozen", rank_frozen},
+          {"TwoJobsInOneFolder", two_jobs_in_one_folder},
+          {"CrashLoop", crash_loop},
+          {"BadConfiguration", bad_configuration},
+          {"DamagedCheckpoint", damaged_checkpoint}};
+}
+
+}  // namespace tmamba
