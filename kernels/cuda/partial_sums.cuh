@@ -16,14 +16,15 @@ template <class T>
 struct SumTarget {
   T* data;
   int64_t cols, row_stride, col_stride;
+  __device__ T* at(int64_t i) const { return data + i / cols * row_stride + i % cols * col_stride; }
 };
 
 inline constexpr int kSumCols = 32, kSumRows = 16;
 
-// out_i += sum over lines of partial[line * pitch + i], i < width
-template <class T>
+// *out.at(i) += sum over lines of partial[line * pitch + i], i < width
+template <class T, class Target>
 __global__ void __launch_bounds__(kSumCols* kSumRows)
-    add_lines_kernel(SumTarget<T> out, const T* partial, int64_t lines, int64_t width, int64_t pitch) {
+    add_lines_kernel(Target out, const T* partial, int64_t lines, int64_t width, int64_t pitch) {
   __shared__ T sums[kSumRows][kSumCols];
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kSumCols + threadIdx.x;
   T sum = 0;
@@ -35,13 +36,13 @@ __global__ void __launch_bounds__(kSumCols* kSumRows)
   __syncthreads();
   if (threadIdx.y != 0 || i >= width) return;
   for (int row = 1; row < kSumRows; ++row) sum += sums[row][threadIdx.x];
-  out.data[i / out.cols * out.row_stride + i % out.cols * out.col_stride] += sum;
+  *out.at(i) += sum;
 }
 
-template <class T>
-void add_lines(cudaStream_t stream, const SumTarget<T>& out, const T* partial, int64_t lines, int64_t width,
+template <class T, class Target>
+void add_lines(cudaStream_t stream, const Target& out, const T* partial, int64_t lines, int64_t width,
                int64_t pitch = 0) {
-  launch(stream, {ceil_div(width, kSumCols)}, dim3(kSumCols, kSumRows), 0, add_lines_kernel<T>, out, partial, lines,
+  launch(stream, {ceil_div(width, kSumCols)}, dim3(kSumCols, kSumRows), 0, add_lines_kernel<T, Target>, out, partial, lines,
          width, pitch == 0 ? width : pitch);
 }
 
