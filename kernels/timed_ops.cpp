@@ -84,8 +84,7 @@ class Timer final : public TimedOps {
         [&](Ops& ops) { ops.conv_silu_backward(dx_BTC, dhalo_BWC, dw_CW, db_C, dy_BTC, x_BTC, halo_BWC, w_CW, b_C); });
   }
   void conv_silu_rope_forward(const ConvRopeForward& args) override {
-    run("conv_silu_rope_forward",
-        bytes(args.y_BTC, args.k_rot_BPHD, args.x_BTC, args.halo_BWC, args.w_CW, args.b_C),
+    run("conv_silu_rope_forward", bytes(args.y_BTC, args.k_rot_BPHD, args.x_BTC, args.halo_BWC, args.w_CW, args.b_C),
         [&](Ops& ops) { ops.conv_silu_rope_forward(args); });
   }
   void conv_silu_rope_backward(const ConvRopeBackward& args) override {

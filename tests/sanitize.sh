@@ -14,7 +14,7 @@ failed=
 for tool in memcheck racecheck; do
   part=0
   while [ "$part" -lt "$parts" ]; do
-    GTEST_TOTAL_SHARDS=$parts GTEST_SHARD_INDEX=$part OMP_NUM_THREADS=1 \
+    GTEST_TOTAL_SHARDS=$parts GTEST_SHARD_INDEX=$part OMP_NUM_THREADS=1 TMAMBA_TEST_ONCE=1 \
       compute-sanitizer --tool "$tool" --error-exitcode 9 "$program" --gtest_filter="$filter" \
       > "$logs/$tool.$part" 2>&1 &
     echo $! > "$logs/pid.$part"

@@ -15,15 +15,15 @@
 
 namespace tmamba::cuda {
 
-constexpr int kStrip = 128;         // tokens per block
-constexpr int kTile = 8;            // tokens in shared memory at a time
-constexpr int kStages = 3;          // tiles: one in use, the others on their way
-constexpr int kConvThreads = 128;   // side by side across channels
-constexpr int kWidth = 2;           // channels per thread
+constexpr int kStrip = 128;        // tokens per block
+constexpr int kTile = 8;           // tokens in shared memory at a time
+constexpr int kStages = 3;         // tiles: one in use, the others on their way
+constexpr int kConvThreads = 128;  // side by side across channels
+constexpr int kWidth = 2;          // channels per thread
 constexpr int kChannels = kConvThreads * kWidth;
 constexpr int kMostTaps = 8;
 constexpr int kUnitPairs = 16;
-constexpr int kUnit = 2 * kUnitPairs;       // channels
+constexpr int kUnit = 2 * kUnitPairs;          // channels
 constexpr int kPartner = kUnitPairs / kWidth;  // lanes apart
 
 template <class A>
@@ -39,12 +39,15 @@ struct Conv {
 // Where RoPE applies: q and k of tokens t < prefix, of heads of `dim` channels, a multiple of kUnit.
 template <class A>
 struct Rotation {
-  int64_t prefix = 0;  // 0: nowhere, and the channels lie as they come
+  int64_t prefix = 0;                        // 0: nowhere, and the channels lie as they come
   int64_t dim = 0, inner = 0, position = 0;  // inner: channels of all heads
   double log_theta = 0;
-  Cubes<A> k_rot;  // [B, P, H, D]: the rotated keys, or their gradient, where they lie apart
+  Cubes<A> k_rot;     // [B, P, H, D]: the rotated keys, or their gradient, where they lie apart
   bool wide = false;  // k_rot
 };
+
+// What becomes of a tile's tokens: nothing, or they turn; apart: of keys the plain and the rotated form lie apart.
+enum class Turn { none, in_place, apart };
 
 // The channels and the tokens of this block and thread.
 template <class A>
@@ -74,6 +77,11 @@ struct Place {
     const DivMod unit(slot + offset, kUnit), head(unit.quotient, rotation.dim / kUnit);
     const int64_t in = unit.remainder, upper = in / kUnitPairs;
     return head.quotient * rotation.dim + upper * (rotation.dim / 2) + head.remainder * kUnitPairs + in % kUnitPairs;
+  }
+
+  // Whether some of the block's channels are keys whose rotated form lies apart.
+  __device__ bool keys_apart(const Rotation<A>& rotation) const {
+    return rotation.k_rot.data != nullptr && slot + kChannels > rotation.inner && slot < 2 * rotation.inner;
   }
 
   // Channel c of q, k and v among the rotated keys at the strip's row; of another than k, nothing that may be read.
@@ -140,28 +148,29 @@ class Tiles {
   __device__ static int row() { return static_cast<int>(threadIdx.x) / kPieces; }
   __device__ static int column() { return static_cast<int>(threadIdx.x) % kPieces * kVec<A>; }
 
-  // `from`: what this thread copies of the strip's first tile, `left` channels of it.
-  __device__ Tiles(void* shared, int tensor, const A* from, int64_t stride, int64_t left, bool wide)
-      : tiles_(reinterpret_cast<A*>(shared) + tensor * kStages * kTile * kChannels),
-        from_(from),
-        stride_(stride),
-        left_(left),
-        wide_(wide) {}
+  // `from`: what this thread copies of the strip's first tile.
+  __device__ Tiles(void* shared, int tensor, const A* from)
+      : tiles_(reinterpret_cast<A*>(shared) + tensor * kStages * kTile * kChannels), from_(from) {}
 
-  // Starts to load the next tile into `stage`: `rows` of its tokens are there, the others become zeros.
-  __device__ void start(int stage, int rows) {
-    A* to = tiles_ + (stage * kTile + row()) * kChannels + column();
+  // Starts to load the next tile into `stage`: `rows` of its tokens are there, `stride` apart, and `left` channels from
+  // this thread's first on; the others become zeros. `wide`: rows are whole numbers of pieces, aligned.
+  __device__ void start(int stage, int rows, int64_t stride, int64_t left, bool wide) {
+    A* const to = tiles_ + (stage * kTile + row()) * kChannels + column();
+    const A* from = from_;
+    const bool pieces = wide && left >= kVec<A>;
+    if (pieces && rows >= kTile) {
 #pragma unroll
-    for (int pass = 0; pass < kTile / kRows; ++pass) {
-      const int64_t left = row() + pass * kRows < rows ? left_ : 0;
-      const A* from = from_ + pass * kRows * stride_;
-      if (wide_ && left >= kVec<A>) {
+      for (int pass = 0; pass < kTile / kRows; ++pass, from += kRows * stride) {
         copy_async_16(to + pass * kRows * kChannels, from, true);
-      } else {
-        *reinterpret_cast<Raw<A>*>(to + pass * kRows * kChannels) = load(from, left, false);
+      }
+    } else {
+#pragma unroll 1
+      for (int pass = 0; pass < kTile / kRows; ++pass, from += kRows * stride) {
+        const bool here = row() + pass * kRows < rows;
+        *reinterpret_cast<Raw<A>*>(to + pass * kRows * kChannels) = load(from, here ? left : 0, pieces);
       }
     }
-    from_ += kTile * stride_;
+    from_ += kTile * stride;
   }
 
   // This thread's channels of row `row`.
@@ -172,8 +181,6 @@ class Tiles {
  private:
   A* tiles_;
   const A* from_;
-  int64_t stride_, left_;
-  bool wide_;
 };
 
 // Weights, bias and the last kTaps inputs.
@@ -234,8 +241,8 @@ struct Angles {
   // direction: 1 rotates, -1 rotates back. All lanes of a warp take part: of a pair of lanes each finds half.
   __device__ void begin(const Rotation<A>& rotation, const Place<A>& place, int direction) {
     const int64_t in_head = DivMod(place.c, rotation.dim / 2).remainder, own = place.lower ? 0 : 1;
-    const double frequency = exp(-static_cast<double>(2 * (in_head + own)) / static_cast<double>(rotation.dim) *
-                                 rotation.log_theta);
+    const double frequency =
+        exp(-static_cast<double>(2 * (in_head + own)) / static_cast<double>(rotation.dim) * rotation.log_theta);
     double s, c, step_s, step_c;
     sincos(static_cast<double>(rotation.position + place.begin) * frequency, &s, &c);
     sincos(frequency, &step_s, &step_c);
@@ -317,8 +324,8 @@ template <class A, class Args>
 Rotation<A> make_rotation(const Args& args, const Tensor& k_rot_BPHD) {
   if (args.prefix == 0) return {};
   const int64_t inner = args.x_BTC.size(2) / 3;
-  return {args.prefix, inner / args.heads,  inner, args.position, std::log(args.theta), cubes<A>(k_rot_BPHD),
-          wide_rows({k_rot_BPHD})};
+  return {args.prefix,          inner / args.heads,     inner, args.position, std::log(args.theta),
+          cubes<A>(k_rot_BPHD), wide_rows({k_rot_BPHD})};
 }
 
 template <class A>

@@ -22,25 +22,27 @@ struct Backward {
   Tiles<A> x, dy, dk;  // dk: of the rotated keys, where they lie apart
   A* to;               // of dx, kBack rows behind the next token
   bool both;
-  bool apart, keys;  // the block has rotated keys that lie apart, and they are this thread's
+  bool halo;  // the strip is the sequence's first, and the rows before it have a gradient
+  bool keys;  // this thread's channels are keys whose rotated form lies apart
   Window<A, kTaps> window;
   Angles<A> angles;
   Acc<A> dw[kTaps][kWidth], db[kWidth];
   Acc<A> dpre[kTaps][kWidth];  // of the window's tokens
 
-  // The gradient of token `row` of the strip before the rotation.
-  template <bool kInterior, bool kTurn>
+  // The gradient of the plain channels of token `row` of the strip.
+  template <bool kInterior, Turn kTurn>
   __device__ Pair<A> gradient(int stage, int i, int row) {
     const StoredPair<A> own = dy.at(stage, i);
     const Pair<A> plain = own.widened();
-    if constexpr (!kTurn) {
+    if constexpr (kTurn == Turn::none) {
       return plain;
     } else {
-      const StoredPair<A> rotated = keys ? dk.at(stage, i) : own;
+      StoredPair<A> rotated = own;
+      if (kTurn == Turn::apart && keys) rotated = dk.at(stage, i);
       Pair<A> out = angles.turned(rotated.widened(), rotated.partner().widened());
       angles.advance();
       if (!kInterior && row >= place.turned) return plain;
-      if (apart) {
+      if (kTurn == Turn::apart) {
 #pragma unroll
         for (int e = 0; e < kWidth; ++e) out.v[e] += keys ? plain.v[e] : Acc<A>(0);
       }
@@ -49,9 +51,9 @@ struct Backward {
   }
 
   // dx of token `row`, before the sequence of the halo: it feeds output row + n by tap kBack - n, and of these tokens
-  // all are known.
+  // all are known. kInterior: the row is one of the strip wherever `here` is.
   template <bool kInterior>
-  __device__ void store_row(int row) {
+  __device__ void store_row(int row, bool here) {
     Pair<A> dx;
 #pragma unroll
     for (int e = 0; e < kWidth; ++e) {
@@ -60,18 +62,19 @@ struct Backward {
       for (int j = 0; j < kTaps; ++j) dx.v[e] += window.w[kBack - j][e] * dpre[j][e];
     }
     const StoredPair<A> stored = rounded<A>(dx);
-    if (kInterior || (row >= 0 && row < place.count)) {
+    if (kInterior ? here : row >= 0 && row < place.count) {
       store_pair(to, stored, place.left, kInterior || both);
-    } else if (gradients.dhalo.data != nullptr && place.begin == 0 && row < 0 && row + conv.W - 1 >= 0) {
+    } else if (!kInterior && halo && row < 0 && row + conv.W - 1 >= 0) {
       store_pair(gradients.dhalo.at(place.b, row + conv.W - 1) + place.c, stored, place.left, both);
     }
     to += gradients.dx.t;
   }
 
-  // The tokens [row, row + kTile) of the strip and the kBack behind it. kInterior: every one of them, and every row that
-  // they complete, is one of the strip; both channels are there; kTurn: all are of the prefix.
-  template <bool kInterior, bool kTurn>
+  // The tokens [row, row + kTile) of the strip and the kBack behind it. kInterior: every one is one of the strip, with
+  // both channels, and before it is no halo's gradient; where they turn all are of the prefix.
+  template <bool kInterior, Turn kTurn>
   __device__ void compute(int stage, int row) {
+    const bool behind_first = row > 0;
 #pragma unroll(kInterior ? kTile : 1)
     for (int i = 0; i < kTile; ++i) {
       if (!kInterior && row + i >= place.count + kBack) break;
@@ -89,7 +92,16 @@ struct Backward {
 #pragma unroll
         for (int j = 0; j < kTaps; ++j) dw[j][e] += counted * window.x[j][e];
       }
-      store_row<kInterior>(row + i - kBack);
+      store_row<kInterior>(row + i - kBack, i >= kBack || behind_first);
+    }
+  }
+
+  template <Turn kTurn>
+  __device__ void compute(int stage, int row, bool interior) {
+    if (interior) {
+      compute<true, kTurn>(stage, row);
+    } else {
+      compute<false, kTurn>(stage, row);
     }
   }
 
@@ -118,19 +130,19 @@ __global__ void __launch_bounds__(kConvThreads, sizeof(A) == 2 && kTaps == 4 ? 5
   const int first = Tiles<A>::row();
   const int64_t piece = place.channel(conv, rotation, Tiles<A>::column()), left = conv.C - piece;
   const A* keys = nullptr;
-  if (kRope && rotation.k_rot.data != nullptr) keys = place.rotated_key(rotation, piece, first);
-  const bool apart = kRope && rotation.k_rot.data != nullptr && place.slot + kChannels > rotation.inner;
+  const bool apart = kRope && place.keys_apart(rotation);
+  if (apart) keys = place.rotated_key(rotation, piece, first);
+  const bool halo = place.begin == 0 && gradients.dhalo.data != nullptr;
   const bool both = conv.wide && place.left >= kWidth;
   Backward<A, kTaps> f{conv,
                        gradients,
                        place,
-                       {shared, 0, conv.x.at(place.b, place.begin + first) + piece, conv.x.t, left, conv.wide},
-                       {shared, 1, gradients.dy.at(place.b, place.begin + first) + piece, gradients.dy.t, left,
-                        conv.wide},
-                       {shared, 2, keys, rotation.k_rot.t, keys != nullptr ? left : 0, rotation.wide},
+                       {shared, 0, conv.x.at(place.b, place.begin + first) + piece},
+                       {shared, 1, gradients.dy.at(place.b, place.begin + first) + piece},
+                       {shared, 2, keys},
                        gradients.dx.at(place.b, place.begin - kBack) + place.c,
                        both,
-                       apart,
+                       halo,
                        apart && place.which == 1,
                        {},
                        {},
@@ -143,27 +155,27 @@ __global__ void __launch_bounds__(kConvThreads, sizeof(A) == 2 && kTaps == 4 ? 5
   for_each_tile(
       place.count + kBack,
       [&](int stage, int row) {
-        f.x.start(stage, there - row);
-        f.dy.start(stage, there - row);
-        if (apart) f.dk.start(stage, (there < place.turned ? there : place.turned) - row);
+        f.x.start(stage, there - row, conv.x.t, left, conv.wide);
+        f.dy.start(stage, there - row, gradients.dy.t, left, conv.wide);
+        if (!apart) return;
+        const int rotated = there < place.turned ? there : place.turned;
+        f.dk.start(stage, rotated - row, rotation.k_rot.t, keys != nullptr ? left : 0, rotation.wide);
       },
       [&] {
         f.window.begin(conv, place);
         if (kRope && place.turned > 0) f.angles.begin(rotation, place, -1);
       },
       [&](int stage, int row) {
-        const bool interior = both && row >= kBack && row + kTile <= place.count;
-        if (kRope && row < place.turned) {
-          if (interior && row + kTile <= place.turned) {
-            f.template compute<true, kRope>(stage, row);
-          } else {
-            f.template compute<false, kRope>(stage, row);
+        static_assert(kTile >= kBack);
+        const bool interior = both && !(halo && row == 0) && row + kTile <= place.count;
+        if constexpr (kRope) {
+          if (row < place.turned) {
+            const bool all = interior && row + kTile <= place.turned;
+            return apart ? f.template compute<Turn::apart>(stage, row, all)
+                         : f.template compute<Turn::in_place>(stage, row, all);
           }
-        } else if (interior) {
-          f.template compute<true, false>(stage, row);
-        } else {
-          f.template compute<false, false>(stage, row);
         }
+        f.template compute<Turn::none>(stage, row, interior);
       });
   f.store_sums();
 }

@@ -17,9 +17,9 @@ struct Forward {
   int64_t y_stride;
   bool both;
 
-  // The tokens [row, row + kTile) of the strip. kInterior: all are there, with both channels, and kTurn: all of these of
-  // the prefix.
-  template <bool kInterior, bool kTurn>
+  // The tokens [row, row + kTile) of the strip. kInterior: all are there, with both channels, and where they turn all
+  // are of the prefix.
+  template <bool kInterior, Turn kTurn>
   __device__ void compute(int stage, int row) {
 #pragma unroll(kInterior ? kTile : 1)
     for (int i = 0; i < kTile; ++i) {
@@ -32,39 +32,46 @@ struct Forward {
         out.v[e] = pre * sigmoid<A>(pre);
       }
       StoredPair<A> y = rounded<A>(out);
-      if constexpr (kTurn) {
+      if constexpr (kTurn != Turn::none) {
         const StoredPair<A> turned = rounded<A>(angles.turned(y.widened(), y.partner().widened()));
         angles.advance();
-        if (kInterior || row + i < place.turned) {
-          if (to_rotated != nullptr) {
-            store_pair(to_rotated, turned, kWidth, rotation.wide);
-            to_rotated += rotation.k_rot.t;
-          } else {
-            y = turned;
-          }
+        const bool here = kInterior || row + i < place.turned;
+        const bool key = kTurn == Turn::apart && to_rotated != nullptr;
+        if (kTurn == Turn::apart) {
+          if (key && here) store_pair(to_rotated, turned, kWidth, rotation.wide);
+          to_rotated += key ? rotation.k_rot.t : 0;
         }
+        if (!key && here) y = turned;
       }
       store_pair(to, y, place.left, kInterior || both);
       to += y_stride;
     }
   }
+
+  template <Turn kTurn>
+  __device__ void compute(int stage, int row, bool interior) {
+    if (interior) {
+      compute<true, kTurn>(stage, row);
+    } else {
+      compute<false, kTurn>(stage, row);
+    }
+  }
 };
 
 template <class A, int kTaps, bool kRope>
-__global__ void __launch_bounds__(kConvThreads) 
+__global__ void __launch_bounds__(kConvThreads)
     forward_kernel(const __grid_constant__ Conv<A> conv, const __grid_constant__ Rotation<A> rotation,
                    const __grid_constant__ Planes<A> y) {
   extern __shared__ uint4 shared[];
   const Place<A> place(conv, rotation);
   const int64_t piece = place.channel(conv, rotation, Tiles<A>::column());
   const bool both = conv.wide && place.left >= kWidth;
-  A* const to_rotated =
-      kRope && rotation.k_rot.data != nullptr ? place.rotated_key(rotation, place.c, 0) : nullptr;
+  const bool apart = kRope && place.keys_apart(rotation);
+  A* const to_rotated = apart ? place.rotated_key(rotation, place.c, 0) : nullptr;
   Forward<A, kTaps, kRope> f{conv,
                              rotation,
                              place,
-                             {shared, 0, conv.x.at(place.b, place.begin + Tiles<A>::row()) + piece, conv.x.t,
-                              conv.C - piece, conv.wide},
+                             {shared, 0, conv.x.at(place.b, place.begin + Tiles<A>::row()) + piece},
                              {},
                              {},
                              y.at(place.b, place.begin) + place.c,
@@ -72,24 +79,22 @@ __global__ void __launch_bounds__(kConvThreads)
                              y.t,
                              both};
   for_each_tile(
-      place.count, [&](int stage, int row) { f.x.start(stage, place.count - row); },
+      place.count,
+      [&](int stage, int row) { f.x.start(stage, place.count - row, conv.x.t, conv.C - piece, conv.wide); },
       [&] {
         f.window.begin(conv, place);
         if (kRope && place.turned > 0) f.angles.begin(rotation, place, 1);
       },
       [&](int stage, int row) {
         const bool interior = both && row + kTile <= place.count;
-        if (kRope && row < place.turned) {
-          if (interior && row + kTile <= place.turned) {
-            f.template compute<true, kRope>(stage, row);
-          } else {
-            f.template compute<false, kRope>(stage, row);
+        if constexpr (kRope) {
+          if (row < place.turned) {
+            const bool all = interior && row + kTile <= place.turned;
+            return apart ? f.template compute<Turn::apart>(stage, row, all)
+                         : f.template compute<Turn::in_place>(stage, row, all);
           }
-        } else if (interior) {
-          f.template compute<true, false>(stage, row);
-        } else {
-          f.template compute<false, false>(stage, row);
         }
+        f.template compute<Turn::none>(stage, row, interior);
       });
 }
 

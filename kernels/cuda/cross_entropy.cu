@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(A) == 2 ? kTogether : 1)
   const int64_t n = blockIdx.x;
   const A* row = f.logits[n];
   Softmax<A> all{-std::numeric_limits<Acc<A>>::infinity(), 0};
-  for_each_piece(row, f.V, f.wide, [&](int64_t v, const Raw<A> (&x)[kPieces]) {
+  for_each_piece(row, f.V, f.wide, [&](int64_t v, const Raw<A>(&x)[kPieces]) {
     const int64_t left = f.V - v;
     const bool whole = left >= (kPieces - 1) * kThreads * kVec<A> + kVec<A>;
     all.join(whole ? softmax_of<A, true>(x, left) : softmax_of<A, false>(x, left));
@@ -156,7 +156,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(A) == 2 ? kTogether : 1)
   }
   const int64_t column = target - f.vocab_begin;
   const Acc<A> max = f.max[n], factor = f.scale / f.sum_exp[n];
-  for_each_piece(static_cast<const A*>(row), f.V, f.wide, [&](int64_t v, const Raw<A> (&x)[kPieces]) {
+  for_each_piece(static_cast<const A*>(row), f.V, f.wide, [&](int64_t v, const Raw<A>(&x)[kPieces]) {
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) {
       const int64_t first = v + i * kStep;

@@ -271,7 +271,7 @@ void launch(cudaStream_t stream, Grid grid, dim3 block, size_t shared, void (*ke
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   TM_CHECK(grid.x < (int64_t{1} << 31) && grid.y < 65536 && grid.z < 65536, "a CUDA grid of ", grid.x, " x ", grid.y,
            " x ", grid.z, " blocks is too large");
-  constexpr size_t kAlwaysThere = 48 << 10;
+  constexpr size_t kAlwaysThere = 32 << 10;  // of 48 KB, as a kernel may have static shared memory too
   if (shared > kAlwaysThere) {
     TM_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
   }

@@ -271,8 +271,8 @@ Problem<A> make_problem(const ConstTensor& y_BTHD, const ConstTensor& z_BTHD, co
   while (heads < H && heads < kGroups) heads *= 2;
   const int64_t at_once = kGroups / heads, blocks = ceil_div(most_blocks, B * ceil_div(H, heads));
   const int64_t tokens = round_up(ceil_div(T, std::min(blocks, ceil_div(T, 4 * at_once))), at_once);
-  return {cubes<A>(y_BTHD), cubes<A>(z_BTHD), rows<A>(w_HD), B, T, H, y_BTHD.size(3), heads, tokens,
-          ceil_div(T, tokens), wide};
+  return {cubes<A>(y_BTHD), cubes<A>(z_BTHD),    rows<A>(w_HD), B, T, H, y_BTHD.size(3), heads,
+          tokens,           ceil_div(T, tokens), wide};
 }
 
 template <class A>

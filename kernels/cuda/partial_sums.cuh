@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kSumCols* kSumRows)
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kSumCols + threadIdx.x;
   T sum = 0;
   if (i < width) {
-#pragma unroll 4
+#pragma unroll 8
     for (int64_t line = threadIdx.y; line < lines; line += kSumRows) sum += partial[line * pitch + i];
   }
   sums[threadIdx.y][threadIdx.x] = sum;
@@ -42,8 +42,8 @@ __global__ void __launch_bounds__(kSumCols* kSumRows)
 template <class T, class Target>
 void add_lines(cudaStream_t stream, const Target& out, const T* partial, int64_t lines, int64_t width,
                int64_t pitch = 0) {
-  launch(stream, {ceil_div(width, kSumCols)}, dim3(kSumCols, kSumRows), 0, add_lines_kernel<T, Target>, out, partial, lines,
-         width, pitch == 0 ? width : pitch);
+  launch(stream, {ceil_div(width, kSumCols)}, dim3(kSumCols, kSumRows), 0, add_lines_kernel<T, Target>, out, partial,
+         lines, width, pitch == 0 ? width : pitch);
 }
 
 }  // namespace tmamba::cuda

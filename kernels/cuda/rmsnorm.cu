@@ -47,12 +47,16 @@ __global__ void __launch_bounds__(kBlock<kGroup>) forward_kernel(Forward<A> f) {
   if (n >= f.N) return;
   const bool adds = f.delta.data != nullptr;
   Raw<A> x[kPieces<kGroup>];
+#pragma unroll
+  for (int j = 0; j < kPieces<kGroup>; ++j) {
+    const int64_t c = (lane + j * kGroup) * V;
+    x[j] = load(f.x[n] + c, f.C - c, f.wide);
+  }
   Acc<A> squares = 0;
 #pragma unroll
   for (int j = 0; j < kPieces<kGroup>; ++j) {
     const int64_t c = (lane + j * kGroup) * V, left = f.C - c;
     if (left <= 0) continue;
-    x[j] = load(f.x[n] + c, left, f.wide);
     if (adds) {
       const Raw<A> delta = load(f.delta[n] + c, left, f.wide);
       Acc<A> both[V];

@@ -59,14 +59,18 @@ struct ElementwiseBench {
     report("conv_silu_forward", {x, y}, [&] { ops.conv_silu_forward(y, x, {}, w, bias); });
     report("conv_silu_backward", {x, dy, dx}, [&] { ops.conv_silu_backward(dx, {}, dw, db, dy, x, {}, w, bias); });
     const Tensor half = k_rot.slice(1, 0, T / 2);
-    report("conv_silu_rope_forward P=T", {x, y},
-           [&] { ops.conv_silu_rope_forward({y, {}, x, {}, w, bias, H, T, 0, 1e4}); });
-    report("conv_silu_rope_forward P=T/2", {x, y, half},
-           [&] { ops.conv_silu_rope_forward({y, half, x, {}, w, bias, H, T / 2, 0, 1e4}); });
-    report("conv_silu_rope_backward P=T", {x, dy, dx},
-           [&] { ops.conv_silu_rope_backward({dx, {}, dw, db, dy, {}, x, {}, w, bias, H, T, 0, 1e4}); });
-    report("conv_silu_rope_backward P=T/2", {x, dy, dx, half},
-           [&] { ops.conv_silu_rope_backward({dx, {}, dw, db, dy, half, x, {}, w, bias, H, T / 2, 0, 1e4}); });
+    report("conv_silu_rope_forward P=T", {x, y}, [&] {
+      ops.conv_silu_rope_forward({y, {}, x, {}, w, bias, H, T, 0, 1e4});
+    });
+    report("conv_silu_rope_forward P=T/2", {x, y, half}, [&] {
+      ops.conv_silu_rope_forward({y, half, x, {}, w, bias, H, T / 2, 0, 1e4});
+    });
+    report("conv_silu_rope_backward P=T", {x, dy, dx}, [&] {
+      ops.conv_silu_rope_backward({dx, {}, dw, db, dy, {}, x, {}, w, bias, H, T, 0, 1e4});
+    });
+    report("conv_silu_rope_backward P=T/2", {x, dy, dx, half}, [&] {
+      ops.conv_silu_rope_backward({dx, {}, dw, db, dy, half, x, {}, w, bias, H, T / 2, 0, 1e4});
+    });
     const Tensor q = x.slice(2, 0, H * D).split(2, H, D), q_rot = y.slice(2, 0, H * D).split(2, H, D);
     report("rope_forward", {q, q_rot}, [&] { ops.rope_forward(q_rot, q, 0, 1e4); });
     bench.clear();
