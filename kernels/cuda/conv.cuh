@@ -15,7 +15,9 @@
 
 namespace tmamba::cuda {
 
-constexpr int kStrip = 128;        // tokens per block
+// Tokens per block: as many as share the work out among the blocks that an H200 runs together, or twice these; but no
+// more than keep an angle that is turned token by token exact to a small part of bfloat16's rounding.
+constexpr int64_t kShortestStrip = 64, kLongestStrip = 1024;
 constexpr int kTile = 8;           // tokens in shared memory at a time
 constexpr int kStages = 3;         // tiles: one in use, the others on their way
 constexpr int kConvThreads = 128;  // side by side across channels
@@ -32,8 +34,8 @@ struct Conv {
   Rows<const A> w;
   const A* bias;
   int64_t B, T, C, W;
-  int64_t strips, blocks;  // per sequence; across the channels
-  bool wide;               // x, halo, the outputs and their gradients
+  int64_t strip, strips, blocks;  // tokens of a strip, strips of a sequence; blocks across the channels
+  bool wide;                      // x, halo, the outputs and their gradients
 };
 
 // Where RoPE applies: q and k of tokens t < prefix, of heads of `dim` channels, a multiple of kUnit.
@@ -61,14 +63,15 @@ struct Place {
   __device__ Place(const Conv<A>& conv, const Rotation<A>& rotation) {
     const DivMod at(blockIdx.x, conv.blocks), row(at.quotient, conv.strips);
     strip = at.quotient, slot = at.remainder * kChannels;
-    b = row.quotient, begin = row.remainder * kStrip;
-    count = static_cast<int>(begin + kStrip < conv.T ? kStrip : conv.T - begin);
+    b = row.quotient, begin = row.remainder * conv.strip;
+    count = static_cast<int>(begin + conv.strip < conv.T ? conv.strip : conv.T - begin);
     c = channel(conv, rotation, threadIdx.x * kWidth);
     left = conv.C - c;
     lower = threadIdx.x % kUnitPairs < kPartner;
     which = rotation.prefix == 0 ? 2 : static_cast<int>(DivMod(c, rotation.inner).quotient);
     const int64_t in_prefix = slot < 2 * rotation.inner ? rotation.prefix - begin : 0;
-    turned = static_cast<int>(in_prefix < 0 ? 0 : in_prefix < kStrip + kMostTaps ? in_prefix : kStrip + kMostTaps);
+    const int64_t most = conv.strip + kMostTaps;
+    turned = static_cast<int>(in_prefix < 0 ? 0 : in_prefix < most ? in_prefix : most);
   }
 
   // The channel at `offset` from the block's first slot; C or more beyond the last.
@@ -306,18 +309,12 @@ void expect_conv_inputs(const ConstTensor& x_BTC, const ConstTensor& halo_BWC, c
 
 template <class A>
 Conv<A> make_conv(const ConstTensor& x_BTC, const ConstTensor& halo_BWC, const ConstTensor& w_CW,
-                  const ConstTensor& b_C, bool wide) {
-  return {planes<A>(x_BTC),
-          planes<A>(halo_BWC),
-          rows<A>(w_CW),
-          b_C.data<A>(),
-          x_BTC.size(0),
-          x_BTC.size(1),
-          x_BTC.size(2),
-          w_CW.size(1),
-          ceil_div(x_BTC.size(1), kStrip),
-          ceil_div(x_BTC.size(2), kChannels),
-          wide};
+                  const ConstTensor& b_C, bool wide, int64_t blocks_in_all) {
+  const int64_t B = x_BTC.size(0), T = x_BTC.size(1), blocks = ceil_div(x_BTC.size(2), kChannels);
+  const int64_t even = ceil_div(T, std::max<int64_t>(blocks_in_all / (B * blocks), 1));
+  const int64_t strip = round_up(std::clamp(even, kShortestStrip, kLongestStrip), kTile);
+  return {planes<A>(x_BTC), planes<A>(halo_BWC), rows<A>(w_CW), b_C.data<A>(),      B,      T,
+          x_BTC.size(2),    w_CW.size(1),        strip,         ceil_div(T, strip), blocks, wide};
 }
 
 template <class A, class Args>

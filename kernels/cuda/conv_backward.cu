@@ -6,6 +6,8 @@ namespace tmamba::cuda {
 
 namespace {
 
+constexpr int64_t kBlocks = 660;  // twice these where strips differ in work: some turn
+
 template <class A>
 struct Gradients {
   Planes<A> dx, dhalo;
@@ -203,7 +205,8 @@ void conv_backward(cudaStream_t stream, Workspace& workspace, const ConvRopeBack
   expect(dy_BTC, "conv dy_BTC", dtype, {B, T, C});
   const bool wide = wide_rows({args.dx_BTC, args.dhalo_BWC, dy_BTC, x_BTC, args.halo_BWC});
   dispatch_activation(dtype, [&]<class A>() {
-    const Conv<A> conv = make_conv<A>(x_BTC, args.halo_BWC, args.w_CW, args.b_C, wide);
+    const Conv<A> conv =
+        make_conv<A>(x_BTC, args.halo_BWC, args.w_CW, args.b_C, wide, kBlocks * (args.prefix > 0 ? 2 : 1));
     const Rotation<A> rotation = make_rotation<A>(args, args.dk_rot_BPHD);
     const int64_t lines = B * conv.strips, width = (W + 1) * C;
     Acc<A>* partial = workspace.take<Acc<A>>(lines * width);

@@ -5,6 +5,8 @@ namespace tmamba::cuda {
 
 namespace {
 
+constexpr int64_t kBlocks = 1056;
+
 template <class A, int kTaps, bool kRope>
 struct Forward {
   const Conv<A>& conv;
@@ -120,7 +122,7 @@ void conv_forward(cudaStream_t stream, const ConvRopeForward& args) {
   expect(args.y_BTC, "conv y_BTC", x_BTC.dtype(), {B, T, C});
   const bool wide = wide_rows({args.y_BTC, x_BTC, args.halo_BWC});
   dispatch_activation(x_BTC.dtype(), [&]<class A>() {
-    const Conv<A> conv = make_conv<A>(x_BTC, args.halo_BWC, args.w_CW, args.b_C, wide);
+    const Conv<A> conv = make_conv<A>(x_BTC, args.halo_BWC, args.w_CW, args.b_C, wide, kBlocks);
     const Rotation<A> rotation = make_rotation<A>(args, args.k_rot_BPHD);
     dispatch_taps(conv.W, [&]<int kTaps>() {
       const auto kernel = args.prefix > 0 ? forward_kernel<A, kTaps, true> : forward_kernel<A, kTaps, false>;

@@ -210,8 +210,13 @@ __global__ void __launch_bounds__(kThreads, sizeof(A) == 2 && kSteps <= 3 ? kBac
       ring.start(stage, 3 * j + 2, f.dout.at(place.b, t, place.h) + c, left, p.wide);
     }
   };
+  const auto rstd_of = [&](int64_t t) {
+    return place.here && t < place.end ? f.rstd.at(place.b, t)[place.h] : Acc<A>(0);
+  };
+  Acc<A> next_rstd = rstd_of(place.first);
   for_each_token<Numbers, kStages>(p, place, start, [&](int stage, int64_t t, bool there) {
-    const Acc<A> rstd = there ? f.rstd.at(place.b, t)[place.h] : Acc<A>(0);
+    const Acc<A> rstd = next_rstd;
+    next_rstd = rstd_of(t + place.step);
     Acc<A> dot = 0;  // sum of w dout g
 #pragma unroll
     for (int j = 0; j < kSteps; ++j) {

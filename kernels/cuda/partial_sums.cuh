@@ -19,7 +19,7 @@ struct SumTarget {
   __device__ T* at(int64_t i) const { return data + i / cols * row_stride + i % cols * col_stride; }
 };
 
-inline constexpr int kSumCols = 32, kSumRows = 16;
+inline constexpr int kSumCols = 32, kSumRows = 32;
 
 // *out.at(i) += sum over lines of partial[line * pitch + i], i < width
 template <class T, class Target>

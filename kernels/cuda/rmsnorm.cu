@@ -38,26 +38,20 @@ struct Forward {
   bool wide;
 };
 
-template <class A, int kGroup>
-__global__ void __launch_bounds__(kBlock<kGroup>) forward_kernel(Forward<A> f) {
+template <class A, int kGroup, bool kAdds>
+__global__ void __launch_bounds__(kBlock<kGroup>, kGroup == kNarrow && sizeof(A) == 2 ? 3 : 1)
+    forward_kernel(const __grid_constant__ Forward<A> f) {
   __shared__ Acc<A> scratch[kBroad / kWarp];
   constexpr int V = kVec<A>;
   const int lane = threadIdx.x % kGroup;
   const int64_t n = static_cast<int64_t>(blockIdx.x) * (kBlock<kGroup> / kGroup) + threadIdx.x / kGroup;
   if (n >= f.N) return;
-  const bool adds = f.delta.data != nullptr;
   Raw<A> x[kPieces<kGroup>];
 #pragma unroll
   for (int j = 0; j < kPieces<kGroup>; ++j) {
-    const int64_t c = (lane + j * kGroup) * V;
-    x[j] = load(f.x[n] + c, f.C - c, f.wide);
-  }
-  Acc<A> squares = 0;
-#pragma unroll
-  for (int j = 0; j < kPieces<kGroup>; ++j) {
     const int64_t c = (lane + j * kGroup) * V, left = f.C - c;
-    if (left <= 0) continue;
-    if (adds) {
+    x[j] = load(f.x[n] + c, left, f.wide);
+    if (kAdds && left > 0) {
       const Raw<A> delta = load(f.delta[n] + c, left, f.wide);
       Acc<A> both[V];
 #pragma unroll
@@ -65,6 +59,10 @@ __global__ void __launch_bounds__(kBlock<kGroup>) forward_kernel(Forward<A> f) {
       x[j] = Raw<A>::rounded(both);
       store(f.sum[n] + c, x[j], left, f.wide);
     }
+  }
+  Acc<A> squares = 0;
+#pragma unroll
+  for (int j = 0; j < kPieces<kGroup>; ++j) {
 #pragma unroll
     for (int e = 0; e < V; ++e) squares += x[j][e] * x[j][e];
   }
@@ -96,9 +94,11 @@ struct Backward {
 };
 
 constexpr int kMostThreads = 512;
-constexpr int kStages = 4;  // rows: one in use, the others on their way
+// Rows: one in use, the others on their way, where shared memory has room for them.
+template <int kSteps>
+constexpr int kStages = kSteps == 1 ? 4 : 1;
 template <class A, int kSteps, int kThreads>
-using BackwardRing = Ring<A, kThreads, 3 * kSteps, kStages>;
+using BackwardRing = Ring<A, kThreads, 3 * kSteps, kStages<kSteps>>;
 
 // A block takes the rows of one line; its threads keep their columns' share of dw.
 template <class A, int kSteps, int kThreads>
@@ -127,15 +127,17 @@ __global__ void __launch_bounds__(kThreads, sizeof(A) == 2 && kThreads < kMostTh
     Numbers::commit();
   };
 #pragma unroll
-  for (int stage = 0; stage < kStages; ++stage) start(stage, begin + stage);
+  for (int stage = 0; stage < kStages<kSteps>; ++stage) start(stage, begin + stage);
   Acc<A> dw[kSteps][V] = {};
   Raw<A> w[kSteps];
 #pragma unroll
   for (int j = 0; j < kSteps; ++j) w[j] = load(f.w + column(j), f.C - column(j), f.wide);
   const Acc<A> share = Acc<A>(1) / static_cast<Acc<A>>(f.C);
   int stage = 0, half = 0;
+  Acc<A> next_rstd = f.rstd[begin];
   for (int64_t n = begin; n < end; ++n, half ^= 1) {
-    const Acc<A> rstd = f.rstd[n];
+    const Acc<A> rstd = next_rstd;
+    if (n + 1 < end) next_rstd = f.rstd[n + 1];
     Numbers::wait();
     Acc<A> dot = 0;
 #pragma unroll
@@ -165,8 +167,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(A) == 2 && kThreads < kMostTh
       for (int e = 0; e < V; ++e) dx[e] = more[e] + (rstd * w[j][e] * dy[e] - x[e] * along);
       store(f.dx[n] + c, Raw<A>::rounded(dx), left, f.wide);
     }
-    start(stage, n + kStages);
-    stage = stage + 1 == kStages ? 0 : stage + 1;
+    start(stage, n + kStages<kSteps>);
+    stage = stage + 1 == kStages<kSteps> ? 0 : stage + 1;
   }
   Acc<A>* line = f.dw_partial + blockIdx.x * f.C;
 #pragma unroll
@@ -223,7 +225,8 @@ void CudaOps::rmsnorm_forward(Tensor y_NC, Tensor rstd_N, Tensor sum_NC, ConstTe
                        eps,
                        wide_rows({y_NC, sum_NC, x_NC, delta_NC, w_C})};
     dispatch_group<A>(C, [&]<int kGroup>() {
-      launch(stream(), {ceil_div(N, kBlock<kGroup> / kGroup)}, kBlock<kGroup>, 0, forward_kernel<A, kGroup>, f);
+      const auto kernel = delta_NC.empty() ? forward_kernel<A, kGroup, false> : forward_kernel<A, kGroup, true>;
+      launch(stream(), {ceil_div(N, kBlock<kGroup> / kGroup)}, kBlock<kGroup>, 0, kernel, f);
     });
   });
 }

@@ -203,8 +203,9 @@ TEST(CudaConv, WithRope) {
        {Sizes{1, 1, 1, 32, 4, 1, 0, false, true}, Sizes{2, 45, 3, 96, 4, 45, 0, true, false},
         Sizes{1, 300, 2, 96, 4, 133, 1000, true, true}, Sizes{2, 260, 1, 64, 4, 128, 0, false, true},
         Sizes{1, 140, 2, 128, 4, 3, 7, true, true}, Sizes{1, 131, 1, 32, 7, 130, 1000000, true, false},
-        Sizes{1, 70, 3, 24, 4, 33, 5, true, true}, Sizes{1, 20, 1, 8, 4, 20, 0, false, false},
-        Sizes{2, 40, 2, 64, 4, 0, 0, true, false}, Sizes{1, 0, 2, 32, 4, 0, 0, true, false}}) {
+        Sizes{2, 2100, 1, 32, 4, 1500, 3, true, true}, Sizes{1, 70, 3, 24, 4, 33, 5, true, true},
+        Sizes{1, 20, 1, 8, 4, 20, 0, false, false}, Sizes{2, 40, 2, 64, 4, 0, 0, true, false},
+        Sizes{1, 0, 2, 32, 4, 0, 0, true, false}}) {
     Inputs inputs(18);
     const int64_t C = 3 * H * D;
     const Array x = inputs.bf16({B, T, C}), w = inputs.bf16({C, W}), b = inputs.bf16({C}), dy = inputs.bf16({B, T, C});
@@ -292,7 +293,11 @@ TEST(CudaGatedNorm, ForwardAndBackward) {
     const Array z = gated ? inputs.bf16({B, T, H, D}, -3, 3) : Array();
     const Array dout = inputs.bf16({B, T, H, D}), start = inputs.bf16({H, D});
     const std::string name = str("gated_norm B ", B, " T ", T, " H ", H, " D ", D, gated ? "" : " without a gate");
-    check_body({.name = name}, [&](Tensors& t) {
+    // Wide heads fit no kernel in the wider types.
+    Check check{.name = name};
+    if (D > 256) check.types = {DType::bf16, DType::f32};
+    if (D > 512) check.types = {DType::bf16};
+    check_body(check, [&](Tensors& t) {
       const Tensor out = t.out({B, T, H, D}), rstd = t.out_acc({B, T, H}), dw = t.in_acc(start);
       const Tensor dz = gated ? t.out({B, T, H, D}) : Tensor();
       const Tensor dy = t.in(dout), y_in = t.in(y), z_in = t.in(z), weight = t.in(w);  // dy in place of dout
