@@ -15,11 +15,12 @@
 
 namespace tmamba::cuda {
 
+constexpr int kUnrolled = 8;  // tokens of a tile in straight code
 // Tokens per block: as many as share the work out among the blocks that an H200 runs together, or twice these; but no
 // more than keep an angle that is turned token by token exact to a small part of bfloat16's rounding.
 constexpr int64_t kShortestStrip = 64, kLongestStrip = 1024;
-constexpr int kTile = 8;           // tokens in shared memory at a time
-constexpr int kStages = 3;         // tiles: one in use, the others on their way
+constexpr int kTile = 16;          // tokens in shared memory at a time
+constexpr int kStages = 2;         // tiles: one in use, the others on their way
 constexpr int kConvThreads = 128;  // side by side across channels
 constexpr int kWidth = 2;          // channels per thread
 constexpr int kChannels = kConvThreads * kWidth;

@@ -77,7 +77,7 @@ struct Backward {
   template <bool kInterior, Turn kTurn>
   __device__ void compute(int stage, int row) {
     const bool behind_first = row > 0;
-#pragma unroll(kInterior ? kTile : 1)
+#pragma unroll(kInterior ? kUnrolled : 1)
     for (int i = 0; i < kTile; ++i) {
       if (!kInterior && row + i >= place.count + kBack) break;
       window.advance(x.at(stage, i));
@@ -168,7 +168,7 @@ __global__ void __launch_bounds__(kConvThreads, sizeof(A) == 2 && kTaps == 4 ? 5
         if (kRope && place.turned > 0) f.angles.begin(rotation, place, -1);
       },
       [&](int stage, int row) {
-        static_assert(kTile >= kBack);
+        static_assert(kUnrolled >= kBack);
         const bool interior = both && !(halo && row == 0) && row + kTile <= place.count;
         if constexpr (kRope) {
           if (row < place.turned) {

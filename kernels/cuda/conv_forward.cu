@@ -5,7 +5,7 @@ namespace tmamba::cuda {
 
 namespace {
 
-constexpr int64_t kBlocks = 1056;
+constexpr int64_t kBlocks = 2304, kTurningBlocks = 1848;
 
 template <class A, int kTaps, bool kRope>
 struct Forward {
@@ -23,7 +23,7 @@ struct Forward {
   // are of the prefix.
   template <bool kInterior, Turn kTurn>
   __device__ void compute(int stage, int row) {
-#pragma unroll(kInterior ? kTile : 1)
+#pragma unroll(kInterior ? kUnrolled : 1)
     for (int i = 0; i < kTile; ++i) {
       if (!kInterior && row + i >= place.count) break;
       window.advance(x.at(stage, i));
@@ -122,7 +122,8 @@ void conv_forward(cudaStream_t stream, const ConvRopeForward& args) {
   expect(args.y_BTC, "conv y_BTC", x_BTC.dtype(), {B, T, C});
   const bool wide = wide_rows({args.y_BTC, x_BTC, args.halo_BWC});
   dispatch_activation(x_BTC.dtype(), [&]<class A>() {
-    const Conv<A> conv = make_conv<A>(x_BTC, args.halo_BWC, args.w_CW, args.b_C, wide, kBlocks);
+    const Conv<A> conv =
+        make_conv<A>(x_BTC, args.halo_BWC, args.w_CW, args.b_C, wide, args.prefix > 0 ? kTurningBlocks : kBlocks);
     const Rotation<A> rotation = make_rotation<A>(args, args.k_rot_BPHD);
     dispatch_taps(conv.W, [&]<int kTaps>() {
       const auto kernel = args.prefix > 0 ? forward_kernel<A, kTaps, true> : forward_kernel<A, kTaps, false>;

@@ -30,7 +30,7 @@ struct Gate {
   __device__ Gate(bool gated, Acc<A> z) {
     const Acc<A> s = sigmoid<A>(z);
     value = gated ? z * s : Acc<A>(1);
-    slope = s * (1 + z * (1 - s));
+    slope = s + z * s * (1 - s);
   }
 };
 
@@ -66,29 +66,65 @@ struct Place {
     first = begin + slot / p.heads;
     end = begin + p.tokens < p.T ? begin + p.tokens : p.T;
   }
+  // Whether all pieces of this thread are whole ones.
+  __device__ bool whole(const Problem<A>& p, int steps) const { return p.wide && column(steps - 1) + kVec<A> <= p.D; }
+  // This thread's first piece at its first token.
+  template <class T>
+  __device__ T* begin(const Cubes<T>& x) const {
+    return x.at(b, first, h) + column(0);
+  }
   // Where piece j of the head begins.
   __device__ int column(int j) const { return (lane + j * kLanes) * kVec<A>; }
 };
 
-// Calls start(stage, t, there) and, kStages rounds of the block's tokens later, f(stage, t, there) for every token of
-// this thread's group. All lanes of a block take part: where a group has run out of tokens `there` is false.
+// Calls start(stage, there) for every token of this thread's group and, kStages rounds of the block's tokens later,
+// f(stage, t, there). All lanes of a block take part: where a group has run out of tokens `there` is false.
 template <class R, int kStages, class A, int kLanes, class Start, class F>
 __device__ void for_each_token(const Problem<A>& p, const Place<A, kLanes>& place, const Start& start, const F& f) {
   const int rounds = static_cast<int>((p.tokens + place.step - 1) / place.step);
-  int64_t t = place.first, next = place.first;
-  const auto start_next = [&](int stage, int round) {
-    if (round < rounds) start(stage, next, place.here && next < place.end);
-    next += place.step;
-    R::commit();
-  };
+  const int own = place.here && place.first < place.end
+                      ? static_cast<int>((place.end - place.first + place.step - 1) / place.step)
+                      : 0;
 #pragma unroll
-  for (int stage = 0; stage < kStages; ++stage) start_next(stage, stage);
+  for (int stage = 0; stage < kStages; ++stage) {
+    if (stage < rounds) start(stage, stage < own);
+    R::commit();
+  }
   int stage = 0;
-  for (int round = 0; round < rounds; ++round, t += place.step) {
+  for (int round = 0; round < rounds; ++round) {
     R::wait();
-    f(stage, t, place.here && t < place.end);
-    start_next(stage, round + kStages);
+    f(stage, round, round < own);
+    if (round + kStages < rounds) start(stage, round + kStages < own);
+    R::commit();
     stage = stage + 1 == kStages ? 0 : stage + 1;
+  }
+}
+
+// Loads a token's head into the ring: piece j of a tensor is number `piece` + j * `pitch` of the round.
+template <class A, int kLanes, int kSteps, class R>
+__device__ void start_head(R& ring, int stage, int piece, int pitch, const A* from, const Place<A, kLanes>& place,
+                           const Problem<A>& p, bool whole, bool there) {
+#pragma unroll
+  for (int j = 0; j < kSteps; ++j) {
+    const int offset = j * kLanes * kVec<A>;
+    if (whole) {
+      ring.start_whole(stage, piece + j * pitch, from + offset, there);
+    } else {
+      ring.start(stage, piece + j * pitch, from + offset, there ? p.D - place.column(j) : 0, p.wide);
+    }
+  }
+}
+
+// Stores piece j of a token's head.
+template <class A, int kLanes>
+__device__ void store_piece(A* to, int j, const Acc<A> (&x)[kVec<A>], const Place<A, kLanes>& place,
+                            const Problem<A>& p, bool whole) {
+  const Raw<A> out = Raw<A>::rounded(x);
+  A* const at = to + j * kLanes * kVec<A>;
+  if (whole) {
+    *reinterpret_cast<uint4*>(at) = reinterpret_cast<const uint4&>(out);
+  } else {
+    store(at, out, p.D - place.column(j), p.wide);
   }
 }
 
@@ -115,15 +151,16 @@ __global__ void __launch_bounds__(kThreads, sizeof(A) == 2 && kSteps <= 3 ? kFor
 #pragma unroll
   for (int j = 0; j < kSteps; ++j) w[j] = load(p.w[place.h] + place.column(j), D - place.column(j), p.wide);
   const Acc<A> share = Acc<A>(1) / static_cast<Acc<A>>(p.D);
-  const auto start = [&](int stage, int64_t t, bool there) {
-#pragma unroll
-    for (int j = 0; j < kSteps; ++j) {
-      const int c = place.column(j), left = there ? D - c : 0;
-      ring.start(stage, 2 * j, p.y.at(place.b, t, place.h) + c, left, p.wide);
-      ring.start(stage, 2 * j + 1, p.z.at(place.b, t, place.h) + c, gated ? left : 0, p.wide);
-    }
+  const bool whole = place.whole(p, kSteps);
+  const A *next_y = place.begin(p.y), *next_z = gated ? place.begin(p.z) : nullptr;
+  A* out_row = place.begin(f.out);
+  Acc<A>* rstd_at = f.rstd.at(place.b, place.first) + place.h;
+  const auto start = [&](int stage, bool there) {
+    start_head<A, kLanes, kSteps>(ring, stage, 0, 2, next_y, place, p, whole, there);
+    start_head<A, kLanes, kSteps>(ring, stage, 1, 2, next_z, place, p, whole, there && gated);
+    next_y += place.step * p.y.t, next_z += place.step * p.z.t;
   };
-  for_each_token<Numbers, kStages>(p, place, start, [&](int stage, int64_t t, bool there) {
+  for_each_token<Numbers, kStages>(p, place, start, [&](int stage, int, bool there) {
     Acc<A> g[kSteps][V];
     Acc<A> squares = 0;
 #pragma unroll
@@ -138,15 +175,15 @@ __global__ void __launch_bounds__(kThreads, sizeof(A) == 2 && kSteps <= 3 ? kFor
     squares = warp_sum<kLanes>(squares);
     const Acc<A> rstd = 1 / sqrt(squares * share + static_cast<Acc<A>>(f.eps));
     if (!there) return;
-    if (place.lane == 0) f.rstd.at(place.b, t)[place.h] = rstd;
-    A* const out_row = f.out.at(place.b, t, place.h);
+    if (place.lane == 0) *rstd_at = rstd;
 #pragma unroll
     for (int j = 0; j < kSteps; ++j) {
       Acc<A> out[V];
 #pragma unroll
       for (int e = 0; e < V; ++e) out[e] = g[j][e] * rstd * w[j][e];
-      store(out_row + place.column(j), Raw<A>::rounded(out), D - place.column(j), p.wide);
+      store_piece(out_row, j, out, place, p, whole);
     }
+    out_row += place.step * f.out.t, rstd_at += place.step * f.rstd.t;
   });
 }
 
@@ -201,22 +238,22 @@ __global__ void __launch_bounds__(kThreads, sizeof(A) == 2 && kSteps <= 3 ? kBac
 #pragma unroll
   for (int j = 0; j < kSteps; ++j) w[j] = load(p.w[place.h] + place.column(j), D - place.column(j), p.wide);
   const Acc<A> share = Acc<A>(1) / static_cast<Acc<A>>(p.D);
-  const auto start = [&](int stage, int64_t t, bool there) {
-#pragma unroll
-    for (int j = 0; j < kSteps; ++j) {
-      const int c = place.column(j), left = there ? D - c : 0;
-      ring.start(stage, 3 * j, p.y.at(place.b, t, place.h) + c, left, p.wide);
-      ring.start(stage, 3 * j + 1, p.z.at(place.b, t, place.h) + c, gated ? left : 0, p.wide);
-      ring.start(stage, 3 * j + 2, f.dout.at(place.b, t, place.h) + c, left, p.wide);
-    }
+  const bool whole = place.whole(p, kSteps);
+  const A *next_y = place.begin(p.y), *next_z = gated ? place.begin(p.z) : nullptr, *next_dout = place.begin(f.dout);
+  A *dy_row = place.begin(f.dy), *dz_row = gated ? place.begin(f.dz) : nullptr;
+  const Acc<A>* rstd_at = f.rstd.at(place.b, place.first) + place.h;
+  const auto start = [&](int stage, bool there) {
+    start_head<A, kLanes, kSteps>(ring, stage, 0, 3, next_y, place, p, whole, there);
+    start_head<A, kLanes, kSteps>(ring, stage, 1, 3, next_z, place, p, whole, there && gated);
+    start_head<A, kLanes, kSteps>(ring, stage, 2, 3, next_dout, place, p, whole, there);
+    next_y += place.step * p.y.t, next_z += place.step * p.z.t, next_dout += place.step * f.dout.t;
   };
-  const auto rstd_of = [&](int64_t t) {
-    return place.here && t < place.end ? f.rstd.at(place.b, t)[place.h] : Acc<A>(0);
-  };
-  Acc<A> next_rstd = rstd_of(place.first);
-  for_each_token<Numbers, kStages>(p, place, start, [&](int stage, int64_t t, bool there) {
+  Acc<A> next_rstd = place.here && place.first < place.end ? *rstd_at : Acc<A>(0);
+  for_each_token<Numbers, kStages>(p, place, start, [&](int stage, int round, bool there) {
     const Acc<A> rstd = next_rstd;
-    next_rstd = rstd_of(t + place.step);
+    rstd_at += place.step * f.rstd.t;
+    const bool more = there && place.first + (round + 1) * place.step < place.end;
+    next_rstd = more ? *rstd_at : Acc<A>(0);
     Acc<A> dot = 0;  // sum of w dout g
 #pragma unroll
     for (int j = 0; j < kSteps; ++j) {
@@ -231,23 +268,21 @@ __global__ void __launch_bounds__(kThreads, sizeof(A) == 2 && kSteps <= 3 ? kBac
     dot = warp_sum<kLanes>(dot);
     if (!there) return;
     const Acc<A> along = dot * rstd * rstd * rstd * share;
-    A* const dy_row = f.dy.at(place.b, t, place.h);
-    A* const dz_row = f.dz.at(place.b, t, place.h);
 #pragma unroll
     for (int j = 0; j < kSteps; ++j) {
-      const int c = place.column(j);
       const Raw<A> y = ring.at(stage, 3 * j), z = ring.at(stage, 3 * j + 1), dout = ring.at(stage, 3 * j + 2);
       Acc<A> dy[V], dz[V];
 #pragma unroll
       for (int e = 0; e < V; ++e) {
         const Gate<A> gate(gated, z[e]);
-        const Acc<A> dg = rstd * w[j][e] * dout[e] - y[e] * gate.value * along;
+        const Acc<A> dg = w[j][e] * (rstd * dout[e]) - y[e] * along * gate.value;
         dy[e] = dg * gate.value;
-        dz[e] = dg * y[e] * gate.slope;
+        dz[e] = dg * (y[e] * gate.slope);
       }
-      store(dy_row + c, Raw<A>::rounded(dy), D - c, p.wide);
-      if (gated) store(dz_row + c, Raw<A>::rounded(dz), D - c, p.wide);
+      store_piece(dy_row, j, dy, place, p, whole);
+      if (gated) store_piece(dz_row, j, dz, place, p, whole);
     }
+    dy_row += place.step * f.dy.t, dz_row += place.step * f.dz.t;
   });
   store_sums<A, kLanes, kSteps>(f, place, dw);
 }

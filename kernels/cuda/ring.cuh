@@ -25,6 +25,11 @@ class Ring {
     }
   }
 
+  // Starts to load a whole piece from an aligned place; zeros where it is not `there`.
+  __device__ void start_whole(int stage, int piece, const A* from, bool there) {
+    copy_async_16(own_ + (stage * kPieces + piece) * kThreads, from, there);
+  }
+
   // Behind the start() of each round, and before the round's pieces are read: kStages - 1 rounds are on their way.
   __device__ static void commit() { commit_copies(); }
   __device__ static void wait() { wait_copies<kStages - 1>(); }

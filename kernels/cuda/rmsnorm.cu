@@ -114,20 +114,33 @@ __global__ void __launch_bounds__(kThreads, sizeof(A) == 2 && kThreads < kMostTh
   const int64_t end = begin + f.rows_per_line < f.N ? begin + f.rows_per_line : f.N;
   const auto column = [&](int j) { return static_cast<int64_t>(threadIdx.x + j * threads) * V; };
   const bool residual = f.dresidual.data != nullptr;
-  const auto start = [&](int stage, int64_t n) {
-    if (n < end) {
+  const int64_t first = static_cast<int64_t>(threadIdx.x) * V;
+  const bool whole = f.wide && column(kSteps - 1) + V <= f.C;
+  const A *next_x = f.x[begin] + first, *next_dy = f.dy[begin] + first;
+  const A* next_residual = residual ? f.dresidual[begin] + first : nullptr;
+  A* dx_row = f.dx[begin] + first;
+  const auto start = [&](int stage, bool there) {
+    if (there) {
 #pragma unroll
       for (int j = 0; j < kSteps; ++j) {
-        const int64_t c = column(j), left = f.C - c;
-        ring.start(stage, 3 * j, f.x[n] + c, left, f.wide);
-        ring.start(stage, 3 * j + 1, f.dy[n] + c, left, f.wide);
-        if (residual) ring.start(stage, 3 * j + 2, f.dresidual[n] + c, left, f.wide);
+        const int offset = j * threads * V;
+        const int64_t left = f.C - column(j);
+        if (whole) {
+          ring.start_whole(stage, 3 * j, next_x + offset, true);
+          ring.start_whole(stage, 3 * j + 1, next_dy + offset, true);
+          if (residual) ring.start_whole(stage, 3 * j + 2, next_residual + offset, true);
+        } else {
+          ring.start(stage, 3 * j, next_x + offset, left, f.wide);
+          ring.start(stage, 3 * j + 1, next_dy + offset, left, f.wide);
+          if (residual) ring.start(stage, 3 * j + 2, next_residual + offset, left, f.wide);
+        }
       }
+      next_x += f.x.stride, next_dy += f.dy.stride, next_residual += f.dresidual.stride;
     }
     Numbers::commit();
   };
 #pragma unroll
-  for (int stage = 0; stage < kStages<kSteps>; ++stage) start(stage, begin + stage);
+  for (int stage = 0; stage < kStages<kSteps>; ++stage) start(stage, begin + stage < end);
   Acc<A> dw[kSteps][V] = {};
   Raw<A> w[kSteps];
 #pragma unroll
@@ -158,16 +171,17 @@ __global__ void __launch_bounds__(kThreads, sizeof(A) == 2 && kThreads < kMostTh
     const Acc<A> along = sum * rstd * rstd * rstd * share;
 #pragma unroll
     for (int j = 0; j < kSteps; ++j) {
-      const int64_t c = column(j), left = f.C - c;
+      const int64_t left = f.C - column(j);
       if (left <= 0) continue;
       const Raw<A> x = ring.at(stage, 3 * j), dy = ring.at(stage, 3 * j + 1);
       const Raw<A> more = residual ? ring.at(stage, 3 * j + 2) : Raw<A>{};
       Acc<A> dx[V];
 #pragma unroll
       for (int e = 0; e < V; ++e) dx[e] = more[e] + (rstd * w[j][e] * dy[e] - x[e] * along);
-      store(f.dx[n] + c, Raw<A>::rounded(dx), left, f.wide);
+      store(dx_row + j * threads * V, Raw<A>::rounded(dx), left, f.wide);
     }
-    start(stage, n + kStages<kSteps>);
+    dx_row += f.dx.stride;
+    start(stage, n + kStages<kSteps> < end);
     stage = stage + 1 == kStages<kSteps> ? 0 : stage + 1;
   }
   Acc<A>* line = f.dw_partial + blockIdx.x * f.C;
