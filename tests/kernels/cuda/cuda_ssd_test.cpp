@@ -188,7 +188,7 @@ TEST(CudaSsd, Converter) {
   }
 }
 
-TEST(CudaSsd, AccumulatesKeyAndValueGradients) {
+TEST(CudaSsd, AccumulatesValueGradients) {
   check_case(SsdCase(1, 130, 2, 96, 96, true, true, true));
   check_case(SsdCase(1, 130, 2, 64, 64, false, true, true));
   check_case(SsdCase(1, 45, 2, 8, 24, true, true, true));
