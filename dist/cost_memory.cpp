@@ -22,6 +22,9 @@ struct Sizes {
         scans(transpoint < dims.tokens),
         alone(all_segments == 1) {}
 
+  // Rotated keys lie beside the plain ones where the converter needs those.
+  double keys_apart() const { return scans ? 1 : 0; }
+
   double row;    // of one token: q, k, v or any other tensor as wide as the heads
   double raw;    // of one token: a number per head
   double stat;   // of one token: the same in the type of sums
@@ -53,7 +56,7 @@ double key_rows(const PlanDims& dims, const RankWork& work, const RankTraffic& t
 
 // Gradients of q, k and v, of the rotated keys, of step sizes and of the state, of `tokens` tokens.
 double gradient_bytes(const Sizes& z, double tokens, double prefix) {
-  return z.row * (3 * tokens + prefix) + (z.scans ? 2 * z.stat * tokens + z.state : 0);
+  return z.row * (3 * tokens + z.keys_apart() * prefix) + (z.scans ? 2 * z.stat * tokens + z.state : 0);
 }
 
 }  // namespace
@@ -85,7 +88,7 @@ LayerBytes layer_bytes(const PlanDims& dims, const RankWork& work, const Transpo
   keep_below(Recompute::cheap, bytes.mlp, rows * f);
   // q, k, v before and after the convolution, rotated keys, row sums, step sizes and decays.
   keep_below(Recompute::all, bytes.mixer, z.row * 3 * tokens + (z.scans ? tokens * (z.raw + 2 * z.stat) : 0));
-  keep_below(Recompute::cheap, bytes.mixer, z.row * (3 * tokens + mixed_prefix));
+  keep_below(Recompute::cheap, bytes.mixer, z.row * (3 * tokens + z.keys_apart() * mixed_prefix));
   keep(z.stat * mixed_prefix);
   // The mixed outputs and what they are made of: attention outputs, apart where there are others; gate and outputs of
   // the scan.
@@ -121,7 +124,8 @@ double mixer_scratch_bytes(const PlanDims& dims, const RankWork& work, const Ran
     const double share = 1.0 / dims.sp, all = number(dims.tokens) * share;
     bytes += z.row * 4 * all + (z.scans ? z.raw * all : 0) + 2 * z.row * all;
     bytes += 2 * (z.row * 3 + (z.scans ? z.raw : 0)) * all;
-    return bytes + z.row * (3 * all + number(transpoint) * share) + (z.scans ? 2 * z.stat * all + z.state * share : 0);
+    return bytes + z.row * (3 * all + z.keys_apart() * number(transpoint) * share) +
+           (z.scans ? 2 * z.stat * all + z.state * share : 0);
   }
   bytes += gradient_bytes(z, tokens, prefix);
   if (z.alone) return bytes;

@@ -221,6 +221,25 @@ class CanonicalOps final : public Ops {
       });
     });
   }
+  void conv_silu_rope_forward(const ConvRopeForward& args) override {
+    for_sequences(args.x_BTC, [&](const auto& of) {
+      ConvRopeForward one = args;
+      one.y_BTC = of(args.y_BTC), one.k_rot_BPHD = of(args.k_rot_BPHD);
+      one.x_BTC = of(args.x_BTC), one.halo_BWC = of(args.halo_BWC);
+      inner_->conv_silu_rope_forward(one);
+    });
+  }
+  void conv_silu_rope_backward(const ConvRopeBackward& args) override {
+    for_sequences(args.x_BTC, [&](const auto& of) {
+      ConvRopeBackward one = args;
+      one.dx_BTC = of(args.dx_BTC), one.dhalo_BWC = of(args.dhalo_BWC), one.dy_BTC = of(args.dy_BTC);
+      one.dk_rot_BPHD = of(args.dk_rot_BPHD), one.x_BTC = of(args.x_BTC), one.halo_BWC = of(args.halo_BWC);
+      add_rounded(kGradients, "the convolution's gradient", {args.dw_CW, args.db_C}, [&](const auto& sum) {
+        one.dw_CW = sum[0], one.db_C = sum[1];
+        inner_->conv_silu_rope_backward(one);
+      });
+    });
+  }
   void rope_forward(Tensor y_BTHD, ConstTensor x_BTHD, int64_t position, double theta) override {
     for_sequences(x_BTHD, [&](const auto& of) { inner_->rope_forward(of(y_BTHD), of(x_BTHD), position, theta); });
   }

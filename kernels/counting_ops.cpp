@@ -14,6 +14,12 @@ double pairs(const ConstTensor& q_BTHD, int64_t q_begin) {
   return static_cast<double>(q_BTHD.size(0) * q_BTHD.size(2)) * (T * begin + T * (T + 1) / 2);
 }
 
+// Elements of q and k that are rotated: two thirds of the channels of the prefix.
+template <class Args>
+double rotated(const Args& a) {
+  return static_cast<double>(a.x_BTC.size(0) * a.prefix * (a.x_BTC.size(2) / 3 * 2));
+}
+
 // One pass over the chunks: causal pairs within a chunk (where there are outputs) and products with the state.
 double ssd_pass(const ConstTensor& k_BTHD, int64_t chunk, double pair_products, double state_products) {
   const int64_t T = k_BTHD.size(1), D = k_BTHD.size(3);
@@ -58,6 +64,14 @@ class Counter final : public CountingOps {
   void conv_silu_backward(Tensor dx, Tensor, Tensor, Tensor, ConstTensor, ConstTensor, ConstTensor, ConstTensor w,
                           ConstTensor) override {
     counts_.elementwise += n(dx) * static_cast<double>(6 * w.size(1) + 8);
+  }
+  void conv_silu_rope_forward(const ConvRopeForward& a) override {
+    conv_silu_forward(a.y_BTC, a.x_BTC, a.halo_BWC, a.w_CW, a.b_C);
+    counts_.elementwise += 3 * rotated(a);
+  }
+  void conv_silu_rope_backward(const ConvRopeBackward& a) override {
+    conv_silu_backward(a.dx_BTC, a.dhalo_BWC, a.dw_CW, a.db_C, a.dy_BTC, a.x_BTC, a.halo_BWC, a.w_CW, a.b_C);
+    counts_.elementwise += 3 * rotated(a);
   }
   void rope_forward(Tensor y, ConstTensor, int64_t, double) override { counts_.elementwise += 3 * n(y); }
   void rope_backward(Tensor dx, ConstTensor, int64_t, double) override { counts_.elementwise += 3 * n(dx); }

@@ -74,8 +74,8 @@ struct SsdForward {
 // With G_t = dL/dS_t: G = final_state's gradient plus what the outputs give, carried backward by the decays.
 struct SsdBackward {
   Tensor dq_BTHD;                 // written over; empty where q is
-  Tensor dk_BTHD;                 // written over, or added where accumulate_kv
-  Tensor dv_BTHD;                 // likewise
+  Tensor dk_BTHD;                 // written over
+  Tensor dv_BTHD;                 // written over, or added where accumulate_v
   Tensor ddt_BTH;                 // [acc] written over: the part through dt_t v_t alone, not through log_a
   Tensor dlog_a_BTH;              // [acc] written over
   Tensor dD_H;                    // [acc] added; empty where q is
@@ -90,7 +90,38 @@ struct SsdBackward {
   ConstTensor D_H;
   ConstTensor initial_state_BHKD;
   int64_t chunk = 64;
-  bool accumulate_kv = false;
+  bool accumulate_v = false;
+};
+
+// The convolution of a mixer's q, k and v, C = 3 H D channels in this order, and RoPE on q and k of the first `prefix`
+// of the T tokens (spec.md section 2), in one pass. Token t stands at `position + t`.
+//   y = conv_silu_forward(x), but of tokens t < prefix q is rotated, and so is k where k_rot_BPHD is empty; else
+//   k_rot_BPHD is k rotated, and y has it plain (for the Memory Converter).
+struct ConvRopeForward {
+  Tensor y_BTC;
+  Tensor k_rot_BPHD;  // P = prefix; or empty
+  ConstTensor x_BTC;
+  ConstTensor halo_BWC;  // as in conv_silu_forward
+  ConstTensor w_CW;
+  ConstTensor b_C;
+  int64_t heads = 1, prefix = 0, position = 0;
+  double theta = 10000;
+};
+
+// The gradients of y and k_rot are used up: what they hold afterwards is undefined.
+struct ConvRopeBackward {
+  Tensor dx_BTC;     // written over
+  Tensor dhalo_BWC;  // written over; may be empty
+  Tensor dw_CW;      // [acc] added
+  Tensor db_C;       // [acc] added
+  Tensor dy_BTC;
+  Tensor dk_rot_BPHD;  // empty where k_rot is
+  ConstTensor x_BTC;
+  ConstTensor halo_BWC;
+  ConstTensor w_CW;
+  ConstTensor b_C;
+  int64_t heads = 1, prefix = 0, position = 0;
+  double theta = 10000;
 };
 
 // What AdamW does alike at every step (spec.md section 7).
@@ -181,6 +212,10 @@ class Ops {
   // dx written over, dhalo written over (may be empty), dw and db [acc] added. Recomputes the pre-activation.
   virtual void conv_silu_backward(Tensor dx_BTC, Tensor dhalo_BWC, Tensor dw_CW, Tensor db_C, ConstTensor dy_BTC,
                                   ConstTensor x_BTC, ConstTensor halo_BWC, ConstTensor w_CW, ConstTensor b_C) = 0;
+
+  // The same with RoPE on a part of the outputs.
+  virtual void conv_silu_rope_forward(const ConvRopeForward& args) = 0;
+  virtual void conv_silu_rope_backward(const ConvRopeBackward& args) = 0;
 
   // --- Rotary position embedding, pairs (i, i + D/2), angle position * theta^(-2i/D) -------------------------------
   // Token t of the T given stands at `position + t`. y may be the same memory as x.

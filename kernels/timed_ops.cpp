@@ -83,6 +83,16 @@ class Timer final : public TimedOps {
     run("conv_silu_backward", bytes(dx_BTC, dhalo_BWC, dw_CW, db_C, dy_BTC, x_BTC, halo_BWC, w_CW, b_C),
         [&](Ops& ops) { ops.conv_silu_backward(dx_BTC, dhalo_BWC, dw_CW, db_C, dy_BTC, x_BTC, halo_BWC, w_CW, b_C); });
   }
+  void conv_silu_rope_forward(const ConvRopeForward& args) override {
+    run("conv_silu_rope_forward", bytes(args.y_BTC, args.k_rot_BPHD, args.x_BTC, args.halo_BWC, args.w_CW, args.b_C),
+        [&](Ops& ops) { ops.conv_silu_rope_forward(args); });
+  }
+  void conv_silu_rope_backward(const ConvRopeBackward& args) override {
+    run("conv_silu_rope_backward",
+        bytes(args.dx_BTC, args.dhalo_BWC, args.dw_CW, args.db_C, args.dy_BTC, args.dk_rot_BPHD, args.x_BTC,
+              args.halo_BWC, args.w_CW, args.b_C),
+        [&](Ops& ops) { ops.conv_silu_rope_backward(args); });
+  }
   void rope_forward(Tensor y_BTHD, ConstTensor x_BTHD, int64_t position, double theta) override {
     run("rope_forward", bytes(y_BTHD, x_BTHD), [&](Ops& ops) { ops.rope_forward(y_BTHD, x_BTHD, position, theta); });
   }

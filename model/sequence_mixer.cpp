@@ -34,7 +34,7 @@ void SequenceMixer::place(const Placement& place) {
   place.keep_below(Recompute::all, pre_BnX_, {B, n, 3 * H * D}, dtype_);
   place.keep_below(Recompute::cheap, qkv_BnX_, {B, n, 3 * H * D}, dtype_);
   if (!alone()) place.keep(halo_sBWX_, {s, B, config_.conv - 1, 3 * H * D}, dtype_);
-  place.keep_below(Recompute::cheap, k_rot_BPHD_, {B, prefix_, H, D}, dtype_);
+  if (keys_apart()) place.keep_below(Recompute::cheap, k_rot_BPHD_, {B, prefix_, H, D}, dtype_);
   place.keep(lse_BPH_, {B, prefix_, H}, acc_);
   if (!has_ssm()) return;
   place.keep_below(Recompute::all, raw_BnH_, {B, n, H}, dtype_);
@@ -77,11 +77,9 @@ void SequenceMixer::forward(Ops& ops, Arena& scratch, const SequenceMixerParams&
   step_sizes(ops, w);
   halo.finish();
   convolve(ops, w);
-  rotate_keys(ops);
   Keys keys = gather_keys(scratch);
   Pending inflow;
   if (has_ssm()) inflow = summarize_segments(ops, scratch);
-  rotate_queries(ops);
   keys.arrival.finish();
   inflow.issue_last();
   attention_forward(ops, keys);
@@ -95,8 +93,6 @@ void SequenceMixer::recompute(Ops& ops, const SequenceMixerParams& w) {
   if (level_ == Recompute::none) return;
   if (level_ == Recompute::all) step_sizes(ops, w);
   convolve(ops, w);
-  rotate_keys(ops);
-  rotate_queries(ops);
   if (level_ == Recompute::all) ssm_forward(ops, w);
 }
 
@@ -110,32 +106,31 @@ void SequenceMixer::convolve(Ops& ops, const SequenceMixerParams& w) {
   int64_t i = 0;
   for (const Segment& s : sequence_.segments()) {
     const Tensor halo = alone() ? Tensor() : halo_sBWX_.select(0, i++);
-    ops.conv_silu_forward(qkv_BnX_.slice(1, s.local_begin, s.size()), pre_BnX_.slice(1, s.local_begin, s.size()), halo,
-                          w.conv_XW, w.conv_bias_X);
+    ops.conv_silu_rope_forward({.y_BTC = qkv_BnX_.slice(1, s.local_begin, s.size()),
+                                .k_rot_BPHD = keys_of_segment(k_rot_BPHD_, s),
+                                .x_BTC = pre_BnX_.slice(1, s.local_begin, s.size()),
+                                .halo_BWC = halo,
+                                .w_CW = w.conv_XW,
+                                .b_C = w.conv_bias_X,
+                                .heads = heads_,
+                                .prefix = layer_.attention_part(s).size(),
+                                .position = s.begin,
+                                .theta = config_.rope_theta});
   }
 }
 
-void SequenceMixer::rotate_keys(Ops& ops) {
-  for (const Part& p : attention_) {
-    ops.rope_forward(k_rot_BPHD_.slice(1, p.row, p.count), part(qkv_BnX_, 1, p.row, p.count), p.position,
-                     config_.rope_theta);
-  }
-}
-
-void SequenceMixer::rotate_queries(Ops& ops) {
-  for (const Part& p : attention_) {
-    const Tensor q = part(qkv_BnX_, 0, p.row, p.count);
-    ops.rope_forward(q, q, p.position, config_.rope_theta);
-  }
+Tensor SequenceMixer::keys_of_segment(const Tensor& apart_BPHD, const Segment& segment) const {
+  const int64_t count = layer_.attention_part(segment).size();
+  return keys_apart() && count > 0 ? apart_BPHD.slice(1, segment.local_begin, count) : Tensor();
 }
 
 SequenceMixer::Keys SequenceMixer::gather_keys(Arena& scratch) {
-  Keys keys{.k_BSHD = k_rot_BPHD_, .v_BSHD = part(qkv_BnX_, 2, 0, prefix_), .arrival = {}};
+  const Tensor local_k = rotated_keys(k_rot_BPHD_, qkv_BnX_);
+  Keys keys{.k_BSHD = local_k, .v_BSHD = part(qkv_BnX_, 2, 0, prefix_), .arrival = {}};
   if (!layer_.exchanges_keys()) return keys;
   const Tensor local_v = keys.v_BSHD;
   keys.k_BSHD = all_keys(scratch), keys.v_BSHD = all_keys(scratch);
-  keys.arrival =
-      sequence_.gather_keys(scratch, layer_, transport_.keys, keys.k_BSHD, keys.v_BSHD, k_rot_BPHD_, local_v);
+  keys.arrival = sequence_.gather_keys(scratch, layer_, transport_.keys, keys.k_BSHD, keys.v_BSHD, local_k, local_v);
   return keys;
 }
 

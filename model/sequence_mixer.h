@@ -85,8 +85,14 @@ class SequenceMixer {
 
   void step_sizes(Ops& ops, const SequenceMixerParams& w);
   void convolve(Ops& ops, const SequenceMixerParams& w);
-  void rotate_keys(Ops& ops);
-  void rotate_queries(Ops& ops);
+  // Rotated keys of the local prefix. Where there is an SSM half its converter needs the plain ones too; else they are
+  // rotated in place.
+  bool keys_apart() const { return has_ssm(); }
+  Tensor rotated_keys(const Tensor& apart_BPHD, const Tensor& qkv_BnX) const {
+    return keys_apart() ? apart_BPHD : part(qkv_BnX, 1, 0, prefix_);
+  }
+  // Those of one segment that lie apart; empty where there are none.
+  Tensor keys_of_segment(const Tensor& apart_BPHD, const Segment& segment) const;
   Keys gather_keys(Arena& scratch);
   Pending summarize_segments(Ops& ops, Arena& scratch);
   void attention_forward(Ops& ops, const Keys& keys);
@@ -100,7 +106,7 @@ class SequenceMixer {
   SsdBackward ssd_backward_args(const Part& part, const Tensor& dqkv_BnX, const Tensor& ddt_BnH,
                                 const Tensor& dlog_a_BnH) const;
   Pending convolve_backward(Ops& ops, Arena& scratch, const SequenceMixerParams& w, const SequenceMixerParams& grad,
-                            const Tensor& dpre_BnX, const Tensor& dqkv_BnX);
+                            const Tensor& dpre_BnX, const Tensor& dqkv_BnX, const Tensor& dk_rot_BPHD);
 
   const ModelConfig& config_;
   LayerLayout layer_;
@@ -116,8 +122,8 @@ class SequenceMixer {
   Tensor o_BPHD_, y_BSHD_;
   Tensor pre_BnX_;
   Tensor halo_sBWX_;   // the rows before each segment
-  Tensor qkv_BnX_;     // after the convolution; q of the prefix is rotated in place
-  Tensor k_rot_BPHD_;  // rotated keys of the local prefix
+  Tensor qkv_BnX_;     // after the convolution; q of the prefix is rotated, and k where keys_apart() is not
+  Tensor k_rot_BPHD_;  // where keys_apart(), else empty
   Tensor lse_BPH_;
   Tensor raw_BnH_;  // before softplus
   Tensor dt_BnH_, log_a_BnH_;

@@ -11,7 +11,8 @@ Pending SequenceMixer::backward(Ops& ops, Arena& scratch, const SequenceMixerPar
                                 Tensor dpre_BnX, Tensor draw_BnH, ConstTensor do_BPHD, ConstTensor dy_BSHD, Keys keys) {
   const int64_t B = batch_, n = tokens_, H = heads_, D = head_dim_, N = B * n;
   const Tensor dqkv_BnX = scratch.take({B, n, 3 * H * D}, dtype_);
-  const Tensor dk_rot_BPHD = scratch.take({B, prefix_, H, D}, dtype_), local_dv = part(dqkv_BnX, 2, 0, prefix_);
+  const Tensor dk_apart_BPHD = keys_apart() ? scratch.take({B, prefix_, H, D}, dtype_) : Tensor();
+  const Tensor dk_rot_BPHD = rotated_keys(dk_apart_BPHD, dqkv_BnX), local_dv = part(dqkv_BnX, 2, 0, prefix_);
   Tensor ddt_BnH, dlog_a_BnH, dstate_BHDD, outflow_sBHDD;
   Pending outflow;
   if (has_ssm()) {
@@ -47,24 +48,21 @@ Pending SequenceMixer::backward(Ops& ops, Arena& scratch, const SequenceMixerPar
   }
   key_gradients.finish();
   for (const Part& p : attention_) {
-    const Tensor dq = part(dqkv_BnX, 0, p.row, p.count);
-    ops.rope_backward(dq, dq, p.position, config_.rope_theta);
-    ops.rope_backward(part(dqkv_BnX, 1, p.row, p.count), dk_rot_BPHD.slice(1, p.row, p.count), p.position,
-                      config_.rope_theta);
     if (!has_ssm()) continue;
     if (!exact()) {
+      ops.fill(part(dqkv_BnX, 1, p.row, p.count), 0);
       ops.fill(ddt_BnH.slice(1, p.row, p.count), 0), ops.fill(dlog_a_BnH.slice(1, p.row, p.count), 0);
       continue;
     }
-    // Through the converter, gradients reach the prefix's k and v a second time, beside those from attention.
+    // Through the converter, gradients reach the prefix's plain keys, and its values beside those from attention.
     const bool splits = !ssm_.empty() && ssm_.front().segment == p.segment;
     SsdBackward args = ssd_backward_args(p, dqkv_BnX, ddt_BnH, dlog_a_BnH);
     args.dfinal_state_BHKD = splits ? dstate_BHDD : of_segment(outflow_sBHDD, p.segment);
     args.initial_state_BHKD = of_segment(inflow_sBHDD_, p.segment);
-    args.accumulate_kv = true;
+    args.accumulate_v = true;
     ops.ssd_backward(args);
   }
-  Pending halo = convolve_backward(ops, scratch, w, grad, dpre_BnX, dqkv_BnX);
+  Pending halo = convolve_backward(ops, scratch, w, grad, dpre_BnX, dqkv_BnX, dk_apart_BPHD);
   if (has_ssm()) {
     ops.dt_backward(draw_BnH.view({N, H}), grad.dt_bias_H, grad.A_log_H, ddt_BnH.view({N, H}), dlog_a_BnH.view({N, H}),
                     raw_BnH_.view({N, H}), w.dt_bias_H, w.A_log_H);
@@ -125,7 +123,7 @@ SsdBackward SequenceMixer::ssd_backward_args(const Part& p, const Tensor& dqkv_B
 
 Pending SequenceMixer::convolve_backward(Ops& ops, Arena& scratch, const SequenceMixerParams& w,
                                          const SequenceMixerParams& grad, const Tensor& dpre_BnX,
-                                         const Tensor& dqkv_BnX) {
+                                         const Tensor& dqkv_BnX, const Tensor& dk_rot_BPHD) {
   const auto segments = sequence_.segments();
   const Tensor dhalo_sBWX =
       alone() ? Tensor() : scratch.take({std::ssize(segments), batch_, config_.conv - 1, dqkv_BnX.size(2)}, dtype_);
@@ -133,9 +131,20 @@ Pending SequenceMixer::convolve_backward(Ops& ops, Arena& scratch, const Sequenc
   for (const Segment& s : segments) {
     const Tensor halo = alone() ? Tensor() : halo_sBWX_.select(0, i),
                  dhalo = alone() ? Tensor() : dhalo_sBWX.select(0, i);
-    ops.conv_silu_backward(dpre_BnX.slice(1, s.local_begin, s.size()), dhalo, grad.conv_XW, grad.conv_bias_X,
-                           dqkv_BnX.slice(1, s.local_begin, s.size()), pre_BnX_.slice(1, s.local_begin, s.size()), halo,
-                           w.conv_XW, w.conv_bias_X);
+    ops.conv_silu_rope_backward({.dx_BTC = dpre_BnX.slice(1, s.local_begin, s.size()),
+                                 .dhalo_BWC = dhalo,
+                                 .dw_CW = grad.conv_XW,
+                                 .db_C = grad.conv_bias_X,
+                                 .dy_BTC = dqkv_BnX.slice(1, s.local_begin, s.size()),
+                                 .dk_rot_BPHD = keys_of_segment(dk_rot_BPHD, s),
+                                 .x_BTC = pre_BnX_.slice(1, s.local_begin, s.size()),
+                                 .halo_BWC = halo,
+                                 .w_CW = w.conv_XW,
+                                 .b_C = w.conv_bias_X,
+                                 .heads = heads_,
+                                 .prefix = layer_.attention_part(s).size(),
+                                 .position = s.begin,
+                                 .theta = config_.rope_theta});
     ++i;
   }
   return alone() ? Pending() : sequence_.conv_halo_backward(scratch, dpre_BnX, dhalo_sBWX);

@@ -2,10 +2,12 @@
 # Tests of the CUDA backend.
 #   tests/gpu.sh [GPUS]          builds them and runs those of one GPU (the default) or of two on this machine; fails
 #                                where there are fewer
+#   tests/gpu.sh --sanitize      builds them and runs every kernel under compute-sanitizer (tests/sanitize.sh)
 #   tests/gpu.sh --pack FOLDER   builds them and transmamba, and puts into FOLDER all that a machine without this one's
 #                                compilers and libraries needs but Open MPI, OpenSSL, the CUDA toolkit and NCCL. There:
 #                                  FOLDER/run.sh all 1                      every test of one GPU
 #                                  FOLDER/run.sh all 2                      every test of two
+#                                  FOLDER/run.sh sanitize                   every kernel under compute-sanitizer
 #                                  FOLDER/run.sh -n 2 dist_cuda_test        one of them on two ranks
 #                                  FOLDER/run.sh launch_cuda_test --gtest_filter='CudaTrain.*'
 #                                  FOLDER/run.sh [-n RANKS] transmamba VERB ...
@@ -22,6 +24,7 @@ build() {
 if [ "${1:-}" != --pack ]; then
   build
   case ${1:-1} in
+    --sanitize) exec tests/sanitize.sh build/cuda/tests/kernels/cuda/cuda_ops_test ;;
     1) exec ctest --test-dir build/cuda --output-on-failure -L '^cuda$' ;;
     2) exec ctest --test-dir build/cuda --output-on-failure -L '^two-gpus$' ;;
     *) echo "tests/gpu.sh: there are tests of 1 GPU and of 2, not of $1" >&2; exit 2 ;;
@@ -31,7 +34,7 @@ fi
 folder=${2:?"tests/gpu.sh --pack needs a folder"}
 build -DTMAMBA_NATIVE=OFF  # the other machine's processor may be another
 mkdir -p "$folder/pack"
-cp -r tests/golden "$folder/pack/"
+cp -r tests/golden tests/sanitize.sh "$folder/pack/"
 for program in $programs; do strip -o "$folder/pack/$(basename "$program")" "build/cuda/$program"; done
 # HDF5 takes no library of another release than its headers; the C and C++ libraries of the other machine are used.
 mkdir -p "$folder/pack/lib"
@@ -42,10 +45,11 @@ rm -r "$folder/pack"
 cat > "$folder/run.sh" <<'RUN'
 #!/bin/sh
 # run.sh all 1|2
+# run.sh sanitize [GTEST_FILTER]
 # run.sh [-n RANKS] PROGRAM [ARGUMENTS]
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)/pack
-usage="run.sh needs 'all 1', 'all 2', or a program: cuda_ops_test, dist_cuda_test, launch_cuda_test, launch_cuda_ranks_test, model_cuda_golden_test or transmamba"
+usage="run.sh needs 'all 1', 'all 2', 'sanitize', or a program: cuda_ops_test, dist_cuda_test, launch_cuda_test, launch_cuda_ranks_test, model_cuda_golden_test or transmamba"
 [ "$here" -nt "$here.tar.gz" ] || { rm -rf "$here"; tar -C "${here%/*}" -xzf "$here.tar.gz"; touch "$here"; }
 cuda=${CUDA_HOME:-/usr/local/cuda}
 # NCCL beside the toolkit, or the one that Python packages bring.
@@ -74,6 +78,7 @@ if [ "${1:-}" = all ]; then
   [ -z "$failed" ] || { echo "failed:$failed" >&2; exit 1; }
   exit 0
 fi
+if [ "${1:-}" = sanitize ]; then shift; exec "$here/sanitize.sh" "$here/cuda_ops_test" "$@"; fi
 launcher=
 if [ "${1:-}" = -n ]; then launcher="$mpi -n ${2:?"$usage"}"; shift 2; fi
 program=${1:?"$usage"}

@@ -2,6 +2,7 @@
 // its first token come from x or, before the sequence, from the halo (or are zeros).
 #include <array>
 
+#include "kernels/conv_rope.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/partial_sums.h"
 #include "kernels/cpu/scratch.h"
@@ -235,5 +236,8 @@ void CpuOps::conv_silu_backward(Tensor dx_BTC, Tensor dhalo_BWC, Tensor dw_CW, T
     }
   });
 }
+
+void CpuOps::conv_silu_rope_forward(const ConvRopeForward& args) { conv_rope_in_passes(*this, args); }
+void CpuOps::conv_silu_rope_backward(const ConvRopeBackward& args) { conv_rope_in_passes(*this, args); }
 
 }  // namespace tmamba

@@ -54,6 +54,8 @@ class CpuOps final : public Ops {
                          ConstTensor b_C) override;
   void conv_silu_backward(Tensor dx_BTC, Tensor dhalo_BWC, Tensor dw_CW, Tensor db_C, ConstTensor dy_BTC,
                           ConstTensor x_BTC, ConstTensor halo_BWC, ConstTensor w_CW, ConstTensor b_C) override;
+  void conv_silu_rope_forward(const ConvRopeForward& args) override;
+  void conv_silu_rope_backward(const ConvRopeBackward& args) override;
 
   void rope_forward(Tensor y_BTHD, ConstTensor x_BTHD, int64_t position, double theta) override;
   void rope_backward(Tensor dx_BTHD, ConstTensor dy_BTHD, int64_t position, double theta) override;

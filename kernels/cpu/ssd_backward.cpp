@@ -13,7 +13,7 @@ struct Gradients {
   Cubes<A> dq, dk, dv, dinitial;
   Planes<A> ddt, dlog_a;
   A* dskip_H = nullptr;
-  bool accumulate_kv = false;
+  bool accumulate_v = false;
 };
 
 // Scratch of one task, for chunks of up to L tokens.
@@ -152,7 +152,7 @@ A store_gradients(const ChunkTask<A>& c, bool outputs) {
   Workspace<A>& w = c.work;
   const int64_t K = c.scan.K, D = c.scan.D;
   const A skip = c.scan.skip_H == nullptr ? A(0) : c.scan.skip_H[c.h];
-  const bool adds = c.out.accumulate_kv;
+  const bool adds = c.out.accumulate_v;
   A dskip = 0;
   for (int64_t s = 0; s < c.L; ++s) {
     const A* dk = w.dk + s * K;
@@ -168,7 +168,7 @@ A store_gradients(const ChunkTask<A>& c, bool outputs) {
     }
     A* dk_out = c.out.dk.at(c.b, c.first + s, c.h);
     A* dv_out = c.out.dv.at(c.b, c.first + s, c.h);
-    for (int64_t i = 0; i < K; ++i) dk_out[i] = adds ? dk_out[i] + dk[i] : dk[i];
+    for (int64_t i = 0; i < K; ++i) dk_out[i] = dk[i];
     for (int64_t i = 0; i < D; ++i) dv_out[i] = adds ? dv_out[i] + dv[i] : dv[i];
   }
   return dskip;
@@ -297,7 +297,7 @@ void CpuOps::ssd_backward(const SsdBackward& args) {
                            planes<A>(args.ddt_BTH),
                            planes<A>(args.dlog_a_BTH),
                            outputs ? vector_of<A>(args.dD_H) : nullptr,
-                           args.accumulate_kv};
+                           args.accumulate_v};
     backward(scan, SpanGrid(T, args.chunk, B * H), out, cubes<A>(args.initial_state_BHKD),
              cubes<A>(args.dfinal_state_BHKD));
   });

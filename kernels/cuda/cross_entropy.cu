@@ -9,7 +9,10 @@ namespace tmamba::cuda {
 
 namespace {
 
-constexpr int kThreads = 512;
+constexpr int kThreads = 256;
+constexpr int kTogether = 5;  // blocks on a multiprocessor: while some begin or end their rows, others read
+constexpr int kPieces = 4;    // 16-byte pieces of a row that a thread has under way together
+constexpr int kLossThreads = 1024;
 
 // sum exp(x - max) over some numbers, and their maximum.
 template <class A>
@@ -35,25 +38,52 @@ struct Stats {
   bool wide;
 };
 
+// Calls f(v, pieces, left) for this thread's share of a row of V columns: kPieces pieces at a time, all loaded before
+// the first is used; piece i begins at column v + i * kThreads * kVec<A>.
+template <class A, class F>
+__device__ void for_each_piece(const A* row, int64_t V, bool wide, const F& f) {
+  constexpr int kStep = kThreads * kVec<A>;
+  for (int64_t v = threadIdx.x * kVec<A>; v < V; v += kPieces * kStep) {
+    Raw<A> x[kPieces];
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) x[i] = load(row + v + i * kStep, V - v - i * kStep, wide);
+    f(v, x);
+  }
+}
+
+// Of the pieces of one step, of which `left` columns are there: the first one at least, all of them where kWhole.
+template <class A, bool kWhole>
+__device__ Softmax<A> softmax_of(const Raw<A> (&x)[kPieces], int64_t left) {
+  const auto at = [&](int i, int e) {
+    const bool here = kWhole || i * kThreads * kVec<A> + e < left;
+    return here ? x[i][e] : -std::numeric_limits<Acc<A>>::infinity();
+  };
+  Softmax<A> part{x[0][0], 0};
+#pragma unroll
+  for (int i = 0; i < kPieces; ++i) {
+#pragma unroll
+    for (int e = 0; e < kVec<A>; ++e) part.max = max(part.max, at(i, e));
+  }
+#pragma unroll
+  for (int i = 0; i < kPieces; ++i) {
+#pragma unroll
+    for (int e = 0; e < kVec<A>; ++e) part.sum += exp_of<A>(at(i, e) - part.max);
+  }
+  return part;
+}
+
 template <class A>
-__global__ void __launch_bounds__(kThreads) stats_kernel(Stats<A> f) {
+__global__ void __launch_bounds__(kThreads, sizeof(A) == 2 ? kTogether : 1)
+    stats_kernel(const __grid_constant__ Stats<A> f) {
   __shared__ Softmax<A> scratch[kThreads / kWarp];
   const int64_t n = blockIdx.x;
   const A* row = f.logits[n];
   Softmax<A> all{-std::numeric_limits<Acc<A>>::infinity(), 0};
-#pragma unroll 2
-  for (int64_t v = threadIdx.x * kVec<A>; v < f.V; v += kThreads * kVec<A>) {
+  for_each_piece(row, f.V, f.wide, [&](int64_t v, const Raw<A>(&x)[kPieces]) {
     const int64_t left = f.V - v;
-    const Raw<A> x = load(row + v, left, f.wide);
-    Softmax<A> part{widen(x.v[0]), 0};
-#pragma unroll
-    for (int e = 1; e < kVec<A>; ++e) {
-      if (e < left && x[e] > part.max) part.max = x[e];
-    }
-#pragma unroll
-    for (int e = 0; e < kVec<A>; ++e) part.sum += e < left ? exp_of<A>(x[e] - part.max) : Acc<A>(0);
-    all.join(part);
-  }
+    const bool whole = left >= (kPieces - 1) * kThreads * kVec<A> + kVec<A>;
+    all.join(whole ? softmax_of<A, true>(x, left) : softmax_of<A, false>(x, left));
+  });
 #pragma unroll
   for (int step = kWarp / 2; step > 0; step /= 2) {
     all.join({__shfl_xor_sync(0xFFFFFFFFu, all.max, step), __shfl_xor_sync(0xFFFFFFFFu, all.sum, step)});
@@ -85,18 +115,19 @@ struct Loss {
 
 // One block: the rows are few beside their logits.
 template <class T>
-__global__ void __launch_bounds__(kThreads) loss_kernel(Loss<T> f) {
-  __shared__ double scratch[kThreads / kWarp];
+__global__ void __launch_bounds__(kLossThreads) loss_kernel(Loss<T> f) {
+  __shared__ double scratch[kLossThreads / kWarp];
   double sum = 0, count = 0;
-  for (int64_t n = threadIdx.x; n < f.N; n += kThreads) {
+#pragma unroll 4
+  for (int64_t n = threadIdx.x; n < f.N; n += kLossThreads) {
     const bool counts = f.targets[n] >= 0;
     const T value = counts ? f.max[n] + log(f.sum_exp[n]) - f.target[n] : T(0);
     if (f.loss != nullptr) f.loss[n] = value;
     sum += static_cast<double>(value);
     count += counts ? 1 : 0;
   }
-  sum = block_sum<kThreads>(sum, scratch);
-  count = block_sum<kThreads>(count, scratch);
+  sum = block_sum<kLossThreads>(sum, scratch);
+  count = block_sum<kLossThreads>(count, scratch);
   if (threadIdx.x != 0) return;
   *f.loss_sum += sum;
   *f.count += count;
@@ -113,26 +144,32 @@ struct Gradient {
 };
 
 template <class A>
-__global__ void __launch_bounds__(kThreads) gradient_kernel(Gradient<A> f) {
+__global__ void __launch_bounds__(kThreads, sizeof(A) == 2 ? kTogether : 1)
+    gradient_kernel(const __grid_constant__ Gradient<A> f) {
+  constexpr int kStep = kThreads * kVec<A>;
   const int64_t n = blockIdx.x;
   A* row = f.logits[n];
   const int32_t target = f.targets[n];
+  if (target < 0) {
+    for (int64_t v = threadIdx.x * kVec<A>; v < f.V; v += kStep) store(row + v, Raw<A>{}, f.V - v, f.wide);
+    return;
+  }
   const int64_t column = target - f.vocab_begin;
   const Acc<A> max = f.max[n], factor = f.scale / f.sum_exp[n];
-#pragma unroll 2
-  for (int64_t v = threadIdx.x * kVec<A>; v < f.V; v += kThreads * kVec<A>) {
-    const int64_t left = f.V - v;
-    Raw<A> out{};
-    if (target >= 0) {
-      const Raw<A> x = load(row + v, left, f.wide);
+  for_each_piece(static_cast<const A*>(row), f.V, f.wide, [&](int64_t v, const Raw<A>(&x)[kPieces]) {
 #pragma unroll
-      for (int e = 0; e < kVec<A>; ++e) {
-        const Acc<A> p = exp_of<A>(x[e] - max) * factor;
-        out.v[e] = narrow<A>(v + e == column ? p - f.scale : p);
+    for (int i = 0; i < kPieces; ++i) {
+      const int64_t first = v + i * kStep;
+      Acc<A> p[kVec<A>];
+#pragma unroll
+      for (int e = 0; e < kVec<A>; ++e) p[e] = exp_of<A>(x[i][e] - max) * factor;
+      if (column >= first && column < first + kVec<A>) {
+#pragma unroll
+        for (int e = 0; e < kVec<A>; ++e) p[e] -= first + e == column ? f.scale : Acc<A>(0);
       }
+      store(row + first, Raw<A>::rounded(p), f.V - first, f.wide);
     }
-    store(row + v, out, left, f.wide);
-  }
+  });
 }
 
 }  // namespace
@@ -188,7 +225,7 @@ void CudaOps::cross_entropy_loss(Tensor loss_sum_1, Tensor count_1, Tensor loss_
   dispatch_float(acc, [&]<class T>() {
     const Loss<T> f{loss_sum_1.data<double>(), count_1.data<double>(), vector_of<T>(loss_N),      max_N.data<T>(),
                     sum_exp_N.data<T>(),       target_N.data<T>(),     targets_N.data<int32_t>(), N};
-    launch(stream(), {}, kThreads, 0, loss_kernel<T>, f);
+    launch(stream(), {}, kLossThreads, 0, loss_kernel<T>, f);
   });
 }
 

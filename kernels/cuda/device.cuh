@@ -95,7 +95,26 @@ struct alignas(N * sizeof(A) % 16 == 0 ? 16 : 8) Raw {
   using Piece = std::conditional_t<N * sizeof(A) % 16 == 0, uint4, uint2>;
   static constexpr int kPieces = static_cast<int>(N * sizeof(A) / sizeof(Piece));
   A v[N];
-  __device__ Acc<A> operator[](int i) const { return widen(v[i]); }
+  // Of bfloat16 by the register that holds the element: one instruction.
+  __device__ Acc<A> operator[](int i) const {
+    if constexpr (std::is_same_v<A, bf16_t>) {
+      const uint32_t pair = reinterpret_cast<const uint32_t*>(v)[i / 2];
+      return i % 2 == 0 ? low_bf16(pair) : high_bf16(pair);
+    } else {
+      return widen(v[i]);
+    }
+  }
+  __device__ static Raw rounded(const Acc<A> (&x)[N]) {
+    Raw out;
+    if constexpr (std::is_same_v<A, bf16_t>) {
+#pragma unroll
+      for (int i = 0; i < N / 2; ++i) reinterpret_cast<uint32_t*>(out.v)[i] = pack_bf16(x[2 * i], x[2 * i + 1]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < N; ++i) out.v[i] = x[i];
+    }
+    return out;
+  }
 };
 
 // Loads elements [0, N) of what remains of a row, zeros beyond `left`. `wide` as wide_rows() says.
@@ -252,7 +271,7 @@ void launch(cudaStream_t stream, Grid grid, dim3 block, size_t shared, void (*ke
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   TM_CHECK(grid.x < (int64_t{1} << 31) && grid.y < 65536 && grid.z < 65536, "a CUDA grid of ", grid.x, " x ", grid.y,
            " x ", grid.z, " blocks is too large");
-  constexpr size_t kAlwaysThere = 48 << 10;
+  constexpr size_t kAlwaysThere = 32 << 10;  // of 48 KB, as a kernel may have static shared memory too
   if (shared > kAlwaysThere) {
     TM_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
   }

@@ -121,8 +121,8 @@ void CudaOps::dt_backward(Tensor draw_NH, Tensor dbias_H, Tensor dA_log_H, Const
     Acc<A>* partial = workspace_.take<Acc<A>>(grid.x * 2 * H);
     const Backward<A> f{in, rows<A>(draw_NH), rows<Acc<A>>(ddt_NH), rows<Acc<A>>(dlog_a_NH), partial};
     launch(stream(), grid, dim3(kHeads, kRows), 0, backward_kernel<A>, f);
-    add_lines<Acc<A>>(stream(), {dbias_H.data<Acc<A>>(), H, H, 1}, partial, grid.x, H, 2 * H);
-    add_lines<Acc<A>>(stream(), {dA_log_H.data<Acc<A>>(), H, H, 1}, partial + H, grid.x, H, 2 * H);
+    add_lines(stream(), SumTarget<Acc<A>>{dbias_H.data<Acc<A>>(), H, H, 1}, partial, grid.x, H, 2 * H);
+    add_lines(stream(), SumTarget<Acc<A>>{dA_log_H.data<Acc<A>>(), H, H, 1}, partial + H, grid.x, H, 2 * H);
   });
 }
 

@@ -1,16 +1,27 @@
-// Gated norm per head: kLanes threads hold one token's head. A block takes kHeads neighbouring heads (each of its
-// groups always the same one) of a range of tokens.
+// Gated norm per head: kLanes threads hold one token's head, kSteps pieces of 16 bytes each. A block takes kHeads
+// neighbouring heads (each of its groups always the same one) of a range of tokens of one sequence.
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/partial_sums.cuh"
+#include "kernels/cuda/ring.cuh"
 #include "kernels/cuda/views.h"
 
 namespace tmamba::cuda {
 
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kMostSteps = 4;  // 16-byte pieces of a head per thread
+constexpr int kThreads = 128;
+// Blocks in all, about: of the forward pass many times those that run together; of the backward pass, whose blocks each
+// leave a line of sums, as many as an H200 runs together.
+constexpr int64_t kForwardBlocks = 8192, kBackwardBlocks = 528;
+
+constexpr int kStages = 2;  // rounds of tokens: one in use, the other on its way
+// Blocks that run together on a multiprocessor: what 16 bytes of every tensor per thread and round leave room for.
+constexpr int kForwardTogether = 5, kBackwardTogether = 4;
+template <class A, int kSteps>
+using ForwardRing = Ring<A, kThreads, 2 * kSteps, kStages>;
+template <class A, int kSteps>
+using BackwardRing = Ring<A, kThreads, 3 * kSteps, kStages>;
 
 // SiLU(z) and its slope; without a gate, 1 and nothing.
 template <class A>
@@ -19,40 +30,103 @@ struct Gate {
   __device__ Gate(bool gated, Acc<A> z) {
     const Acc<A> s = sigmoid<A>(z);
     value = gated ? z * s : Acc<A>(1);
-    slope = s * (1 + z * (1 - s));
+    slope = s + z * s * (1 - s);
   }
 };
-
-template <class A>
-constexpr int kLanes = std::is_same_v<A, bf16_t> ? 16 : 32;
-template <class A>
-constexpr int kGroups = kThreads / kLanes<A>;
 
 template <class A>
 struct Problem {
   Cubes<const A> y, z;  // z may be absent
   Rows<const A> w;
   int64_t B, T, H, D;
-  int heads;  // of a block: a power of two, at most kGroups
-  int64_t rows_per_block;
+  int heads;             // of a block: a power of two
+  int64_t tokens;        // of a block
+  int64_t token_blocks;  // per sequence
   bool wide;
 };
 
 // The head and the tokens of this thread's group.
-template <class A>
+template <class A, int kLanes>
 struct Place {
-  int lane, slot;
-  int64_t h, first, end, step;
+  static constexpr int kGroups = kThreads / kLanes;
+  int lane, slot, step;  // step: tokens that the block has under way together
+  int64_t b, h, first, end;
+  bool here;  // the head is one of the tensor's
+
   __device__ explicit Place(const Problem<A>& p) {
-    lane = threadIdx.x % kLanes<A>;
-    slot = threadIdx.x / kLanes<A>;
+    lane = static_cast<int>(threadIdx.x) % kLanes;
+    slot = static_cast<int>(threadIdx.x) / kLanes;
+    step = kGroups / p.heads;
     h = static_cast<int64_t>(blockIdx.y) * p.heads + slot % p.heads;
-    const int64_t begin = blockIdx.x * p.rows_per_block, N = p.B * p.T;
+    here = h < p.H;
+    if (!here) h = 0;
+    const DivMod at(blockIdx.x, p.token_blocks);
+    b = at.quotient;
+    const int64_t begin = at.remainder * p.tokens;
     first = begin + slot / p.heads;
-    end = begin + p.rows_per_block < N ? begin + p.rows_per_block : N;
-    step = kGroups<A> / p.heads;
+    end = begin + p.tokens < p.T ? begin + p.tokens : p.T;
   }
+  // Whether all pieces of this thread are whole ones.
+  __device__ bool whole(const Problem<A>& p, int steps) const { return p.wide && column(steps - 1) + kVec<A> <= p.D; }
+  // This thread's first piece at its first token.
+  template <class T>
+  __device__ T* begin(const Cubes<T>& x) const {
+    return x.at(b, first, h) + column(0);
+  }
+  // Where piece j of the head begins.
+  __device__ int column(int j) const { return (lane + j * kLanes) * kVec<A>; }
 };
+
+// Calls start(stage, there) for every token of this thread's group and, kStages rounds of the block's tokens later,
+// f(stage, t, there). All lanes of a block take part: where a group has run out of tokens `there` is false.
+template <class R, int kStages, class A, int kLanes, class Start, class F>
+__device__ void for_each_token(const Problem<A>& p, const Place<A, kLanes>& place, const Start& start, const F& f) {
+  const int rounds = static_cast<int>((p.tokens + place.step - 1) / place.step);
+  const int own = place.here && place.first < place.end
+                      ? static_cast<int>((place.end - place.first + place.step - 1) / place.step)
+                      : 0;
+#pragma unroll
+  for (int stage = 0; stage < kStages; ++stage) {
+    if (stage < rounds) start(stage, stage < own);
+    R::commit();
+  }
+  int stage = 0;
+  for (int round = 0; round < rounds; ++round) {
+    R::wait();
+    f(stage, round, round < own);
+    if (round + kStages < rounds) start(stage, round + kStages < own);
+    R::commit();
+    stage = stage + 1 == kStages ? 0 : stage + 1;
+  }
+}
+
+// Loads a token's head into the ring: piece j of a tensor is number `piece` + j * `pitch` of the round.
+template <class A, int kLanes, int kSteps, class R>
+__device__ void start_head(R& ring, int stage, int piece, int pitch, const A* from, const Place<A, kLanes>& place,
+                           const Problem<A>& p, bool whole, bool there) {
+#pragma unroll
+  for (int j = 0; j < kSteps; ++j) {
+    const int offset = j * kLanes * kVec<A>;
+    if (whole) {
+      ring.start_whole(stage, piece + j * pitch, from + offset, there);
+    } else {
+      ring.start(stage, piece + j * pitch, from + offset, there ? p.D - place.column(j) : 0, p.wide);
+    }
+  }
+}
+
+// Stores piece j of a token's head.
+template <class A, int kLanes>
+__device__ void store_piece(A* to, int j, const Acc<A> (&x)[kVec<A>], const Place<A, kLanes>& place,
+                            const Problem<A>& p, bool whole) {
+  const Raw<A> out = Raw<A>::rounded(x);
+  A* const at = to + j * kLanes * kVec<A>;
+  if (whole) {
+    *reinterpret_cast<uint4*>(at) = reinterpret_cast<const uint4&>(out);
+  } else {
+    store(at, out, p.D - place.column(j), p.wide);
+  }
+}
 
 template <class A>
 struct Forward {
@@ -62,168 +136,188 @@ struct Forward {
   double eps;
 };
 
-template <class A, int kSteps>
-__global__ void __launch_bounds__(kThreads) forward_kernel(Forward<A> f) {
+template <class A, int kLanes, int kSteps>
+__global__ void __launch_bounds__(kThreads, sizeof(A) == 2 && kSteps <= 3 ? kForwardTogether : 1)
+    forward_kernel(const __grid_constant__ Forward<A> f) {
   constexpr int V = kVec<A>;
+  extern __shared__ uint4 shared[];
+  using Numbers = ForwardRing<A, kSteps>;
+  Numbers ring(shared);
   const Problem<A>& p = f.p;
-  const Place<A> place(p);
+  const Place<A, kLanes> place(p);
   const bool gated = p.z.data != nullptr;
-  const int64_t rounds = ceil_div(p.rows_per_block, place.step);
-  for (int64_t round = 0; round < rounds; ++round) {  // every lane takes part in every sum
-    const int64_t n = place.first + round * place.step;
-    const bool here = n < place.end && place.h < p.H;
-    const DivMod token(here ? n : 0, p.T);
-    const int64_t b = token.quotient, t = token.remainder, h = here ? place.h : 0;
+  const int D = static_cast<int>(p.D);
+  Raw<A> w[kSteps];
+#pragma unroll
+  for (int j = 0; j < kSteps; ++j) w[j] = load(p.w[place.h] + place.column(j), D - place.column(j), p.wide);
+  const Acc<A> share = Acc<A>(1) / static_cast<Acc<A>>(p.D);
+  const bool whole = place.whole(p, kSteps);
+  const A *next_y = place.begin(p.y), *next_z = gated ? place.begin(p.z) : nullptr;
+  A* out_row = place.begin(f.out);
+  Acc<A>* rstd_at = f.rstd.at(place.b, place.first) + place.h;
+  const auto start = [&](int stage, bool there) {
+    start_head<A, kLanes, kSteps>(ring, stage, 0, 2, next_y, place, p, whole, there);
+    start_head<A, kLanes, kSteps>(ring, stage, 1, 2, next_z, place, p, whole, there && gated);
+    next_y += place.step * p.y.t, next_z += place.step * p.z.t;
+  };
+  for_each_token<Numbers, kStages>(p, place, start, [&](int stage, int, bool there) {
     Acc<A> g[kSteps][V];
     Acc<A> squares = 0;
 #pragma unroll
     for (int j = 0; j < kSteps; ++j) {
-      const int64_t c = (place.lane + j * kLanes<A>)*V, left = here ? p.D - c : 0;
-      if (left <= 0) continue;
-      const Raw<A> y = load(p.y.at(b, t, h) + c, left, p.wide);
-      Raw<A> z{};
-      if (gated) z = load(p.z.at(b, t, h) + c, left, p.wide);
+      const Raw<A> y = ring.at(stage, 2 * j), z = ring.at(stage, 2 * j + 1);
 #pragma unroll
       for (int e = 0; e < V; ++e) {
         g[j][e] = y[e] * Gate<A>(gated, z[e]).value;
         squares += g[j][e] * g[j][e];
       }
     }
-    squares = warp_sum<kLanes<A>>(squares);
-    const Acc<A> rstd = 1 / sqrt(squares / static_cast<Acc<A>>(p.D) + static_cast<Acc<A>>(f.eps));
-    if (here && place.lane == 0) f.rstd.at(b, t)[h] = rstd;
+    squares = warp_sum<kLanes>(squares);
+    const Acc<A> rstd = 1 / sqrt(squares * share + static_cast<Acc<A>>(f.eps));
+    if (!there) return;
+    if (place.lane == 0) *rstd_at = rstd;
 #pragma unroll
     for (int j = 0; j < kSteps; ++j) {
-      const int64_t c = (place.lane + j * kLanes<A>)*V, left = here ? p.D - c : 0;
-      if (left <= 0) continue;
-      const Raw<A> w = load(p.w[h] + c, left, p.wide);
-      Raw<A> out;
+      Acc<A> out[V];
 #pragma unroll
-      for (int e = 0; e < V; ++e) out.v[e] = narrow<A>(g[j][e] * rstd * w[e]);
-      store(f.out.at(b, t, h) + c, out, left, p.wide);
+      for (int e = 0; e < V; ++e) out[e] = g[j][e] * rstd * w[j][e];
+      store_piece(out_row, j, out, place, p, whole);
     }
-  }
+    out_row += place.step * f.out.t, rstd_at += place.step * f.rstd.t;
+  });
 }
 
 template <class A>
 struct Backward {
   Problem<A> p;
   Cubes<A> dy, dz;
-  Acc<A>* dw_partial;  // [blocks of rows, H, D]
+  Acc<A>* dw_partial;  // [blocks of tokens, H, D]
   Cubes<const A> dout;
   Planes<const Acc<A>> rstd;
 };
 
-template <class A, int kSteps>
-__global__ void __launch_bounds__(kThreads, kSteps == 1 && sizeof(A) == 2 ? 3 : 1) backward_kernel(Backward<A> f) {
-  constexpr int V = kVec<A>;
+// Adds up what the groups of one head have found, in order, and leaves it as the block's line.
+template <class A, int kLanes, int kSteps>
+__device__ void store_sums(const Backward<A>& f, const Place<A, kLanes>& place, const Acc<A> (&dw)[kSteps][kVec<A>]) {
+  constexpr int V = kVec<A>, kGroups = Place<A, kLanes>::kGroups;
   __shared__ Acc<A> scratch[kThreads * V];
-  const Problem<A>& p = f.p;
-  const Place<A> place(p);
-  const bool gated = p.z.data != nullptr;
-  const auto column = [&](int j) { return static_cast<int64_t>(place.lane + j * kLanes<A>) * V; };
-  const int64_t h = place.h < p.H ? place.h : 0;
-  Acc<A> dw[kSteps][V] = {};
-  Raw<A> w[kSteps];
-#pragma unroll
-  for (int j = 0; j < kSteps; ++j) w[j] = load(p.w[h] + column(j), p.D - column(j), p.wide);
-  const int64_t rounds = ceil_div(p.rows_per_block, place.step);
-  for (int64_t round = 0; round < rounds; ++round) {
-    const int64_t n = place.first + round * place.step;
-    const bool here = n < place.end && place.h < p.H;
-    const DivMod token(here ? n : 0, p.T);
-    const int64_t b = token.quotient, t = token.remainder;
-    const Acc<A> rstd = f.rstd.at(b, t)[h];
-    Raw<A> y[kSteps], z[kSteps], dout[kSteps];
-#pragma unroll
-    for (int j = 0; j < kSteps; ++j) {
-      const int64_t c = column(j), left = here ? p.D - c : 0;
-      y[j] = load(p.y.at(b, t, h) + c, left, p.wide);
-      z[j] = load(p.z.at(b, t, h) + c, gated ? left : 0, p.wide);
-      dout[j] = load(f.dout.at(b, t, h) + c, left, p.wide);
-    }
-    Acc<A> gates[kSteps][V], slopes[kSteps][V];
-    Acc<A> dot = 0;  // sum of w dout g
-#pragma unroll
-    for (int j = 0; j < kSteps; ++j) {
-#pragma unroll
-      for (int e = 0; e < V; ++e) {
-        const Gate<A> gate(gated, z[j][e]);
-        gates[j][e] = gate.value, slopes[j][e] = gate.slope;
-        const Acc<A> g = dout[j][e] * y[j][e] * gate.value;
-        dot += w[j][e] * g;
-        dw[j][e] += g * rstd;
-      }
-    }
-    dot = warp_sum<kLanes<A>>(dot);
-    const Acc<A> along = dot * rstd * rstd * rstd / static_cast<Acc<A>>(p.D);
-#pragma unroll
-    for (int j = 0; j < kSteps; ++j) {
-      const int64_t c = column(j), left = here ? p.D - c : 0;
-      if (left <= 0) continue;
-      Raw<A> dy, dz;
-#pragma unroll
-      for (int e = 0; e < V; ++e) {
-        const Acc<A> dg = rstd * w[j][e] * dout[j][e] - y[j][e] * gates[j][e] * along;
-        dy.v[e] = narrow<A>(dg * gates[j][e]);
-        dz.v[e] = narrow<A>(dg * y[j][e] * slopes[j][e]);
-      }
-      store(f.dy.at(b, t, h) + c, dy, left, p.wide);
-      if (gated) store(f.dz.at(b, t, h) + c, dz, left, p.wide);
-    }
-  }
-  // Groups of one head meet in shared memory; the first of them adds up in order.
+  const int D = static_cast<int>(f.p.D);
 #pragma unroll
   for (int j = 0; j < kSteps; ++j) {
     __syncthreads();
 #pragma unroll
     for (int e = 0; e < V; ++e) scratch[threadIdx.x * V + e] = dw[j][e];
     __syncthreads();
-    const int64_t c = (place.lane + j * kLanes<A>)*V;
-    if (place.slot >= p.heads || place.h >= p.H || c >= p.D) continue;
-    Acc<A>* line = f.dw_partial + (blockIdx.x * p.H + place.h) * p.D;
+    const int c = place.column(j);
+    if (place.slot >= f.p.heads || !place.here || c >= D) continue;
+    Acc<A>* line = f.dw_partial + (blockIdx.x * f.p.H + place.h) * f.p.D;
 #pragma unroll
     for (int e = 0; e < V; ++e) {
       Acc<A> sum = 0;
-      for (int slot = place.slot; slot < kGroups<A>; slot += p.heads) {
-        sum += scratch[(slot * kLanes<A> + place.lane) * V + e];
+      for (int slot = place.slot; slot < kGroups; slot += f.p.heads) {
+        sum += scratch[(slot * kLanes + place.lane) * V + e];
       }
-      if (c + e < p.D) line[c + e] = sum;
+      if (c + e < D) line[c + e] = sum;
     }
   }
 }
 
-template <class A>
-Problem<A> make_problem(const ConstTensor& y_BTHD, const ConstTensor& z_BTHD, const ConstTensor& w_HD,
-                        int64_t most_blocks, bool wide) {
-  Problem<A> p{cubes<A>(y_BTHD),
-               cubes<A>(z_BTHD),
-               rows<A>(w_HD),
-               y_BTHD.size(0),
-               y_BTHD.size(1),
-               y_BTHD.size(2),
-               y_BTHD.size(3),
-               1,
-               0,
-               wide};
-  constexpr int64_t kMost = int64_t{kLanes<A>} * kMostSteps * kVec<A>;
-  TM_CHECK(p.D <= kMost, "gated_norm: heads of ", p.D, " channels, at most ", kMost, " are supported on the GPU");
-  while (p.heads < p.H && p.heads < kGroups<A>) p.heads *= 2;
-  const int64_t at_once = kGroups<A> / p.heads, N = p.B * p.T;
-  p.rows_per_block = round_up(ceil_div(N, std::min(most_blocks, ceil_div(N, 4 * at_once))), at_once);
-  return p;
+template <class A, int kLanes, int kSteps>
+__global__ void __launch_bounds__(kThreads, sizeof(A) == 2 && kSteps <= 3 ? kBackwardTogether : 1)
+    backward_kernel(const __grid_constant__ Backward<A> f) {
+  constexpr int V = kVec<A>;
+  extern __shared__ uint4 shared[];
+  using Numbers = BackwardRing<A, kSteps>;
+  Numbers ring(shared);
+  const Problem<A>& p = f.p;
+  const Place<A, kLanes> place(p);
+  const bool gated = p.z.data != nullptr;
+  const int D = static_cast<int>(p.D);
+  Acc<A> dw[kSteps][V] = {};
+  Raw<A> w[kSteps];
+#pragma unroll
+  for (int j = 0; j < kSteps; ++j) w[j] = load(p.w[place.h] + place.column(j), D - place.column(j), p.wide);
+  const Acc<A> share = Acc<A>(1) / static_cast<Acc<A>>(p.D);
+  const bool whole = place.whole(p, kSteps);
+  const A *next_y = place.begin(p.y), *next_z = gated ? place.begin(p.z) : nullptr, *next_dout = place.begin(f.dout);
+  A *dy_row = place.begin(f.dy), *dz_row = gated ? place.begin(f.dz) : nullptr;
+  const Acc<A>* rstd_at = f.rstd.at(place.b, place.first) + place.h;
+  const auto start = [&](int stage, bool there) {
+    start_head<A, kLanes, kSteps>(ring, stage, 0, 3, next_y, place, p, whole, there);
+    start_head<A, kLanes, kSteps>(ring, stage, 1, 3, next_z, place, p, whole, there && gated);
+    start_head<A, kLanes, kSteps>(ring, stage, 2, 3, next_dout, place, p, whole, there);
+    next_y += place.step * p.y.t, next_z += place.step * p.z.t, next_dout += place.step * f.dout.t;
+  };
+  Acc<A> next_rstd = place.here && place.first < place.end ? *rstd_at : Acc<A>(0);
+  for_each_token<Numbers, kStages>(p, place, start, [&](int stage, int round, bool there) {
+    const Acc<A> rstd = next_rstd;
+    rstd_at += place.step * f.rstd.t;
+    const bool more = there && place.first + (round + 1) * place.step < place.end;
+    next_rstd = more ? *rstd_at : Acc<A>(0);
+    Acc<A> dot = 0;  // sum of w dout g
+#pragma unroll
+    for (int j = 0; j < kSteps; ++j) {
+      const Raw<A> y = ring.at(stage, 3 * j), z = ring.at(stage, 3 * j + 1), dout = ring.at(stage, 3 * j + 2);
+#pragma unroll
+      for (int e = 0; e < V; ++e) {
+        const Acc<A> g = dout[e] * y[e] * Gate<A>(gated, z[e]).value;
+        dot += w[j][e] * g;
+        dw[j][e] += g * rstd;
+      }
+    }
+    dot = warp_sum<kLanes>(dot);
+    if (!there) return;
+    const Acc<A> along = dot * rstd * rstd * rstd * share;
+#pragma unroll
+    for (int j = 0; j < kSteps; ++j) {
+      const Raw<A> y = ring.at(stage, 3 * j), z = ring.at(stage, 3 * j + 1), dout = ring.at(stage, 3 * j + 2);
+      Acc<A> dy[V], dz[V];
+#pragma unroll
+      for (int e = 0; e < V; ++e) {
+        const Gate<A> gate(gated, z[e]);
+        const Acc<A> dg = w[j][e] * (rstd * dout[e]) - y[e] * along * gate.value;
+        dy[e] = dg * gate.value;
+        dz[e] = dg * (y[e] * gate.slope);
+      }
+      store_piece(dy_row, j, dy, place, p, whole);
+      if (gated) store_piece(dz_row, j, dz, place, p, whole);
+    }
+    dy_row += place.step * f.dy.t, dz_row += place.step * f.dz.t;
+  });
+  store_sums<A, kLanes, kSteps>(f, place, dw);
 }
 
-// Calls f.template operator()<kSteps>() for the pieces of a head of D channels.
+// How a head of so many 16-byte pieces is shared out: of the lanes, the fewest whose threads have no more than three
+// pieces, and more where they would be idle.
 template <class A, class F>
-void dispatch_steps(int64_t D, const F& f) {
-  if (D <= int64_t{kLanes<A>} * kVec<A>) return f.template operator()<1>();
-  f.template operator()<kMostSteps>();
+void dispatch_lanes(int64_t D, const F& f) {
+  const int64_t pieces = ceil_div(D, kVec<A>);
+  if (pieces <= 8) return f.template operator()<4, 2>();
+  if (pieces <= 12) return f.template operator()<4, 3>();
+  if (pieces <= 16) return f.template operator()<8, 2>();
+  if (pieces <= 24) return f.template operator()<8, 3>();
+  if (pieces <= 48) return f.template operator()<16, 3>();
+  TM_CHECK(pieces <= 128, "gated_norm: heads of ", D, " channels, at most ", 128 * kVec<A>,
+           " are supported on the GPU");
+  f.template operator()<32, 4>();
+}
+
+template <class A, int kLanes>
+Problem<A> make_problem(const ConstTensor& y_BTHD, const ConstTensor& z_BTHD, const ConstTensor& w_HD,
+                        int64_t most_blocks, bool wide) {
+  constexpr int kGroups = Place<A, kLanes>::kGroups;
+  const int64_t B = y_BTHD.size(0), T = y_BTHD.size(1), H = y_BTHD.size(2);
+  int heads = 1;
+  while (heads < H && heads < kGroups) heads *= 2;
+  const int64_t at_once = kGroups / heads, blocks = ceil_div(most_blocks, B * ceil_div(H, heads));
+  const int64_t tokens = round_up(ceil_div(T, std::min(blocks, ceil_div(T, 4 * at_once))), at_once);
+  return {cubes<A>(y_BTHD), cubes<A>(z_BTHD),    rows<A>(w_HD), B, T, H, y_BTHD.size(3), heads,
+          tokens,           ceil_div(T, tokens), wide};
 }
 
 template <class A>
 Grid grid_of(const Problem<A>& p) {
-  return {ceil_div(p.B * p.T, p.rows_per_block), ceil_div(p.H, p.heads)};
+  return {p.B * p.token_blocks, ceil_div(p.H, p.heads)};
 }
 
 }  // namespace
@@ -240,10 +334,11 @@ void CudaOps::gated_norm_forward(Tensor out_BTHD, Tensor rstd_BTH, ConstTensor y
   expect(w_HD, "gated_norm w_HD", dtype, {H, D});
   const bool wide = wide_rows({out_BTHD, y_BTHD, z_BTHD, w_HD});
   dispatch_activation(dtype, [&]<class A>() {
-    const Problem<A> p = make_problem<A>(y_BTHD, z_BTHD, w_HD, 1 << 20, wide);
-    const Forward<A> f{p, cubes<A>(out_BTHD), planes<Acc<A>>(rstd_BTH), eps};
-    dispatch_steps<A>(D,
-                      [&]<int kSteps>() { launch(stream(), grid_of(p), kThreads, 0, forward_kernel<A, kSteps>, f); });
+    dispatch_lanes<A>(D, [&]<int kLanes, int kSteps>() {
+      const Problem<A> p = make_problem<A, kLanes>(y_BTHD, z_BTHD, w_HD, kForwardBlocks, wide);
+      const Forward<A> f{p, cubes<A>(out_BTHD), planes<Acc<A>>(rstd_BTH), eps};
+      launch(stream(), grid_of(p), kThreads, ForwardRing<A, kSteps>::kBytes, forward_kernel<A, kLanes, kSteps>, f);
+    });
   });
 }
 
@@ -262,13 +357,15 @@ void CudaOps::gated_norm_backward(Tensor dy_BTHD, Tensor dz_BTHD, Tensor dw_HD, 
   expect(w_HD, "gated_norm w_HD", dtype, {H, D});
   const bool wide = wide_rows({dy_BTHD, dz_BTHD, dout_BTHD, y_BTHD, z_BTHD, w_HD});
   dispatch_activation(dtype, [&]<class A>() {
-    const Problem<A> p = make_problem<A>(y_BTHD, z_BTHD, w_HD, 1056, wide);
-    const Grid grid = grid_of(p);
-    Acc<A>* partial = workspace_.take<Acc<A>>(grid.x * H * D);
-    const Backward<A> f{p,       cubes<A>(dy_BTHD),   cubes<A>(dz_BTHD),
-                        partial, cubes<A>(dout_BTHD), planes<Acc<A>>(rstd_BTH)};
-    dispatch_steps<A>(D, [&]<int kSteps>() { launch(stream(), grid, kThreads, 0, backward_kernel<A, kSteps>, f); });
-    add_lines<Acc<A>>(stream(), {dw_HD.data<Acc<A>>(), D, dw_HD.stride(0), 1}, partial, grid.x, H * D);
+    dispatch_lanes<A>(D, [&]<int kLanes, int kSteps>() {
+      const Problem<A> p = make_problem<A, kLanes>(y_BTHD, z_BTHD, w_HD, kBackwardBlocks, wide);
+      const Grid grid = grid_of(p);
+      Acc<A>* partial = workspace_.take<Acc<A>>(grid.x * H * D);
+      const Backward<A> f{p,       cubes<A>(dy_BTHD),   cubes<A>(dz_BTHD),
+                          partial, cubes<A>(dout_BTHD), planes<Acc<A>>(rstd_BTH)};
+      launch(stream(), grid, kThreads, BackwardRing<A, kSteps>::kBytes, backward_kernel<A, kLanes, kSteps>, f);
+      add_lines(stream(), SumTarget<Acc<A>>{dw_HD.data<Acc<A>>(), D, dw_HD.stride(0), 1}, partial, grid.x, H * D);
+    });
   });
 }
 

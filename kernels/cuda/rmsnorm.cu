@@ -3,6 +3,7 @@
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/partial_sums.cuh"
+#include "kernels/cuda/ring.cuh"
 #include "kernels/cuda/views.h"
 
 namespace tmamba::cuda {
@@ -37,27 +38,31 @@ struct Forward {
   bool wide;
 };
 
-template <class A, int kGroup>
-__global__ void __launch_bounds__(kBlock<kGroup>) forward_kernel(Forward<A> f) {
+template <class A, int kGroup, bool kAdds>
+__global__ void __launch_bounds__(kBlock<kGroup>, kGroup == kNarrow && sizeof(A) == 2 ? 3 : 1)
+    forward_kernel(const __grid_constant__ Forward<A> f) {
   __shared__ Acc<A> scratch[kBroad / kWarp];
   constexpr int V = kVec<A>;
   const int lane = threadIdx.x % kGroup;
   const int64_t n = static_cast<int64_t>(blockIdx.x) * (kBlock<kGroup> / kGroup) + threadIdx.x / kGroup;
   if (n >= f.N) return;
-  const bool adds = f.delta.data != nullptr;
   Raw<A> x[kPieces<kGroup>];
-  Acc<A> squares = 0;
 #pragma unroll
   for (int j = 0; j < kPieces<kGroup>; ++j) {
     const int64_t c = (lane + j * kGroup) * V, left = f.C - c;
-    if (left <= 0) continue;
     x[j] = load(f.x[n] + c, left, f.wide);
-    if (adds) {
+    if (kAdds && left > 0) {
       const Raw<A> delta = load(f.delta[n] + c, left, f.wide);
+      Acc<A> both[V];
 #pragma unroll
-      for (int e = 0; e < V; ++e) x[j].v[e] = narrow<A>(x[j][e] + delta[e]);
+      for (int e = 0; e < V; ++e) both[e] = x[j][e] + delta[e];
+      x[j] = Raw<A>::rounded(both);
       store(f.sum[n] + c, x[j], left, f.wide);
     }
+  }
+  Acc<A> squares = 0;
+#pragma unroll
+  for (int j = 0; j < kPieces<kGroup>; ++j) {
 #pragma unroll
     for (int e = 0; e < V; ++e) squares += x[j][e] * x[j][e];
   }
@@ -69,10 +74,10 @@ __global__ void __launch_bounds__(kBlock<kGroup>) forward_kernel(Forward<A> f) {
     const int64_t c = (lane + j * kGroup) * V, left = f.C - c;
     if (left <= 0) continue;
     const Raw<A> w = load(f.w + c, left, f.wide);
-    Raw<A> y;
+    Acc<A> y[V];
 #pragma unroll
-    for (int e = 0; e < V; ++e) y.v[e] = narrow<A>(x[j][e] * rstd * w[e]);
-    store(f.y[n] + c, y, left, f.wide);
+    for (int e = 0; e < V; ++e) y[e] = x[j][e] * rstd * w[e];
+    store(f.y[n] + c, Raw<A>::rounded(y), left, f.wide);
   }
 }
 
@@ -89,58 +94,95 @@ struct Backward {
 };
 
 constexpr int kMostThreads = 512;
-
-// A block takes the rows of one line; its threads keep their columns' share of dw. Several blocks share a processor, so
-// that some wait for memory and some for their sum.
+// Rows: one in use, the others on their way, where shared memory has room for them.
+template <int kSteps>
+constexpr int kStages = kSteps == 1 ? 4 : 1;
 template <class A, int kSteps, int kThreads>
-__global__ void __launch_bounds__(kThreads, kThreads < kMostThreads ? 4 : 1) backward_kernel(Backward<A> f) {
+using BackwardRing = Ring<A, kThreads, 3 * kSteps, kStages<kSteps>>;
+
+// A block takes the rows of one line; its threads keep their columns' share of dw.
+template <class A, int kSteps, int kThreads>
+__global__ void __launch_bounds__(kThreads, sizeof(A) == 2 && kThreads < kMostThreads ? 4 : 1)
+    backward_kernel(const __grid_constant__ Backward<A> f) {
   constexpr int V = kVec<A>;
+  extern __shared__ uint4 shared[];
   __shared__ Acc<A> dots[2][kThreads / kWarp];  // of this row and the one before, which may still be read
+  using Numbers = BackwardRing<A, kSteps, kThreads>;
+  Numbers ring(shared);
   const int threads = static_cast<int>(blockDim.x), warps = threads / kWarp;
   const int64_t begin = blockIdx.x * f.rows_per_line;
   const int64_t end = begin + f.rows_per_line < f.N ? begin + f.rows_per_line : f.N;
   const auto column = [&](int j) { return static_cast<int64_t>(threadIdx.x + j * threads) * V; };
+  const bool residual = f.dresidual.data != nullptr;
+  const int64_t first = static_cast<int64_t>(threadIdx.x) * V;
+  const bool whole = f.wide && column(kSteps - 1) + V <= f.C;
+  const A *next_x = f.x[begin] + first, *next_dy = f.dy[begin] + first;
+  const A* next_residual = residual ? f.dresidual[begin] + first : nullptr;
+  A* dx_row = f.dx[begin] + first;
+  const auto start = [&](int stage, bool there) {
+    if (there) {
+#pragma unroll
+      for (int j = 0; j < kSteps; ++j) {
+        const int offset = j * threads * V;
+        const int64_t left = f.C - column(j);
+        if (whole) {
+          ring.start_whole(stage, 3 * j, next_x + offset, true);
+          ring.start_whole(stage, 3 * j + 1, next_dy + offset, true);
+          if (residual) ring.start_whole(stage, 3 * j + 2, next_residual + offset, true);
+        } else {
+          ring.start(stage, 3 * j, next_x + offset, left, f.wide);
+          ring.start(stage, 3 * j + 1, next_dy + offset, left, f.wide);
+          if (residual) ring.start(stage, 3 * j + 2, next_residual + offset, left, f.wide);
+        }
+      }
+      next_x += f.x.stride, next_dy += f.dy.stride, next_residual += f.dresidual.stride;
+    }
+    Numbers::commit();
+  };
+#pragma unroll
+  for (int stage = 0; stage < kStages<kSteps>; ++stage) start(stage, begin + stage < end);
   Acc<A> dw[kSteps][V] = {};
   Raw<A> w[kSteps];
 #pragma unroll
   for (int j = 0; j < kSteps; ++j) w[j] = load(f.w + column(j), f.C - column(j), f.wide);
-  for (int64_t n = begin; n < end; ++n) {
-    Raw<A> x[kSteps], dy[kSteps], residual[kSteps];
-#pragma unroll
-    for (int j = 0; j < kSteps; ++j) {
-      const int64_t c = column(j), left = f.C - c;
-      x[j] = load(f.x[n] + c, left, f.wide);
-      dy[j] = load(f.dy[n] + c, left, f.wide);
-      residual[j] = load(f.dresidual[n] + c, f.dresidual.data != nullptr ? left : 0, f.wide);
-    }
-    const Acc<A> rstd = f.rstd[n];
+  const Acc<A> share = Acc<A>(1) / static_cast<Acc<A>>(f.C);
+  int stage = 0, half = 0;
+  Acc<A> next_rstd = f.rstd[begin];
+  for (int64_t n = begin; n < end; ++n, half ^= 1) {
+    const Acc<A> rstd = next_rstd;
+    if (n + 1 < end) next_rstd = f.rstd[n + 1];
+    Numbers::wait();
     Acc<A> dot = 0;
 #pragma unroll
     for (int j = 0; j < kSteps; ++j) {
+      const Raw<A> x = ring.at(stage, 3 * j), dy = ring.at(stage, 3 * j + 1);
 #pragma unroll
       for (int e = 0; e < V; ++e) {
-        const Acc<A> product = dy[j][e] * x[j][e];
+        const Acc<A> product = dy[e] * x[e];
         dot += w[j][e] * product;
         dw[j][e] += product * rstd;
       }
     }
     dot = warp_sum(dot);
-    if (threadIdx.x % kWarp == 0) dots[n % 2][threadIdx.x / kWarp] = dot;
+    if (threadIdx.x % kWarp == 0) dots[half][threadIdx.x / kWarp] = dot;
     __syncthreads();
     Acc<A> sum = 0;
-    for (int i = 0; i < warps; ++i) sum += dots[n % 2][i];
-    const Acc<A> along = sum * rstd * rstd * rstd / static_cast<Acc<A>>(f.C);
+    for (int i = 0; i < warps; ++i) sum += dots[half][i];
+    const Acc<A> along = sum * rstd * rstd * rstd * share;
 #pragma unroll
     for (int j = 0; j < kSteps; ++j) {
-      const int64_t c = column(j), left = f.C - c;
+      const int64_t left = f.C - column(j);
       if (left <= 0) continue;
-      Raw<A> dx;
+      const Raw<A> x = ring.at(stage, 3 * j), dy = ring.at(stage, 3 * j + 1);
+      const Raw<A> more = residual ? ring.at(stage, 3 * j + 2) : Raw<A>{};
+      Acc<A> dx[V];
 #pragma unroll
-      for (int e = 0; e < V; ++e) {
-        dx.v[e] = narrow<A>(residual[j][e] + (rstd * w[j][e] * dy[j][e] - x[j][e] * along));
-      }
-      store(f.dx[n] + c, dx, left, f.wide);
+      for (int e = 0; e < V; ++e) dx[e] = more[e] + (rstd * w[j][e] * dy[e] - x[e] * along);
+      store(dx_row + j * threads * V, Raw<A>::rounded(dx), left, f.wide);
     }
+    dx_row += f.dx.stride;
+    start(stage, n + kStages<kSteps> < end);
+    stage = stage + 1 == kStages<kSteps> ? 0 : stage + 1;
   }
   Acc<A>* line = f.dw_partial + blockIdx.x * f.C;
 #pragma unroll
@@ -197,7 +239,8 @@ void CudaOps::rmsnorm_forward(Tensor y_NC, Tensor rstd_N, Tensor sum_NC, ConstTe
                        eps,
                        wide_rows({y_NC, sum_NC, x_NC, delta_NC, w_C})};
     dispatch_group<A>(C, [&]<int kGroup>() {
-      launch(stream(), {ceil_div(N, kBlock<kGroup> / kGroup)}, kBlock<kGroup>, 0, forward_kernel<A, kGroup>, f);
+      const auto kernel = delta_NC.empty() ? forward_kernel<A, kGroup, false> : forward_kernel<A, kGroup, true>;
+      launch(stream(), {ceil_div(N, kBlock<kGroup> / kGroup)}, kBlock<kGroup>, 0, kernel, f);
     });
   });
 }
@@ -230,9 +273,10 @@ void CudaOps::rmsnorm_backward(Tensor dx_NC, Tensor dw_C, ConstTensor dy_NC, Con
                         wide_rows({dx_NC, dy_NC, x_NC, w_C, dresidual_NC})};
     dispatch_steps<A>(C, [&]<int kSteps, int kThreads>() {
       const int64_t threads = round_up(ceil_div(C, kSteps * kVec<A>), kWarp);
-      launch(stream(), {lines}, static_cast<unsigned>(threads), 0, backward_kernel<A, kSteps, kThreads>, f);
+      launch(stream(), {lines}, static_cast<unsigned>(threads), BackwardRing<A, kSteps, kThreads>::kBytes,
+             backward_kernel<A, kSteps, kThreads>, f);
     });
-    add_lines<Acc<A>>(stream(), {dw_C.data<Acc<A>>(), C, C, 1}, partial, lines, C);
+    add_lines(stream(), SumTarget<Acc<A>>{dw_C.data<Acc<A>>(), C, C, 1}, partial, lines, C);
   });
 }
 

@@ -274,7 +274,7 @@ void backward(cudaStream_t stream, Workspace& workspace, const SsdBackward& args
     scan.kernels.walk(stream, w);
     scan.kernels.gradients(stream, {in, scan.grid, head, count, memory[4], memory[5], cubes<A>(args.dq_BTHD),
                                     cubes<A>(args.dk_BTHD), cubes<A>(args.dv_BTHD), planes<T>(args.ddt_BTH),
-                                    planes<T>(args.dlog_a_BTH), skip_partial, args.accumulate_kv});
+                                    planes<T>(args.dlog_a_BTH), skip_partial, args.accumulate_v});
   }
   if (args.q_BTHD.empty() || args.dD_H.empty()) return;
   launch(stream, {in.H}, kThreads, 0, skip_sum_kernel<T>, args.dD_H.data<T>(), static_cast<const T*>(skip_partial),

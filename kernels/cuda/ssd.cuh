@@ -67,7 +67,7 @@ struct SsdGradients {
   Cubes<A> dq, dk, dv;
   Planes<Acc<A>> ddt, dlog_a;
   Acc<A>* skip_partial;  // [B * H, chunks]: sum of dy . v
-  bool accumulate_kv;
+  bool accumulate_v;
 };
 
 // One family of kernels.

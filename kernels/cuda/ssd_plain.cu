@@ -202,7 +202,7 @@ __global__ void __launch_bounds__(kThreads) gradient_kernel(SsdGradients<A> f) {
         for (int u = t; u < place.count; ++u) dk += s.dscores[u][t] * s.q[u][i];
         f.dq.at(place.b, place.begin + t, place.h)[i] = narrow<A>(dq);
       }
-      store(f.dk.at(place.b, place.begin + t, place.h) + i, dk, f.accumulate_kv);
+      store(f.dk.at(place.b, place.begin + t, place.h) + i, dk, false);
     }
     for (int64_t c = lane; c < D; c += kWarp) {
       T dv = 0;
@@ -212,7 +212,7 @@ __global__ void __launch_bounds__(kThreads) gradient_kernel(SsdGradients<A> f) {
       by_value += dv * s.v[t][c];
       dv *= decays.dt[t];
       if (outputs) dv += skip * s.dy[t][c];
-      store(f.dv.at(place.b, place.begin + t, place.h) + c, dv, f.accumulate_kv);
+      store(f.dv.at(place.b, place.begin + t, place.h) + c, dv, f.accumulate_v);
     }
     by_query = warp_sum(by_query), by_key = warp_sum(by_key), by_value = warp_sum(by_value);
     if (lane == 0) {

@@ -147,7 +147,7 @@ __device__ void key_gradient(const SsdGradients<bf16_t>& f, Shared<D>& shared, c
     warp_product<1, D / 16, kChunk / 16, true, true>(acc, shared.dscores + at.rows * 16, kPairs,
                                                      shared.q + at.half * (D / 2), P);
   }
-  store_rows<D>(f.dk, acc, place, at, f.accumulate_kv, f.in.wide);
+  store_rows<D>(f.dk, acc, place, at, false, f.in.wide);
 }
 
 template <int D>
@@ -178,7 +178,7 @@ __device__ void value_gradient(const SsdGradients<bf16_t>& f, Shared<D>& shared,
       acc[0][n][e] = acc[0][n][e] * shared.decays.dt[s] + skip * dy;
     }
   }
-  store_rows<D>(f.dv, acc, place, at, f.accumulate_kv, f.in.wide);
+  store_rows<D>(f.dv, acc, place, at, f.accumulate_v, f.in.wide);
 }
 
 // ddt and dlog_a of token j, from the sums that the warps left.

@@ -194,7 +194,7 @@ __device__ void make_gradient(const SsdGradients<bf16_t>& f, const Stage<D>& sta
   if (kOutputs && role == kValue && f.in.skip_H != nullptr)
     add_rows<D>(acc, stage.tokens[kDy], widen(f.in.skip_H[place.h]));
   store_tokens(choose(f.dq, f.dk, f.dv), acc, place.b, place.h, place.begin, place.count, 0,
-               role != kQuery && f.accumulate_kv, f.in.wide);
+               role == kValue && f.accumulate_v, f.in.wide);
 }
 
 // ddt, dlog_a and the chunk's share of dD, by one warp; lane i has tokens 2 i and 2 i + 1.

@@ -83,6 +83,14 @@ Arrays mixer_rows(Runner& r, Random& random) {
   const Tensor dx = r.out({B, T, D}), dhalo = r.out({B, W - 1, D}), dtaps = r.added_acc({D, W}), db = r.added_acc({D});
   r.ops().conv_silu_forward(conv, x, halo, taps, b);
   r.ops().conv_silu_backward(dx, dhalo, dtaps, db, conv, x, halo, taps, b);
+  // Two heads of width 2, the first four tokens rotated, keys apart.
+  const Tensor qkv = r.in(random.uniform({B, T, 12})), rows = r.in(random.uniform({B, W - 1, 12}));
+  const Tensor w12 = r.in(random.uniform({12, W})), b12 = r.in(random.uniform({12}));
+  const Tensor turned = r.out({B, T, 12}), k_rot = r.out({B, 4, 2, 2}), dqkv = r.out({B, T, 12});
+  const Tensor drows = r.out({B, W - 1, 12}), dw12 = r.added_acc({12, W}), db12 = r.added_acc({12});
+  r.ops().conv_silu_rope_forward({turned, k_rot, qkv, rows, w12, b12, 2, 4, 5, 100});
+  r.ops().conv_silu_rope_backward({dqkv, drows, dw12, db12, r.in(random.uniform({B, T, 12})),
+                                   r.in(random.uniform({B, 4, 2, 2})), qkv, rows, w12, b12, 2, 4, 5, 100});
   return {{"dt", r.get(dt)},
           {"log_a", r.get(log_a)},
           {"draw", r.get(draw)},
@@ -93,6 +101,12 @@ Arrays mixer_rows(Runner& r, Random& random) {
           {"dz", r.get(dz)},
           {"dw", r.get_added(dw)},
           {"conv", r.get(conv)},
+          {"turned", r.get(turned)},
+          {"k_rot", r.get(k_rot)},
+          {"dqkv", r.get(dqkv)},
+          {"drows", r.get(drows)},
+          {"dw12", r.get_added(dw12)},
+          {"db12", r.get_added(db12)},
           {"dx", r.get(dx)},
           {"dhalo", r.get(dhalo)},
           {"dtaps", r.get_added(dtaps)},
@@ -133,7 +147,7 @@ Arrays scan(Runner& r, Random& random) {
                        .initial_state_BHKD = initial,
                        .chunk = 2});
   SsdBackward args{.dq_BTHD = r.out({B, T, H, K}),
-                   .dk_BTHD = r.added({B, T, H, K}),
+                   .dk_BTHD = r.out({B, T, H, K}),
                    .dv_BTHD = r.added({B, T, H, D}),
                    .ddt_BTH = r.out_acc({B, T, H}),
                    .dlog_a_BTH = r.out_acc({B, T, H}),
@@ -149,12 +163,12 @@ Arrays scan(Runner& r, Random& random) {
                    .D_H = skip,
                    .initial_state_BHKD = initial,
                    .chunk = 2,
-                   .accumulate_kv = true};
+                   .accumulate_v = true};
   r.ops().ssd_backward(args);
   // A prefix: without outputs, and so without D.
   SsdBackward prefix = args;
   prefix.dq_BTHD = {}, prefix.dD_H = {}, prefix.dy_BTHD = {}, prefix.q_BTHD = {}, prefix.D_H = {};
-  prefix.dk_BTHD = r.out({B, T, H, K}), prefix.dv_BTHD = r.out({B, T, H, D}), prefix.accumulate_kv = false;
+  prefix.dk_BTHD = r.out({B, T, H, K}), prefix.dv_BTHD = r.out({B, T, H, D}), prefix.accumulate_v = false;
   prefix.ddt_BTH = r.out_acc({B, T, H}), prefix.dlog_a_BTH = r.out_acc({B, T, H});
   prefix.dinitial_state_BHKD = r.out_acc({B, H, K, D});
   r.ops().ssd_backward(prefix);
@@ -165,7 +179,7 @@ Arrays scan(Runner& r, Random& random) {
           {"final_state", r.get(final_state)},
           {"decay", r.get(decay)},
           {"dq", r.get(args.dq_BTHD)},
-          {"dk", r.get_added(args.dk_BTHD)},
+          {"dk", r.get(args.dk_BTHD)},
           {"dv", r.get_added(args.dv_BTHD)},
           {"ddt", r.get(args.ddt_BTH)},
           {"dlog_a", r.get(args.dlog_a_BTH)},

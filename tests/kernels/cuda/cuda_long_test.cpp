@@ -24,11 +24,12 @@ struct Long {
   Arrays run(Ops& ops, DType dtype) const {
     Tensors t(ops, dtype, 0);
     Arrays results;
-    const Tensor pre = t.in(x), qkv = t.out({1, T, C});
-    ops.conv_silu_forward(qkv, pre, {}, t.in(taps), t.in(bias));
-    results["conv"] = end_of(t, qkv);
+    // All tokens turn: angles up to the millionth position, in the longest strips that the kernels take.
+    const Tensor pre = t.in(x), qkv = t.out({1, T, C}), k = t.out({1, T, H, D});
+    ops.conv_silu_rope_forward({qkv, k, pre, {}, t.in(taps), t.in(bias), H, T, 0, 1e4});
+    results["conv"] = end_of(t, qkv), results["rope"] = end_of(t, k);
     const Tensor dpre = t.out({1, T, C}), dtaps = t.in_acc(Array({C, 4})), dbias = t.in_acc(Array({C}));
-    ops.conv_silu_backward(dpre, {}, dtaps, dbias, t.in(dy), pre, {}, t.in(taps), t.in(bias));
+    ops.conv_silu_rope_backward({dpre, {}, dtaps, dbias, t.in(dy), {}, pre, {}, t.in(taps), t.in(bias), H, T, 0, 1e4});
     results["conv gradient"] = end_of(t, dpre), results["taps' gradient"] = t.read(dtaps);
 
     const auto part = [&](int64_t which) { return qkv.slice(2, which * H * D, H * D).split(2, H, D); };
@@ -43,12 +44,10 @@ struct Long {
                      .chunk = 64});
     results["state"] = t.read(state), results["ssd"] = end_of(t, y);
 
-    // Angles of a millionth position; the queries at the end see every key.
-    const Tensor k = t.out({1, T, H, D}), q = t.out({1, kEnd, H, D}), o = t.out({1, kEnd, H, D});
+    // The queries at the end see every key.
+    const Tensor q = t.out({1, kEnd, H, D}), o = t.out({1, kEnd, H, D});
     const Tensor lse = t.out_acc({1, kEnd, H}), dq = t.out({1, kEnd, H, D});
-    ops.rope_forward(k, part(1), 0, 1e4);
-    ops.rope_forward(q, part(0).slice(1, T - kEnd, kEnd), T - kEnd, 1e4);
-    results["rope"] = end_of(t, k);
+    ops.copy(q, part(0).slice(1, T - kEnd, kEnd));
     ops.attention_forward({o, lse, q, k, part(2), T - kEnd, 0.125});
     results["attention"] = t.read(o), results["lse"] = t.read(lse);
     const Tensor dk = t.in(Array({1, T, H, D})), dv = t.in(Array({1, T, H, D}));

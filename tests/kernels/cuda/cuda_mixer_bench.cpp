@@ -1,75 +1,27 @@
 // Times attention over T tokens and the SSM scan over T tokens, forward and backward, in bfloat16.
 //   cuda_mixer_bench [B T H D [REPEATS]]
-#include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <functional>
-#include <vector>
 
-#include "kernels/backends.h"
-#include "kernels/base/rng.h"
-#include "kernels/cuda/check.h"
-#include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/hopper.h"
+#include "tests/kernels/cuda/bench_tools.h"
 
 namespace tmamba {
 namespace {
 
-struct Bench {
-  cuda::CudaOps ops;
+struct MixerBench {
+  OpBench bench;
   int64_t B, T, H, D;
-  int repeats;
-  std::vector<Buffer> buffers;
 
-  Tensor tensor(std::initializer_list<int64_t> sizes, DType dtype) {
-    int64_t count = 1;
-    for (int64_t size : sizes) count *= size;
-    buffers.emplace_back(static_cast<size_t>(count) * size_of(dtype), Device::cuda);
-    return Tensor(buffers.back().data(), sizes, dtype, Device::cuda);
-  }
-
-  // Uniform numbers: floats on the host, narrowed on the GPU.
+  Tensor tensor(std::initializer_list<int64_t> sizes, DType dtype) { return bench.tensor(sizes, dtype); }
   Tensor uniform(std::initializer_list<int64_t> sizes, DType dtype, float low, float high) {
-    const Tensor out = tensor(sizes, dtype);
-    Buffer host(static_cast<size_t>(out.numel()) * size_of(dtype), Device::cpu);
-    uint64_t state = 0x9E3779B97F4A7C15ull + buffers.size();
-    for (int64_t i = 0; i < out.numel(); ++i) {
-      state = state * 6364136223846793005ull + 1442695040888963407ull;
-      const float x = low + (high - low) * static_cast<float>(state >> 40) * 0x1p-24f;
-      if (dtype == DType::bf16) {
-        static_cast<uint16_t*>(host.data())[i] = static_cast<uint16_t>(std::bit_cast<uint32_t>(x) >> 16);
-      } else {
-        static_cast<float*>(host.data())[i] = x;
-      }
-    }
-    copy_blocking(out, Tensor(host.data(), sizes, dtype, Device::cpu));
-    return out;
+    return bench.uniform(sizes, dtype, low, high);
   }
-
-  // The median over the repeats in milliseconds, after two runs that are not counted.
-  double time(const std::function<void()>& body) {
-    cudaEvent_t begin, end;
-    TM_CUDA(cudaEventCreate(&begin));
-    TM_CUDA(cudaEventCreate(&end));
-    std::vector<float> times;
-    for (int i = -2; i < repeats; ++i) {
-      TM_CUDA(cudaEventRecord(begin, ops.stream()));
-      body();
-      TM_CUDA(cudaEventRecord(end, ops.stream()));
-      TM_CUDA(cudaEventSynchronize(end));
-      float ms = 0;
-      TM_CUDA(cudaEventElapsedTime(&ms, begin, end));
-      if (i >= 0) times.push_back(ms);
-    }
-    TM_CUDA(cudaEventDestroy(begin));
-    TM_CUDA(cudaEventDestroy(end));
-    std::nth_element(times.begin(), times.begin() + repeats / 2, times.end());
-    return static_cast<double>(times[static_cast<size_t>(repeats / 2)]);
-  }
+  double time(const std::function<void()>& body) { return bench.time(body); }
 
   void attention() {
+    Ops& ops = bench.ops();
     const Tensor q = uniform({B, T, H, D}, DType::bf16, -2, 2), k = uniform({B, T, H, D}, DType::bf16, -2, 2);
     const Tensor v = uniform({B, T, H, D}, DType::bf16, -1, 1), d_o = uniform({B, T, H, D}, DType::bf16, -1, 1);
     const Tensor o = tensor({B, T, H, D}, DType::bf16), lse = tensor({B, T, H}, DType::f32);
@@ -89,6 +41,7 @@ struct Bench {
   }
 
   void scan() {
+    Ops& ops = bench.ops();
     const Tensor q = uniform({B, T, H, D}, DType::bf16, -1, 1), k = uniform({B, T, H, D}, DType::bf16, -1, 1);
     const Tensor v = uniform({B, T, H, D}, DType::bf16, -1, 1), dy = uniform({B, T, H, D}, DType::bf16, -1, 1);
     const Tensor dt = uniform({B, T, H}, DType::f32, 0.01f, 0.1f), log_a = uniform({B, T, H}, DType::f32, -0.1f, 0);
@@ -122,18 +75,16 @@ int main(int argc, char** argv) {
   }
   const auto number = [&](int i, int64_t otherwise) { return argc > i ? std::atoll(argv[i]) : otherwise; };
   try {
-    Bench bench{.ops = {},
-                .B = number(1, 2),
-                .T = number(2, 8192),
-                .H = number(3, 16),
-                .D = number(4, 96),
-                .repeats = static_cast<int>(number(5, 20)),
-                .buffers = {}};
-    std::printf("B %lld, T %lld, H %lld, D %lld\n", static_cast<long long>(bench.B), static_cast<long long>(bench.T),
-                static_cast<long long>(bench.H), static_cast<long long>(bench.D));
-    bench.attention();
-    bench.buffers.clear();
-    bench.scan();
+    MixerBench mixer{.bench = OpBench(static_cast<int>(number(5, 20))),
+                     .B = number(1, 2),
+                     .T = number(2, 8192),
+                     .H = number(3, 16),
+                     .D = number(4, 96)};
+    std::printf("B %lld, T %lld, H %lld, D %lld\n", static_cast<long long>(mixer.B), static_cast<long long>(mixer.T),
+                static_cast<long long>(mixer.H), static_cast<long long>(mixer.D));
+    mixer.attention();
+    mixer.bench.clear();
+    mixer.scan();
   } catch (const Error& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;

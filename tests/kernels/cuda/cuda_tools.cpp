@@ -2,6 +2,7 @@
 
 #include <bit>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 
 namespace tmamba::test {
@@ -206,8 +207,10 @@ void check_body(const Check& check, const Body& body) {
       EXPECT_LE(error, limit) << what << ": " << name;
       EXPECT_FALSE(std::isnan(error)) << what << ": " << name;
     }
-    expect_equal(run(gpu(), body, dtype, 0), got, what + ": second run");
-    for (int64_t pad : {3, 8}) {
+    // Under a sanitizer every kernel and layout once is enough; equal bits are what runs without it check.
+    const bool once = std::getenv("TMAMBA_TEST_ONCE") != nullptr;
+    if (!once) expect_equal(run(gpu(), body, dtype, 0), got, what + ": second run");
+    for (int64_t pad : once ? std::vector<int64_t>{3} : std::vector<int64_t>{3, 8}) {
       const auto padded = run(gpu(), body, dtype, pad);
       if (check.padded_same) {
         expect_equal(padded, got, str(what, ": padded by ", pad));
