@@ -80,8 +80,7 @@ void CommProfile::end_step() {
   ++steps_;
 }
 
-json CommProfile::summary() const {
-  Communicator& world = *axes_[kWorld];
+json CommProfile::summary(Communicator& world) const {
   const std::vector<int64_t> mine = figures_of(counted_, planned_);
   const std::vector<int64_t> sum = reduced(world, mine, ReduceOp::sum), most = reduced(world, mine, ReduceOp::max);
   json rows = json::array();

@@ -32,7 +32,8 @@ class CommProfile {
 
   // By axis and operation, per step: calls and bytes of all ranks together, the bytes of the rank that receives most,
   // each as counted and as planned, and how many ranks differ from their plan. Every rank calls it and gets the same.
-  nlohmann::json summary() const;
+  // `host`: all ranks, host tensors.
+  nlohmann::json summary(Communicator& host) const;
 
  private:
   AxisTraffic now() const;

@@ -132,7 +132,7 @@ void Trainer::start_profile() {
 void Trainer::add_profile(nlohmann::json& summary) const {
   const int64_t steps = state_.step - profiled_from_;
   if (steps == 0) return;
-  if (comm_profile_) summary["comm"] = comm_profile_->summary();
+  if (comm_profile_) summary["comm"] = comm_profile_->summary(world_.comm());
   if (timed_ops_) summary["ops"] = op_rows(*timed_ops_, steps);
 }
 

@@ -24,7 +24,7 @@ TEST(CommTable, DifferencesAreShown) {
     profile.end_step();
     world.barrier();  // outside of steps: not counted
   }
-  const nlohmann::json summary = profile.summary();
+  const nlohmann::json summary = profile.summary(world);
   EXPECT_EQ(summary["steps"], 2);
   ASSERT_EQ(summary["operations"].size(), 3u) << summary.dump(1);
   const auto& [sp, zero, all] = std::tie(summary["operations"][0], summary["operations"][1], summary["operations"][2]);
