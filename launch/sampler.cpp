@@ -51,7 +51,9 @@ std::vector<int32_t> sample(Ops& ops, const ModelConfig& config, const Parameter
   const Buffer wide_logits({1, config.vocab}, acc, ops.device()), host_logits({1, config.vocab}, acc);
   const Tensor wide = wide_logits.tensor({1, config.vocab}, acc), host = host_logits.tensor({1, config.vocab}, acc);
   std::vector<int32_t> output;
-  std::vector<double> logits(static_cast<size_t>(config.vocab));
+  // A model's vocabulary may be rounded up beyond the tokenizer's: no text comes of such tokens, they are not drawn.
+  const int64_t drawn = std::min<int64_t>(config.vocab, tokenizer.vocab_size());
+  std::vector<double> logits(static_cast<size_t>(drawn));
   for (int64_t i = 0; i < options.max_tokens; ++i) {
     const int64_t n = static_cast<int64_t>(input.size());
     const Tensor tokens = device_tokens.tensor({1, n}, DType::i32);
@@ -59,7 +61,7 @@ std::vector<int32_t> sample(Ops& ops, const ModelConfig& config, const Parameter
     ops.copy(wide, decoder.feed(ops, params, tokens));
     ops.synchronize();
     copy_blocking(host, wide);
-    dispatch_float(acc, [&]<class T>() { std::copy_n(host.data<T>(), config.vocab, logits.begin()); });
+    dispatch_float(acc, [&]<class T>() { std::copy_n(host.data<T>(), drawn, logits.begin()); });
     const int32_t token = draw(logits, options, decoder.position());
     if (token == tokenizer.document_end()) break;
     output.push_back(token);

@@ -79,9 +79,9 @@ TEST_F(Submit, GpusBySrun) {
 TEST_F(Submit, GpusByMpirun) {
   same_as_golden("gpu-mpirun", "--nodes 2 --set run.device=cuda --set run.dir=/scratch/runs/tm-400m --time 1:00:00");
 }
-TEST_F(Submit, CpusInAChain) { same_as_golden("cpu", "--nodes 4 --chain 3 --set run.dir=/work/runs/cpu"); }
+TEST_F(Submit, CpusInAChain) { same_as_golden("cpu", "--nodes 4 --chain 3 --set run.dir=/scratch/runs/cpu"); }
 TEST_F(Submit, ContainersInAnArray) {
-  same_as_golden("container", "--nodes 1 --array 10 --set run.device=cuda --set run.dir=/work/runs/box");
+  same_as_golden("container", "--nodes 1 --array 10 --set run.device=cuda --set run.dir=/scratch/runs/box");
 }
 TEST_F(Submit, WildNames) {
   same_as_golden("default",

@@ -61,6 +61,14 @@ TEST_F(Train, LossFallsAndTheRunFolderIsWhole) {
   EXPECT_NEAR(nlohmann::json::parse(eval.output)["valid_bits_per_byte"].get<double>(), valid[1], 1e-5);
 }
 
+// A vocabulary rounded up beyond the tokenizer's: after one step every second token drawn from all would be one of these.
+TEST_F(Train, TokensWithoutTextAreNotDrawn) {
+  write_config("run.toml", "steps = 1\nglobal_batch = 2\nsample_tokens = 60", "vocab = 512");
+  const Outcome outcome = train();
+  ASSERT_EQ(outcome.code, 0) << outcome.output;
+  EXPECT_TRUE(fs::exists("run/samples.txt"));
+}
+
 TEST_F(Train, TwoRanksGiveTheCurveOfOne) {
   for (const char* zero : {"0", "1", "2"}) {
     write_config("run.toml", "steps = 50\nglobal_batch = 4\nmicro_batch = 1\ndtype = \"float64\"");
