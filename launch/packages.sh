@@ -6,8 +6,9 @@
 #   nlohmann-json   manifests, metrics, --json
 #   OpenSSL         SHA-256 of files and corpora
 #   zlib            reading *.gz text
+#   ccache          the CPU and the CUDA build share most of their objects
 build_packages=(
-  g++ cmake ninja-build pkg-config
+  g++ cmake ninja-build pkg-config ccache
   libopenmpi-dev openmpi-bin libhdf5-dev libboost-program-options-dev libtomlplusplus-dev libgtest-dev libgmock-dev
   libopenblas-dev libsentencepiece-dev nlohmann-json3-dev libssl-dev zlib1g-dev
 )
