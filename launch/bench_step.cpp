@@ -16,6 +16,7 @@
 #include "kernels/base/rng.h"
 #include "launch/bench_io.h"
 #include "launch/devices.h"
+#include "launch/memory_check.h"
 #include "launch/progress.h"
 #include "launch/run_state.h"
 
@@ -68,6 +69,12 @@ MeshShape shape_of(const RunConfig& config, const World& world) {
   return mesh_shape(config.parallel.tp, config.parallel.sp, config.parallel.dp, world.size());
 }
 
+RunPlan plan_that_fits(const RunConfig& config, const MeshShape& shape, Device device, World& world) {
+  RunPlan plan = agree_plan(config, shape, world.comm());
+  require_memory(config, plan, device, world);
+  return plan;
+}
+
 }  // namespace
 
 Roof measure_roof(Ops& ops, DType dtype) {
@@ -91,7 +98,7 @@ StepBench::StepBench(const RunConfig& config, World& world, Ops& ops, int64_t mi
     : config_(with_micro_batches(config, shape_of(config, world), micro_batches)),
       device_(make_device_communicator(world, ops.device(), ops.native_stream())),
       mesh_(*device_, shape_of(config, world)),
-      plan_(agree_plan(config_, mesh_.shape(), world.comm())),
+      plan_(plan_that_fits(config_, mesh_.shape(), ops.device(), world)),
       tp_(mesh_.tp()),
       sp_(mesh_.sp()),
       zero_(mesh_.zero()),

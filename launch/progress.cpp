@@ -17,7 +17,7 @@ std::string formatted(const char* format, auto... values) {
 
 std::string fixed(double x, int digits) { return formatted("%.*f", digits, x); }
 
-std::string scientific(double x) { return formatted("%.2e", x); }
+std::string scientific(double x, int digits) { return formatted("%.*e", digits, x); }
 
 std::string count_text(double x) {
   constexpr std::array<const char*, 5> units{"", "k", "M", "G", "T"};

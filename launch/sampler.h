@@ -21,7 +21,8 @@ struct SampleOptions {
 };
 
 // The tokens that follow `prompt` (which may be empty: a new document), at most max_tokens and up to the end of the
-// document. Only tokens of the tokenizer are drawn. Draws are a pure function of (seed, position). on_token, where given, sees each token as it comes.
+// document. Only tokens of the tokenizer are drawn. Draws are a pure function of (seed, position). on_token, where
+// given, sees each token as it comes.
 std::vector<int32_t> sample(Ops& ops, const ModelConfig& config, const ParameterTable& table, const Tensor& params,
                             const std::vector<int64_t>& transpoints, const Tokenizer& tokenizer,
                             const std::string& prompt, const SampleOptions& options,

@@ -101,11 +101,13 @@ void Trainer::log_step(const StepResult& result, double step_seconds) {
   if (!main_ || (state_.step % config_.run.log_every != 0 && !result.skipped && state_.step != total_steps_)) return;
   double eta = static_cast<double>(total_steps_ - state_.step) * step_tokens / recent_tokens_per_s_;
   if (config_.train.minutes > 0) eta = std::min(eta, 60 * config_.train.minutes - elapsed());
-  message_line(str("step ", state_.step, "/", total_steps_, "  loss ", fixed(result.loss, 4), "  ", fixed(bits, 3),
-                   " bits/byte  norm ", fixed(result.grad_norm, 2), "  lr ", scientific(result.lr), "  ",
-                   count_text(recent_tokens_per_s_), " tok/s  ETA ", duration(eta),
-                   result.spike     ? "  SKIPPED: a spike"
-                   : result.skipped ? "  SKIPPED: not finite"
+  // At most 80 columns of a run of 99,999 steps.
+  message_line(str("step ", state_.step, "/", total_steps_, " loss ", fixed(result.loss, 4), " bpb ", fixed(bits, 3),
+                   " norm ", fixed(result.grad_norm, 2), " lr ", scientific(result.lr, 1), " ",
+                   count_text(recent_tokens_per_s_), " tok/s ETA ",
+                   eta < 3600 ? duration(eta) : str(fixed(eta / 3600, 0), "h"),
+                   result.spike     ? " SKIPPED: a spike"
+                   : result.skipped ? " SKIPPED: not finite"
                                     : ""));
 }
 

@@ -47,6 +47,12 @@ TEST(BenchStep, SaysWhatRanksWaitFor) {
   EXPECT_GT(number("predicted_step_ms"), number("predicted_exposed_ms"));
 }
 
+TEST(BenchStep, RefusesWhatDoesNotFit) {
+  const Outcome outcome = transmamba("bench step --no-roof --set run.memory_limit=0.01");
+  EXPECT_EQ(outcome.code, 2);
+  EXPECT_NE(outcome.output.find("this run does not fit: rank 0 needs"), std::string::npos) << outcome.output;
+}
+
 TEST(BenchOps, RefusesSeveralRanks) {
   const Outcome outcome = transmamba("bench ops", 2);
   EXPECT_EQ(outcome.code, 2);

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <fstream>
+#include <sstream>
 
 #include "tests/launch/program.h"
 
@@ -50,6 +51,15 @@ TEST_F(Train, LossFallsAndTheRunFolderIsWhole) {
   for (const char* file : {"config.toml", "events.jsonl", "samples.txt", "summary.json"})
     EXPECT_TRUE(fs::exists(fs::path("run") / file)) << file;
   EXPECT_NE(outcome.output.find("held-out bits/byte"), std::string::npos) << outcome.output;
+  // Progress fits a terminal.
+  std::istringstream lines(outcome.output);
+  int progress = 0;
+  for (std::string line; std::getline(lines, line);) {
+    if (line.find(" bpb ") == std::string::npos) continue;
+    ++progress;
+    EXPECT_LE(line.size(), 80u) << line;
+  }
+  EXPECT_GE(progress, 6);
   // A second start finds the run complete and changes no metrics.
   const Outcome again = train();
   EXPECT_EQ(again.code, 0) << again.output;
@@ -61,7 +71,8 @@ TEST_F(Train, LossFallsAndTheRunFolderIsWhole) {
   EXPECT_NEAR(nlohmann::json::parse(eval.output)["valid_bits_per_byte"].get<double>(), valid[1], 1e-5);
 }
 
-// A vocabulary rounded up beyond the tokenizer's: after one step every second token drawn from all would be one of these.
+// A vocabulary rounded up beyond the tokenizer's: after one step every second token drawn from all would be one of
+// these.
 TEST_F(Train, TokensWithoutTextAreNotDrawn) {
   write_config("run.toml", "steps = 1\nglobal_batch = 2\nsample_tokens = 60", "vocab = 512");
   const Outcome outcome = train();
