@@ -4,6 +4,7 @@
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/views.h"
 #include "kernels/judge.h"
+#include "kernels/op_checks.h"
 
 namespace tmamba {
 
@@ -37,25 +38,10 @@ void update(T* master, T* m, T* v, const T* grad, int64_t count, const Coefficie
   }
 }
 
-void check(const AdamwTensor& x) {
-  const DType acc = x.master.dtype();
-  const int64_t count = x.master.numel();
-  for (const ConstTensor& t : {ConstTensor(x.master), ConstTensor(x.m), ConstTensor(x.v), x.grad}) {
-    TM_CHECK(t.dtype() == acc && t.numel() == count && t.contiguous() && t.device() == Device::cpu,
-             "adamw: master, m, v and grad must be contiguous, of one type and one size on the cpu; master is ",
-             x.master.shape(), " ", name_of(acc), ", another is ", t.shape(), " ", name_of(t.dtype()), " on ",
-             name_of(t.device()));
-  }
-  TM_CHECK(x.param.numel() == count && x.param.contiguous(), "adamw: param is ", x.param.shape(), ", master is ",
-           x.master.shape());
-}
-
 }  // namespace
 
 void CpuOps::judge_step(Tensor step_S, ConstTensor sums_S, ConstTensor limits_L) {
-  expect(step_S, "judge_step: step", DType::f64, {kStepNumbers});
-  expect(sums_S, "judge_step: sums", DType::f64, {kStepSums});
-  expect(limits_L, "judge_step: limits", DType::f64, {kStepLimits});
+  check_judge_step(Device::cpu, step_S, sums_S, limits_L);
   const double* sums = sums_S.data<double>();
   const StepVerdict verdict =
       judge(sums[kLossSum] / sums[kTokenCount], std::sqrt(sums[kSquares]), limits_L.data<double>());
@@ -64,10 +50,9 @@ void CpuOps::judge_step(Tensor step_S, ConstTensor sums_S, ConstTensor limits_L)
 }
 
 void CpuOps::adamw(std::span<const AdamwTensor> tensors, const AdamwRule& rule, ConstTensor step_S) {
-  expect(step_S, "adamw: step", DType::f64, {kStepNumbers});
+  check_adamw(Device::cpu, tensors, step_S);
   if (step_S.data<double>()[kTaken] == 0) return;
   for (const AdamwTensor& x : tensors) {
-    check(x);
     const int64_t count = x.master.numel();
     if (count == 0) continue;
     dispatch_float(x.master.dtype(), [&]<class T>() {

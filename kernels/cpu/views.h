@@ -1,17 +1,9 @@
-// What every CPU op begins with: checks of its tensors, and typed pointers with strides to walk them.
+// Typed pointers with strides, to walk tensors.
 #pragma once
-
-#include <initializer_list>
 
 #include "kernels/base/tensor.h"
 
 namespace tmamba {
-
-// Throws Error naming the tensor unless it has this type and these sizes, lies on the host and has a contiguous last
-// dimension.
-void expect(const ConstTensor& x, const char* name, DType dtype, std::initializer_list<int64_t> sizes);
-// The same, but the tensor may be absent.
-void expect_optional(const ConstTensor& x, const char* name, DType dtype, std::initializer_list<int64_t> sizes);
 
 // [N, C], rows at any distance.
 template <class T>

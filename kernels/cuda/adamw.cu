@@ -5,6 +5,7 @@
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/views.h"
 #include "kernels/judge.h"
+#include "kernels/op_checks.h"
 
 namespace tmamba::cuda {
 
@@ -118,19 +119,6 @@ __global__ void judge_kernel(double* step_S, const double* sums_S, const double*
   step_S[kGradScale] = verdict.grad_scale;
 }
 
-void check(const AdamwTensor& x) {
-  const DType acc = x.master.dtype();
-  const int64_t count = x.master.numel();
-  for (const ConstTensor& t : {ConstTensor(x.master), ConstTensor(x.m), ConstTensor(x.v), x.grad}) {
-    TM_CHECK(t.dtype() == acc && t.numel() == count && t.contiguous() && t.device() == Device::cuda,
-             "adamw: master, m, v and grad must be contiguous, of one type and one size on the GPU; master is ",
-             x.master.shape(), " ", name_of(acc), ", another is ", t.shape(), " ", name_of(t.dtype()), " on ",
-             name_of(t.device()));
-  }
-  TM_CHECK(x.param.numel() == count && x.param.contiguous() && x.param.device() == Device::cuda, "adamw: param is ",
-           x.param.shape(), " on ", name_of(x.param.device()), ", master is ", x.master.shape());
-}
-
 template <class T>
 typename List<T>::Entry entry_of(const AdamwTensor& x, int64_t first_block) {
   uint64_t addresses = 0;
@@ -169,19 +157,12 @@ void run(cudaStream_t stream, std::span<const AdamwTensor> tensors, const AdamwR
 }  // namespace
 
 void CudaOps::judge_step(Tensor step_S, ConstTensor sums_S, ConstTensor limits_L) {
-  expect(step_S, "judge_step: step", DType::f64, {kStepNumbers});
-  expect(sums_S, "judge_step: sums", DType::f64, {kStepSums});
-  expect(limits_L, "judge_step: limits", DType::f64, {kStepLimits});
+  check_judge_step(Device::cuda, step_S, sums_S, limits_L);
   launch(stream(), {}, 1, 0, judge_kernel, step_S.data<double>(), sums_S.data<double>(), limits_L.data<double>());
 }
 
 void CudaOps::adamw(std::span<const AdamwTensor> tensors, const AdamwRule& rule, ConstTensor step_S) {
-  expect(step_S, "adamw: step", DType::f64, {kStepNumbers});
-  for (const AdamwTensor& x : tensors) {
-    check(x);
-    TM_CHECK(x.master.dtype() == DType::f32 || x.master.dtype() == DType::f64, "adamw: master is ",
-             name_of(x.master.dtype()), ", expected float32 or float64");
-  }
+  check_adamw(Device::cuda, tensors, step_S);
   run<float>(stream(), tensors, rule, step_S.data<double>());
   run<double>(stream(), tensors, rule, step_S.data<double>());
 }
