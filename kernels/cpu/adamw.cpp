@@ -1,8 +1,8 @@
 #include <cmath>
 
+#include "kernels/base/strided.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/parallel.h"
-#include "kernels/cpu/views.h"
 #include "kernels/judge.h"
 #include "kernels/op_checks.h"
 

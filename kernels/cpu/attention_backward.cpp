@@ -1,12 +1,12 @@
 // Attention backward, tile by tile: the probabilities are computed again from lse. A task owns a head and every n-th
 // tile of keys, whose dk and dv it alone writes; it walks the queries that see a tile in order. dq gathers over tiles
 // of keys: the first task of a head writes it in place, the others into parts that are added in order.
+#include "kernels/base/strided.h"
 #include "kernels/cpu/attention_tiles.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/scratch.h"
-#include "kernels/cpu/views.h"
 #include "kernels/op_checks.h"
 
 namespace tmamba {

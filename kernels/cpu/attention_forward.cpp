@@ -2,12 +2,12 @@
 // the tiles of keys it sees in order, and keeps a running maximum, sum and output per query.
 #include <cmath>
 
+#include "kernels/base/strided.h"
 #include "kernels/cpu/attention_tiles.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/scratch.h"
-#include "kernels/cpu/views.h"
 #include "kernels/op_checks.h"
 
 namespace tmamba {

@@ -2,12 +2,12 @@
 // its first token come from x or, before the sequence, from the halo (or are zeros).
 #include <array>
 
+#include "kernels/base/strided.h"
 #include "kernels/conv_rope.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/partial_sums.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/vec_math.h"
-#include "kernels/cpu/views.h"
 #include "kernels/op_checks.h"
 
 namespace tmamba {

@@ -1,10 +1,10 @@
 #include <cmath>
 
+#include "kernels/base/strided.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/partial_sums.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/vec_math.h"
-#include "kernels/cpu/views.h"
 #include "kernels/op_checks.h"
 
 namespace tmamba {

@@ -1,9 +1,9 @@
 #include <cmath>
 
+#include "kernels/base/strided.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/partial_sums.h"
 #include "kernels/cpu/scratch.h"
-#include "kernels/cpu/views.h"
 #include "kernels/op_checks.h"
 
 namespace tmamba {

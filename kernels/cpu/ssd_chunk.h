@@ -8,10 +8,10 @@
 #include <cmath>
 #include <cstdint>
 
+#include "kernels/base/strided.h"
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/vec_math.h"
-#include "kernels/cpu/views.h"
 
 namespace tmamba {
 

@@ -1,4 +1,4 @@
-// Typed pointers with strides, to walk tensors.
+// Typed pointers with strides, to walk tensors on a host and in a CUDA kernel: constexpr functions run in both.
 #pragma once
 
 #include "kernels/base/tensor.h"
@@ -10,7 +10,7 @@ template <class T>
 struct Rows {
   T* data = nullptr;
   int64_t stride = 0;
-  T* operator[](int64_t row) const { return data + row * stride; }
+  constexpr T* operator[](int64_t row) const { return data + row * stride; }
 };
 
 // [B, T, C] rows or [B, T, H] numbers.
@@ -18,7 +18,7 @@ template <class T>
 struct Planes {
   T* data = nullptr;
   int64_t b = 0, t = 0;
-  T* at(int64_t b_index, int64_t t_index) const { return data + b_index * b + t_index * t; }
+  constexpr T* at(int64_t b_index, int64_t t_index) const { return data + b_index * b + t_index * t; }
 };
 
 // [B, T, H, D] or [B, H, K, D].
@@ -26,7 +26,7 @@ template <class T>
 struct Cubes {
   T* data = nullptr;
   int64_t b = 0, t = 0, h = 0;
-  T* at(int64_t b_index, int64_t t_index, int64_t h_index) const {
+  constexpr T* at(int64_t b_index, int64_t t_index, int64_t h_index) const {
     return data + b_index * b + t_index * t + h_index * h;
   }
 };
