@@ -4,6 +4,7 @@
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/ssd_chunk.h"
 #include "kernels/op_checks.h"
+#include "kernels/ssd_empty.h"
 
 namespace tmamba {
 
@@ -244,30 +245,14 @@ void backward(const Scan<A>& scan, const SpanGrid& grid, const Gradients<A>& out
 }  // namespace
 
 void CpuOps::ssd_backward(const SsdBackward& args) {
-  const int64_t B = args.k_BTHD.size(0), T = args.k_BTHD.size(1), H = args.k_BTHD.size(2), K = args.k_BTHD.size(3);
-  const int64_t D = args.v_BTHD.size(3);
+  const int64_t B = args.k_BTHD.size(0), T = args.k_BTHD.size(1), H = args.k_BTHD.size(2);
   check_ssd_backward(Device::cpu, args);
-  if (T == 0) {
-    const bool same = args.dinitial_state_BHKD.raw() == args.dfinal_state_BHKD.raw();
-    if (args.dinitial_state_BHKD.empty() || same) return;
-    if (args.dfinal_state_BHKD.empty()) return fill(args.dinitial_state_BHKD, 0);
-    return copy(args.dinitial_state_BHKD, args.dfinal_state_BHKD);
-  }
+  if (T == 0) return ssd_of_no_tokens(*this, args);
   if (B * H == 0) return;
   dispatch_float(args.k_BTHD.dtype(), [&]<class A>() {
     const bool outputs = !args.q_BTHD.empty();
-    Scan<A> scan{B,
-                 T,
-                 H,
-                 K,
-                 D,
-                 cubes<A>(args.q_BTHD),
-                 cubes<A>(args.k_BTHD),
-                 cubes<A>(args.v_BTHD),
-                 cubes<A>(args.dy_BTHD),
-                 planes<A>(args.dt_BTH),
-                 planes<A>(args.log_a_BTH),
-                 vector_of<A>(args.D_H)};
+    Scan<A> scan = scan_of<A>(args);
+    scan.dy = cubes<A>(args.dy_BTHD);
     const Gradients<A> out{cubes<A>(args.dq_BTHD),
                            cubes<A>(args.dk_BTHD),
                            cubes<A>(args.dv_BTHD),

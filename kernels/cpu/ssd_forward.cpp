@@ -3,6 +3,7 @@
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/ssd_chunk.h"
 #include "kernels/op_checks.h"
+#include "kernels/ssd_empty.h"
 
 namespace tmamba {
 
@@ -83,30 +84,12 @@ void forward(const Scan<A>& scan, const SpanGrid& grid, const Cubes<A>& y, const
 }  // namespace
 
 void CpuOps::ssd_forward(const SsdForward& args) {
-  const int64_t B = args.k_BTHD.size(0), T = args.k_BTHD.size(1), H = args.k_BTHD.size(2), K = args.k_BTHD.size(3);
-  const int64_t D = args.v_BTHD.size(3);
+  const int64_t B = args.k_BTHD.size(0), T = args.k_BTHD.size(1), H = args.k_BTHD.size(2);
   check_ssd_forward(Device::cpu, args);
-  if (T == 0) {
-    const bool same = args.final_state_BHKD.raw() == args.initial_state_BHKD.raw();
-    if (!args.log_decay_BH.empty()) fill(args.log_decay_BH, 0);
-    if (args.final_state_BHKD.empty() || same) return;
-    if (args.initial_state_BHKD.empty()) return fill(args.final_state_BHKD, 0);
-    return copy(args.final_state_BHKD, args.initial_state_BHKD);
-  }
+  if (T == 0) return ssd_of_no_tokens(*this, args);
   if (B * H == 0) return;
   dispatch_float(args.k_BTHD.dtype(), [&]<class A>() {
-    Scan<A> scan{B,
-                 T,
-                 H,
-                 K,
-                 D,
-                 cubes<A>(args.q_BTHD),
-                 cubes<A>(args.k_BTHD),
-                 cubes<A>(args.v_BTHD),
-                 {},
-                 planes<A>(args.dt_BTH),
-                 planes<A>(args.log_a_BTH),
-                 vector_of<A>(args.D_H)};
+    const Scan<A> scan = scan_of<A>(args);
     Planes<A> log_decay;
     if (!args.log_decay_BH.empty()) log_decay = {args.log_decay_BH.data<A>(), args.log_decay_BH.stride(0), 0};
     forward(scan, SpanGrid(T, args.chunk, B * H), cubes<A>(args.y_BTHD), cubes<A>(args.initial_state_BHKD),

@@ -1,9 +1,10 @@
 // AdamW over a list of tensors, hundreds of them per launch.
 #include <algorithm>
 
+#include "kernels/adamw_rule.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/device.cuh"
-#include "kernels/cuda/views.h"
+#include "kernels/cuda/tensor_list.cuh"
 #include "kernels/judge.h"
 #include "kernels/op_checks.h"
 
@@ -15,19 +16,6 @@ constexpr int kThreads = 256;
 constexpr int64_t kBlock = 8192;  // elements that one block updates
 constexpr int kAtOnce = 2;        // pieces that a thread has under way together
 constexpr int kTensors = 256;     // per launch: they travel as a kernel parameter
-
-template <class T>
-struct Coefficients {
-  T grad_scale, beta1, beta2, step1, inverse_correction2, eps, decay;
-  __device__ Coefficients(const AdamwRule& rule, const double* step_S)
-      : grad_scale(static_cast<T>(step_S[kGradScale])),
-        beta1(static_cast<T>(rule.beta1)),
-        beta2(static_cast<T>(rule.beta2)),
-        step1(static_cast<T>(step_S[kLr] / step_S[kBiasCorrection1])),
-        inverse_correction2(static_cast<T>(1.0 / step_S[kBiasCorrection2])),
-        eps(static_cast<T>(rule.eps)),
-        decay(static_cast<T>(step_S[kLr] * rule.weight_decay)) {}
-};
 
 template <class T>
 struct List {
@@ -43,16 +31,6 @@ struct List {
   int64_t blocks = 0;
   Entry entry[kTensors];
 };
-
-// m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;
-// master -= lr (weight_decay master + (m / c1) / (sqrt(v / c2) + eps))
-template <class T>
-__device__ void update(T& master, T& m, T& v, T grad, T decay, const Coefficients<T>& k) {
-  const T g = grad * k.grad_scale;
-  m = k.beta1 * m + (T(1) - k.beta1) * g;
-  v = k.beta2 * v + (T(1) - k.beta2) * (g * g);
-  master -= decay * master + k.step1 * m / (sqrt(v * k.inverse_correction2) + k.eps);
-}
 
 template <class To, class T, int N>
 __device__ void store_rounded(void* param, int64_t at, const Raw<T, N>& master, int64_t left, bool wide) {
@@ -74,17 +52,8 @@ __global__ void __launch_bounds__(kThreads)
     adamw_kernel(const __grid_constant__ List<T> list, AdamwRule rule, const double* step_S) {
   constexpr int V = kVec<T>;
   if (step_S[kTaken] == 0) return;
-  const Coefficients<T> k(rule, step_S);
-  int low = 0, high = list.entries;
-  while (high - low > 1) {
-    const int middle = (low + high) / 2;
-    if (list.entry[middle].first_block <= blockIdx.x) {
-      low = middle;
-    } else {
-      high = middle;
-    }
-  }
-  const typename List<T>::Entry& x = list.entry[low];
+  const AdamwCoefficients<T> k(rule, step_S);
+  const typename List<T>::Entry& x = list.entry[entry_with_block(list, blockIdx.x)];
   const int64_t begin = (blockIdx.x - x.first_block) * kBlock;
   const int64_t end = begin + kBlock < x.count ? begin + kBlock : x.count;
   const T decay = x.decays ? k.decay : T(0);
@@ -101,7 +70,7 @@ __global__ void __launch_bounds__(kThreads)
       const int64_t i = first + u * kThreads * V, left = end - i;
       if (left <= 0) break;
 #pragma unroll
-      for (int e = 0; e < V; ++e) update(master[u].v[e], m[u].v[e], v[u].v[e], grad[u][e], decay, k);
+      for (int e = 0; e < V; ++e) adamw_update(master[u].v[e], m[u].v[e], v[u].v[e], grad[u][e], decay, k);
       store(x.master + i, master[u], left, x.wide);
       store(x.m + i, m[u], left, x.wide);
       store(x.v + i, v[u], left, x.wide);

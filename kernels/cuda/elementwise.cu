@@ -3,6 +3,7 @@
 
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/device.cuh"
+#include "kernels/cuda/tensor_list.cuh"
 #include "kernels/op_checks.h"
 
 namespace tmamba::cuda {
@@ -107,21 +108,6 @@ struct SumList {
   Entry entry[kSumTensors];
 };
 
-// The entry whose blocks hold this one.
-template <class List>
-__device__ inline int entry_of(const List& list, int64_t block) {
-  int low = 0, high = list.entries;
-  while (high - low > 1) {
-    const int middle = (low + high) / 2;
-    if (list.entry[middle].first_block <= block) {
-      low = middle;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
-}
-
 template <class T>
 __device__ double block_squares(const T* data, int64_t count, bool wide) {
   double sum = 0;
@@ -137,7 +123,7 @@ __global__ void __launch_bounds__(kSumThreads)
     sum_squares_kernel(double* partial, const __grid_constant__ SumList list) {
   __shared__ double scratch[kSumThreads / kWarp];
   const int64_t block = blockIdx.x;
-  const SumList::Entry& entry = list.entry[entry_of(list, block)];
+  const SumList::Entry& entry = list.entry[entry_with_block(list, block)];
   const int64_t begin = (block - entry.first_block) * kSumBlock;
   const int64_t count = entry.count - begin < kSumBlock ? entry.count - begin : kSumBlock;
   double sum;

@@ -6,6 +6,7 @@
 #include "kernels/cuda/ssd.cuh"
 #include "kernels/cuda/views.h"
 #include "kernels/op_checks.h"
+#include "kernels/ssd_empty.h"
 
 namespace tmamba::cuda {
 
@@ -181,8 +182,9 @@ struct Scan {
   }
 };
 
-template <class A>
-SsdInputs<A> forward_inputs(const SsdForward& args) {
+// Of a pass forward or backward; dy and the rows' width are left to the caller.
+template <class A, class Args>
+SsdInputs<A> inputs_of(const Args& args) {
   return {.B = args.k_BTHD.size(0),
           .T = args.k_BTHD.size(1),
           .H = args.k_BTHD.size(2),
@@ -195,7 +197,14 @@ SsdInputs<A> forward_inputs(const SsdForward& args) {
           .dt = planes<Acc<A>>(args.dt_BTH),
           .log_a = planes<Acc<A>>(args.log_a_BTH),
           .skip_H = vector_of<A>(args.D_H),
-          .wide = wide_rows({args.q_BTHD, args.k_BTHD, args.v_BTHD, args.y_BTHD})};
+          .wide = false};
+}
+
+template <class A>
+SsdInputs<A> forward_inputs(const SsdForward& args) {
+  SsdInputs<A> in = inputs_of<A>(args);
+  in.wide = wide_rows({args.q_BTHD, args.k_BTHD, args.v_BTHD, args.y_BTHD});
+  return in;
 }
 
 template <class A>
@@ -233,20 +242,10 @@ void forward(cudaStream_t stream, Workspace& workspace, const SsdForward& args) 
 
 template <class A>
 SsdInputs<A> backward_inputs(const SsdBackward& args) {
-  return {.B = args.k_BTHD.size(0),
-          .T = args.k_BTHD.size(1),
-          .H = args.k_BTHD.size(2),
-          .K = args.k_BTHD.size(3),
-          .D = args.v_BTHD.size(3),
-          .q = cubes<A>(args.q_BTHD),
-          .k = cubes<A>(args.k_BTHD),
-          .v = cubes<A>(args.v_BTHD),
-          .dy = cubes<A>(args.dy_BTHD),
-          .dt = planes<Acc<A>>(args.dt_BTH),
-          .log_a = planes<Acc<A>>(args.log_a_BTH),
-          .skip_H = vector_of<A>(args.D_H),
-          .wide = wide_rows(
-              {args.q_BTHD, args.k_BTHD, args.v_BTHD, args.dy_BTHD, args.dq_BTHD, args.dk_BTHD, args.dv_BTHD})};
+  SsdInputs<A> in = inputs_of<A>(args);
+  in.dy = cubes<A>(args.dy_BTHD);
+  in.wide = wide_rows({args.q_BTHD, args.k_BTHD, args.v_BTHD, args.dy_BTHD, args.dq_BTHD, args.dk_BTHD, args.dv_BTHD});
+  return in;
 }
 
 template <class A>
@@ -288,13 +287,7 @@ void CudaOps::ssd_forward(const SsdForward& args) {
   const int64_t B = args.k_BTHD.size(0), T = args.k_BTHD.size(1), H = args.k_BTHD.size(2), K = args.k_BTHD.size(3);
   const int64_t D = args.v_BTHD.size(3);
   check_ssd_forward(Device::cuda, args);
-  if (T == 0) {
-    const bool same = args.final_state_BHKD.raw() == args.initial_state_BHKD.raw();
-    if (!args.log_decay_BH.empty()) fill(args.log_decay_BH, 0);
-    if (args.final_state_BHKD.empty() || same) return;
-    if (args.initial_state_BHKD.empty()) return fill(args.final_state_BHKD, 0);
-    return copy(args.final_state_BHKD, args.initial_state_BHKD);
-  }
+  if (T == 0) return ssd_of_no_tokens(*this, args);
   if (B * H * K * D == 0) return;
   dispatch_activation(args.k_BTHD.dtype(), [&]<class A>() { forward<A>(stream(), workspace_, args); });
 }
@@ -303,12 +296,7 @@ void CudaOps::ssd_backward(const SsdBackward& args) {
   const int64_t B = args.k_BTHD.size(0), T = args.k_BTHD.size(1), H = args.k_BTHD.size(2), K = args.k_BTHD.size(3);
   const int64_t D = args.v_BTHD.size(3);
   check_ssd_backward(Device::cuda, args);
-  if (T == 0) {
-    const bool same = args.dinitial_state_BHKD.raw() == args.dfinal_state_BHKD.raw();
-    if (args.dinitial_state_BHKD.empty() || same) return;
-    if (args.dfinal_state_BHKD.empty()) return fill(args.dinitial_state_BHKD, 0);
-    return copy(args.dinitial_state_BHKD, args.dfinal_state_BHKD);
-  }
+  if (T == 0) return ssd_of_no_tokens(*this, args);
   if (B * H * K * D == 0) return;
   dispatch_activation(args.k_BTHD.dtype(), [&]<class A>() { backward<A>(stream(), workspace_, args); });
 }
