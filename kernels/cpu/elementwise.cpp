@@ -1,8 +1,8 @@
 // fill, copy, add, scale and sum_squares of tensors with any strides.
 #include <vector>
 
+#include "kernels/base/bf16.h"
 #include "kernels/base/strided.h"
-#include "kernels/cpu/bf16.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/op_checks.h"
