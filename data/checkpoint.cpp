@@ -11,6 +11,7 @@
 #include "data/fs.h"
 #include "data/manifest.h"
 #include "data/slice_relay.h"
+#include "kernels/base/clock.h"
 
 namespace tmamba {
 
@@ -165,7 +166,7 @@ struct CheckpointSave::Impl {
     if (options.before_publish) options.before_publish();
     publish_checkpoint(temporary, final_path, nonce);
     warnings = tidy_checkpoints(final_path, options, nonce);
-    seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    seconds = seconds_since(start);
   }
 };
 

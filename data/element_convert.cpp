@@ -4,19 +4,16 @@
 #include <cmath>
 #include <cstring>
 
+#include "kernels/base/bf16.h"
+
 namespace tmamba {
 
 namespace {
 
 bool is_float(DType dtype) { return dtype == DType::f32 || dtype == DType::f64 || dtype == DType::bf16; }
 
-bf16_t to_bf16(float x) {
-  const uint32_t bits = std::bit_cast<uint32_t>(x);
-  if (std::isnan(x)) return {static_cast<uint16_t>((bits >> 16) | 0x40)};  // stays NaN, quiet
-  return {static_cast<uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16)};
-}
-
-bf16_t to_bf16(double x) {
+bf16_t rounded(float x) { return to_bf16(x); }
+bf16_t rounded(double x) {
   // Through float, rounded to odd: rounding to nearest twice could be off by one.
   float y = static_cast<float>(x);
   if (!std::isnan(x) && static_cast<double>(y) != x) {
@@ -27,12 +24,10 @@ bf16_t to_bf16(double x) {
   return to_bf16(y);
 }
 
-float to_float(bf16_t x) { return std::bit_cast<float>(uint32_t{x.bits} << 16); }
-
 template <class To, class From>
 To converted(From x) {
   if constexpr (std::is_same_v<To, bf16_t>) {
-    return to_bf16(x);
+    return rounded(x);
   } else if constexpr (std::is_same_v<From, bf16_t>) {
     return static_cast<To>(to_float(x));
   } else {

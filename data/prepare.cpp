@@ -14,6 +14,7 @@
 #include "data/sha256.h"
 #include "data/token_file.h"
 #include "data/tokenizer.h"
+#include "kernels/base/clock.h"
 
 namespace tmamba {
 
@@ -312,7 +313,7 @@ PrepareReport prepare(const PrepareOptions& options) {
   write_text_durably(work / kDatasetFile, dataset.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
   work.publish(names, obsolete);
   PrepareReport report = report_of(dataset, options.output);
-  report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  report.seconds = seconds_since(start);
   return report;
 }
 

@@ -1,8 +1,10 @@
 #include "dist/reduce.h"
 
 #include <algorithm>
-#include <bit>
 #include <type_traits>
+
+#include "dist/combine.h"
+#include "kernels/base/bf16.h"
 
 namespace tmamba {
 
@@ -10,33 +12,10 @@ namespace {
 
 constexpr int64_t kBlock = 1024;
 
-float widen(bf16_t x) { return std::bit_cast<float>(uint32_t{x.bits} << 16); }
+float widen(bf16_t x) { return to_float(x); }
 template <class T>
 T widen(T x) {
   return x;
-}
-
-bf16_t round_to_bf16(float x) {
-  const uint32_t bits = std::bit_cast<uint32_t>(x);
-  if (x != x) return {static_cast<uint16_t>((bits >> 16) | 0x40u)};  // the carry of rounding must not make it infinite
-  return {static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16)};
-}
-
-template <ReduceOp op, class T>
-T combine(T a, T b) {
-  if constexpr (op == ReduceOp::sum) {
-    if constexpr (std::is_signed_v<T> && std::is_integral_v<T>) {
-      using Unsigned = std::make_unsigned_t<T>;
-      return static_cast<T>(static_cast<Unsigned>(a) + static_cast<Unsigned>(b));  // wraps
-    } else {
-      return static_cast<T>(a + b);
-    }
-  } else {
-    if (a != a) return a;
-    if (b != b) return b;
-    if constexpr (op == ReduceOp::max) return a < b ? b : a;
-    return b < a ? b : a;
-  }
 }
 
 // In blocks, so that the accumulator stays in the first-level cache and each input is read once.
@@ -55,7 +34,7 @@ void reduce_typed(void* out, std::span<const void* const> inputs, int64_t count)
     T* y = static_cast<T*>(out) + begin;
     for (int64_t i = 0; i < n; ++i) {
       if constexpr (std::is_same_v<T, bf16_t>) {
-        y[i] = round_to_bf16(sum[i]);
+        y[i] = to_bf16(sum[i]);
       } else {
         y[i] = sum[i];
       }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "dist/combine.h"
 #include "dist/reduce_device.h"
 
 namespace tmamba {
@@ -25,23 +26,6 @@ __device__ T narrow(Wide x) {
     return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};
   } else {
     return x;
-  }
-}
-
-template <ReduceOp op, class T>
-__device__ T combine(T a, T b) {
-  if constexpr (op == ReduceOp::sum) {
-    if constexpr (std::is_integral_v<T>) {
-      using Unsigned = std::make_unsigned_t<T>;
-      return static_cast<T>(static_cast<Unsigned>(a) + static_cast<Unsigned>(b));  // wraps
-    } else {
-      return a + b;
-    }
-  } else {
-    if (a != a) return a;
-    if (b != b) return b;
-    if constexpr (op == ReduceOp::max) return a < b ? b : a;
-    return b < a ? b : a;
   }
 }
 

@@ -27,12 +27,16 @@ void expect_on(Device device, const ConstTensor& x, const char* name, DType dtyp
                std::initializer_list<int64_t> sizes) {
   TM_CHECK(has_sizes(x, sizes) && x.dtype() == dtype, name, " is ", x.shape(), " ", name_of(x.dtype()), ", expected ",
            shape_of(sizes), " ", name_of(dtype));
-  TM_CHECK(x.device() == device, name, " is on ", name_of(x.device()), ", this op runs on the ",
-           device == Device::cpu ? "cpu" : "GPU");
+  TM_CHECK(x.device() == device, name, " is on ", name_of(x.device()), ", this op runs on the ", place_of(device));
   const int last = x.dims() - 1;
   TM_CHECK(x.numel() == 0 || x.size(last) == 1 || x.stride(last) == 1, name, " ", x.shape(),
            " needs a contiguous last dimension, its stride is ", x.stride(last));
   TM_CHECK(x.numel() == 0 || !x.empty(), name, " ", x.shape(), " has no memory");
+}
+
+void expect_optional_on(Device device, const ConstTensor& x, const char* name, DType dtype,
+                        std::initializer_list<int64_t> sizes) {
+  if (!x.empty()) expect_on(device, x, name, dtype, sizes);
 }
 
 }  // namespace tmamba

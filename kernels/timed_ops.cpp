@@ -2,6 +2,7 @@
 
 #include <chrono>
 
+#include "kernels/base/clock.h"
 #include "kernels/counting_ops.h"
 
 namespace tmamba {
@@ -198,7 +199,7 @@ class Timer final : public TimedOps {
     call(inner_);
     inner_.synchronize();
     OpTiming& timing = timings_[name];
-    timing.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    timing.seconds += seconds_since(begin);
     timing.calls += 1;
     timing.flops += flops() - flops_before;
     timing.bytes += tensor_bytes;

@@ -1,16 +1,17 @@
 #include "launch/bench_io.h"
 
-#include <algorithm>
 #include <chrono>
 #include <nlohmann/json.hpp>
 
 #include "data/checkpoint_crew.h"
 #include "data/fs.h"
+#include "kernels/base/clock.h"
 #include "kernels/base/rng.h"
 #include "launch/bench_step.h"
 #include "launch/progress.h"
 #include "launch/saver.h"
 #include "launch/snapshot.h"
+#include "launch/statistics.h"
 
 namespace tmamba {
 
@@ -20,10 +21,6 @@ namespace {
 
 using nlohmann::json;
 using Clock = std::chrono::steady_clock;
-
-double ms_since(Clock::time_point begin) {
-  return std::chrono::duration<double, std::milli>(Clock::now() - begin).count();
-}
 
 double slowest(World& world, double of_rank) {
   world.comm().all_reduce(Tensor(&of_rank, {1}, DType::f64), ReduceOp::max).wait();
@@ -70,8 +67,7 @@ double data_ms(const RunConfig& config, World& world, StepBench& bench, const fs
     const double ms = slowest(world, ms_since(begin));
     if (step >= 0) times.push_back(ms);
   }
-  std::nth_element(times.begin(), times.begin() + kSteps / 2, times.end());
-  return times[kSteps / 2];
+  return median_of(times);
 }
 
 json checkpoint_times(World& world, Ops& ops, StepBench& bench, const fs::path& folder) {

@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "dist/device_world.h"
+#include "kernels/base/clock.h"
 #include "kernels/base/device.h"
 #include "kernels/base/rng.h"
 #include "launch/bench_io.h"
@@ -19,6 +20,7 @@
 #include "launch/memory_check.h"
 #include "launch/progress.h"
 #include "launch/run_state.h"
+#include "launch/statistics.h"
 
 namespace tmamba {
 
@@ -32,12 +34,7 @@ double seconds_of(Ops& ops, const auto& work) {
   const auto begin = Clock::now();
   work();
   ops.synchronize();
-  return std::chrono::duration<double>(Clock::now() - begin).count();
-}
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
+  return seconds_since(begin);
 }
 
 void fill_random(Ops& ops, const Tensor& flat, double std) {
@@ -90,8 +87,8 @@ Roof measure_roof(Ops& ops, DType dtype) {
     }));
     copy.push_back(seconds_of(ops, [&] { ops.copy(to.tensor({copied}, dtype), from.tensor({copied}, dtype)); }));
   }
-  return {.flops = 2.0 * static_cast<double>(n * n * n) / median(product),
-          .bytes = 2.0 * static_cast<double>(copied) * static_cast<double>(size_of(dtype)) / median(copy)};
+  return {.flops = 2.0 * static_cast<double>(n * n * n) / median_of(product),
+          .bytes = 2.0 * static_cast<double>(copied) * static_cast<double>(size_of(dtype)) / median_of(copy)};
 }
 
 StepBench::StepBench(const RunConfig& config, World& world, Ops& ops, int64_t micro_batches)
@@ -168,7 +165,7 @@ Times time_steps(StepBench& bench, World& world, Ops& ops, int64_t steps) {
     const double most = over_ranks(world, seconds, ReduceOp::max);
     if (i >= 0) slowest.push_back(most), own.push_back(seconds);
   }
-  return {median(slowest), median(own)};
+  return {median_of(slowest), median_of(own)};
 }
 
 // Bytes in use now, on the rank that uses most: of its GPU, or of its own pages on a host.

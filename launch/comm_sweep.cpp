@@ -6,6 +6,8 @@
 #include <nlohmann/json.hpp>
 
 #include "kernels/base/buffer.h"
+#include "kernels/base/clock.h"
+#include "launch/statistics.h"
 
 namespace tmamba {
 
@@ -93,12 +95,11 @@ double seconds_of(World& world, Communicator& comm, const Exchange& exchange, co
     const auto begin = Clock::now();
     for (int64_t i = 0; i < at_once; ++i) exchange.start(comm, y, x).wait();
     synchronize(y);
-    double seconds = std::chrono::duration<double>(Clock::now() - begin).count() / static_cast<double>(at_once);
+    double seconds = seconds_since(begin) / static_cast<double>(at_once);
     world.comm().all_reduce(Tensor(&seconds, {1}, DType::f64), ReduceOp::max).wait();
     if (sample >= 0) times.push_back(seconds);
   }
-  std::nth_element(times.begin(), times.begin() + kSamples / 2, times.end());
-  return times[kSamples / 2];
+  return median_of(times);
 }
 
 bool wanted(const std::vector<std::string>& names, const char* name) {
@@ -107,7 +108,7 @@ bool wanted(const std::vector<std::string>& names, const char* name) {
 
 // Whether so many seconds are over, as rank 0 sees it: all ranks go on or stop together.
 bool over(World& world, Clock::time_point begin, double seconds) {
-  int32_t stop = std::chrono::duration<double>(Clock::now() - begin).count() > seconds ? 1 : 0;
+  int32_t stop = seconds_since(begin) > seconds ? 1 : 0;
   world.comm().broadcast(Tensor(&stop, {1}, DType::i32), 0).wait();
   return stop != 0;
 }

@@ -14,6 +14,7 @@
 
 #include "data/checkpoint_crew.h"
 #include "data/fs.h"
+#include "kernels/base/clock.h"
 #include "launch/doctor.h"
 #include "launch/progress.h"
 #include "launch/statistics.h"
@@ -26,10 +27,6 @@ namespace {
 
 using nlohmann::json;
 using Clock = std::chrono::steady_clock;
-
-double ms_since(Clock::time_point begin) {
-  return std::chrono::duration<double, std::milli>(Clock::now() - begin).count();
-}
 
 double fsync_ms(const fs::path& folder) {
   std::vector<double> times;

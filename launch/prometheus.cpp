@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "kernels/base/check.h"
+#include "kernels/base/clock.h"
 
 namespace tmamba {
 
@@ -88,7 +89,7 @@ void PrometheusFile::metric(const nlohmann::json& line) {
   }
   if (line.contains("loss")) figures_["transmamba_last_step_timestamp_seconds"] = line.value("time", 0.0);
   if (line.value("skipped", false)) ++figures_["transmamba_skipped_steps_total"];
-  if (std::chrono::duration<double>(Clock::now() - written_).count() >= kSeconds) write();
+  if (seconds_since(written_) >= kSeconds) write();
 }
 
 void PrometheusFile::event(const std::string& kind, double time, const nlohmann::json& details) {

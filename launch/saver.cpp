@@ -2,6 +2,8 @@
 
 #include <csignal>
 
+#include "kernels/base/clock.h"
+
 namespace tmamba {
 
 Saver::Saver(Communicator& comm, std::filesystem::path checkpoints, SaveOptions options)
@@ -61,7 +63,7 @@ std::optional<SaveOutcome> Saver::guarded(const std::function<std::optional<Save
     save_.reset();
     outcome = SaveOutcome{.step = step_, .problem = error.what(), .report = {}, .stall_seconds = 0};
   }
-  const double stall = std::chrono::duration<double>(Clock::now() - begin).count();
+  const double stall = seconds_since(begin);
   stall_seconds_ += stall;
   total_stall_seconds_ += stall;
   if (outcome) outcome->stall_seconds = stall_seconds_;

@@ -11,6 +11,7 @@
 #include <ctime>
 
 #include "data/fs.h"
+#include "kernels/base/clock.h"
 #include "kernels/base/rng.h"
 #include "launch/child_process.h"
 #include "launch/progress.h"
@@ -132,7 +133,7 @@ StartEnd run_start(const Study& study, const Start& start, const StudyRunOptions
                         {"start", start.number},
                         {"fingerprint", fingerprint(study, *start.point)},
                         {"time", when},
-                        {"seconds", std::chrono::duration<double>(Clock::now() - begin).count()},
+                        {"seconds", seconds_since(begin)},
                         {"load", load},
                         {"command", shell_line(command)},
                         {"result", result}};
@@ -189,7 +190,7 @@ StudyRun run_starts(const Study& study, const StudyGrid& grid, const StudyRunOpt
     run.stopped = end.stopped || pending_signal() != 0;
     if (!end.problem.empty() && !end.stopped) run.failed.push_back({start.point->id, start.number, end.problem});
     if (!options.print) continue;
-    const double each = std::chrono::duration<double>(Clock::now() - begin).count() / static_cast<double>(i + 1);
+    const double each = seconds_since(begin) / static_cast<double>(i + 1);
     message_line(str("[", i + 1, "/", starts.size(), "] ", start.point->id, " start ", start.number, ": ",
                      end.problem.empty() ? fixed(end.step_ms, 1) + " ms a step" : end.problem, ", ",
                      duration(each * static_cast<double>(starts.size() - i - 1)), " left"));

@@ -125,7 +125,7 @@ int Trainer::run() {
     const auto begin = Clock::now();
     const StepResult result = next_step();
     state_.seconds = seconds_before + elapsed();
-    finish_step(result, std::chrono::duration<double>(Clock::now() - begin).count());
+    finish_step(result, seconds_since(begin));
     if (++steps_here_ == 2) log_memory();
     if (skips_in_a_row_ >= config_.train.max_skips) {
       go_back();
@@ -251,7 +251,7 @@ void Trainer::evaluate_and_log(bool full) {
               {"valid_loss", result.loss()},
               {"valid_bits_per_byte", last_valid_bits_},
               {"valid_tokens", result.tokens},
-              {"eval_s", std::chrono::duration<double>(Clock::now() - begin).count()}});
+              {"eval_s", seconds_since(begin)}});
   if (main_)
     message_line(str("step ", state_.step, ": held-out loss ", fixed(result.loss(), 4), ", ",
                      fixed(last_valid_bits_, 3), " bits/byte over ", count_text(static_cast<double>(result.bytes)),
@@ -271,7 +271,7 @@ void Trainer::write_sample() {
       sample(*ops_, config_.model, step_->table(), params(), transpoints_, *tokenizer_, prompt, options);
   const std::string text = prompt + tokenizer_->decode(tokens);
   folder_->sample(state_.step, text);
-  log_metric({{"step", state_.step}, {"sample_s", std::chrono::duration<double>(Clock::now() - begin).count()}});
+  log_metric({{"step", state_.step}, {"sample_s", seconds_since(begin)}});
   message_line(str("step ", state_.step, ": sample\n", indent(text)));
 }
 

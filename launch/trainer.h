@@ -9,6 +9,7 @@
 #include "dist/grad_reducer.h"
 #include "dist/mesh.h"
 #include "dist/world.h"
+#include "kernels/base/clock.h"
 #include "kernels/timed_ops.h"
 #include "launch/comm_profile.h"
 #include "launch/config.h"
@@ -99,7 +100,7 @@ class Trainer {
   bool wants_save() const;
   int stop_and_requeue();
   LearningRate lr_schedule() const;
-  double elapsed() const { return std::chrono::duration<double>(Clock::now() - started_).count(); }
+  double elapsed() const { return seconds_since(started_); }
 
   RunConfig config_;
   World& world_;

@@ -64,8 +64,8 @@ Tensor SequenceMixer::flat_states(const Tensor& states_sBHDD) const {
   return states_sBHDD.view({states_sBHDD.size(0), batch_, heads_, head_dim_ * head_dim_});
 }
 
-Tensor SequenceMixer::of_segment(const Tensor& x_sBHDD, size_t segment) const {
-  return alone() ? Tensor() : x_sBHDD.select(0, static_cast<int64_t>(segment));
+Tensor SequenceMixer::of_segment(const Tensor& x, size_t segment) const {
+  return alone() ? Tensor() : x.select(0, static_cast<int64_t>(segment));
 }
 
 Pending SequenceMixer::begin_forward(Arena& scratch) {
@@ -103,19 +103,12 @@ void SequenceMixer::step_sizes(Ops& ops, const SequenceMixerParams& w) {
 }
 
 void SequenceMixer::convolve(Ops& ops, const SequenceMixerParams& w) {
-  int64_t i = 0;
-  for (const Segment& s : sequence_.segments()) {
-    const Tensor halo = alone() ? Tensor() : halo_sBWX_.select(0, i++);
-    ops.conv_silu_rope_forward({.y_BTC = qkv_BnX_.slice(1, s.local_begin, s.size()),
-                                .k_rot_BPHD = keys_of_segment(k_rot_BPHD_, s),
-                                .x_BTC = pre_BnX_.slice(1, s.local_begin, s.size()),
-                                .halo_BWC = halo,
-                                .w_CW = w.conv_XW,
-                                .b_C = w.conv_bias_X,
-                                .heads = heads_,
-                                .prefix = layer_.attention_part(s).size(),
-                                .position = s.begin,
-                                .theta = config_.rope_theta});
+  const auto segments = sequence_.segments();
+  for (size_t i = 0; i < segments.size(); ++i) {
+    ConvRopeForward args = convolution_args<ConvRopeForward>(w, i);
+    args.y_BTC = qkv_BnX_.slice(1, segments[i].local_begin, segments[i].size());
+    args.k_rot_BPHD = keys_of_segment(k_rot_BPHD_, segments[i]);
+    ops.conv_silu_rope_forward(args);
   }
 }
 
@@ -161,14 +154,9 @@ Pending SequenceMixer::summarize_segments(Ops& ops, Arena& scratch) {
       ops.fill(state_sBHDD.select(0, i), 0), ops.fill(decay_sBH.select(0, i), 0);
       continue;
     }
-    const int64_t row = segment.row(tokens.begin);
-    ops.ssd_forward({.final_state_BHKD = state_sBHDD.select(0, i),
-                     .log_decay_BH = decay_sBH.select(0, i),
-                     .k_BTHD = part(qkv_BnX_, 1, row, tokens.size()),
-                     .v_BTHD = part(qkv_BnX_, 2, row, tokens.size()),
-                     .dt_BTH = dt_BnH_.slice(1, row, tokens.size()),
-                     .log_a_BTH = log_a_BnH_.slice(1, row, tokens.size()),
-                     .chunk = config_.chunk});
+    SsdForward args = scan_args<SsdForward>(segment.row(tokens.begin), tokens.size());
+    args.final_state_BHKD = state_sBHDD.select(0, i), args.log_decay_BH = decay_sBH.select(0, i);
+    ops.ssd_forward(args);
   }
   return sequence_.scan_states(scratch, layer_, transport_.state, flat_states(inflow_sBHDD_), decays_KBH_,
                                flat_states(state_sBHDD), decay_sBH);
@@ -176,13 +164,10 @@ Pending SequenceMixer::summarize_segments(Ops& ops, Arena& scratch) {
 
 // The Memory Converter within one segment: the scan over the prefix's own k and v, outputs discarded (paper eq. 9).
 void SequenceMixer::converter_forward(Ops& ops, const Part& prefix) {
-  ops.ssd_forward({.final_state_BHKD = state_BHDD_,
-                   .k_BTHD = part(qkv_BnX_, 1, prefix.row, prefix.count),
-                   .v_BTHD = part(qkv_BnX_, 2, prefix.row, prefix.count),
-                   .dt_BTH = dt_BnH_.slice(1, prefix.row, prefix.count),
-                   .log_a_BTH = log_a_BnH_.slice(1, prefix.row, prefix.count),
-                   .initial_state_BHKD = of_segment(inflow_sBHDD_, prefix.segment),
-                   .chunk = config_.chunk});
+  SsdForward args = scan_args<SsdForward>(prefix.row, prefix.count);
+  args.final_state_BHKD = state_BHDD_;
+  args.initial_state_BHKD = of_segment(inflow_sBHDD_, prefix.segment);
+  ops.ssd_forward(args);
 }
 
 // What the first SSM tokens of the sequence start from, where they are this rank's.
@@ -203,16 +188,12 @@ void SequenceMixer::ssm_forward(Ops& ops, const SequenceMixerParams& w) {
   for (const Part& p : ssm_) {
     const bool at_transpoint = p.position == layer_.transpoint();
     const bool last = p.position + p.count == sequence_.layout().tokens();
-    ops.ssd_forward({.y_BTHD = y_BSHD_.slice(1, p.row - prefix_, p.count),
-                     .final_state_BHKD = last ? final_state_BHDD_ : Tensor(),
-                     .q_BTHD = part(qkv_BnX_, 0, p.row, p.count),
-                     .k_BTHD = part(qkv_BnX_, 1, p.row, p.count),
-                     .v_BTHD = part(qkv_BnX_, 2, p.row, p.count),
-                     .dt_BTH = dt_BnH_.slice(1, p.row, p.count),
-                     .log_a_BTH = log_a_BnH_.slice(1, p.row, p.count),
-                     .D_H = w.D_H,
-                     .initial_state_BHKD = at_transpoint ? state_BHDD_ : of_segment(inflow_sBHDD_, p.segment),
-                     .chunk = config_.chunk});
+    SsdForward args = scan_args<SsdForward>(p.row, p.count);
+    args.y_BTHD = y_BSHD_.slice(1, p.row - prefix_, p.count);
+    args.q_BTHD = part(qkv_BnX_, 0, p.row, p.count), args.D_H = w.D_H;
+    args.initial_state_BHKD = at_transpoint ? state_BHDD_ : of_segment(inflow_sBHDD_, p.segment);
+    if (last) args.final_state_BHKD = final_state_BHDD_;
+    ops.ssd_forward(args);
   }
 }
 

@@ -81,7 +81,7 @@ class SequenceMixer {
   // [H, D, D] states seen as vectors of D * D elements, for the scan over segments.
   Tensor flat_states(const Tensor& states_sBHDD) const;
   // Of one local segment; empty where there is but one.
-  Tensor of_segment(const Tensor& x_sBHDD, size_t segment) const;
+  Tensor of_segment(const Tensor& x, size_t segment) const;
 
   void step_sizes(Ops& ops, const SequenceMixerParams& w);
   void convolve(Ops& ops, const SequenceMixerParams& w);
@@ -93,6 +93,27 @@ class SequenceMixer {
   }
   // Those of one segment that lie apart; empty where there are none.
   Tensor keys_of_segment(const Tensor& apart_BPHD, const Segment& segment) const;
+  // What the convolution, forward or backward, reads of the i-th local segment; its outputs are left to the caller.
+  template <class Args>
+  Args convolution_args(const SequenceMixerParams& w, size_t i) const {
+    const Segment& segment = sequence_.segments()[i];
+    Args args;
+    args.x_BTC = pre_BnX_.slice(1, segment.local_begin, segment.size());
+    args.halo_BWC = of_segment(halo_sBWX_, i);
+    args.w_CW = w.conv_XW, args.b_C = w.conv_bias_X;
+    args.heads = heads_, args.prefix = layer_.attention_part(segment).size(), args.position = segment.begin;
+    args.theta = config_.rope_theta;
+    return args;
+  }
+  // What a scan, forward or backward, reads of `count` local tokens from `row` on, queries apart.
+  template <class Args>
+  Args scan_args(int64_t row, int64_t count) const {
+    Args args;
+    args.k_BTHD = part(qkv_BnX_, 1, row, count), args.v_BTHD = part(qkv_BnX_, 2, row, count);
+    args.dt_BTH = dt_BnH_.slice(1, row, count), args.log_a_BTH = log_a_BnH_.slice(1, row, count);
+    args.chunk = config_.chunk;
+    return args;
+  }
   Keys gather_keys(Arena& scratch);
   Pending summarize_segments(Ops& ops, Arena& scratch);
   void attention_forward(Ops& ops, const Keys& keys);

@@ -110,15 +110,10 @@ Pending SequenceMixer::segment_outflows(Ops& ops, Arena& scratch, const Tensor& 
 // What the backward scans of SSM tokens and of prefix tokens have in common.
 SsdBackward SequenceMixer::ssd_backward_args(const Part& p, const Tensor& dqkv_BnX, const Tensor& ddt_BnH,
                                              const Tensor& dlog_a_BnH) const {
-  return {.dk_BTHD = part(dqkv_BnX, 1, p.row, p.count),
-          .dv_BTHD = part(dqkv_BnX, 2, p.row, p.count),
-          .ddt_BTH = ddt_BnH.slice(1, p.row, p.count),
-          .dlog_a_BTH = dlog_a_BnH.slice(1, p.row, p.count),
-          .k_BTHD = part(qkv_BnX_, 1, p.row, p.count),
-          .v_BTHD = part(qkv_BnX_, 2, p.row, p.count),
-          .dt_BTH = dt_BnH_.slice(1, p.row, p.count),
-          .log_a_BTH = log_a_BnH_.slice(1, p.row, p.count),
-          .chunk = config_.chunk};
+  SsdBackward args = scan_args<SsdBackward>(p.row, p.count);
+  args.dk_BTHD = part(dqkv_BnX, 1, p.row, p.count), args.dv_BTHD = part(dqkv_BnX, 2, p.row, p.count);
+  args.ddt_BTH = ddt_BnH.slice(1, p.row, p.count), args.dlog_a_BTH = dlog_a_BnH.slice(1, p.row, p.count);
+  return args;
 }
 
 Pending SequenceMixer::convolve_backward(Ops& ops, Arena& scratch, const SequenceMixerParams& w,
@@ -127,25 +122,13 @@ Pending SequenceMixer::convolve_backward(Ops& ops, Arena& scratch, const Sequenc
   const auto segments = sequence_.segments();
   const Tensor dhalo_sBWX =
       alone() ? Tensor() : scratch.take({std::ssize(segments), batch_, config_.conv - 1, dqkv_BnX.size(2)}, dtype_);
-  int64_t i = 0;
-  for (const Segment& s : segments) {
-    const Tensor halo = alone() ? Tensor() : halo_sBWX_.select(0, i),
-                 dhalo = alone() ? Tensor() : dhalo_sBWX.select(0, i);
-    ops.conv_silu_rope_backward({.dx_BTC = dpre_BnX.slice(1, s.local_begin, s.size()),
-                                 .dhalo_BWC = dhalo,
-                                 .dw_CW = grad.conv_XW,
-                                 .db_C = grad.conv_bias_X,
-                                 .dy_BTC = dqkv_BnX.slice(1, s.local_begin, s.size()),
-                                 .dk_rot_BPHD = keys_of_segment(dk_rot_BPHD, s),
-                                 .x_BTC = pre_BnX_.slice(1, s.local_begin, s.size()),
-                                 .halo_BWC = halo,
-                                 .w_CW = w.conv_XW,
-                                 .b_C = w.conv_bias_X,
-                                 .heads = heads_,
-                                 .prefix = layer_.attention_part(s).size(),
-                                 .position = s.begin,
-                                 .theta = config_.rope_theta});
-    ++i;
+  for (size_t i = 0; i < segments.size(); ++i) {
+    const int64_t begin = segments[i].local_begin, count = segments[i].size();
+    ConvRopeBackward args = convolution_args<ConvRopeBackward>(w, i);
+    args.dx_BTC = dpre_BnX.slice(1, begin, count), args.dhalo_BWC = of_segment(dhalo_sBWX, i);
+    args.dw_CW = grad.conv_XW, args.db_C = grad.conv_bias_X;
+    args.dy_BTC = dqkv_BnX.slice(1, begin, count), args.dk_rot_BPHD = keys_of_segment(dk_rot_BPHD, segments[i]);
+    ops.conv_silu_rope_backward(args);
   }
   return alone() ? Pending() : sequence_.conv_halo_backward(scratch, dpre_BnX, dhalo_sBWX);
 }

@@ -1,12 +1,13 @@
 // Attention backward, tile by tile: the probabilities are computed again from lse. A task owns a head and every n-th
 // tile of keys, whose dk and dv it alone writes; it walks the queries that see a tile in order. dq gathers over tiles
 // of keys: the first task of a head writes it in place, the others into parts that are added in order.
+#include "kernels/base/strided.h"
 #include "kernels/cpu/attention_tiles.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/scratch.h"
-#include "kernels/cpu/views.h"
+#include "kernels/op_checks.h"
 
 namespace tmamba {
 
@@ -146,21 +147,9 @@ void backward(Backward<A> f) {
 
 void CpuOps::attention_backward(const AttentionBackward& args) {
   const int64_t B = args.q_BTHD.size(0), T = args.q_BTHD.size(1), H = args.q_BTHD.size(2), D = args.q_BTHD.size(3);
-  const int64_t S = args.k_BSHD.size(1);
-  const DType dtype = args.q_BTHD.dtype();
-  expect(args.dq_BTHD, "attention dq_BTHD", dtype, {B, T, H, D});
-  expect(args.dk_BSHD, "attention dk_BSHD", dtype, {B, S, H, D});
-  expect(args.dv_BSHD, "attention dv_BSHD", dtype, {B, S, H, D});
-  expect(args.do_BTHD, "attention do_BTHD", dtype, {B, T, H, D});
-  expect(args.o_BTHD, "attention o_BTHD", dtype, {B, T, H, D});
-  expect(args.lse_BTH, "attention lse_BTH", accumulate_type(dtype), {B, T, H});
-  expect(args.q_BTHD, "attention q_BTHD", dtype, {B, T, H, D});
-  expect(args.k_BSHD, "attention k_BSHD", dtype, {B, S, H, D});
-  expect(args.v_BSHD, "attention v_BSHD", dtype, {B, S, H, D});
-  TM_CHECK(args.q_begin >= 0 && args.q_begin + T <= S, "attention: queries ", args.q_begin, " .. ", args.q_begin + T,
-           " need as many keys, there are ", S);
+  check_attention_backward(Device::cpu, args);
   if (B * T * H * D == 0) return;
-  dispatch_float(dtype, [&]<class A>() {
+  dispatch_float(args.q_BTHD.dtype(), [&]<class A>() {
     backward(Backward<A>{cubes<A>(args.dq_BTHD), cubes<A>(args.dk_BSHD), cubes<A>(args.dv_BSHD), cubes<A>(args.do_BTHD),
                          cubes<A>(args.o_BTHD), cubes<A>(args.q_BTHD), cubes<A>(args.k_BSHD), cubes<A>(args.v_BSHD),
                          planes<A>(args.lse_BTH), B, T, H, D, args.q_begin, args.scale, nullptr});

@@ -2,12 +2,13 @@
 // the tiles of keys it sees in order, and keeps a running maximum, sum and output per query.
 #include <cmath>
 
+#include "kernels/base/strided.h"
 #include "kernels/cpu/attention_tiles.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/scratch.h"
-#include "kernels/cpu/views.h"
+#include "kernels/op_checks.h"
 
 namespace tmamba {
 
@@ -113,17 +114,9 @@ void forward_tile(const Forward<A>& f, int64_t b, int64_t h, const TileRange& qu
 
 void CpuOps::attention_forward(const AttentionForward& args) {
   const int64_t B = args.q_BTHD.size(0), T = args.q_BTHD.size(1), H = args.q_BTHD.size(2), D = args.q_BTHD.size(3);
-  const int64_t S = args.k_BSHD.size(1);
-  const DType dtype = args.q_BTHD.dtype();
-  expect(args.o_BTHD, "attention o_BTHD", dtype, {B, T, H, D});
-  expect(args.lse_BTH, "attention lse_BTH", accumulate_type(dtype), {B, T, H});
-  expect(args.q_BTHD, "attention q_BTHD", dtype, {B, T, H, D});
-  expect(args.k_BSHD, "attention k_BSHD", dtype, {B, S, H, D});
-  expect(args.v_BSHD, "attention v_BSHD", dtype, {B, S, H, D});
-  TM_CHECK(args.q_begin >= 0 && args.q_begin + T <= S, "attention: queries ", args.q_begin, " .. ", args.q_begin + T,
-           " need as many keys, there are ", S);
+  check_attention_forward(Device::cpu, args);
   if (B * T * H * D == 0) return;
-  dispatch_float(dtype, [&]<class A>() {
+  dispatch_float(args.q_BTHD.dtype(), [&]<class A>() {
     Forward<A> f{.o = cubes<A>(args.o_BTHD),
                  .lse = planes<A>(args.lse_BTH),
                  .q = cubes<A>(args.q_BTHD),

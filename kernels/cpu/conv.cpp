@@ -2,12 +2,13 @@
 // its first token come from x or, before the sequence, from the halo (or are zeros).
 #include <array>
 
+#include "kernels/base/strided.h"
 #include "kernels/conv_rope.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/partial_sums.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/vec_math.h"
-#include "kernels/cpu/views.h"
+#include "kernels/op_checks.h"
 
 namespace tmamba {
 
@@ -110,17 +111,6 @@ Conv<A> make_conv(ScratchFrame& frame, const ConstTensor& x_BTC, const ConstTens
   return conv;
 }
 
-void expect_inputs(const ConstTensor& x_BTC, const ConstTensor& halo_BWC, const ConstTensor& w_CW,
-                   const ConstTensor& b_C) {
-  const int64_t B = x_BTC.size(0), T = x_BTC.size(1), C = x_BTC.size(2), W = w_CW.size(1);
-  const DType dtype = x_BTC.dtype();
-  TM_CHECK(W >= 1, "conv w_CW ", w_CW.shape(), " has no taps");
-  expect(x_BTC, "conv x_BTC", dtype, {B, T, C});
-  expect_optional(halo_BWC, "conv halo_BWC", dtype, {B, W - 1, C});
-  expect(w_CW, "conv w_CW", dtype, {C, W});
-  expect(b_C, "conv b_C", dtype, {C});
-}
-
 template <class A>
 struct ConvGradients {
   Planes<A> dx, dhalo;
@@ -176,8 +166,7 @@ void CpuOps::conv_silu_forward(Tensor y_BTC, ConstTensor x_BTC, ConstTensor halo
                                ConstTensor b_C) {
   const int64_t B = x_BTC.size(0), T = x_BTC.size(1), C = x_BTC.size(2);
   if (B * T * C == 0) return;
-  expect_inputs(x_BTC, halo_BWC, w_CW, b_C);
-  expect(y_BTC, "conv y_BTC", x_BTC.dtype(), {B, T, C});
+  check_conv_silu_forward(Device::cpu, y_BTC, x_BTC, halo_BWC, w_CW, b_C);
   dispatch_float(x_BTC.dtype(), [&]<class A>() {
     ScratchFrame frame;
     const Conv<A> conv = make_conv<A>(frame, x_BTC, halo_BWC, w_CW, b_C);
@@ -199,16 +188,10 @@ void CpuOps::conv_silu_forward(Tensor y_BTC, ConstTensor x_BTC, ConstTensor halo
 void CpuOps::conv_silu_backward(Tensor dx_BTC, Tensor dhalo_BWC, Tensor dw_CW, Tensor db_C, ConstTensor dy_BTC,
                                 ConstTensor x_BTC, ConstTensor halo_BWC, ConstTensor w_CW, ConstTensor b_C) {
   const int64_t B = x_BTC.size(0), T = x_BTC.size(1), C = x_BTC.size(2), W = w_CW.size(1);
-  const DType dtype = x_BTC.dtype();
   if (!dhalo_BWC.empty() && T == 0) fill(dhalo_BWC, 0);
   if (B * T * C == 0) return;
-  expect_inputs(x_BTC, halo_BWC, w_CW, b_C);
-  expect(dx_BTC, "conv dx_BTC", dtype, {B, T, C});
-  expect_optional(dhalo_BWC, "conv dhalo_BWC", dtype, {B, W - 1, C});
-  expect(dw_CW, "conv dw_CW", accumulate_type(dtype), {C, W});
-  expect(db_C, "conv db_C", accumulate_type(dtype), {C});
-  expect(dy_BTC, "conv dy_BTC", dtype, {B, T, C});
-  dispatch_float(dtype, [&]<class A>() {
+  check_conv_silu_backward(Device::cpu, dx_BTC, dhalo_BWC, dw_CW, db_C, dy_BTC, x_BTC, halo_BWC, w_CW, b_C);
+  dispatch_float(x_BTC.dtype(), [&]<class A>() {
     ScratchFrame frame;
     const Conv<A> conv = make_conv<A>(frame, x_BTC, halo_BWC, w_CW, b_C);
     const ConvGradients<A> d{planes<A>(dx_BTC), planes<A>(dhalo_BWC), planes<A>(dy_BTC)};

@@ -1,11 +1,12 @@
 #include <cmath>
 #include <limits>
 
+#include "kernels/base/strided.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/vec_math.h"
-#include "kernels/cpu/views.h"
+#include "kernels/op_checks.h"
 
 namespace tmamba {
 
@@ -41,12 +42,7 @@ A row_sum_exp(const A* x, A max, int64_t count) {
 void CpuOps::cross_entropy_stats(Tensor max_N, Tensor sum_exp_N, Tensor target_N, ConstTensor logits_NV,
                                  ConstTensor targets_N, int64_t vocab_begin) {
   const int64_t N = logits_NV.size(0), V = logits_NV.size(1);
-  const DType acc = accumulate_type(logits_NV.dtype());
-  expect(max_N, "cross_entropy max_N", acc, {N});
-  expect(sum_exp_N, "cross_entropy sum_exp_N", acc, {N});
-  expect(target_N, "cross_entropy target_N", acc, {N});
-  expect(logits_NV, "cross_entropy logits_NV", logits_NV.dtype(), {N, V});
-  expect(targets_N, "cross_entropy targets_N", DType::i32, {N});
+  check_cross_entropy_stats(Device::cpu, max_N, sum_exp_N, target_N, logits_NV, targets_N);
   if (N == 0) return;
   dispatch_float(logits_NV.dtype(), [&]<class A>() {
     const auto logits = rows<A>(logits_NV);
@@ -67,11 +63,8 @@ void CpuOps::cross_entropy_stats(Tensor max_N, Tensor sum_exp_N, Tensor target_N
 
 void CpuOps::cross_entropy_rescale(Tensor sum_exp_N, ConstTensor max_N, ConstTensor global_max_N) {
   const int64_t N = max_N.size(0);
-  const DType acc = max_N.dtype();
-  expect(sum_exp_N, "cross_entropy_rescale sum_exp_N", acc, {N});
-  expect(max_N, "cross_entropy_rescale max_N", acc, {N});
-  expect(global_max_N, "cross_entropy_rescale global_max_N", acc, {N});
-  dispatch_float(acc, [&]<class A>() {
+  check_cross_entropy_rescale(Device::cpu, sum_exp_N, max_N, global_max_N);
+  dispatch_float(max_N.dtype(), [&]<class A>() {
     A* sum_exp = sum_exp_N.data<A>();
     const A *max = max_N.data<A>(), *global_max = global_max_N.data<A>();
     for (int64_t n = 0; n < N; ++n) sum_exp[n] *= std::exp(max[n] - global_max[n]);
@@ -81,16 +74,9 @@ void CpuOps::cross_entropy_rescale(Tensor sum_exp_N, ConstTensor max_N, ConstTen
 void CpuOps::cross_entropy_loss(Tensor loss_sum_1, Tensor count_1, Tensor loss_N, ConstTensor max_N,
                                 ConstTensor sum_exp_N, ConstTensor target_N, ConstTensor targets_N) {
   const int64_t N = max_N.size(0);
-  const DType acc = max_N.dtype();
-  expect(loss_sum_1, "cross_entropy loss_sum_1", DType::f64, {1});
-  expect(count_1, "cross_entropy count_1", DType::f64, {1});
-  expect_optional(loss_N, "cross_entropy loss_N", acc, {N});
-  expect(max_N, "cross_entropy max_N", acc, {N});
-  expect(sum_exp_N, "cross_entropy sum_exp_N", acc, {N});
-  expect(target_N, "cross_entropy target_N", acc, {N});
-  expect(targets_N, "cross_entropy targets_N", DType::i32, {N});
+  check_cross_entropy_loss(Device::cpu, loss_sum_1, count_1, loss_N, max_N, sum_exp_N, target_N, targets_N);
   if (N == 0) return;
-  dispatch_float(acc, [&]<class A>() {
+  dispatch_float(max_N.dtype(), [&]<class A>() {
     const A* max = max_N.data<A>();
     const A* sum_exp = sum_exp_N.data<A>();
     const A* target = target_N.data<A>();
@@ -122,11 +108,7 @@ void CpuOps::cross_entropy_loss(Tensor loss_sum_1, Tensor count_1, Tensor loss_N
 void CpuOps::cross_entropy_gradient(Tensor logits_NV, ConstTensor max_N, ConstTensor sum_exp_N, ConstTensor targets_N,
                                     int64_t vocab_begin, double scale) {
   const int64_t N = logits_NV.size(0), V = logits_NV.size(1);
-  const DType acc = accumulate_type(logits_NV.dtype());
-  expect(logits_NV, "cross_entropy logits_NV", logits_NV.dtype(), {N, V});
-  expect(max_N, "cross_entropy max_N", acc, {N});
-  expect(sum_exp_N, "cross_entropy sum_exp_N", acc, {N});
-  expect(targets_N, "cross_entropy targets_N", DType::i32, {N});
+  check_cross_entropy_gradient(Device::cpu, logits_NV, max_N, sum_exp_N, targets_N);
   if (N == 0) return;
   dispatch_float(logits_NV.dtype(), [&]<class A>() {
     const auto logits = rows<A>(logits_NV);

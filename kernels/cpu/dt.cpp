@@ -1,10 +1,11 @@
 #include <cmath>
 
+#include "kernels/base/strided.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/partial_sums.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/vec_math.h"
-#include "kernels/cpu/views.h"
+#include "kernels/op_checks.h"
 
 namespace tmamba {
 
@@ -20,14 +21,9 @@ A* rates(ScratchFrame& frame, const A* A_log, int64_t H) {
 
 void CpuOps::dt_forward(Tensor dt_NH, Tensor log_a_NH, ConstTensor raw_NH, ConstTensor bias_H, ConstTensor A_log_H) {
   const int64_t N = raw_NH.size(0), H = raw_NH.size(1);
-  const DType dtype = raw_NH.dtype();
-  expect(dt_NH, "dt dt_NH", accumulate_type(dtype), {N, H});
-  expect(log_a_NH, "dt log_a_NH", accumulate_type(dtype), {N, H});
-  expect(raw_NH, "dt raw_NH", dtype, {N, H});
-  expect(bias_H, "dt bias_H", dtype, {H});
-  expect(A_log_H, "dt A_log_H", dtype, {H});
+  check_dt_forward(Device::cpu, dt_NH, log_a_NH, raw_NH, bias_H, A_log_H);
   if (N == 0) return;
-  dispatch_float(dtype, [&]<class A>() {
+  dispatch_float(raw_NH.dtype(), [&]<class A>() {
     const auto dt = rows<A>(dt_NH), log_a = rows<A>(log_a_NH);
     const auto raw = rows<A>(raw_NH);
     const A* bias = bias_H.data<A>();
@@ -48,17 +44,9 @@ void CpuOps::dt_forward(Tensor dt_NH, Tensor log_a_NH, ConstTensor raw_NH, Const
 void CpuOps::dt_backward(Tensor draw_NH, Tensor dbias_H, Tensor dA_log_H, ConstTensor ddt_NH, ConstTensor dlog_a_NH,
                          ConstTensor raw_NH, ConstTensor bias_H, ConstTensor A_log_H) {
   const int64_t N = raw_NH.size(0), H = raw_NH.size(1);
-  const DType dtype = raw_NH.dtype();
-  expect(draw_NH, "dt draw_NH", dtype, {N, H});
-  expect(dbias_H, "dt dbias_H", accumulate_type(dtype), {H});
-  expect(dA_log_H, "dt dA_log_H", accumulate_type(dtype), {H});
-  expect(ddt_NH, "dt ddt_NH", accumulate_type(dtype), {N, H});
-  expect(dlog_a_NH, "dt dlog_a_NH", accumulate_type(dtype), {N, H});
-  expect(raw_NH, "dt raw_NH", dtype, {N, H});
-  expect(bias_H, "dt bias_H", dtype, {H});
-  expect(A_log_H, "dt A_log_H", dtype, {H});
+  check_dt_backward(Device::cpu, draw_NH, dbias_H, dA_log_H, ddt_NH, dlog_a_NH, raw_NH, bias_H, A_log_H);
   if (N == 0) return;
-  dispatch_float(dtype, [&]<class A>() {
+  dispatch_float(raw_NH.dtype(), [&]<class A>() {
     const auto draw = rows<A>(draw_NH);
     const auto ddt = rows<A>(ddt_NH), dlog_a = rows<A>(dlog_a_NH), raw = rows<A>(raw_NH);
     const A* bias = bias_H.data<A>();

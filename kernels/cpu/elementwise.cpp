@@ -1,10 +1,11 @@
 // fill, copy, add, scale and sum_squares of tensors with any strides.
 #include <vector>
 
-#include "kernels/cpu/bf16.h"
+#include "kernels/base/bf16.h"
+#include "kernels/base/strided.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/parallel.h"
-#include "kernels/cpu/views.h"
+#include "kernels/op_checks.h"
 
 namespace tmamba {
 
@@ -104,13 +105,6 @@ double sum_of_squares(const T* x, int64_t count) {
   return sum;
 }
 
-void check_same(const Tensor& y, const ConstTensor& x, const char* what) {
-  bool same = y.dims() == x.dims() && y.device() == Device::cpu && x.device() == Device::cpu;
-  for (int i = 0; same && i < y.dims(); ++i) same = y.size(i) == x.size(i);
-  TM_CHECK(same, what, ": y is ", y.shape(), " on ", name_of(y.device()), ", x is ", x.shape(), " on ",
-           name_of(x.device()));
-}
-
 // y = f(y, x) elementwise, computed in the wider of the two types.
 template <class F>
 void update(const Tensor& y, const ConstTensor& x, const F& f) {
@@ -131,7 +125,7 @@ void update(const Tensor& y, const ConstTensor& x, const F& f) {
 }  // namespace
 
 void CpuOps::fill(Tensor x, double value) {
-  TM_CHECK(x.device() == Device::cpu, "fill: the tensor is on ", name_of(x.device()));
+  check_elementwise(Device::cpu, "fill", x);
   dispatch_storage(x.dtype(), [&]<class T>() {
     T* data = x.data<T>();
     const T filler = narrow<T>(value);
@@ -140,17 +134,17 @@ void CpuOps::fill(Tensor x, double value) {
 }
 
 void CpuOps::copy(Tensor y, ConstTensor x) {
-  check_same(y, x, "copy");
+  check_elementwise(Device::cpu, "copy", y, x);
   update(y, x, [](auto, auto value) { return value; });
 }
 
 void CpuOps::add(Tensor y, ConstTensor x) {
-  check_same(y, x, "add");
+  check_elementwise(Device::cpu, "add", y, x);
   update(y, x, [](auto sum, auto value) { return sum + value; });
 }
 
 void CpuOps::scale(Tensor x, double factor) {
-  TM_CHECK(x.device() == Device::cpu, "scale: the tensor is on ", name_of(x.device()));
+  check_elementwise(Device::cpu, "scale", x);
   dispatch_storage(x.dtype(), [&]<class T>() {
     T* data = x.data<T>();
     using Wide = decltype(widen(T{}));
@@ -163,10 +157,9 @@ void CpuOps::scale(Tensor x, double factor) {
 }
 
 void CpuOps::sum_squares(Tensor out_1, std::span<const ConstTensor> tensors) {
-  expect(out_1, "sum_squares out", DType::f64, {1});
+  check_sum_squares(Device::cpu, out_1, tensors);
   double total = 0;
   for (const ConstTensor& x : tensors) {
-    TM_CHECK(x.device() == Device::cpu && x.contiguous(), "sum_squares: ", x.shape(), " must be contiguous on the cpu");
     std::vector<double> partial(static_cast<size_t>(ceil_div(x.numel(), kBlock)));
     dispatch_float(x.dtype(), [&]<class T>() {
       const T* data = x.data<T>();

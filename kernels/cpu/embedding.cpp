@@ -1,6 +1,7 @@
+#include "kernels/base/strided.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/parallel.h"
-#include "kernels/cpu/views.h"
+#include "kernels/op_checks.h"
 
 namespace tmamba {
 
@@ -11,9 +12,7 @@ constexpr int64_t kChannels = 64;
 
 void CpuOps::embedding_forward(Tensor y_NC, ConstTensor table_VC, ConstTensor tokens_N, int64_t vocab_begin) {
   const int64_t N = y_NC.size(0), C = y_NC.size(1), V = table_VC.size(0);
-  expect(y_NC, "embedding y_NC", table_VC.dtype(), {N, C});
-  expect(table_VC, "embedding table_VC", table_VC.dtype(), {V, C});
-  expect(tokens_N, "embedding tokens_N", DType::i32, {N});
+  check_embedding_forward(Device::cpu, y_NC, table_VC, tokens_N);
   if (N == 0) return;
   dispatch_float(y_NC.dtype(), [&]<class A>() {
     const auto y = rows<A>(y_NC);
@@ -34,9 +33,7 @@ void CpuOps::embedding_forward(Tensor y_NC, ConstTensor table_VC, ConstTensor to
 
 void CpuOps::embedding_backward(Tensor dtable_VC, ConstTensor dy_NC, ConstTensor tokens_N, int64_t vocab_begin) {
   const int64_t N = dy_NC.size(0), C = dy_NC.size(1), V = dtable_VC.size(0);
-  expect(dtable_VC, "embedding dtable_VC", accumulate_type(dy_NC.dtype()), {V, C});
-  expect(dy_NC, "embedding dy_NC", dy_NC.dtype(), {N, C});
-  expect(tokens_N, "embedding tokens_N", DType::i32, {N});
+  check_embedding_backward(Device::cpu, dtable_VC, dy_NC, tokens_N);
   if (N == 0) return;
   dispatch_float(dy_NC.dtype(), [&]<class A>() {
     const auto dtable = rows<A>(dtable_VC);

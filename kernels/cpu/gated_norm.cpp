@@ -1,10 +1,11 @@
 #include <cmath>
 
+#include "kernels/base/strided.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/partial_sums.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/vec_math.h"
-#include "kernels/cpu/views.h"
+#include "kernels/op_checks.h"
 
 namespace tmamba {
 
@@ -59,15 +60,10 @@ void backward_row(A* dy, A* dz, A* dw, const A* dout, const A* y, const A* z, A 
 void CpuOps::gated_norm_forward(Tensor out_BTHD, Tensor rstd_BTH, ConstTensor y_BTHD, ConstTensor z_BTHD,
                                 ConstTensor w_HD, double eps) {
   const int64_t B = y_BTHD.size(0), T = y_BTHD.size(1), H = y_BTHD.size(2), D = y_BTHD.size(3);
-  const DType dtype = y_BTHD.dtype();
   if (B * T * H * D == 0) return;
-  expect(out_BTHD, "gated_norm out_BTHD", dtype, {B, T, H, D});
-  expect(rstd_BTH, "gated_norm rstd_BTH", accumulate_type(dtype), {B, T, H});
-  expect(y_BTHD, "gated_norm y_BTHD", dtype, {B, T, H, D});
+  check_gated_norm_forward(Device::cpu, out_BTHD, rstd_BTH, y_BTHD, z_BTHD, w_HD);
   const bool gated = !z_BTHD.empty();
-  if (gated) expect(z_BTHD, "gated_norm z_BTHD", dtype, {B, T, H, D});
-  expect(w_HD, "gated_norm w_HD", dtype, {H, D});
-  dispatch_float(dtype, [&]<class A>() {
+  dispatch_float(y_BTHD.dtype(), [&]<class A>() {
     const auto out = cubes<A>(out_BTHD);
     const auto rstd = planes<A>(rstd_BTH);
     const auto y = cubes<A>(y_BTHD), z = cubes<A>(z_BTHD);
@@ -88,18 +84,10 @@ void CpuOps::gated_norm_forward(Tensor out_BTHD, Tensor rstd_BTH, ConstTensor y_
 void CpuOps::gated_norm_backward(Tensor dy_BTHD, Tensor dz_BTHD, Tensor dw_HD, ConstTensor dout_BTHD,
                                  ConstTensor y_BTHD, ConstTensor z_BTHD, ConstTensor rstd_BTH, ConstTensor w_HD) {
   const int64_t B = y_BTHD.size(0), T = y_BTHD.size(1), H = y_BTHD.size(2), D = y_BTHD.size(3);
-  const DType dtype = y_BTHD.dtype();
   if (B * T * H * D == 0) return;
-  expect(dy_BTHD, "gated_norm dy_BTHD", dtype, {B, T, H, D});
-  expect(dw_HD, "gated_norm dw_HD", accumulate_type(dtype), {H, D});
-  expect(dout_BTHD, "gated_norm dout_BTHD", dtype, {B, T, H, D});
-  expect(y_BTHD, "gated_norm y_BTHD", dtype, {B, T, H, D});
+  check_gated_norm_backward(Device::cpu, dy_BTHD, dz_BTHD, dw_HD, dout_BTHD, y_BTHD, z_BTHD, rstd_BTH, w_HD);
   const bool gated = !z_BTHD.empty();
-  if (gated) expect(z_BTHD, "gated_norm z_BTHD", dtype, {B, T, H, D});
-  if (gated) expect(dz_BTHD, "gated_norm dz_BTHD", dtype, {B, T, H, D});
-  expect(rstd_BTH, "gated_norm rstd_BTH", accumulate_type(dtype), {B, T, H});
-  expect(w_HD, "gated_norm w_HD", dtype, {H, D});
-  dispatch_float(dtype, [&]<class A>() {
+  dispatch_float(y_BTHD.dtype(), [&]<class A>() {
     const auto dy = cubes<A>(dy_BTHD), dz = cubes<A>(dz_BTHD);
     const auto dout = cubes<A>(dout_BTHD), y = cubes<A>(y_BTHD), z = cubes<A>(z_BTHD);
     const auto rstd = planes<A>(rstd_BTH);

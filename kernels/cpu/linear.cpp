@@ -1,9 +1,10 @@
 // y = x w^T and its gradients: tiles of a fixed size, each one BLAS product on one thread.
+#include "kernels/base/strided.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/scratch.h"
-#include "kernels/cpu/views.h"
+#include "kernels/op_checks.h"
 
 namespace tmamba {
 
@@ -71,11 +72,8 @@ void weight_gradient(Rows<A> dw, Rows<const A> dy, Rows<const A> x, int64_t N, i
 
 void CpuOps::linear_forward(Tensor y_NO, ConstTensor x_NI, ConstTensor w_OI) {
   const int64_t N = x_NI.size(0), I = x_NI.size(1), O = w_OI.size(0);
-  const DType dtype = x_NI.dtype();
-  expect(y_NO, "linear y_NO", dtype, {N, O});
-  expect(x_NI, "linear x_NI", dtype, {N, I});
-  expect(w_OI, "linear w_OI", dtype, {O, I});
-  dispatch_float(dtype, [&]<class A>() {
+  check_linear_forward(Device::cpu, y_NO, x_NI, w_OI);
+  dispatch_float(x_NI.dtype(), [&]<class A>() {
     const auto y = rows<A>(y_NO);
     const auto x = rows<A>(x_NI), w = rows<A>(w_OI);
     parallel_tiles(N, O, kTileRows, kTileCols, [&](int64_t n, int64_t n_count, int64_t o, int64_t o_count) {
@@ -86,11 +84,8 @@ void CpuOps::linear_forward(Tensor y_NO, ConstTensor x_NI, ConstTensor w_OI) {
 
 void CpuOps::linear_backward_input(Tensor dx_NI, ConstTensor dy_NO, ConstTensor w_OI, bool accumulate) {
   const int64_t N = dy_NO.size(0), O = dy_NO.size(1), I = w_OI.size(1);
-  const DType dtype = dy_NO.dtype();
-  expect(dx_NI, "linear dx_NI", dtype, {N, I});
-  expect(dy_NO, "linear dy_NO", dtype, {N, O});
-  expect(w_OI, "linear w_OI", dtype, {O, I});
-  dispatch_float(dtype, [&]<class A>() {
+  check_linear_backward_input(Device::cpu, dx_NI, dy_NO, w_OI);
+  dispatch_float(dy_NO.dtype(), [&]<class A>() {
     const auto dx = rows<A>(dx_NI);
     const auto dy = rows<A>(dy_NO), w = rows<A>(w_OI);
     parallel_tiles(N, I, kTileRows, kTileCols, [&](int64_t n, int64_t n_count, int64_t i, int64_t i_count) {
@@ -102,12 +97,10 @@ void CpuOps::linear_backward_input(Tensor dx_NI, ConstTensor dy_NO, ConstTensor 
 
 void CpuOps::linear_backward_weight(Tensor dw_OI, ConstTensor dy_NO, ConstTensor x_NI) {
   const int64_t N = dy_NO.size(0), O = dy_NO.size(1), I = x_NI.size(1);
-  const DType dtype = dy_NO.dtype();
-  expect(dw_OI, "linear dw_OI", accumulate_type(dtype), {O, I});
-  expect(dy_NO, "linear dy_NO", dtype, {N, O});
-  expect(x_NI, "linear x_NI", dtype, {N, I});
+  check_linear_backward_weight(Device::cpu, dw_OI, dy_NO, x_NI);
   if (N == 0) return;
-  dispatch_float(dtype, [&]<class A>() { weight_gradient(rows<A>(dw_OI), rows<A>(dy_NO), rows<A>(x_NI), N, O, I); });
+  dispatch_float(dy_NO.dtype(),
+                 [&]<class A>() { weight_gradient(rows<A>(dw_OI), rows<A>(dy_NO), rows<A>(x_NI), N, O, I); });
 }
 
 }  // namespace tmamba

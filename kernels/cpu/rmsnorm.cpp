@@ -1,9 +1,10 @@
 #include <cmath>
 
+#include "kernels/base/strided.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/partial_sums.h"
 #include "kernels/cpu/scratch.h"
-#include "kernels/cpu/views.h"
+#include "kernels/op_checks.h"
 
 namespace tmamba {
 
@@ -44,16 +45,9 @@ void norm_row_backward(A* dx, A* dw, const A* dy, const A* x, A rstd, const A* w
 void CpuOps::rmsnorm_forward(Tensor y_NC, Tensor rstd_N, Tensor sum_NC, ConstTensor x_NC, ConstTensor delta_NC,
                              ConstTensor w_C, double eps) {
   const int64_t N = x_NC.size(0), C = x_NC.size(1);
-  const DType dtype = x_NC.dtype();
   if (N == 0) return;
-  expect(y_NC, "rmsnorm y_NC", dtype, {N, C});
-  expect(rstd_N, "rmsnorm rstd_N", accumulate_type(dtype), {N});
-  expect(x_NC, "rmsnorm x_NC", dtype, {N, C});
-  expect_optional(delta_NC, "rmsnorm delta_NC", dtype, {N, C});
-  expect_optional(sum_NC, "rmsnorm sum_NC", dtype, {N, C});
-  TM_CHECK(sum_NC.empty() == delta_NC.empty(), "rmsnorm: sum_NC and delta_NC come together");
-  expect(w_C, "rmsnorm w_C", dtype, {C});
-  dispatch_float(dtype, [&]<class A>() {
+  check_rmsnorm_forward(Device::cpu, y_NC, rstd_N, sum_NC, x_NC, delta_NC, w_C);
+  dispatch_float(x_NC.dtype(), [&]<class A>() {
     const auto y = rows<A>(y_NC), sum = rows<A>(sum_NC);
     const auto x = rows<A>(x_NC), delta = rows<A>(delta_NC);
     const A* w = w_C.data<A>();
@@ -70,16 +64,9 @@ void CpuOps::rmsnorm_forward(Tensor y_NC, Tensor rstd_N, Tensor sum_NC, ConstTen
 void CpuOps::rmsnorm_backward(Tensor dx_NC, Tensor dw_C, ConstTensor dy_NC, ConstTensor x_NC, ConstTensor rstd_N,
                               ConstTensor w_C, ConstTensor dresidual_NC) {
   const int64_t N = x_NC.size(0), C = x_NC.size(1);
-  const DType dtype = x_NC.dtype();
   if (N == 0) return;
-  expect(dx_NC, "rmsnorm dx_NC", dtype, {N, C});
-  expect(dw_C, "rmsnorm dw_C", accumulate_type(dtype), {C});
-  expect(dy_NC, "rmsnorm dy_NC", dtype, {N, C});
-  expect(x_NC, "rmsnorm x_NC", dtype, {N, C});
-  expect(rstd_N, "rmsnorm rstd_N", accumulate_type(dtype), {N});
-  expect(w_C, "rmsnorm w_C", dtype, {C});
-  expect_optional(dresidual_NC, "rmsnorm dresidual_NC", dtype, {N, C});
-  dispatch_float(dtype, [&]<class A>() {
+  check_rmsnorm_backward(Device::cpu, dx_NC, dw_C, dy_NC, x_NC, rstd_N, w_C, dresidual_NC);
+  dispatch_float(x_NC.dtype(), [&]<class A>() {
     const auto dx = rows<A>(dx_NC);
     const auto dy = rows<A>(dy_NC), x = rows<A>(x_NC), dresidual = rows<A>(dresidual_NC);
     const A* w = w_C.data<A>();

@@ -1,9 +1,10 @@
 #include <cmath>
 
+#include "kernels/base/strided.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/scratch.h"
-#include "kernels/cpu/views.h"
+#include "kernels/op_checks.h"
 
 namespace tmamba {
 
@@ -71,10 +72,7 @@ void rotate(const Tensor& y_BTHD, const ConstTensor& x_BTHD, const RopeTable& ta
 void rope(RopeTable& table, const Tensor& y_BTHD, const ConstTensor& x_BTHD, int64_t position, double theta,
           int direction) {
   const int64_t B = x_BTHD.size(0), T = x_BTHD.size(1), H = x_BTHD.size(2), D = x_BTHD.size(3);
-  expect(y_BTHD, "rope y_BTHD", x_BTHD.dtype(), {B, T, H, D});
-  expect(x_BTHD, "rope x_BTHD", x_BTHD.dtype(), {B, T, H, D});
-  TM_CHECK(D % 2 == 0 && position >= 0, "rope needs an even head width and positions from 0 on, got width ", D,
-           " and position ", position);
+  check_rope(Device::cpu, y_BTHD, x_BTHD, position);
   if (B * T * H * D == 0) return;
   table.prepare(position + T, D / 2, theta);
   dispatch_float(x_BTHD.dtype(),

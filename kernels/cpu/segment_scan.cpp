@@ -2,18 +2,17 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/base/strided.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/parallel.h"
-#include "kernels/cpu/views.h"
+#include "kernels/op_checks.h"
 
 namespace tmamba {
 
 void CpuOps::ssd_decay(Tensor state_BHKD, ConstTensor log_a_BTH) {
   const int64_t B = state_BHKD.size(0), H = state_BHKD.size(1), K = state_BHKD.size(2), D = state_BHKD.size(3);
-  const DType dtype = state_BHKD.dtype();
-  expect(state_BHKD, "ssd_decay state_BHKD", dtype, {B, H, K, D});
-  expect(log_a_BTH, "ssd_decay log_a_BTH", dtype, {B, log_a_BTH.size(1), H});
-  dispatch_float(dtype, [&]<class A>() {
+  check_ssd_decay(Device::cpu, state_BHKD, log_a_BTH);
+  dispatch_float(state_BHKD.dtype(), [&]<class A>() {
     parallel_tasks(B * H, [&](int64_t task) {
       const int64_t b = task / H, h = task % H;
       const A* log_a = log_a_BTH.select(0, b).data<A>() + h;
@@ -31,11 +30,8 @@ void CpuOps::ssd_decay(Tensor state_BHKD, ConstTensor log_a_BTH) {
 
 void CpuOps::segment_scan(Tensor out_KBHE, ConstTensor in_KBHE, ConstTensor decay_KBH, bool reverse) {
   const int64_t K = out_KBHE.size(0), B = out_KBHE.size(1), H = out_KBHE.size(2), E = out_KBHE.size(3);
-  const DType dtype = out_KBHE.dtype();
-  expect(out_KBHE, "segment_scan out_KBHE", dtype, {K, B, H, E});
-  expect(in_KBHE, "segment_scan in_KBHE", dtype, {K, B, H, E});
-  expect(decay_KBH, "segment_scan decay_KBH", dtype, {K, B, H});
-  dispatch_float(dtype, [&]<class A>() {
+  check_segment_scan(Device::cpu, out_KBHE, in_KBHE, decay_KBH);
+  dispatch_float(out_KBHE.dtype(), [&]<class A>() {
     auto row = [&](auto view_KBHE, int64_t k, int64_t b, int64_t h) {
       return view_KBHE.select(0, k).select(0, b).select(0, h).template data<A>();
     };

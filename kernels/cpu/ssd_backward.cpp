@@ -3,6 +3,8 @@
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/ssd_chunk.h"
+#include "kernels/op_checks.h"
+#include "kernels/ssd_empty.h"
 
 namespace tmamba {
 
@@ -240,56 +242,17 @@ void backward(const Scan<A>& scan, const SpanGrid& grid, const Gradients<A>& out
   for (int64_t task = 0; task < heads * grid.count; ++task) out.dskip_H[task / grid.count % scan.H] += dskip[task];
 }
 
-void expect_backward(const SsdBackward& args, int64_t B, int64_t T, int64_t H, int64_t K, int64_t D) {
-  const DType dtype = args.k_BTHD.dtype(), acc = accumulate_type(dtype);
-  expect(args.dk_BTHD, "ssd dk_BTHD", dtype, {B, T, H, K});
-  expect(args.dv_BTHD, "ssd dv_BTHD", dtype, {B, T, H, D});
-  expect(args.ddt_BTH, "ssd ddt_BTH", acc, {B, T, H});
-  expect(args.dlog_a_BTH, "ssd dlog_a_BTH", acc, {B, T, H});
-  expect(args.k_BTHD, "ssd k_BTHD", dtype, {B, T, H, K});
-  expect(args.v_BTHD, "ssd v_BTHD", dtype, {B, T, H, D});
-  expect(args.dt_BTH, "ssd dt_BTH", acc, {B, T, H});
-  expect(args.log_a_BTH, "ssd log_a_BTH", acc, {B, T, H});
-  if (!args.q_BTHD.empty()) {
-    expect(args.q_BTHD, "ssd q_BTHD", dtype, {B, T, H, K});
-    expect(args.dq_BTHD, "ssd dq_BTHD", dtype, {B, T, H, K});
-    expect(args.dy_BTHD, "ssd dy_BTHD", dtype, {B, T, H, D});
-    expect_optional(args.D_H, "ssd D_H", dtype, {H});
-    if (!args.D_H.empty()) expect(args.dD_H, "ssd dD_H", acc, {H});
-  }
-  expect_optional(args.dinitial_state_BHKD, "ssd dinitial_state_BHKD", acc, {B, H, K, D});
-  expect_optional(args.dfinal_state_BHKD, "ssd dfinal_state_BHKD", acc, {B, H, K, D});
-  expect_optional(args.initial_state_BHKD, "ssd initial_state_BHKD", acc, {B, H, K, D});
-  TM_CHECK(args.chunk >= 1, "ssd: chunk is ", args.chunk);
-}
-
 }  // namespace
 
 void CpuOps::ssd_backward(const SsdBackward& args) {
-  const int64_t B = args.k_BTHD.size(0), T = args.k_BTHD.size(1), H = args.k_BTHD.size(2), K = args.k_BTHD.size(3);
-  const int64_t D = args.v_BTHD.size(3);
-  expect_backward(args, B, T, H, K, D);
-  if (T == 0) {
-    const bool same = args.dinitial_state_BHKD.raw() == args.dfinal_state_BHKD.raw();
-    if (args.dinitial_state_BHKD.empty() || same) return;
-    if (args.dfinal_state_BHKD.empty()) return fill(args.dinitial_state_BHKD, 0);
-    return copy(args.dinitial_state_BHKD, args.dfinal_state_BHKD);
-  }
+  const int64_t B = args.k_BTHD.size(0), T = args.k_BTHD.size(1), H = args.k_BTHD.size(2);
+  check_ssd_backward(Device::cpu, args);
+  if (T == 0) return ssd_of_no_tokens(*this, args);
   if (B * H == 0) return;
   dispatch_float(args.k_BTHD.dtype(), [&]<class A>() {
     const bool outputs = !args.q_BTHD.empty();
-    Scan<A> scan{B,
-                 T,
-                 H,
-                 K,
-                 D,
-                 cubes<A>(args.q_BTHD),
-                 cubes<A>(args.k_BTHD),
-                 cubes<A>(args.v_BTHD),
-                 cubes<A>(args.dy_BTHD),
-                 planes<A>(args.dt_BTH),
-                 planes<A>(args.log_a_BTH),
-                 vector_of<A>(args.D_H)};
+    Scan<A> scan = scan_of<A>(args);
+    scan.dy = cubes<A>(args.dy_BTHD);
     const Gradients<A> out{cubes<A>(args.dq_BTHD),
                            cubes<A>(args.dk_BTHD),
                            cubes<A>(args.dv_BTHD),

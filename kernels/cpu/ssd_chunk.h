@@ -8,10 +8,10 @@
 #include <cmath>
 #include <cstdint>
 
+#include "kernels/base/strided.h"
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/vec_math.h"
-#include "kernels/cpu/views.h"
 
 namespace tmamba {
 
@@ -142,6 +142,15 @@ struct Scan {
          static_cast<double>(decays.total()), adjoint, D);
   }
 };
+
+// Of a pass forward or backward; dy is left to the caller.
+template <class A, class Args>
+Scan<A> scan_of(const Args& args) {
+  return {args.k_BTHD.size(0),    args.k_BTHD.size(1),       args.k_BTHD.size(2),
+          args.k_BTHD.size(3),    args.v_BTHD.size(3),       cubes<A>(args.q_BTHD),
+          cubes<A>(args.k_BTHD),  cubes<A>(args.v_BTHD),     {},
+          planes<A>(args.dt_BTH), planes<A>(args.log_a_BTH), vector_of<A>(args.D_H)};
+}
 
 // The state before each span of each head, or the gradient of the state behind it: [B * H, spans, K * D], and the
 // log-decay of each span.

@@ -2,6 +2,8 @@
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/ssd_chunk.h"
+#include "kernels/op_checks.h"
+#include "kernels/ssd_empty.h"
 
 namespace tmamba {
 
@@ -79,53 +81,15 @@ void forward(const Scan<A>& scan, const SpanGrid& grid, const Cubes<A>& y, const
   }
 }
 
-void expect_forward(const SsdForward& args, int64_t B, int64_t T, int64_t H, int64_t K, int64_t D) {
-  const DType dtype = args.k_BTHD.dtype(), acc = accumulate_type(dtype);
-  const bool outputs = !args.q_BTHD.empty();
-  expect(args.k_BTHD, "ssd k_BTHD", dtype, {B, T, H, K});
-  expect(args.v_BTHD, "ssd v_BTHD", dtype, {B, T, H, D});
-  expect(args.dt_BTH, "ssd dt_BTH", acc, {B, T, H});
-  expect(args.log_a_BTH, "ssd log_a_BTH", acc, {B, T, H});
-  if (outputs) {
-    expect(args.q_BTHD, "ssd q_BTHD", dtype, {B, T, H, K});
-    expect(args.y_BTHD, "ssd y_BTHD", dtype, {B, T, H, D});
-    expect_optional(args.D_H, "ssd D_H", dtype, {H});
-  } else {
-    TM_CHECK(T == 0 || args.y_BTHD.empty(), "ssd: y_BTHD needs q_BTHD");
-  }
-  expect_optional(args.initial_state_BHKD, "ssd initial_state_BHKD", acc, {B, H, K, D});
-  expect_optional(args.final_state_BHKD, "ssd final_state_BHKD", acc, {B, H, K, D});
-  expect_optional(args.log_decay_BH, "ssd log_decay_BH", acc, {B, H});
-  TM_CHECK(args.chunk >= 1, "ssd: chunk is ", args.chunk);
-}
-
 }  // namespace
 
 void CpuOps::ssd_forward(const SsdForward& args) {
-  const int64_t B = args.k_BTHD.size(0), T = args.k_BTHD.size(1), H = args.k_BTHD.size(2), K = args.k_BTHD.size(3);
-  const int64_t D = args.v_BTHD.size(3);
-  expect_forward(args, B, T, H, K, D);
-  if (T == 0) {
-    const bool same = args.final_state_BHKD.raw() == args.initial_state_BHKD.raw();
-    if (!args.log_decay_BH.empty()) fill(args.log_decay_BH, 0);
-    if (args.final_state_BHKD.empty() || same) return;
-    if (args.initial_state_BHKD.empty()) return fill(args.final_state_BHKD, 0);
-    return copy(args.final_state_BHKD, args.initial_state_BHKD);
-  }
+  const int64_t B = args.k_BTHD.size(0), T = args.k_BTHD.size(1), H = args.k_BTHD.size(2);
+  check_ssd_forward(Device::cpu, args);
+  if (T == 0) return ssd_of_no_tokens(*this, args);
   if (B * H == 0) return;
   dispatch_float(args.k_BTHD.dtype(), [&]<class A>() {
-    Scan<A> scan{B,
-                 T,
-                 H,
-                 K,
-                 D,
-                 cubes<A>(args.q_BTHD),
-                 cubes<A>(args.k_BTHD),
-                 cubes<A>(args.v_BTHD),
-                 {},
-                 planes<A>(args.dt_BTH),
-                 planes<A>(args.log_a_BTH),
-                 vector_of<A>(args.D_H)};
+    const Scan<A> scan = scan_of<A>(args);
     Planes<A> log_decay;
     if (!args.log_decay_BH.empty()) log_decay = {args.log_decay_BH.data<A>(), args.log_decay_BH.stride(0), 0};
     forward(scan, SpanGrid(T, args.chunk, B * H), cubes<A>(args.y_BTHD), cubes<A>(args.initial_state_BHKD),

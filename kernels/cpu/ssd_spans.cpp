@@ -2,6 +2,7 @@
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/ssd_chunk.h"
+#include "kernels/op_checks.h"
 
 namespace tmamba {
 
@@ -103,19 +104,13 @@ void adjoint(const Scan<A>& scan, const SpanGrid& grid, const Cubes<A>& dinitial
 void CpuOps::ssd_adjoint(Tensor dinitial_BHKD, Tensor log_decay_BH, ConstTensor q_BTHD, ConstTensor dy_BTHD,
                          ConstTensor log_a_BTH, int64_t chunk) {
   const int64_t B = q_BTHD.size(0), T = q_BTHD.size(1), H = q_BTHD.size(2), K = q_BTHD.size(3), D = dy_BTHD.size(3);
-  const DType dtype = q_BTHD.dtype(), acc = accumulate_type(dtype);
-  expect(dinitial_BHKD, "ssd_adjoint dinitial_BHKD", acc, {B, H, K, D});
-  expect_optional(log_decay_BH, "ssd_adjoint log_decay_BH", acc, {B, H});
-  expect(q_BTHD, "ssd_adjoint q_BTHD", dtype, {B, T, H, K});
-  expect(dy_BTHD, "ssd_adjoint dy_BTHD", dtype, {B, T, H, D});
-  expect(log_a_BTH, "ssd_adjoint log_a_BTH", acc, {B, T, H});
-  TM_CHECK(chunk >= 1, "ssd_adjoint: chunk is ", chunk);
+  check_ssd_adjoint(Device::cpu, dinitial_BHKD, log_decay_BH, q_BTHD, dy_BTHD, log_a_BTH, chunk);
   if (T == 0) {
     fill(dinitial_BHKD, 0);
     if (!log_decay_BH.empty()) fill(log_decay_BH, 0);
     return;
   }
-  dispatch_float(dtype, [&]<class A>() {
+  dispatch_float(q_BTHD.dtype(), [&]<class A>() {
     Scan<A> scan{B, T, H, K, D, cubes<A>(q_BTHD), {}, {}, cubes<A>(dy_BTHD), {}, planes<A>(log_a_BTH)};
     Planes<A> log_decay;
     if (!log_decay_BH.empty()) log_decay = {log_decay_BH.data<A>(), log_decay_BH.stride(0), 0};

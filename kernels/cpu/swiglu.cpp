@@ -1,16 +1,15 @@
+#include "kernels/base/strided.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/vec_math.h"
-#include "kernels/cpu/views.h"
+#include "kernels/op_checks.h"
 
 namespace tmamba {
 
 void CpuOps::swiglu_forward(Tensor h_NF, ConstTensor gate_up_N2F) {
   const int64_t N = h_NF.size(0), F = h_NF.size(1);
-  const DType dtype = h_NF.dtype();
-  expect(h_NF, "swiglu h_NF", dtype, {N, F});
-  expect(gate_up_N2F, "swiglu gate_up_N2F", dtype, {N, 2 * F});
-  dispatch_float(dtype, [&]<class A>() {
+  check_swiglu_forward(Device::cpu, h_NF, gate_up_N2F);
+  dispatch_float(h_NF.dtype(), [&]<class A>() {
     const auto h = rows<A>(h_NF);
     const auto gate_up = rows<A>(gate_up_N2F);
     parallel_blocks(N, rows_per_block(F), [&](int64_t begin, int64_t end) {
@@ -27,11 +26,8 @@ void CpuOps::swiglu_forward(Tensor h_NF, ConstTensor gate_up_N2F) {
 
 void CpuOps::swiglu_backward(Tensor dgate_up_N2F, ConstTensor dh_NF, ConstTensor gate_up_N2F) {
   const int64_t N = dh_NF.size(0), F = dh_NF.size(1);
-  const DType dtype = dh_NF.dtype();
-  expect(dgate_up_N2F, "swiglu dgate_up_N2F", dtype, {N, 2 * F});
-  expect(dh_NF, "swiglu dh_NF", dtype, {N, F});
-  expect(gate_up_N2F, "swiglu gate_up_N2F", dtype, {N, 2 * F});
-  dispatch_float(dtype, [&]<class A>() {
+  check_swiglu_backward(Device::cpu, dgate_up_N2F, dh_NF, gate_up_N2F);
+  dispatch_float(dh_NF.dtype(), [&]<class A>() {
     const auto dgate_up = rows<A>(dgate_up_N2F);
     const auto dh = rows<A>(dh_NF), gate_up = rows<A>(gate_up_N2F);
     parallel_blocks(N, rows_per_block(F), [&](int64_t begin, int64_t end) {

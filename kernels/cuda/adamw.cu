@@ -1,10 +1,12 @@
 // AdamW over a list of tensors, hundreds of them per launch.
 #include <algorithm>
 
+#include "kernels/adamw_rule.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/device.cuh"
-#include "kernels/cuda/views.h"
+#include "kernels/cuda/tensor_list.cuh"
 #include "kernels/judge.h"
+#include "kernels/op_checks.h"
 
 namespace tmamba::cuda {
 
@@ -14,19 +16,6 @@ constexpr int kThreads = 256;
 constexpr int64_t kBlock = 8192;  // elements that one block updates
 constexpr int kAtOnce = 2;        // pieces that a thread has under way together
 constexpr int kTensors = 256;     // per launch: they travel as a kernel parameter
-
-template <class T>
-struct Coefficients {
-  T grad_scale, beta1, beta2, step1, inverse_correction2, eps, decay;
-  __device__ Coefficients(const AdamwRule& rule, const double* step_S)
-      : grad_scale(static_cast<T>(step_S[kGradScale])),
-        beta1(static_cast<T>(rule.beta1)),
-        beta2(static_cast<T>(rule.beta2)),
-        step1(static_cast<T>(step_S[kLr] / step_S[kBiasCorrection1])),
-        inverse_correction2(static_cast<T>(1.0 / step_S[kBiasCorrection2])),
-        eps(static_cast<T>(rule.eps)),
-        decay(static_cast<T>(step_S[kLr] * rule.weight_decay)) {}
-};
 
 template <class T>
 struct List {
@@ -42,16 +31,6 @@ struct List {
   int64_t blocks = 0;
   Entry entry[kTensors];
 };
-
-// m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;
-// master -= lr (weight_decay master + (m / c1) / (sqrt(v / c2) + eps))
-template <class T>
-__device__ void update(T& master, T& m, T& v, T grad, T decay, const Coefficients<T>& k) {
-  const T g = grad * k.grad_scale;
-  m = k.beta1 * m + (T(1) - k.beta1) * g;
-  v = k.beta2 * v + (T(1) - k.beta2) * (g * g);
-  master -= decay * master + k.step1 * m / (sqrt(v * k.inverse_correction2) + k.eps);
-}
 
 template <class To, class T, int N>
 __device__ void store_rounded(void* param, int64_t at, const Raw<T, N>& master, int64_t left, bool wide) {
@@ -73,17 +52,8 @@ __global__ void __launch_bounds__(kThreads)
     adamw_kernel(const __grid_constant__ List<T> list, AdamwRule rule, const double* step_S) {
   constexpr int V = kVec<T>;
   if (step_S[kTaken] == 0) return;
-  const Coefficients<T> k(rule, step_S);
-  int low = 0, high = list.entries;
-  while (high - low > 1) {
-    const int middle = (low + high) / 2;
-    if (list.entry[middle].first_block <= blockIdx.x) {
-      low = middle;
-    } else {
-      high = middle;
-    }
-  }
-  const typename List<T>::Entry& x = list.entry[low];
+  const AdamwCoefficients<T> k(rule, step_S);
+  const typename List<T>::Entry& x = list.entry[entry_with_block(list, blockIdx.x)];
   const int64_t begin = (blockIdx.x - x.first_block) * kBlock;
   const int64_t end = begin + kBlock < x.count ? begin + kBlock : x.count;
   const T decay = x.decays ? k.decay : T(0);
@@ -100,7 +70,7 @@ __global__ void __launch_bounds__(kThreads)
       const int64_t i = first + u * kThreads * V, left = end - i;
       if (left <= 0) break;
 #pragma unroll
-      for (int e = 0; e < V; ++e) update(master[u].v[e], m[u].v[e], v[u].v[e], grad[u][e], decay, k);
+      for (int e = 0; e < V; ++e) adamw_update(master[u].v[e], m[u].v[e], v[u].v[e], grad[u][e], decay, k);
       store(x.master + i, master[u], left, x.wide);
       store(x.m + i, m[u], left, x.wide);
       store(x.v + i, v[u], left, x.wide);
@@ -116,19 +86,6 @@ __global__ void judge_kernel(double* step_S, const double* sums_S, const double*
   const StepVerdict verdict = judge(sums_S[kLossSum] / sums_S[kTokenCount], sqrt(sums_S[kSquares]), limits_L);
   step_S[kTaken] = verdict.taken ? 1 : 0;
   step_S[kGradScale] = verdict.grad_scale;
-}
-
-void check(const AdamwTensor& x) {
-  const DType acc = x.master.dtype();
-  const int64_t count = x.master.numel();
-  for (const ConstTensor& t : {ConstTensor(x.master), ConstTensor(x.m), ConstTensor(x.v), x.grad}) {
-    TM_CHECK(t.dtype() == acc && t.numel() == count && t.contiguous() && t.device() == Device::cuda,
-             "adamw: master, m, v and grad must be contiguous, of one type and one size on the GPU; master is ",
-             x.master.shape(), " ", name_of(acc), ", another is ", t.shape(), " ", name_of(t.dtype()), " on ",
-             name_of(t.device()));
-  }
-  TM_CHECK(x.param.numel() == count && x.param.contiguous() && x.param.device() == Device::cuda, "adamw: param is ",
-           x.param.shape(), " on ", name_of(x.param.device()), ", master is ", x.master.shape());
 }
 
 template <class T>
@@ -169,19 +126,12 @@ void run(cudaStream_t stream, std::span<const AdamwTensor> tensors, const AdamwR
 }  // namespace
 
 void CudaOps::judge_step(Tensor step_S, ConstTensor sums_S, ConstTensor limits_L) {
-  expect(step_S, "judge_step: step", DType::f64, {kStepNumbers});
-  expect(sums_S, "judge_step: sums", DType::f64, {kStepSums});
-  expect(limits_L, "judge_step: limits", DType::f64, {kStepLimits});
+  check_judge_step(Device::cuda, step_S, sums_S, limits_L);
   launch(stream(), {}, 1, 0, judge_kernel, step_S.data<double>(), sums_S.data<double>(), limits_L.data<double>());
 }
 
 void CudaOps::adamw(std::span<const AdamwTensor> tensors, const AdamwRule& rule, ConstTensor step_S) {
-  expect(step_S, "adamw: step", DType::f64, {kStepNumbers});
-  for (const AdamwTensor& x : tensors) {
-    check(x);
-    TM_CHECK(x.master.dtype() == DType::f32 || x.master.dtype() == DType::f64, "adamw: master is ",
-             name_of(x.master.dtype()), ", expected float32 or float64");
-  }
+  check_adamw(Device::cuda, tensors, step_S);
   run<float>(stream(), tensors, rule, step_S.data<double>());
   run<double>(stream(), tensors, rule, step_S.data<double>());
 }

@@ -1,8 +1,9 @@
-// The attention ops: checks, choice of kernels, and do . o.
+// The attention ops: choice of kernels, and do . o.
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/hopper.h"
 #include "kernels/cuda/views.h"
+#include "kernels/op_checks.h"
 
 namespace tmamba::cuda {
 
@@ -27,11 +28,8 @@ __global__ void __launch_bounds__(kThreads) delta_kernel(AttentionBackwardViews<
   if (threadIdx.x % kWarp == 0) f.delta_BHT[(b * s.H + h) * s.T + t] = sum;
 }
 
-void check_sizes(const AttentionSizes& s, int64_t S) {
-  TM_CHECK(s.q_begin >= 0 && s.keys() <= S, "attention: queries ", s.q_begin, " .. ", s.keys(),
-           " need as many keys, there are ", S);
-  TM_CHECK(s.D % 2 == 0 && s.D <= 256, "attention: head width ", s.D,
-           "; even widths up to 256 are supported on the GPU");
+void check_width(int64_t D) {
+  TM_CHECK(D % 2 == 0 && D <= 256, "attention: head width ", D, "; even widths up to 256 are supported on the GPU");
 }
 
 // The Hopper kernels take the maximum before they scale.
@@ -41,16 +39,11 @@ bool takes_wgmma(const AttentionSizes& s) { return s.scale > 0 && runs_wgmma(); 
 
 void CudaOps::attention_forward(const AttentionForward& args) {
   const int64_t B = args.q_BTHD.size(0), T = args.q_BTHD.size(1), H = args.q_BTHD.size(2), D = args.q_BTHD.size(3);
-  const int64_t S = args.k_BSHD.size(1);
   const DType dtype = args.q_BTHD.dtype();
-  expect(args.o_BTHD, "attention o_BTHD", dtype, {B, T, H, D});
-  expect(args.lse_BTH, "attention lse_BTH", accumulate_type(dtype), {B, T, H});
-  expect(args.q_BTHD, "attention q_BTHD", dtype, {B, T, H, D});
-  expect(args.k_BSHD, "attention k_BSHD", dtype, {B, S, H, D});
-  expect(args.v_BSHD, "attention v_BSHD", dtype, {B, S, H, D});
+  check_attention_forward(Device::cuda, args);
+  check_width(D);
   const AttentionSizes size{
       B, T, H, D, args.q_begin, args.scale, wide_rows({args.o_BTHD, args.q_BTHD, args.k_BSHD, args.v_BSHD})};
-  check_sizes(size, S);
   if (B * T * H * D == 0) return;
   dispatch_activation(dtype, [&]<class A>() {
     const AttentionForwardViews<A> f{size,
@@ -70,17 +63,9 @@ void CudaOps::attention_forward(const AttentionForward& args) {
 
 void CudaOps::attention_backward(const AttentionBackward& args) {
   const int64_t B = args.q_BTHD.size(0), T = args.q_BTHD.size(1), H = args.q_BTHD.size(2), D = args.q_BTHD.size(3);
-  const int64_t S = args.k_BSHD.size(1);
   const DType dtype = args.q_BTHD.dtype();
-  expect(args.dq_BTHD, "attention dq_BTHD", dtype, {B, T, H, D});
-  expect(args.dk_BSHD, "attention dk_BSHD", dtype, {B, S, H, D});
-  expect(args.dv_BSHD, "attention dv_BSHD", dtype, {B, S, H, D});
-  expect(args.do_BTHD, "attention do_BTHD", dtype, {B, T, H, D});
-  expect(args.o_BTHD, "attention o_BTHD", dtype, {B, T, H, D});
-  expect(args.lse_BTH, "attention lse_BTH", accumulate_type(dtype), {B, T, H});
-  expect(args.q_BTHD, "attention q_BTHD", dtype, {B, T, H, D});
-  expect(args.k_BSHD, "attention k_BSHD", dtype, {B, S, H, D});
-  expect(args.v_BSHD, "attention v_BSHD", dtype, {B, S, H, D});
+  check_attention_backward(Device::cuda, args);
+  check_width(D);
   const AttentionSizes size{B,
                             T,
                             H,
@@ -89,7 +74,6 @@ void CudaOps::attention_backward(const AttentionBackward& args) {
                             args.scale,
                             wide_rows({args.dq_BTHD, args.dk_BSHD, args.dv_BSHD, args.do_BTHD, args.o_BTHD, args.q_BTHD,
                                        args.k_BSHD, args.v_BSHD})};
-  check_sizes(size, S);
   if (B * T * H * D == 0) return;
   dispatch_activation(dtype, [&]<class A>() {
     const bool tiles = has_attention_tiles(dtype, D), wgmma = tiles && takes_wgmma(size);

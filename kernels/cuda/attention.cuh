@@ -4,6 +4,7 @@
 #pragma once
 
 #include "kernels/cuda/device.cuh"
+#include "kernels/cuda/tile_width.h"
 #include "kernels/ops.h"
 
 namespace tmamba::cuda {
@@ -33,9 +34,7 @@ struct AttentionBackwardViews {
   Acc<A>* delta_BHT;  // do . o
 };
 
-inline bool has_attention_tiles(DType dtype, int64_t D) {
-  return dtype == DType::bf16 && (D == 64 || D == 96 || D == 128);
-}
+inline bool has_attention_tiles(DType dtype, int64_t D) { return dtype == DType::bf16 && is_tile_width(D); }
 
 // The kernels of Hopper take what the tiles take.
 void attention_forward_wgmma(cudaStream_t stream, const AttentionForwardViews<bf16_t>& f);

@@ -51,12 +51,7 @@ __device__ void add_rows(const Cubes<bf16_t>& to, const float (&acc)[1][D / 8][4
     const int64_t r = row + lane / 4 + half * 8;
     if (r >= end) continue;
     bf16_t* out = to.at(b, r, h) + lane % 4 * 2;
-#pragma unroll
-    for (int n = 0; n < D / 8; ++n) {
-      float first, second;
-      load_pair(out + n * 8, first, second, wide);
-      store_pair(out + n * 8, first + acc[0][n][half * 2] * scale, second + acc[0][n][half * 2 + 1] * scale, wide);
-    }
+    add_accumulator_row(out, acc[0], half, scale, wide);
   }
 }
 
@@ -197,9 +192,7 @@ void run(cudaStream_t stream, const AttentionBackwardViews<bf16_t>& f) {
 }  // namespace
 
 void attention_backward_tiles(cudaStream_t stream, const AttentionBackwardViews<bf16_t>& f) {
-  if (f.size.D == 64) return run<64>(stream, f);
-  if (f.size.D == 96) return run<96>(stream, f);
-  run<128>(stream, f);
+  dispatch_tile_width(f.size.D, [&]<int kD>() { run<kD>(stream, f); });
 }
 
 }  // namespace tmamba::cuda

@@ -155,9 +155,7 @@ void run(cudaStream_t stream, const AttentionForwardViews<bf16_t>& f) {
 }  // namespace
 
 void attention_forward_tiles(cudaStream_t stream, const AttentionForwardViews<bf16_t>& f) {
-  if (f.size.D == 64) return run<64>(stream, f);
-  if (f.size.D == 96) return run<96>(stream, f);
-  run<128>(stream, f);
+  dispatch_tile_width(f.size.D, [&]<int kD>() { run<kD>(stream, f); });
 }
 
 }  // namespace tmamba::cuda

@@ -3,50 +3,18 @@
 #include <limits>
 
 #include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/plain_tiles.cuh"
 
 namespace tmamba::cuda {
 
 namespace {
 
-constexpr int kTile = 32, kWarps = 8, kThreads = kWarps * kWarp, kPerWarp = kTile / kWarps;
+constexpr int kTile = kPlainRows, kThreads = kPlainThreads, kPerWarp = kTile / kPlainWarps;
 constexpr int kColumns = 8;  // of a row per lane: D <= 256
-
-// [kTile, D] in shared memory; rows one number longer than D lie in different banks.
-template <class T>
-struct Tile {
-  T* data;
-  int pitch;
-  __device__ T* operator[](int row) const { return data + row * pitch; }
-};
-
-template <class T>
-__device__ Tile<T> take_tile(T*& memory, int64_t D) {
-  const Tile<T> tile{memory, static_cast<int>(D) + 1};
-  memory += kTile * tile.pitch;
-  return tile;
-}
-
-// Rows [begin, end) of a tensor, at most kTile; zeros below.
-template <class A, class T>
-__device__ void fill_tile(const Tile<T>& tile, const Cubes<const A>& from, int64_t b, int64_t begin, int64_t end,
-                          int64_t h, int64_t D) {
-  for (int row = threadIdx.x / kWarp; row < kTile; row += kWarps) {
-    for (int64_t c = threadIdx.x % kWarp; c < D; c += kWarp) {
-      tile[row][c] = begin + row < end ? static_cast<T>(widen(from.at(b, begin + row, h)[c])) : T(0);
-    }
-  }
-}
-
-template <class T>
-__device__ T dot(const T* x, const T* y, int64_t D) {
-  T sum = 0;
-  for (int64_t c = 0; c < D; ++c) sum += x[c] * y[c];
-  return sum;
-}
 
 // acc (columns lane, lane + 32, ..) += sum over lanes of weight * row of the lane.
 template <class T>
-__device__ void add_weighted(T (&acc)[kColumns], T weight, const Tile<T>& tile, int64_t D) {
+__device__ void add_weighted(T (&acc)[kColumns], T weight, const PlainTile<T>& tile, int64_t D) {
   const int lane = threadIdx.x % kWarp;
   for (int row = 0; row < kTile; ++row) {
     const T w = __shfl_sync(0xFFFFFFFFu, weight, row);
@@ -73,7 +41,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(AttentionForwardViews
   extern __shared__ double shared[];
   T* memory = reinterpret_cast<T*>(shared);
   const AttentionSizes& s = f.size;
-  const Tile<T> q = take_tile(memory, s.D), k = take_tile(memory, s.D), v = take_tile(memory, s.D);
+  const PlainTile<T> q = take_tile(memory, s.D), k = take_tile(memory, s.D), v = take_tile(memory, s.D);
   const int64_t b = blockIdx.y / s.H, h = blockIdx.y % s.H, first = static_cast<int64_t>(blockIdx.x) * kTile;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const T scale = static_cast<T>(s.scale), infinity = std::numeric_limits<T>::infinity();
@@ -121,8 +89,8 @@ __global__ void __launch_bounds__(kThreads) query_gradient_kernel(AttentionBackw
   extern __shared__ double shared[];
   T* memory = reinterpret_cast<T*>(shared);
   const AttentionSizes& s = f.size;
-  const Tile<T> q = take_tile(memory, s.D), d_o = take_tile(memory, s.D);
-  const Tile<T> k = take_tile(memory, s.D), v = take_tile(memory, s.D);
+  const PlainTile<T> q = take_tile(memory, s.D), d_o = take_tile(memory, s.D);
+  const PlainTile<T> k = take_tile(memory, s.D), v = take_tile(memory, s.D);
   const int64_t b = blockIdx.y / s.H, h = blockIdx.y % s.H, first = static_cast<int64_t>(blockIdx.x) * kTile;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const T scale = static_cast<T>(s.scale);
@@ -165,8 +133,8 @@ __global__ void __launch_bounds__(kThreads) key_gradient_kernel(AttentionBackwar
   extern __shared__ double shared[];
   T* memory = reinterpret_cast<T*>(shared);
   const AttentionSizes& s = f.size;
-  const Tile<T> q = take_tile(memory, s.D), d_o = take_tile(memory, s.D);
-  const Tile<T> k = take_tile(memory, s.D), v = take_tile(memory, s.D);
+  const PlainTile<T> q = take_tile(memory, s.D), d_o = take_tile(memory, s.D);
+  const PlainTile<T> k = take_tile(memory, s.D), v = take_tile(memory, s.D);
   const int64_t b = blockIdx.y / s.H, h = blockIdx.y % s.H, first = static_cast<int64_t>(blockIdx.x) * kTile;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const T scale = static_cast<T>(s.scale);
@@ -211,12 +179,8 @@ __global__ void __launch_bounds__(kThreads) key_gradient_kernel(AttentionBackwar
 
 template <class A>
 size_t shared_bytes(const AttentionSizes& s, int tiles) {
-  const size_t bytes = static_cast<size_t>(tiles * kTile * (s.D + 1)) * sizeof(Acc<A>);
-  int device = 0, most = 0;
-  TM_CUDA(cudaGetDevice(&device));
-  TM_CUDA(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-  TM_CHECK(bytes <= static_cast<size_t>(most), "attention: heads of ", s.D, " channels in ", name_of(DTypeOf<A>::value),
-           " need ", bytes, " bytes of shared memory, this GPU has ", most, " per block");
+  const size_t bytes = static_cast<size_t>(tiles) * plain_tile_bytes<Acc<A>>(s.D);
+  check_block_memory(bytes, "attention: heads of ", s.D, " channels in ", name_of(DTypeOf<A>::value));
   return bytes;
 }
 

@@ -37,6 +37,20 @@ struct BlockPlace {
   }
 };
 
+// A block's queries [first, last) and the keys [0, key_end) that they see, in tiles of kKeys.
+template <int kKeys>
+struct QuerySpan {
+  BlockPlace place;
+  int64_t first, last, key_end, tiles;
+  template <class Args>
+  __device__ explicit QuerySpan(const Args& args) : place(args.order, args.f.size.H) {
+    const AttentionSizes& s = args.f.size;
+    first = (args.order.tiles - 1 - place.tile) * kBlockRows;
+    last = first + kBlockRows < s.T ? first + kBlockRows : s.T;
+    key_end = s.q_begin + last, tiles = (key_end + kKeys - 1) / kKeys;
+  }
+};
+
 // Which of a ring of kStages tiles the n-th is, and the parity of its phase.
 template <int kStages>
 struct Turn {
@@ -60,6 +74,27 @@ struct Ring {
 
 __device__ inline void leave(Barrier& empty) {
   if (threadIdx.x % kWarp == 0) empty.arrive();
+}
+
+// The course of a block: barriers are made, then one warpgroup fetches while the others compute. Shared has
+// init_barriers(arrivals), the threads that arrive at a full one; fetch(shared, span) and compute(shared, span).
+template <class Shared, class Span, class Args, class Fetch, class Compute>
+__device__ __forceinline__ void run_block(const Args& args, const Fetch& fetch, const Compute& compute) {
+  extern __shared__ __align__(kPanelAlign) char shared_bytes[];
+  Shared& shared = *reinterpret_cast<Shared*>(shared_bytes);
+  if (threadIdx.x == 0) {
+    shared.init_barriers(args.f.size.wide ? 1 : kWarpGroup);
+    publish_barriers();
+  }
+  __syncthreads();
+  const Span span(args);
+  if (threadIdx.x < kWarpGroup) {
+    keep_registers<kFetchRegisters>();
+    fetch(shared, span);
+  } else {
+    take_registers<kComputeRegisters>();
+    compute(shared, span);
+  }
 }
 
 }  // namespace tmamba::cuda

@@ -46,9 +46,7 @@ void run(cudaStream_t stream, const AttentionBackwardViews<bf16_t>& f, float* te
 int64_t attention_backward_terms(const AttentionSizes& s) { return 2 * s.B * s.H * pitch_of(s); }
 
 void attention_backward_wgmma(cudaStream_t stream, const AttentionBackwardViews<bf16_t>& f, float* terms) {
-  if (f.size.D == 64) return run<64>(stream, f, terms);
-  if (f.size.D == 96) return run<96>(stream, f, terms);
-  run<128>(stream, f, terms);
+  dispatch_tile_width(f.size.D, [&]<int kD>() { run<kD>(stream, f, terms); });
 }
 
 }  // namespace tmamba::cuda

@@ -44,6 +44,23 @@ void wgmma_query_gradient(cudaStream_t stream, BackwardArgs args);
   return (static_cast<int>(threadIdx.x) / kWarpGroup - 1) * kGroupRows + accumulator_row();
 }
 
+// When tile j of the walk has come, begins the products of the block's own rows with it that give p and dp, a group
+// each.
+template <int D, int kRows>
+__device__ __forceinline__ void begin_pair(float (&p)[kRows / 8][4], float (&dp)[kRows / 8][4],
+                                           const Factor<true, kBlockRows>& p_own,
+                                           const Factor<true, kBlockRows>& dp_own, Ring<kBackwardStages>& ring,
+                                           const bf16_t (&p_tiles)[kBackwardStages][kRows * D],
+                                           const bf16_t (&dp_tiles)[kBackwardStages][kRows * D], int64_t j) {
+  const Turn<kBackwardStages> turn(j);
+  ring.full[turn.stage].wait(turn.parity);
+  begin_products();
+  group_product<D / 16>(p, p_own, Factor<true, kRows>(p_tiles[turn.stage]), false);
+  commit_products();
+  group_product<D / 16>(dp, dp_own, Factor<true, kRows>(dp_tiles[turn.stage]), false);
+  commit_products();
+}
+
 // Scores in, probabilities out. lse(n, e); masked(column, half) says what the thread's row g + 8 half does not see.
 template <int kN, class Lse, class Masked>
 __device__ inline void probabilities(float (&score)[kN][4], float scale, bool masks, const Lse& lse,

@@ -23,19 +23,10 @@ struct Shared {
   alignas(kPanelAlign) bf16_t v[kStages][kKeys * D];
   Barrier q_full;
   Ring<kStages> k_ring, v_ring;
+  __device__ void init_barriers(int arrivals) { q_full.init(arrivals), k_ring.init(arrivals), v_ring.init(arrivals); }
 };
 
-// A block's queries [first, last) and the keys [0, key_end) that they see.
-struct Span {
-  BlockPlace place;
-  int64_t first, last, key_end, tiles;
-  __device__ explicit Span(const Args& args) : place(args.order, args.f.size.H) {
-    const AttentionSizes& s = args.f.size;
-    first = (args.order.tiles - 1 - place.tile) * kBlockRows;
-    last = first + kBlockRows < s.T ? first + kBlockRows : s.T;
-    key_end = s.q_begin + last, tiles = (key_end + kKeys - 1) / kKeys;
-  }
-};
+using Span = QuerySpan<kKeys>;
 
 // Of one thread's rows g and g + 8: maximum of the raw scores, and this thread's share of the sum.
 struct Softmax {
@@ -175,22 +166,9 @@ __device__ void compute(const Args& args, Shared<D>& shared, const Span& span) {
 template <int D>
 __global__ void __launch_bounds__(kAttentionThreads, 1) forward_kernel(const __grid_constant__ Args args) {
 #if TMAMBA_HAS_WGMMA
-  extern __shared__ __align__(kPanelAlign) char shared_bytes[];
-  Shared<D>& shared = *reinterpret_cast<Shared<D>*>(shared_bytes);
-  if (threadIdx.x == 0) {
-    const int arrivals = args.f.size.wide ? 1 : kWarpGroup;
-    shared.q_full.init(arrivals), shared.k_ring.init(arrivals), shared.v_ring.init(arrivals);
-    publish_barriers();
-  }
-  __syncthreads();
-  const Span span(args);
-  if (threadIdx.x < kWarpGroup) {
-    keep_registers<kFetchRegisters>();
-    fetch(args, shared, span);
-  } else {
-    take_registers<kComputeRegisters>();
-    compute(args, shared, span);
-  }
+  run_block<Shared<D>, Span>(
+      args, [&](Shared<D>& shared, const Span& span) { fetch(args, shared, span); },
+      [&](Shared<D>& shared, const Span& span) { compute(args, shared, span); });
 #endif
 }
 
@@ -209,9 +187,7 @@ void run(cudaStream_t stream, const AttentionForwardViews<bf16_t>& f) {
 }  // namespace
 
 void attention_forward_wgmma(cudaStream_t stream, const AttentionForwardViews<bf16_t>& f) {
-  if (f.size.D == 64) return run<64>(stream, f);
-  if (f.size.D == 96) return run<96>(stream, f);
-  run<128>(stream, f);
+  dispatch_tile_width(f.size.D, [&]<int kD>() { run<kD>(stream, f); });
 }
 
 }  // namespace tmamba::cuda

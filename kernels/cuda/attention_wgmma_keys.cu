@@ -14,6 +14,7 @@ struct KeyShared {
   alignas(16) float lse[kBackwardStages][kQueryTile], delta[kBackwardStages][kQueryTile];
   Barrier own_full;
   Ring<kBackwardStages> ring;
+  __device__ void init_barriers(int arrivals) { own_full.init(arrivals), ring.init(arrivals); }
 };
 
 // A block's keys [first, key_end) and the queries from `begin` on that see them.
@@ -64,12 +65,7 @@ __device__ void add_rows(const Cubes<bf16_t>& to, const float (&acc)[D / 8][4], 
     const int64_t row = span.first + first_row() + half * 8;
     if (row >= span.key_end) continue;
     bf16_t* out = to.at(span.place.b, row, span.place.h) + threadIdx.x % 4 * 2;
-#pragma unroll
-    for (int n = 0; n < D / 8; ++n) {
-      float low, high;
-      load_pair(out + n * 8, low, high, wide);
-      store_pair(out + n * 8, low + acc[n][half * 2] * scale, high + acc[n][half * 2 + 1] * scale, wide);
-    }
+    add_accumulator_row(out, acc, half, scale, wide);
   }
 }
 
@@ -88,13 +84,7 @@ __device__ void compute_keys(const BackwardArgs& args, KeyShared<D>& shared, con
     return terms[Turn<kBackwardStages>(j).stage][n * 8 + static_cast<int>(threadIdx.x) % 4 * 2 + e % 2];
   };
   const auto begin_scores = [&](int64_t j) {
-    const Turn<kBackwardStages> turn(j);
-    shared.ring.full[turn.stage].wait(turn.parity);
-    begin_products();
-    group_product<D / 16>(p, k, Factor<true, kQueryTile>(shared.q[turn.stage]), false);
-    commit_products();
-    group_product<D / 16>(ds, v, Factor<true, kQueryTile>(shared.d_o[turn.stage]), false);
-    commit_products();
+    begin_pair<D, kQueryTile>(p, ds, k, v, shared.ring, shared.q, shared.d_o, j);
   };
   const auto begin_gradients = [&](int64_t j) {
     const int stage = Turn<kBackwardStages>(j).stage;
@@ -133,22 +123,9 @@ __device__ void compute_keys(const BackwardArgs& args, KeyShared<D>& shared, con
 template <int D>
 __global__ void __launch_bounds__(kAttentionThreads, 1) key_gradient_kernel(const __grid_constant__ BackwardArgs args) {
 #if TMAMBA_HAS_WGMMA
-  extern __shared__ __align__(kPanelAlign) char shared_bytes[];
-  KeyShared<D>& shared = *reinterpret_cast<KeyShared<D>*>(shared_bytes);
-  if (threadIdx.x == 0) {
-    const int arrivals = args.f.size.wide ? 1 : kWarpGroup;
-    shared.own_full.init(arrivals), shared.ring.init(arrivals);
-    publish_barriers();
-  }
-  __syncthreads();
-  const KeySpan span(args);
-  if (threadIdx.x < kWarpGroup) {
-    keep_registers<kFetchRegisters>();
-    fetch_queries(args, shared, span);
-  } else {
-    take_registers<kComputeRegisters>();
-    compute_keys(args, shared, span);
-  }
+  run_block<KeyShared<D>, KeySpan>(
+      args, [&](KeyShared<D>& shared, const KeySpan& span) { fetch_queries(args, shared, span); },
+      [&](KeyShared<D>& shared, const KeySpan& span) { compute_keys(args, shared, span); });
 #endif
 }
 

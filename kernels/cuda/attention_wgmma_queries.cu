@@ -20,23 +20,14 @@ struct QueryShared {
   alignas(kPanelAlign) bf16_t v[kBackwardStages][kKeys<D> * D];
   Barrier own_full;
   Ring<kBackwardStages> ring;
-};
-
-// A block's queries [first, last) and the keys [0, key_end) that they see.
-template <int D>
-struct QuerySpan {
-  BlockPlace place;
-  int64_t first, last, key_end, tiles;
-  __device__ explicit QuerySpan(const BackwardArgs& args) : place(args.order, args.f.size.H) {
-    const AttentionSizes& s = args.f.size;
-    first = (args.order.tiles - 1 - place.tile) * kBlockRows;
-    last = first + kBlockRows < s.T ? first + kBlockRows : s.T;
-    key_end = s.q_begin + last, tiles = (key_end + kKeys<D> - 1) / kKeys<D>;
-  }
+  __device__ void init_barriers(int arrivals) { own_full.init(arrivals), ring.init(arrivals); }
 };
 
 template <int D>
-__device__ void fetch_keys(const BackwardArgs& args, QueryShared<D>& shared, const QuerySpan<D>& span) {
+using Span = QuerySpan<kKeys<D>>;
+
+template <int D>
+__device__ void fetch_keys(const BackwardArgs& args, QueryShared<D>& shared, const Span<D>& span) {
   const AttentionBackwardViews<bf16_t>& f = args.f;
   const bool wide = f.size.wide;
   if (wide && threadIdx.x != 0) return;
@@ -57,7 +48,7 @@ __device__ void fetch_keys(const BackwardArgs& args, QueryShared<D>& shared, con
 }
 
 template <int D>
-__device__ void compute_queries(const BackwardArgs& args, QueryShared<D>& shared, const QuerySpan<D>& span) {
+__device__ void compute_queries(const BackwardArgs& args, QueryShared<D>& shared, const Span<D>& span) {
   constexpr int kN = kKeys<D> / 8;
   const AttentionSizes& s = args.f.size;
   const int group_row = (static_cast<int>(threadIdx.x) / kWarpGroup - 1) * kGroupRows;
@@ -73,13 +64,7 @@ __device__ void compute_queries(const BackwardArgs& args, QueryShared<D>& shared
     delta[half] = t < s.T ? args.delta[place] : 0.0f;
   }
   const auto begin_scores = [&](int64_t j) {
-    const Turn<kBackwardStages> turn(j);
-    shared.ring.full[turn.stage].wait(turn.parity);
-    begin_products();
-    group_product<D / 16>(p, q, Factor<true, kKeys<D>>(shared.k[turn.stage]), false);
-    commit_products();
-    group_product<D / 16>(ds, d_o, Factor<true, kKeys<D>>(shared.v[turn.stage]), false);
-    commit_products();
+    begin_pair<D, kKeys<D>>(p, ds, q, d_o, shared.ring, shared.k, shared.v, j);
   };
   const auto begin_gradients = [&](int64_t j) {
     begin_products();
@@ -125,22 +110,9 @@ template <int D>
 __global__ void __launch_bounds__(kAttentionThreads, 1)
     query_gradient_kernel(const __grid_constant__ BackwardArgs args) {
 #if TMAMBA_HAS_WGMMA
-  extern __shared__ __align__(kPanelAlign) char shared_bytes[];
-  QueryShared<D>& shared = *reinterpret_cast<QueryShared<D>*>(shared_bytes);
-  if (threadIdx.x == 0) {
-    const int arrivals = args.f.size.wide ? 1 : kWarpGroup;
-    shared.own_full.init(arrivals), shared.ring.init(arrivals);
-    publish_barriers();
-  }
-  __syncthreads();
-  const QuerySpan<D> span(args);
-  if (threadIdx.x < kWarpGroup) {
-    keep_registers<kFetchRegisters>();
-    fetch_keys(args, shared, span);
-  } else {
-    take_registers<kComputeRegisters>();
-    compute_queries(args, shared, span);
-  }
+  run_block<QueryShared<D>, Span<D>>(
+      args, [&](QueryShared<D>& shared, const Span<D>& span) { fetch_keys(args, shared, span); },
+      [&](QueryShared<D>& shared, const Span<D>& span) { compute_queries(args, shared, span); });
 #endif
 }
 

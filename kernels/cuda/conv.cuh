@@ -304,13 +304,11 @@ __device__ void for_each_tile(int rows, const Start& start, const Begin& begin, 
   }
 }
 
-// Checks of a convolution's inputs.
-void expect_conv_inputs(const ConstTensor& x_BTC, const ConstTensor& halo_BWC, const ConstTensor& w_CW,
-                        const ConstTensor& b_C);
-
 template <class A>
 Conv<A> make_conv(const ConstTensor& x_BTC, const ConstTensor& halo_BWC, const ConstTensor& w_CW,
                   const ConstTensor& b_C, bool wide, int64_t blocks_in_all) {
+  TM_CHECK(w_CW.size(1) <= kMostTaps, "conv w_CW ", w_CW.shape(), ": 1 to ", kMostTaps,
+           " taps are supported on the GPU");
   const int64_t B = x_BTC.size(0), T = x_BTC.size(1), blocks = ceil_div(x_BTC.size(2), kChannels);
   const int64_t even = ceil_div(T, std::max<int64_t>(blocks_in_all / (B * blocks), 1));
   const int64_t strip = round_up(std::clamp(even, kShortestStrip, kLongestStrip), kTile);

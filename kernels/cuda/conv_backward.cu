@@ -1,6 +1,7 @@
 #include "kernels/cuda/conv.cuh"
 #include "kernels/cuda/conv.h"
 #include "kernels/cuda/partial_sums.cuh"
+#include "kernels/op_checks.h"
 
 namespace tmamba::cuda {
 
@@ -197,12 +198,8 @@ void conv_backward(cudaStream_t stream, Workspace& workspace, const ConvRopeBack
   const int64_t B = x_BTC.size(0), T = x_BTC.size(1), C = x_BTC.size(2), W = args.w_CW.size(1);
   const DType dtype = x_BTC.dtype();
   if (B * T * C == 0) return;
-  expect_conv_inputs(x_BTC, args.halo_BWC, args.w_CW, args.b_C);
-  expect(args.dx_BTC, "conv dx_BTC", dtype, {B, T, C});
-  expect_optional(args.dhalo_BWC, "conv dhalo_BWC", dtype, {B, W - 1, C});
-  expect(args.dw_CW, "conv dw_CW", accumulate_type(dtype), {C, W});
-  expect(args.db_C, "conv db_C", accumulate_type(dtype), {C});
-  expect(dy_BTC, "conv dy_BTC", dtype, {B, T, C});
+  check_conv_silu_backward(Device::cuda, args.dx_BTC, args.dhalo_BWC, args.dw_CW, args.db_C, dy_BTC, x_BTC,
+                           args.halo_BWC, args.w_CW, args.b_C);
   const bool wide = wide_rows({args.dx_BTC, args.dhalo_BWC, dy_BTC, x_BTC, args.halo_BWC});
   dispatch_activation(dtype, [&]<class A>() {
     const Conv<A> conv =

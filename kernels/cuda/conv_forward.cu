@@ -1,5 +1,6 @@
 #include "kernels/cuda/conv.cuh"
 #include "kernels/cuda/conv.h"
+#include "kernels/op_checks.h"
 
 namespace tmamba::cuda {
 
@@ -102,24 +103,11 @@ __global__ void __launch_bounds__(kConvThreads)
 
 }  // namespace
 
-void expect_conv_inputs(const ConstTensor& x_BTC, const ConstTensor& halo_BWC, const ConstTensor& w_CW,
-                        const ConstTensor& b_C) {
-  const int64_t B = x_BTC.size(0), T = x_BTC.size(1), C = x_BTC.size(2), W = w_CW.size(1);
-  const DType dtype = x_BTC.dtype();
-  TM_CHECK(W >= 1 && W <= kMostTaps, "conv w_CW ", w_CW.shape(), ": 1 to ", kMostTaps,
-           " taps are supported on the GPU");
-  expect(x_BTC, "conv x_BTC", dtype, {B, T, C});
-  expect_optional(halo_BWC, "conv halo_BWC", dtype, {B, W - 1, C});
-  expect(w_CW, "conv w_CW", dtype, {C, W});
-  expect(b_C, "conv b_C", dtype, {C});
-}
-
 void conv_forward(cudaStream_t stream, const ConvRopeForward& args) {
   const ConstTensor& x_BTC = args.x_BTC;
   const int64_t B = x_BTC.size(0), T = x_BTC.size(1), C = x_BTC.size(2);
   if (B * T * C == 0) return;
-  expect_conv_inputs(x_BTC, args.halo_BWC, args.w_CW, args.b_C);
-  expect(args.y_BTC, "conv y_BTC", x_BTC.dtype(), {B, T, C});
+  check_conv_silu_forward(Device::cuda, args.y_BTC, x_BTC, args.halo_BWC, args.w_CW, args.b_C);
   const bool wide = wide_rows({args.y_BTC, x_BTC, args.halo_BWC});
   dispatch_activation(x_BTC.dtype(), [&]<class A>() {
     const Conv<A> conv =

@@ -4,6 +4,7 @@
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/views.h"
+#include "kernels/op_checks.h"
 
 namespace tmamba::cuda {
 
@@ -177,12 +178,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(A) == 2 ? kTogether : 1)
 void CudaOps::cross_entropy_stats(Tensor max_N, Tensor sum_exp_N, Tensor target_N, ConstTensor logits_NV,
                                   ConstTensor targets_N, int64_t vocab_begin) {
   const int64_t N = logits_NV.size(0), V = logits_NV.size(1);
-  const DType acc = accumulate_type(logits_NV.dtype());
-  expect(max_N, "cross_entropy max_N", acc, {N});
-  expect(sum_exp_N, "cross_entropy sum_exp_N", acc, {N});
-  expect(target_N, "cross_entropy target_N", acc, {N});
-  expect(logits_NV, "cross_entropy logits_NV", logits_NV.dtype(), {N, V});
-  expect(targets_N, "cross_entropy targets_N", DType::i32, {N});
+  check_cross_entropy_stats(Device::cuda, max_N, sum_exp_N, target_N, logits_NV, targets_N);
   if (N == 0) return;
   const bool wide = wide_rows({logits_NV});
   dispatch_activation(logits_NV.dtype(), [&]<class A>() {
@@ -200,11 +196,8 @@ void CudaOps::cross_entropy_stats(Tensor max_N, Tensor sum_exp_N, Tensor target_
 
 void CudaOps::cross_entropy_rescale(Tensor sum_exp_N, ConstTensor max_N, ConstTensor global_max_N) {
   const int64_t N = max_N.size(0);
-  const DType acc = max_N.dtype();
-  expect(sum_exp_N, "cross_entropy_rescale sum_exp_N", acc, {N});
-  expect(max_N, "cross_entropy_rescale max_N", acc, {N});
-  expect(global_max_N, "cross_entropy_rescale global_max_N", acc, {N});
-  dispatch_float(acc, [&]<class T>() {
+  check_cross_entropy_rescale(Device::cuda, sum_exp_N, max_N, global_max_N);
+  dispatch_float(max_N.dtype(), [&]<class T>() {
     launch(stream(), {ceil_div(N, kThreads)}, kThreads, 0, rescale_kernel<T>, sum_exp_N.data<T>(), max_N.data<T>(),
            global_max_N.data<T>(), N);
   });
@@ -213,16 +206,9 @@ void CudaOps::cross_entropy_rescale(Tensor sum_exp_N, ConstTensor max_N, ConstTe
 void CudaOps::cross_entropy_loss(Tensor loss_sum_1, Tensor count_1, Tensor loss_N, ConstTensor max_N,
                                  ConstTensor sum_exp_N, ConstTensor target_N, ConstTensor targets_N) {
   const int64_t N = max_N.size(0);
-  const DType acc = max_N.dtype();
-  expect(loss_sum_1, "cross_entropy loss_sum_1", DType::f64, {1});
-  expect(count_1, "cross_entropy count_1", DType::f64, {1});
-  expect_optional(loss_N, "cross_entropy loss_N", acc, {N});
-  expect(max_N, "cross_entropy max_N", acc, {N});
-  expect(sum_exp_N, "cross_entropy sum_exp_N", acc, {N});
-  expect(target_N, "cross_entropy target_N", acc, {N});
-  expect(targets_N, "cross_entropy targets_N", DType::i32, {N});
+  check_cross_entropy_loss(Device::cuda, loss_sum_1, count_1, loss_N, max_N, sum_exp_N, target_N, targets_N);
   if (N == 0) return;
-  dispatch_float(acc, [&]<class T>() {
+  dispatch_float(max_N.dtype(), [&]<class T>() {
     const Loss<T> f{loss_sum_1.data<double>(), count_1.data<double>(), vector_of<T>(loss_N),      max_N.data<T>(),
                     sum_exp_N.data<T>(),       target_N.data<T>(),     targets_N.data<int32_t>(), N};
     launch(stream(), {}, kLossThreads, 0, loss_kernel<T>, f);
@@ -232,11 +218,7 @@ void CudaOps::cross_entropy_loss(Tensor loss_sum_1, Tensor count_1, Tensor loss_
 void CudaOps::cross_entropy_gradient(Tensor logits_NV, ConstTensor max_N, ConstTensor sum_exp_N, ConstTensor targets_N,
                                      int64_t vocab_begin, double scale) {
   const int64_t N = logits_NV.size(0), V = logits_NV.size(1);
-  const DType acc = accumulate_type(logits_NV.dtype());
-  expect(logits_NV, "cross_entropy logits_NV", logits_NV.dtype(), {N, V});
-  expect(max_N, "cross_entropy max_N", acc, {N});
-  expect(sum_exp_N, "cross_entropy sum_exp_N", acc, {N});
-  expect(targets_N, "cross_entropy targets_N", DType::i32, {N});
+  check_cross_entropy_gradient(Device::cuda, logits_NV, max_N, sum_exp_N, targets_N);
   if (N == 0) return;
   const bool wide = wide_rows({logits_NV});
   dispatch_activation(logits_NV.dtype(), [&]<class A>() {

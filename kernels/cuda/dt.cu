@@ -2,6 +2,7 @@
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/partial_sums.cuh"
 #include "kernels/cuda/views.h"
+#include "kernels/op_checks.h"
 
 namespace tmamba::cuda {
 
@@ -88,14 +89,9 @@ Grid grid_of(const Inputs<A>& in) {
 
 void CudaOps::dt_forward(Tensor dt_NH, Tensor log_a_NH, ConstTensor raw_NH, ConstTensor bias_H, ConstTensor A_log_H) {
   const int64_t N = raw_NH.size(0), H = raw_NH.size(1);
-  const DType dtype = raw_NH.dtype();
-  expect(dt_NH, "dt dt_NH", accumulate_type(dtype), {N, H});
-  expect(log_a_NH, "dt log_a_NH", accumulate_type(dtype), {N, H});
-  expect(raw_NH, "dt raw_NH", dtype, {N, H});
-  expect(bias_H, "dt bias_H", dtype, {H});
-  expect(A_log_H, "dt A_log_H", dtype, {H});
+  check_dt_forward(Device::cuda, dt_NH, log_a_NH, raw_NH, bias_H, A_log_H);
   if (N * H == 0) return;
-  dispatch_activation(dtype, [&]<class A>() {
+  dispatch_activation(raw_NH.dtype(), [&]<class A>() {
     const Inputs<A> in = make_inputs<A>(raw_NH, bias_H, A_log_H);
     launch(stream(), grid_of(in), dim3(kHeads, kRows), 0, forward_kernel<A>, in, rows<Acc<A>>(dt_NH),
            rows<Acc<A>>(log_a_NH));
@@ -105,17 +101,9 @@ void CudaOps::dt_forward(Tensor dt_NH, Tensor log_a_NH, ConstTensor raw_NH, Cons
 void CudaOps::dt_backward(Tensor draw_NH, Tensor dbias_H, Tensor dA_log_H, ConstTensor ddt_NH, ConstTensor dlog_a_NH,
                           ConstTensor raw_NH, ConstTensor bias_H, ConstTensor A_log_H) {
   const int64_t N = raw_NH.size(0), H = raw_NH.size(1);
-  const DType dtype = raw_NH.dtype();
-  expect(draw_NH, "dt draw_NH", dtype, {N, H});
-  expect(dbias_H, "dt dbias_H", accumulate_type(dtype), {H});
-  expect(dA_log_H, "dt dA_log_H", accumulate_type(dtype), {H});
-  expect(ddt_NH, "dt ddt_NH", accumulate_type(dtype), {N, H});
-  expect(dlog_a_NH, "dt dlog_a_NH", accumulate_type(dtype), {N, H});
-  expect(raw_NH, "dt raw_NH", dtype, {N, H});
-  expect(bias_H, "dt bias_H", dtype, {H});
-  expect(A_log_H, "dt A_log_H", dtype, {H});
+  check_dt_backward(Device::cuda, draw_NH, dbias_H, dA_log_H, ddt_NH, dlog_a_NH, raw_NH, bias_H, A_log_H);
   if (N * H == 0) return;
-  dispatch_activation(dtype, [&]<class A>() {
+  dispatch_activation(raw_NH.dtype(), [&]<class A>() {
     const Inputs<A> in = make_inputs<A>(raw_NH, bias_H, A_log_H);
     const Grid grid = grid_of(in);
     Acc<A>* partial = workspace_.take<Acc<A>>(grid.x * 2 * H);

@@ -3,6 +3,8 @@
 
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/device.cuh"
+#include "kernels/cuda/tensor_list.cuh"
+#include "kernels/op_checks.h"
 
 namespace tmamba::cuda {
 
@@ -87,17 +89,6 @@ void update(cudaStream_t stream, const Tensor& y, const ConstTensor& x, double v
   launch(stream, grid, kThreads, 0, update_kernel<Y, X, kUpdate>, y.data<Y>(), x.data<X>(), runs, value);
 }
 
-void check_on_gpu(const ConstTensor& x, const char* what) {
-  TM_CHECK(x.device() == Device::cuda, what, ": the tensor ", x.shape(), " is on ", name_of(x.device()));
-}
-
-void check_same(const ConstTensor& y, const ConstTensor& x, const char* what) {
-  check_on_gpu(y, what), check_on_gpu(x, what);
-  bool same = y.dims() == x.dims();
-  for (int i = 0; same && i < y.dims(); ++i) same = y.size(i) == x.size(i);
-  TM_CHECK(same, what, ": y is ", y.shape(), ", x is ", x.shape());
-}
-
 // --- sum_squares
 // --------------------------------------------------------------------------------------------------------
 
@@ -117,21 +108,6 @@ struct SumList {
   Entry entry[kSumTensors];
 };
 
-// The entry whose blocks hold this one.
-template <class List>
-__device__ inline int entry_of(const List& list, int64_t block) {
-  int low = 0, high = list.entries;
-  while (high - low > 1) {
-    const int middle = (low + high) / 2;
-    if (list.entry[middle].first_block <= block) {
-      low = middle;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
-}
-
 template <class T>
 __device__ double block_squares(const T* data, int64_t count, bool wide) {
   double sum = 0;
@@ -147,7 +123,7 @@ __global__ void __launch_bounds__(kSumThreads)
     sum_squares_kernel(double* partial, const __grid_constant__ SumList list) {
   __shared__ double scratch[kSumThreads / kWarp];
   const int64_t block = blockIdx.x;
-  const SumList::Entry& entry = list.entry[entry_of(list, block)];
+  const SumList::Entry& entry = list.entry[entry_with_block(list, block)];
   const int64_t begin = (block - entry.first_block) * kSumBlock;
   const int64_t count = entry.count - begin < kSumBlock ? entry.count - begin : kSumBlock;
   double sum;
@@ -171,7 +147,7 @@ __global__ void __launch_bounds__(kSumThreads) sum_kernel(double* out, const dou
 }  // namespace
 
 void CudaOps::fill(Tensor x, double value) {
-  check_on_gpu(x, "fill");
+  check_elementwise(Device::cuda, "fill", x);
   if (value == 0 && x.contiguous()) {  // of all floating types, zero is zero bytes
     if (x.numel() > 0) TM_CUDA(cudaMemsetAsync(x.raw(), 0, static_cast<size_t>(x.bytes()), stream()));
     return;
@@ -180,34 +156,28 @@ void CudaOps::fill(Tensor x, double value) {
 }
 
 void CudaOps::scale(Tensor x, double factor) {
-  check_on_gpu(x, "scale");
+  check_elementwise(Device::cuda, "scale", x);
   dispatch_activation(x.dtype(), [&]<class T>() { update<T, T, Update::scale>(stream(), x, x, factor); });
 }
 
 void CudaOps::copy(Tensor y, ConstTensor x) {
-  check_same(y, x, "copy");
+  check_elementwise(Device::cuda, "copy", y, x);
   dispatch_activation(y.dtype(), [&]<class Y>() {
     dispatch_activation(x.dtype(), [&]<class X>() { update<Y, X, Update::copy>(stream(), y, x, 0); });
   });
 }
 
 void CudaOps::add(Tensor y, ConstTensor x) {
-  check_same(y, x, "add");
+  check_elementwise(Device::cuda, "add", y, x);
   dispatch_activation(y.dtype(), [&]<class Y>() {
     dispatch_activation(x.dtype(), [&]<class X>() { update<Y, X, Update::add>(stream(), y, x, 0); });
   });
 }
 
 void CudaOps::sum_squares(Tensor out_1, std::span<const ConstTensor> tensors) {
-  TM_CHECK(out_1.numel() == 1 && out_1.dtype() == DType::f64 && out_1.device() == Device::cuda, "sum_squares out is ",
-           out_1.shape(), " ", name_of(out_1.dtype()), ", expected [1] float64 on the GPU");
+  check_sum_squares(Device::cuda, out_1, tensors);
   int64_t blocks = 0;
-  for (const ConstTensor& x : tensors) {
-    TM_CHECK(x.device() == Device::cuda && x.contiguous() && (x.dtype() == DType::f32 || x.dtype() == DType::f64),
-             "sum_squares: ", x.shape(), " ", name_of(x.dtype()),
-             " must be contiguous on the GPU and of type float32 or float64");
-    blocks += ceil_div(x.numel(), kSumBlock);
-  }
+  for (const ConstTensor& x : tensors) blocks += ceil_div(x.numel(), kSumBlock);
   double* partial = workspace_.take<double>(blocks);
   double* next = partial;
   for (size_t begin = 0; begin < tensors.size(); begin += kSumTensors) {

@@ -3,6 +3,7 @@
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/views.h"
+#include "kernels/op_checks.h"
 
 namespace tmamba::cuda {
 
@@ -126,9 +127,7 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(Rows<Acc<A>> dtable,
 
 void CudaOps::embedding_forward(Tensor y_NC, ConstTensor table_VC, ConstTensor tokens_N, int64_t vocab_begin) {
   const int64_t N = y_NC.size(0), C = y_NC.size(1), V = table_VC.size(0);
-  expect(y_NC, "embedding y_NC", table_VC.dtype(), {N, C});
-  expect(table_VC, "embedding table_VC", table_VC.dtype(), {V, C});
-  expect(tokens_N, "embedding tokens_N", DType::i32, {N});
+  check_embedding_forward(Device::cuda, y_NC, table_VC, tokens_N);
   if (N * C == 0) return;
   const bool wide = wide_rows({y_NC, table_VC});
   dispatch_activation(y_NC.dtype(), [&]<class A>() {
@@ -139,9 +138,7 @@ void CudaOps::embedding_forward(Tensor y_NC, ConstTensor table_VC, ConstTensor t
 
 void CudaOps::embedding_backward(Tensor dtable_VC, ConstTensor dy_NC, ConstTensor tokens_N, int64_t vocab_begin) {
   const int64_t N = dy_NC.size(0), C = dy_NC.size(1), V = dtable_VC.size(0);
-  expect(dtable_VC, "embedding dtable_VC", accumulate_type(dy_NC.dtype()), {V, C});
-  expect(dy_NC, "embedding dy_NC", dy_NC.dtype(), {N, C});
-  expect(tokens_N, "embedding tokens_N", DType::i32, {N});
+  check_embedding_backward(Device::cuda, dtable_VC, dy_NC, tokens_N);
   TM_CHECK(V < kNoRow && N < kNoRow, "embedding: ", V, " rows and ", N, " tokens; fewer than 2^32 are supported");
   if (N * C * V == 0) return;
   const int64_t count = round_up(N, kTile);

@@ -5,6 +5,7 @@
 #include "kernels/cuda/partial_sums.cuh"
 #include "kernels/cuda/ring.cuh"
 #include "kernels/cuda/views.h"
+#include "kernels/op_checks.h"
 
 namespace tmamba::cuda {
 
@@ -327,11 +328,7 @@ void CudaOps::gated_norm_forward(Tensor out_BTHD, Tensor rstd_BTH, ConstTensor y
   const int64_t B = y_BTHD.size(0), T = y_BTHD.size(1), H = y_BTHD.size(2), D = y_BTHD.size(3);
   const DType dtype = y_BTHD.dtype();
   if (B * T * H * D == 0) return;
-  expect(out_BTHD, "gated_norm out_BTHD", dtype, {B, T, H, D});
-  expect(rstd_BTH, "gated_norm rstd_BTH", accumulate_type(dtype), {B, T, H});
-  expect(y_BTHD, "gated_norm y_BTHD", dtype, {B, T, H, D});
-  expect_optional(z_BTHD, "gated_norm z_BTHD", dtype, {B, T, H, D});
-  expect(w_HD, "gated_norm w_HD", dtype, {H, D});
+  check_gated_norm_forward(Device::cuda, out_BTHD, rstd_BTH, y_BTHD, z_BTHD, w_HD);
   const bool wide = wide_rows({out_BTHD, y_BTHD, z_BTHD, w_HD});
   dispatch_activation(dtype, [&]<class A>() {
     dispatch_lanes<A>(D, [&]<int kLanes, int kSteps>() {
@@ -347,14 +344,7 @@ void CudaOps::gated_norm_backward(Tensor dy_BTHD, Tensor dz_BTHD, Tensor dw_HD, 
   const int64_t B = y_BTHD.size(0), T = y_BTHD.size(1), H = y_BTHD.size(2), D = y_BTHD.size(3);
   const DType dtype = y_BTHD.dtype();
   if (B * T * H * D == 0) return;
-  expect(dy_BTHD, "gated_norm dy_BTHD", dtype, {B, T, H, D});
-  if (!z_BTHD.empty()) expect(dz_BTHD, "gated_norm dz_BTHD", dtype, {B, T, H, D});
-  expect(dw_HD, "gated_norm dw_HD", accumulate_type(dtype), {H, D});
-  expect(dout_BTHD, "gated_norm dout_BTHD", dtype, {B, T, H, D});
-  expect(y_BTHD, "gated_norm y_BTHD", dtype, {B, T, H, D});
-  expect_optional(z_BTHD, "gated_norm z_BTHD", dtype, {B, T, H, D});
-  expect(rstd_BTH, "gated_norm rstd_BTH", accumulate_type(dtype), {B, T, H});
-  expect(w_HD, "gated_norm w_HD", dtype, {H, D});
+  check_gated_norm_backward(Device::cuda, dy_BTHD, dz_BTHD, dw_HD, dout_BTHD, y_BTHD, z_BTHD, rstd_BTH, w_HD);
   const bool wide = wide_rows({dy_BTHD, dz_BTHD, dout_BTHD, y_BTHD, z_BTHD, w_HD});
   dispatch_activation(dtype, [&]<class A>() {
     dispatch_lanes<A>(D, [&]<int kLanes, int kSteps>() {

@@ -2,6 +2,7 @@
 // product is written for the transposed output.
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/views.h"
+#include "kernels/op_checks.h"
 
 namespace tmamba::cuda {
 
@@ -32,10 +33,7 @@ GemmProblem problem_of(const ConstTensor& a, bool transpose_a, const ConstTensor
 
 void CudaOps::linear_forward(Tensor y_NO, ConstTensor x_NI, ConstTensor w_OI) {
   const int64_t N = x_NI.size(0), I = x_NI.size(1), O = w_OI.size(0);
-  const DType dtype = x_NI.dtype();
-  expect(y_NO, "linear y_NO", dtype, {N, O});
-  expect(x_NI, "linear x_NI", dtype, {N, I});
-  expect(w_OI, "linear w_OI", dtype, {O, I});
+  check_linear_forward(Device::cuda, y_NO, x_NI, w_OI);
   if (N * O == 0) return;
   if (I == 0) return fill(y_NO, 0);
   gemm_.run(problem_of(w_OI, true, x_NI, false, y_NO, I, false), w_OI.raw(), x_NI.raw(), y_NO.raw());
@@ -43,10 +41,7 @@ void CudaOps::linear_forward(Tensor y_NO, ConstTensor x_NI, ConstTensor w_OI) {
 
 void CudaOps::linear_backward_input(Tensor dx_NI, ConstTensor dy_NO, ConstTensor w_OI, bool accumulate) {
   const int64_t N = dy_NO.size(0), O = dy_NO.size(1), I = w_OI.size(1);
-  const DType dtype = dy_NO.dtype();
-  expect(dx_NI, "linear dx_NI", dtype, {N, I});
-  expect(dy_NO, "linear dy_NO", dtype, {N, O});
-  expect(w_OI, "linear w_OI", dtype, {O, I});
+  check_linear_backward_input(Device::cuda, dx_NI, dy_NO, w_OI);
   if (N * I == 0) return;
   if (O == 0) {
     if (!accumulate) fill(dx_NI, 0);
@@ -57,10 +52,7 @@ void CudaOps::linear_backward_input(Tensor dx_NI, ConstTensor dy_NO, ConstTensor
 
 void CudaOps::linear_backward_weight(Tensor dw_OI, ConstTensor dy_NO, ConstTensor x_NI) {
   const int64_t N = dy_NO.size(0), O = dy_NO.size(1), I = x_NI.size(1);
-  const DType dtype = dy_NO.dtype();
-  expect(dw_OI, "linear dw_OI", accumulate_type(dtype), {O, I});
-  expect(dy_NO, "linear dy_NO", dtype, {N, O});
-  expect(x_NI, "linear x_NI", dtype, {N, I});
+  check_linear_backward_weight(Device::cuda, dw_OI, dy_NO, x_NI);
   if (N * O * I == 0) return;
   gemm_.run(problem_of(x_NI, false, dy_NO, true, dw_OI, N, true), x_NI.raw(), dy_NO.raw(), dw_OI.raw());
 }

@@ -172,4 +172,17 @@ __device__ inline void load_pair(const bf16_t* from, float& first, float& second
   }
 }
 
+// Adds a row of the thread's accumulators, the one eight below it where half = 1, times `factor` to the row `out` from
+// the thread's first column on.
+template <int kN>
+__device__ __forceinline__ void add_accumulator_row(bf16_t* out, const float (&acc)[kN][4], int half, float factor,
+                                                    bool wide) {
+#pragma unroll
+  for (int n = 0; n < kN; ++n) {
+    float first, second;
+    load_pair(out + n * 8, first, second, wide);
+    store_pair(out + n * 8, first + acc[n][half * 2] * factor, second + acc[n][half * 2 + 1] * factor, wide);
+  }
+}
+
 }  // namespace tmamba::cuda

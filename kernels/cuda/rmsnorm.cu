@@ -5,6 +5,7 @@
 #include "kernels/cuda/partial_sums.cuh"
 #include "kernels/cuda/ring.cuh"
 #include "kernels/cuda/views.h"
+#include "kernels/op_checks.h"
 
 namespace tmamba::cuda {
 
@@ -220,13 +221,7 @@ void CudaOps::rmsnorm_forward(Tensor y_NC, Tensor rstd_N, Tensor sum_NC, ConstTe
   const int64_t N = x_NC.size(0), C = x_NC.size(1);
   const DType dtype = x_NC.dtype();
   if (N == 0) return;
-  expect(y_NC, "rmsnorm y_NC", dtype, {N, C});
-  expect(rstd_N, "rmsnorm rstd_N", accumulate_type(dtype), {N});
-  expect(x_NC, "rmsnorm x_NC", dtype, {N, C});
-  expect_optional(delta_NC, "rmsnorm delta_NC", dtype, {N, C});
-  expect_optional(sum_NC, "rmsnorm sum_NC", dtype, {N, C});
-  TM_CHECK(sum_NC.empty() == delta_NC.empty(), "rmsnorm: sum_NC and delta_NC come together");
-  expect(w_C, "rmsnorm w_C", dtype, {C});
+  check_rmsnorm_forward(Device::cuda, y_NC, rstd_N, sum_NC, x_NC, delta_NC, w_C);
   dispatch_activation(dtype, [&]<class A>() {
     const Forward<A> f{rows<A>(y_NC),
                        rows<A>(sum_NC),
@@ -250,13 +245,7 @@ void CudaOps::rmsnorm_backward(Tensor dx_NC, Tensor dw_C, ConstTensor dy_NC, Con
   const int64_t N = x_NC.size(0), C = x_NC.size(1);
   const DType dtype = x_NC.dtype();
   if (N == 0) return;
-  expect(dx_NC, "rmsnorm dx_NC", dtype, {N, C});
-  expect(dw_C, "rmsnorm dw_C", accumulate_type(dtype), {C});
-  expect(dy_NC, "rmsnorm dy_NC", dtype, {N, C});
-  expect(x_NC, "rmsnorm x_NC", dtype, {N, C});
-  expect(rstd_N, "rmsnorm rstd_N", accumulate_type(dtype), {N});
-  expect(w_C, "rmsnorm w_C", dtype, {C});
-  expect_optional(dresidual_NC, "rmsnorm dresidual_NC", dtype, {N, C});
+  check_rmsnorm_backward(Device::cuda, dx_NC, dw_C, dy_NC, x_NC, rstd_N, w_C, dresidual_NC);
   dispatch_activation(dtype, [&]<class A>() {
     const int64_t rows_per_line = ceil_div(N, partial_lines(N, 8, 528)), lines = ceil_div(N, rows_per_line);
     Acc<A>* partial = workspace_.take<Acc<A>>(lines * C);

@@ -6,6 +6,7 @@
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/views.h"
+#include "kernels/op_checks.h"
 
 namespace tmamba::cuda {
 
@@ -68,10 +69,7 @@ __global__ void __launch_bounds__(kThreads) rope_kernel(Rope<A> f) {
 void rope(cudaStream_t stream, const Tensor& y_BTHD, const ConstTensor& x_BTHD, int64_t position, double theta,
           int direction) {
   const int64_t B = x_BTHD.size(0), T = x_BTHD.size(1), H = x_BTHD.size(2), D = x_BTHD.size(3);
-  expect(y_BTHD, "rope y_BTHD", x_BTHD.dtype(), {B, T, H, D});
-  expect(x_BTHD, "rope x_BTHD", x_BTHD.dtype(), {B, T, H, D});
-  TM_CHECK(D % 2 == 0 && position >= 0, "rope needs an even head width and positions from 0 on, got width ", D,
-           " and position ", position);
+  check_rope(Device::cuda, y_BTHD, x_BTHD, position);
   if (B * T * H * D == 0) return;
   dispatch_activation(x_BTHD.dtype(), [&]<class A>() {
     const int64_t pairs = D / 2;

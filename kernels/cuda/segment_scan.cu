@@ -2,6 +2,7 @@
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/views.h"
+#include "kernels/op_checks.h"
 
 namespace tmamba::cuda {
 
@@ -57,12 +58,10 @@ __global__ void __launch_bounds__(kThreads) scan_kernel(Scan<T> f) {
 
 void CudaOps::ssd_decay(Tensor state_BHKD, ConstTensor log_a_BTH) {
   const int64_t B = state_BHKD.size(0), H = state_BHKD.size(1), K = state_BHKD.size(2), D = state_BHKD.size(3);
-  const DType dtype = state_BHKD.dtype();
   const int64_t T = log_a_BTH.size(1);
-  expect(state_BHKD, "ssd_decay state_BHKD", dtype, {B, H, K, D});
-  expect(log_a_BTH, "ssd_decay log_a_BTH", dtype, {B, T, H});
+  check_ssd_decay(Device::cuda, state_BHKD, log_a_BTH);
   if (K * D * T == 0) return;
-  dispatch_float(dtype, [&]<class A>() {
+  dispatch_float(state_BHKD.dtype(), [&]<class A>() {
     const Decay<A> f{cubes<A>(state_BHKD), planes<A>(log_a_BTH), H, K, D, T};
     launch(stream(), {B * H}, kThreads, 0, decay_kernel<A>, f);
   });
@@ -70,12 +69,9 @@ void CudaOps::ssd_decay(Tensor state_BHKD, ConstTensor log_a_BTH) {
 
 void CudaOps::segment_scan(Tensor out_KBHE, ConstTensor in_KBHE, ConstTensor decay_KBH, bool reverse) {
   const int64_t K = out_KBHE.size(0), B = out_KBHE.size(1), H = out_KBHE.size(2), E = out_KBHE.size(3);
-  const DType dtype = out_KBHE.dtype();
-  expect(out_KBHE, "segment_scan out_KBHE", dtype, {K, B, H, E});
-  expect(in_KBHE, "segment_scan in_KBHE", dtype, {K, B, H, E});
-  expect(decay_KBH, "segment_scan decay_KBH", dtype, {K, B, H});
+  check_segment_scan(Device::cuda, out_KBHE, in_KBHE, decay_KBH);
   const int64_t blocks = ceil_div(E, kThreads);
-  dispatch_float(dtype, [&]<class A>() {
+  dispatch_float(out_KBHE.dtype(), [&]<class A>() {
     const Scan<A> f{cubes<A>(out_KBHE), cubes<A>(in_KBHE), planes<A>(decay_KBH), K, H, E, blocks, reverse};
     launch(stream(), {B * H * blocks}, kThreads, 0, scan_kernel<A>, f);
   });

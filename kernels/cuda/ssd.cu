@@ -1,10 +1,12 @@
-// The ops of the SSM scan: checks, the cut of a sequence, the join of its segments, and sums over chunks.
+// The ops of the SSM scan: the cut of a sequence, the join of its segments, and sums over chunks.
 #include <algorithm>
 #include <limits>
 
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/ssd.cuh"
 #include "kernels/cuda/views.h"
+#include "kernels/op_checks.h"
+#include "kernels/ssd_empty.h"
 
 namespace tmamba::cuda {
 
@@ -180,8 +182,9 @@ struct Scan {
   }
 };
 
-template <class A>
-SsdInputs<A> forward_inputs(const SsdForward& args) {
+// Of a pass forward or backward; dy and the rows' width are left to the caller.
+template <class A, class Args>
+SsdInputs<A> inputs_of(const Args& args) {
   return {.B = args.k_BTHD.size(0),
           .T = args.k_BTHD.size(1),
           .H = args.k_BTHD.size(2),
@@ -194,7 +197,14 @@ SsdInputs<A> forward_inputs(const SsdForward& args) {
           .dt = planes<Acc<A>>(args.dt_BTH),
           .log_a = planes<Acc<A>>(args.log_a_BTH),
           .skip_H = vector_of<A>(args.D_H),
-          .wide = wide_rows({args.q_BTHD, args.k_BTHD, args.v_BTHD, args.y_BTHD})};
+          .wide = false};
+}
+
+template <class A>
+SsdInputs<A> forward_inputs(const SsdForward& args) {
+  SsdInputs<A> in = inputs_of<A>(args);
+  in.wide = wide_rows({args.q_BTHD, args.k_BTHD, args.v_BTHD, args.y_BTHD});
+  return in;
 }
 
 template <class A>
@@ -232,20 +242,10 @@ void forward(cudaStream_t stream, Workspace& workspace, const SsdForward& args) 
 
 template <class A>
 SsdInputs<A> backward_inputs(const SsdBackward& args) {
-  return {.B = args.k_BTHD.size(0),
-          .T = args.k_BTHD.size(1),
-          .H = args.k_BTHD.size(2),
-          .K = args.k_BTHD.size(3),
-          .D = args.v_BTHD.size(3),
-          .q = cubes<A>(args.q_BTHD),
-          .k = cubes<A>(args.k_BTHD),
-          .v = cubes<A>(args.v_BTHD),
-          .dy = cubes<A>(args.dy_BTHD),
-          .dt = planes<Acc<A>>(args.dt_BTH),
-          .log_a = planes<Acc<A>>(args.log_a_BTH),
-          .skip_H = vector_of<A>(args.D_H),
-          .wide = wide_rows(
-              {args.q_BTHD, args.k_BTHD, args.v_BTHD, args.dy_BTHD, args.dq_BTHD, args.dk_BTHD, args.dv_BTHD})};
+  SsdInputs<A> in = inputs_of<A>(args);
+  in.dy = cubes<A>(args.dy_BTHD);
+  in.wide = wide_rows({args.q_BTHD, args.k_BTHD, args.v_BTHD, args.dy_BTHD, args.dq_BTHD, args.dk_BTHD, args.dv_BTHD});
+  return in;
 }
 
 template <class A>
@@ -281,61 +281,13 @@ void backward(cudaStream_t stream, Workspace& workspace, const SsdBackward& args
          in.B, in.H, scan.grid.chunks);
 }
 
-void expect_forward(const SsdForward& args, int64_t B, int64_t T, int64_t H, int64_t K, int64_t D) {
-  const DType dtype = args.k_BTHD.dtype(), acc = accumulate_type(dtype);
-  expect(args.k_BTHD, "ssd k_BTHD", dtype, {B, T, H, K});
-  expect(args.v_BTHD, "ssd v_BTHD", dtype, {B, T, H, D});
-  expect(args.dt_BTH, "ssd dt_BTH", acc, {B, T, H});
-  expect(args.log_a_BTH, "ssd log_a_BTH", acc, {B, T, H});
-  if (!args.q_BTHD.empty()) {
-    expect(args.q_BTHD, "ssd q_BTHD", dtype, {B, T, H, K});
-    expect(args.y_BTHD, "ssd y_BTHD", dtype, {B, T, H, D});
-    expect_optional(args.D_H, "ssd D_H", dtype, {H});
-  } else {
-    TM_CHECK(T == 0 || args.y_BTHD.empty(), "ssd: y_BTHD needs q_BTHD");
-  }
-  expect_optional(args.initial_state_BHKD, "ssd initial_state_BHKD", acc, {B, H, K, D});
-  expect_optional(args.final_state_BHKD, "ssd final_state_BHKD", acc, {B, H, K, D});
-  expect_optional(args.log_decay_BH, "ssd log_decay_BH", acc, {B, H});
-  TM_CHECK(args.chunk >= 1, "ssd: chunk is ", args.chunk);
-}
-
-void expect_backward(const SsdBackward& args, int64_t B, int64_t T, int64_t H, int64_t K, int64_t D) {
-  const DType dtype = args.k_BTHD.dtype(), acc = accumulate_type(dtype);
-  expect(args.dk_BTHD, "ssd dk_BTHD", dtype, {B, T, H, K});
-  expect(args.dv_BTHD, "ssd dv_BTHD", dtype, {B, T, H, D});
-  expect(args.ddt_BTH, "ssd ddt_BTH", acc, {B, T, H});
-  expect(args.dlog_a_BTH, "ssd dlog_a_BTH", acc, {B, T, H});
-  expect(args.k_BTHD, "ssd k_BTHD", dtype, {B, T, H, K});
-  expect(args.v_BTHD, "ssd v_BTHD", dtype, {B, T, H, D});
-  expect(args.dt_BTH, "ssd dt_BTH", acc, {B, T, H});
-  expect(args.log_a_BTH, "ssd log_a_BTH", acc, {B, T, H});
-  if (!args.q_BTHD.empty()) {
-    expect(args.q_BTHD, "ssd q_BTHD", dtype, {B, T, H, K});
-    expect(args.dq_BTHD, "ssd dq_BTHD", dtype, {B, T, H, K});
-    expect(args.dy_BTHD, "ssd dy_BTHD", dtype, {B, T, H, D});
-    expect_optional(args.D_H, "ssd D_H", dtype, {H});
-    if (!args.D_H.empty()) expect(args.dD_H, "ssd dD_H", acc, {H});
-  }
-  expect_optional(args.dinitial_state_BHKD, "ssd dinitial_state_BHKD", acc, {B, H, K, D});
-  expect_optional(args.dfinal_state_BHKD, "ssd dfinal_state_BHKD", acc, {B, H, K, D});
-  expect_optional(args.initial_state_BHKD, "ssd initial_state_BHKD", acc, {B, H, K, D});
-  TM_CHECK(args.chunk >= 1, "ssd: chunk is ", args.chunk);
-}
-
 }  // namespace
 
 void CudaOps::ssd_forward(const SsdForward& args) {
   const int64_t B = args.k_BTHD.size(0), T = args.k_BTHD.size(1), H = args.k_BTHD.size(2), K = args.k_BTHD.size(3);
   const int64_t D = args.v_BTHD.size(3);
-  expect_forward(args, B, T, H, K, D);
-  if (T == 0) {
-    const bool same = args.final_state_BHKD.raw() == args.initial_state_BHKD.raw();
-    if (!args.log_decay_BH.empty()) fill(args.log_decay_BH, 0);
-    if (args.final_state_BHKD.empty() || same) return;
-    if (args.initial_state_BHKD.empty()) return fill(args.final_state_BHKD, 0);
-    return copy(args.final_state_BHKD, args.initial_state_BHKD);
-  }
+  check_ssd_forward(Device::cuda, args);
+  if (T == 0) return ssd_of_no_tokens(*this, args);
   if (B * H * K * D == 0) return;
   dispatch_activation(args.k_BTHD.dtype(), [&]<class A>() { forward<A>(stream(), workspace_, args); });
 }
@@ -343,13 +295,8 @@ void CudaOps::ssd_forward(const SsdForward& args) {
 void CudaOps::ssd_backward(const SsdBackward& args) {
   const int64_t B = args.k_BTHD.size(0), T = args.k_BTHD.size(1), H = args.k_BTHD.size(2), K = args.k_BTHD.size(3);
   const int64_t D = args.v_BTHD.size(3);
-  expect_backward(args, B, T, H, K, D);
-  if (T == 0) {
-    const bool same = args.dinitial_state_BHKD.raw() == args.dfinal_state_BHKD.raw();
-    if (args.dinitial_state_BHKD.empty() || same) return;
-    if (args.dfinal_state_BHKD.empty()) return fill(args.dinitial_state_BHKD, 0);
-    return copy(args.dinitial_state_BHKD, args.dfinal_state_BHKD);
-  }
+  check_ssd_backward(Device::cuda, args);
+  if (T == 0) return ssd_of_no_tokens(*this, args);
   if (B * H * K * D == 0) return;
   dispatch_activation(args.k_BTHD.dtype(), [&]<class A>() { backward<A>(stream(), workspace_, args); });
 }
@@ -357,20 +304,14 @@ void CudaOps::ssd_backward(const SsdBackward& args) {
 void CudaOps::ssd_adjoint(Tensor dinitial_BHKD, Tensor log_decay_BH, ConstTensor q_BTHD, ConstTensor dy_BTHD,
                           ConstTensor log_a_BTH, int64_t chunk) {
   const int64_t B = q_BTHD.size(0), T = q_BTHD.size(1), H = q_BTHD.size(2), K = q_BTHD.size(3), D = dy_BTHD.size(3);
-  const DType dtype = q_BTHD.dtype(), acc = accumulate_type(dtype);
-  expect(dinitial_BHKD, "ssd_adjoint dinitial_BHKD", acc, {B, H, K, D});
-  expect_optional(log_decay_BH, "ssd_adjoint log_decay_BH", acc, {B, H});
-  expect(q_BTHD, "ssd_adjoint q_BTHD", dtype, {B, T, H, K});
-  expect(dy_BTHD, "ssd_adjoint dy_BTHD", dtype, {B, T, H, D});
-  expect(log_a_BTH, "ssd_adjoint log_a_BTH", acc, {B, T, H});
-  TM_CHECK(chunk >= 1, "ssd_adjoint: chunk is ", chunk);
+  check_ssd_adjoint(Device::cuda, dinitial_BHKD, log_decay_BH, q_BTHD, dy_BTHD, log_a_BTH, chunk);
   if (T == 0) {
     fill(dinitial_BHKD, 0);
     if (!log_decay_BH.empty()) fill(log_decay_BH, 0);
     return;
   }
   if (B * H * K * D == 0) return;
-  dispatch_activation(dtype, [&]<class A>() {
+  dispatch_activation(q_BTHD.dtype(), [&]<class A>() {
     const SsdInputs<A> in{.B = B,
                           .T = T,
                           .H = H,

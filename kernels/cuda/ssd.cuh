@@ -12,6 +12,7 @@
 #pragma once
 
 #include "kernels/cuda/device.cuh"
+#include "kernels/cuda/tile_width.h"
 
 namespace tmamba::cuda {
 
@@ -92,11 +93,24 @@ SsdKernels<A> ssd_plain_kernels(int64_t K, int64_t D);
 SsdKernels<bf16_t> ssd_tile_kernels(int64_t D);
 
 inline bool has_ssd_tiles(DType dtype, int64_t K, int64_t D) {
-  return dtype == DType::bf16 && K == D && (D == 64 || D == 96 || D == 128);
+  return dtype == DType::bf16 && K == D && is_tile_width(D);
 }
 
 // --- In kernels
 // -----------------------------------------------------------------------------------------------------------
+
+// The chunk and head of a block.
+struct ChunkPlace {
+  int64_t chunk, slot, head, b, h, begin;  // slot: of the head among those at once
+  int count;
+  template <class A>
+  __device__ ChunkPlace(const SsdInputs<A>& in, const SsdGrid& grid, int64_t first_head) {
+    chunk = blockIdx.x, slot = blockIdx.y, head = first_head + slot;
+    b = head / in.H, h = head % in.H;
+    begin = chunk * grid.chunk;
+    count = static_cast<int>(in.T - begin < grid.chunk ? in.T - begin : grid.chunk);
+  }
+};
 
 // The decays of one chunk of up to kChunk tokens of one head. Tokens beyond the last neither decay
 // nor contribute (dt = 0).

@@ -1,37 +1,13 @@
 // The SSM scan in plain arithmetic, for the types and sizes that the tensor-core kernels do not take: chunks of 32
 // tokens, states in the accumulate type.
+#include "kernels/cuda/plain_tiles.cuh"
 #include "kernels/cuda/ssd.cuh"
 
 namespace tmamba::cuda {
 
 namespace {
 
-constexpr int kTokens = 32, kThreads = 256, kWarps = kThreads / kWarp;
-
-// Tokens of a chunk in shared memory; rows one number longer than they need lie in different banks.
-template <class T>
-struct Tile {
-  T* data;
-  int pitch;
-  __device__ T* operator[](int row) const { return data + row * pitch; }
-};
-
-template <class T>
-__device__ Tile<T> take_tile(T*& memory, int64_t width) {
-  const Tile<T> tile{memory, static_cast<int>(width) + 1};
-  memory += kTokens * tile.pitch;
-  return tile;
-}
-
-template <class A, class T>
-__device__ void fill_tile(const Tile<T>& tile, const Cubes<const A>& from, int64_t b, int64_t begin, int count,
-                          int64_t h, int64_t width) {
-  for (int row = threadIdx.x / kWarp; row < kTokens; row += kWarps) {
-    for (int64_t c = threadIdx.x % kWarp; c < width; c += kWarp) {
-      tile[row][c] = row < count ? static_cast<T>(widen(from.at(b, begin + row, h)[c])) : T(0);
-    }
-  }
-}
+constexpr int kTokens = kPlainRows, kThreads = kPlainThreads, kWarps = kPlainWarps;
 
 // Each thread carries its elements of the state from one place in memory to the next.
 template <class A>
@@ -41,7 +17,7 @@ __global__ void __launch_bounds__(kThreads) walk_kernel(SsdWalk<A> w) {
   __shared__ Decays<A, kTokens> decays;
   T* memory = reinterpret_cast<T*>(shared);
   const SsdInputs<A>& in = w.in;
-  const Tile<T> x = take_tile(memory, in.K), y = take_tile(memory, in.D);
+  const PlainTile<T> x = take_tile(memory, in.K), y = take_tile(memory, in.D);
   const WalkPlace<A> place(w);
   const Cubes<const A>&x_in = w.reverse ? in.q : in.k, &y_in = w.reverse ? in.dy : in.v;
   const int64_t size = in.K * in.D, slot = place.head * w.grid.segments + place.segment;
@@ -61,8 +37,8 @@ __global__ void __launch_bounds__(kThreads) walk_kernel(SsdWalk<A> w) {
     __syncthreads();
     if (threadIdx.x < kWarp) decays.load_decays(in, place.b, place.h, begin, count);
     if (x_in.data != nullptr) {
-      fill_tile(x, x_in, place.b, begin, count, place.h, in.K);
-      fill_tile(y, y_in, place.b, begin, count, place.h, in.D);
+      fill_tile(x, x_in, place.b, begin, begin + count, place.h, in.K);
+      fill_tile(y, y_in, place.b, begin, begin + count, place.h, in.D);
     }
     __syncthreads();
     log_decay += decays.log_total;
@@ -85,25 +61,6 @@ __global__ void __launch_bounds__(kThreads) walk_kernel(SsdWalk<A> w) {
   if (w.exit != nullptr && threadIdx.x == 0) w.log_decay[slot] = static_cast<T>(log_decay);
 }
 
-// The chunk and head of a block.
-struct Place {
-  int64_t chunk, slot, head, b, h, begin;
-  int count;
-  __device__ Place(int64_t T, int64_t H, int64_t first_head) {
-    chunk = blockIdx.x, slot = blockIdx.y, head = first_head + slot;
-    b = head / H, h = head % H;
-    begin = chunk * kTokens;
-    count = static_cast<int>(T - begin < kTokens ? T - begin : kTokens);
-  }
-};
-
-template <class T>
-__device__ T dot(const T* x, const T* y, int64_t count) {
-  T sum = 0;
-  for (int64_t i = 0; i < count; ++i) sum += x[i] * y[i];
-  return sum;
-}
-
 template <class A>
 __global__ void __launch_bounds__(kThreads) output_kernel(SsdOutputs<A> f) {
   using T = Acc<A>;
@@ -111,12 +68,12 @@ __global__ void __launch_bounds__(kThreads) output_kernel(SsdOutputs<A> f) {
   __shared__ Decays<A, kTokens> decays;
   T* memory = reinterpret_cast<T*>(shared);
   const SsdInputs<A>& in = f.in;
-  const Tile<T> q = take_tile(memory, in.K), k = take_tile(memory, in.K), v = take_tile(memory, in.D);
-  const Tile<T> weights = take_tile(memory, kTokens);
-  const Place place(in.T, in.H, f.first_head);
-  fill_tile(q, in.q, place.b, place.begin, place.count, place.h, in.K);
-  fill_tile(k, in.k, place.b, place.begin, place.count, place.h, in.K);
-  fill_tile(v, in.v, place.b, place.begin, place.count, place.h, in.D);
+  const PlainTile<T> q = take_tile(memory, in.K), k = take_tile(memory, in.K), v = take_tile(memory, in.D);
+  const PlainTile<T> weights = take_tile(memory, kTokens);
+  const ChunkPlace place(in, f.grid, f.first_head);
+  fill_tile(q, in.q, place.b, place.begin, place.begin + place.count, place.h, in.K);
+  fill_tile(k, in.k, place.b, place.begin, place.begin + place.count, place.h, in.K);
+  fill_tile(v, in.v, place.b, place.begin, place.begin + place.count, place.h, in.D);
   if (threadIdx.x < kWarp) decays.load_decays(in, place.b, place.h, place.begin, place.count);
   __syncthreads();
   for (int i = threadIdx.x; i < kTokens * kTokens; i += kThreads) {
@@ -138,7 +95,7 @@ __global__ void __launch_bounds__(kThreads) output_kernel(SsdOutputs<A> f) {
 
 template <class T>
 struct GradientTiles {
-  Tile<T> q, k, v, dy, scores, dscores, pairs;
+  PlainTile<T> q, k, v, dy, scores, dscores, pairs;
   T *by_query, *by_key, *product, *skip;
   __device__ GradientTiles(T* memory, int64_t K, int64_t D) {
     q = take_tile(memory, K), k = take_tile(memory, K), v = take_tile(memory, D), dy = take_tile(memory, D);
@@ -161,15 +118,15 @@ __global__ void __launch_bounds__(kThreads) gradient_kernel(SsdGradients<A> f) {
   const SsdInputs<A>& in = f.in;
   const int64_t K = in.K, D = in.D;
   const GradientTiles<T> s(reinterpret_cast<T*>(shared), K, D);
-  const Place place(in.T, in.H, f.first_head);
+  const ChunkPlace place(in, f.grid, f.first_head);
   const bool outputs = in.q.data != nullptr;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   if (outputs) {
-    fill_tile(s.q, in.q, place.b, place.begin, place.count, place.h, K);
-    fill_tile(s.dy, in.dy, place.b, place.begin, place.count, place.h, D);
+    fill_tile(s.q, in.q, place.b, place.begin, place.begin + place.count, place.h, K);
+    fill_tile(s.dy, in.dy, place.b, place.begin, place.begin + place.count, place.h, D);
   }
-  fill_tile(s.k, in.k, place.b, place.begin, place.count, place.h, K);
-  fill_tile(s.v, in.v, place.b, place.begin, place.count, place.h, D);
+  fill_tile(s.k, in.k, place.b, place.begin, place.begin + place.count, place.h, K);
+  fill_tile(s.v, in.v, place.b, place.begin, place.begin + place.count, place.h, D);
   if (threadIdx.x < kWarp) decays.load_decays(in, place.b, place.h, place.begin, place.count);
   __syncthreads();
 
@@ -241,25 +198,21 @@ __global__ void __launch_bounds__(kThreads) gradient_kernel(SsdGradients<A> f) {
 }
 
 template <class T>
-size_t tile_bytes(int64_t width) {
-  return sizeof(T) * static_cast<size_t>(kTokens * (width + 1));
-}
-
-template <class T>
 size_t gradient_bytes(int64_t K, int64_t D) {
-  return 2 * tile_bytes<T>(K) + 2 * tile_bytes<T>(D) + 3 * tile_bytes<T>(kTokens) +
+  return 2 * plain_tile_bytes<T>(K) + 2 * plain_tile_bytes<T>(D) + 3 * plain_tile_bytes<T>(kTokens) +
          sizeof(T) * (2 * kTokens + 2 * kWarps);
 }
 
 template <class A>
 void walk(cudaStream_t stream, const SsdWalk<A>& w) {
-  const size_t shared = tile_bytes<Acc<A>>(w.in.K) + tile_bytes<Acc<A>>(w.in.D);
+  const size_t shared = plain_tile_bytes<Acc<A>>(w.in.K) + plain_tile_bytes<Acc<A>>(w.in.D);
   launch(stream, {w.segment_count, w.head_count}, kThreads, shared, walk_kernel<A>, w);
 }
 
 template <class A>
 void outputs(cudaStream_t stream, const SsdOutputs<A>& f) {
-  const size_t shared = 2 * tile_bytes<Acc<A>>(f.in.K) + tile_bytes<Acc<A>>(f.in.D) + tile_bytes<Acc<A>>(kTokens);
+  const size_t shared =
+      2 * plain_tile_bytes<Acc<A>>(f.in.K) + plain_tile_bytes<Acc<A>>(f.in.D) + plain_tile_bytes<Acc<A>>(kTokens);
   launch(stream, {f.grid.chunks, f.head_count}, kThreads, shared, output_kernel<A>, f);
 }
 
@@ -273,12 +226,8 @@ void gradients(cudaStream_t stream, const SsdGradients<A>& f) {
 
 template <class A>
 SsdKernels<A> ssd_plain_kernels(int64_t K, int64_t D) {
-  int device = 0, most = 0;
-  TM_CUDA(cudaGetDevice(&device));
-  TM_CUDA(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   const size_t needed = gradient_bytes<Acc<A>>(K, D) + sizeof(Decays<A, kTokens>);
-  TM_CHECK(needed <= static_cast<size_t>(most), "ssd: heads of ", K, " x ", D, " in ", name_of(DTypeOf<A>::value),
-           " need ", needed, " bytes of shared memory, this GPU has ", most, " per block");
+  check_block_memory(needed, "ssd: heads of ", K, " x ", D, " in ", name_of(DTypeOf<A>::value));
   return {.walkers = 512,
           .chunk = kTokens,
           .state_bytes = sizeof(Acc<A>),

@@ -140,13 +140,8 @@ __global__ void __launch_bounds__(WalkShape<D>::kThreads) walk_kernel(SsdWalk<bf
   const Cubes<const bf16_t>&x = w.reverse ? w.in.q : w.in.k, &y = w.reverse ? w.in.dy : w.in.v;
   const int64_t slot = place.head * w.grid.segments + place.segment;
   float state[Shape::kM][Shape::kN][4] = {};
-  if (w.entry != nullptr) {
-    const float* entry = w.entry + slot * D * D;
-    for_each_pair<D>(state, [&](int i, int c, float& first, float& second) {
-      const float2 pair = *reinterpret_cast<const float2*>(entry + i * D + c);
-      first = pair.x, second = pair.y;
-    });
-  }
+  const auto each = [&](const auto& f) { for_each_pair<D>(state, f); };
+  enter_walk<D>(w, slot, each);
   const auto load_chunk = [&](int64_t n) {
     if (n < place.count) {
       const int64_t begin = place.chunk(n) * kChunk, left = w.in.T - begin, count = left < kChunk ? left : kChunk;
@@ -176,19 +171,7 @@ __global__ void __launch_bounds__(WalkShape<D>::kThreads) walk_kernel(SsdWalk<bf
     for_each_pair<D>(state, [&](int, int, float& first, float& second) { first *= total, second *= total; });
     if (x.data != nullptr) add_chunk<D>(state, shared.x[n % 2], shared.y[n % 2], decays, w.reverse);
   }
-  if (w.exit != nullptr) {
-    float* exit = w.exit + slot * D * D;
-    for_each_pair<D>(state, [&](int i, int c, float first, float second) {
-      *reinterpret_cast<float2*>(exit + i * D + c) = {first, second};
-    });
-    if (threadIdx.x == 0) w.log_decay[slot] = static_cast<float>(log_decay);
-  }
-  if (w.last.data != nullptr && place.last) {
-    for_each_pair<D>(state, [&](int i, int c, float first, float second) {
-      float* out = w.last.at(place.b, place.h, i) + c;
-      out[0] = first, out[1] = second;
-    });
-  }
+  leave_walk<D>(w, place, slot, log_decay, each);
 }
 
 // --- Outputs: a block per chunk and head, 16 tokens per warp
@@ -291,9 +274,7 @@ SsdKernels<bf16_t> ssd_tile_kernels(int64_t D) {
             .scan = ssd_wgmma_scan,
             .gradients = ssd_wgmma_gradients};
   }
-  if (D == 64) return kernels<64>();
-  if (D == 96) return kernels<96>();
-  return kernels<128>();
+  return dispatch_tile_width(D, [&]<int kD>() { return kernels<kD>(); });
 }
 
 }  // namespace tmamba::cuda

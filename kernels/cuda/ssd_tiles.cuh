@@ -34,6 +34,33 @@ __device__ inline const ChunkDecays* decays_of(const SsdInputs<bf16_t>& in, cons
                                                int64_t chunk) {
   return static_cast<const ChunkDecays*>(in.decays) + head * grid.chunks + chunk;
 }
+// The states of a walk over one segment. each(f) calls f(row, column, first, second) for the pairs of neighbouring
+// elements of the state that a thread holds.
+template <int D, class Each>
+__device__ __forceinline__ void enter_walk(const SsdWalk<bf16_t>& w, int64_t slot, const Each& each) {
+  if (w.entry == nullptr) return;
+  each([&](int i, int c, float& first, float& second) {
+    const float2 pair = *reinterpret_cast<const float2*>(w.entry + slot * D * D + i * D + c);
+    first = pair.x, second = pair.y;
+  });
+}
+template <int D, class Each>
+__device__ __forceinline__ void leave_walk(const SsdWalk<bf16_t>& w, const WalkPlace<bf16_t>& place, int64_t slot,
+                                           double log_decay, const Each& each) {
+  if (w.exit != nullptr) {
+    each([&](int i, int c, float first, float second) {
+      *reinterpret_cast<float2*>(w.exit + slot * D * D + i * D + c) = {first, second};
+    });
+    if (threadIdx.x == 0) w.log_decay[slot] = static_cast<float>(log_decay);
+  }
+  if (w.last.data != nullptr && place.last) {
+    each([&](int i, int c, float first, float second) {
+      float* out = w.last.at(place.b, place.h, i) + c;
+      out[0] = first, out[1] = second;
+    });
+  }
+}
+
 template <int kThreads>
 __device__ inline void fetch_decays(ChunkDecays& to, const ChunkDecays* from) {
   constexpr int kPieces = sizeof(ChunkDecays) / 16;
@@ -41,18 +68,6 @@ __device__ inline void fetch_decays(ChunkDecays& to, const ChunkDecays* from) {
     copy_async_16(reinterpret_cast<char*>(&to) + i * 16, reinterpret_cast<const char*>(from) + i * 16, true);
   }
 }
-
-// The chunk and head of a block.
-struct ChunkPlace {
-  int64_t chunk, slot, head, b, h, begin;  // slot: of the head among those at once
-  int count;
-  __device__ ChunkPlace(const SsdInputs<bf16_t>& in, const SsdGrid& grid, int64_t first_head) {
-    chunk = blockIdx.x, slot = blockIdx.y, head = first_head + slot;
-    b = head / in.H, h = head % in.H;
-    begin = chunk * grid.chunk;
-    count = static_cast<int>(in.T - begin < grid.chunk ? in.T - begin : grid.chunk);
-  }
-};
 
 template <int D, int kThreads>
 __device__ inline void load_chunk(bf16_t* tile, const Cubes<const bf16_t>& from, const ChunkPlace& place, bool wide) {

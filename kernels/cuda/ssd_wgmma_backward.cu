@@ -306,9 +306,7 @@ void run(cudaStream_t stream, const SsdGradients<bf16_t>& f) {
 }  // namespace
 
 void ssd_wgmma_gradients(cudaStream_t stream, const SsdGradients<bf16_t>& f) {
-  if (f.in.D == 64) return run<64>(stream, f);
-  if (f.in.D == 96) return run<96>(stream, f);
-  run<128>(stream, f);
+  dispatch_tile_width(f.in.D, [&]<int kD>() { run<kD>(stream, f); });
 }
 
 }  // namespace tmamba::cuda

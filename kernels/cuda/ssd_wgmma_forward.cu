@@ -177,25 +177,10 @@ __device__ void walk(const Args& args, Shared<D, kOutputs>& shared, const WalkPl
   if (threadIdx.x / kWarp == kStateGroups<D> * 4 - 1) {
     for (int n = 0; n < kStages - 1; ++n) fetch_chunk(args, shared, place, n);
   }
-  if (w.entry != nullptr) {
-    for_each_pair<D>(state, [&](int i, int c, float& first, float& second) {
-      const float2 pair = *reinterpret_cast<const float2*>(w.entry + slot * D * D + i * D + c);
-      first = pair.x, second = pair.y;
-    });
-  }
+  const auto each = [&](const auto& f) { for_each_pair<D>(state, f); };
+  enter_walk<D>(w, slot, each);
   walk_chunks(args, shared, place, state, log_decay);
-  if (w.exit != nullptr) {
-    for_each_pair<D>(state, [&](int i, int c, float first, float second) {
-      *reinterpret_cast<float2*>(w.exit + slot * D * D + i * D + c) = {first, second};
-    });
-    if (threadIdx.x == 0) w.log_decay[slot] = static_cast<float>(log_decay);
-  }
-  if (w.last.data != nullptr && place.last) {
-    for_each_pair<D>(state, [&](int i, int c, float first, float second) {
-      float* out = w.last.at(place.b, place.h, i) + c;
-      out[0] = first, out[1] = second;
-    });
-  }
+  leave_walk<D>(w, place, slot, log_decay, each);
 }
 
 // --- Outputs: y_t = sum_{s <= t} (q_t . k_s) exp(c_t - c_s) dt_s v_s + exp(c_t) S^T q_t + D v_t
@@ -284,15 +269,11 @@ void run(cudaStream_t stream, const SsdWalk<bf16_t>& w, const Cubes<bf16_t>& y) 
 }  // namespace
 
 void ssd_wgmma_walk(cudaStream_t stream, const SsdWalk<bf16_t>& w) {
-  if (w.in.D == 64) return run<64, false>(stream, w, {});
-  if (w.in.D == 96) return run<96, false>(stream, w, {});
-  run<128, false>(stream, w, {});
+  dispatch_tile_width(w.in.D, [&]<int kD>() { run<kD, false>(stream, w, {}); });
 }
 
 void ssd_wgmma_scan(cudaStream_t stream, const SsdWalk<bf16_t>& w, const Cubes<bf16_t>& y) {
-  if (w.in.D == 64) return run<64, true>(stream, w, y);
-  if (w.in.D == 96) return run<96, true>(stream, w, y);
-  run<128, true>(stream, w, y);
+  dispatch_tile_width(w.in.D, [&]<int kD>() { run<kD, true>(stream, w, y); });
 }
 
 }  // namespace tmamba::cuda

@@ -3,6 +3,7 @@
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/views.h"
+#include "kernels/op_checks.h"
 
 namespace tmamba::cuda {
 
@@ -55,25 +56,20 @@ Grid grid_of(int64_t N, int64_t F) {
 
 void CudaOps::swiglu_forward(Tensor h_NF, ConstTensor gate_up_N2F) {
   const int64_t N = h_NF.size(0), F = h_NF.size(1);
-  const DType dtype = h_NF.dtype();
-  expect(h_NF, "swiglu h_NF", dtype, {N, F});
-  expect(gate_up_N2F, "swiglu gate_up_N2F", dtype, {N, 2 * F});
+  check_swiglu_forward(Device::cuda, h_NF, gate_up_N2F);
   if (N * F == 0) return;
   const bool wide = wide_rows({h_NF, gate_up_N2F});
-  dispatch_activation(dtype, [&]<class A>() {
+  dispatch_activation(h_NF.dtype(), [&]<class A>() {
     launch(stream(), grid_of<A>(N, F), kThreads, 0, forward_kernel<A>, rows<A>(h_NF), rows<A>(gate_up_N2F), N, F, wide);
   });
 }
 
 void CudaOps::swiglu_backward(Tensor dgate_up_N2F, ConstTensor dh_NF, ConstTensor gate_up_N2F) {
   const int64_t N = dh_NF.size(0), F = dh_NF.size(1);
-  const DType dtype = dh_NF.dtype();
-  expect(dgate_up_N2F, "swiglu dgate_up_N2F", dtype, {N, 2 * F});
-  expect(dh_NF, "swiglu dh_NF", dtype, {N, F});
-  expect(gate_up_N2F, "swiglu gate_up_N2F", dtype, {N, 2 * F});
+  check_swiglu_backward(Device::cuda, dgate_up_N2F, dh_NF, gate_up_N2F);
   if (N * F == 0) return;
   const bool wide = wide_rows({dgate_up_N2F, dh_NF, gate_up_N2F});
-  dispatch_activation(dtype, [&]<class A>() {
+  dispatch_activation(dh_NF.dtype(), [&]<class A>() {
     launch(stream(), grid_of<A>(N, F), kThreads, 0, backward_kernel<A>, rows<A>(dgate_up_N2F), rows<A>(dh_NF),
            rows<A>(gate_up_N2F), N, F, wide);
   });

@@ -1,7 +1,5 @@
 #include "kernels/cuda/views.h"
 
-#include "kernels/checks.h"
-
 namespace tmamba::cuda {
 
 namespace {
@@ -18,14 +16,6 @@ bool wide(const ConstTensor& x) {
 }
 
 }  // namespace
-
-void expect(const ConstTensor& x, const char* name, DType dtype, std::initializer_list<int64_t> sizes) {
-  expect_on(Device::cuda, x, name, dtype, sizes);
-}
-
-void expect_optional(const ConstTensor& x, const char* name, DType dtype, std::initializer_list<int64_t> sizes) {
-  if (!x.empty()) expect(x, name, dtype, sizes);
-}
 
 bool wide_rows(std::initializer_list<ConstTensor> tensors) {
   for (const ConstTensor& x : tensors) {

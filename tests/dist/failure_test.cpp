@@ -7,6 +7,8 @@
 #include <cstdio>
 #include <string>
 
+#include "kernels/base/clock.h"
+
 namespace tmamba {
 namespace {
 
@@ -31,7 +33,7 @@ Outcome run_command(const std::string& command) {
   while (const size_t n = fread(part, 1, sizeof part, pipe)) outcome.output.append(part, n);
   const int status = pclose(pipe);
   outcome.exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-  outcome.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  outcome.seconds = seconds_since(start);
   return outcome;
 }
 

@@ -1,7 +1,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "kernels/cpu/bf16.h"
+#include "kernels/base/bf16.h"
 #include "tests/kernels/op_tools.h"
 
 namespace tmamba::test {

@@ -2,6 +2,7 @@
 
 #include <omp.h>
 
+#include <bit>
 #include <cmath>
 #include <cstring>
 
@@ -27,17 +28,53 @@ Tensor view_of(void* data, const std::vector<int64_t>& s, DType dtype, Device de
   }
 }
 
+uint16_t bf16_bits(double x) {
+  const auto single = static_cast<float>(x);
+  const uint32_t bits = std::bit_cast<uint32_t>(single);
+  if (std::isnan(single)) return static_cast<uint16_t>(bits >> 16 | 0x40u);
+  return static_cast<uint16_t>((bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16);
+}
+
+double from_bf16(uint16_t bits) { return static_cast<double>(std::bit_cast<float>(static_cast<uint32_t>(bits) << 16)); }
+
 void store(void* to, int64_t i, DType dtype, double value) {
-  if (dtype == DType::f64) static_cast<double*>(to)[i] = value;
-  if (dtype == DType::f32) static_cast<float*>(to)[i] = static_cast<float>(value);
-  if (dtype == DType::i32) static_cast<int32_t*>(to)[i] = static_cast<int32_t>(value);
+  switch (dtype) {
+    case DType::f64:
+      static_cast<double*>(to)[i] = value;
+      return;
+    case DType::f32:
+      static_cast<float*>(to)[i] = static_cast<float>(value);
+      return;
+    case DType::bf16:
+      static_cast<uint16_t*>(to)[i] = bf16_bits(value);
+      return;
+    case DType::i32:
+      static_cast<int32_t*>(to)[i] = static_cast<int32_t>(value);
+      return;
+    default:
+      throw Error(str("tests do not write ", name_of(dtype)));
+  }
 }
 
 double load(const void* from, int64_t i, DType dtype) {
-  if (dtype == DType::f64) return static_cast<const double*>(from)[i];
-  if (dtype == DType::f32) return static_cast<double>(static_cast<const float*>(from)[i]);
-  TM_CHECK(dtype == DType::i32, "tests do not read ", name_of(dtype));
-  return static_cast<const int32_t*>(from)[i];
+  switch (dtype) {
+    case DType::f64:
+      return static_cast<const double*>(from)[i];
+    case DType::f32:
+      return static_cast<double>(static_cast<const float*>(from)[i]);
+    case DType::bf16:
+      return from_bf16(static_cast<const uint16_t*>(from)[i]);
+    case DType::i32:
+      return static_cast<const int32_t*>(from)[i];
+    default:
+      throw Error(str("tests do not read ", name_of(dtype)));
+  }
+}
+
+std::vector<int64_t> sizes_of(const Tensor& x) {
+  std::vector<int64_t> sizes;
+  for (int i = 0; i < x.dims(); ++i) sizes.push_back(x.size(i));
+  return sizes;
 }
 
 // Calls f(offset in the view's memory, flat index) for every element.
@@ -111,20 +148,28 @@ double relative_error(const Array& a, const Array& b) {
   return norm(difference) / (size > 0 ? size : 1.0);
 }
 
-Tensor Runner::make(const Array& x, DType dtype) {
+double round_bf16(double x) { return from_bf16(bf16_bits(x)); }
+
+Array round_bf16(Array x) {
+  for (double& value : x.data) value = round_bf16(value);
+  return x;
+}
+
+Tensor PaddedTensors::make(const Array& x, DType dtype) {
   if (x.sizes.empty()) return {};
   // An int32 or 1-D tensor is contiguous by the rules of ops.h.
   std::vector<int64_t> padded = x.sizes;
   for (size_t dim = 1; dim < padded.size(); ++dim) padded[dim] += pad_;
-  const Array whole(padded, kPadding);
+  int64_t count = 1;
+  for (int64_t size : padded) count *= size;
   Storage& s = storage_.emplace_back();
-  s.buffer = Buffer(static_cast<size_t>(whole.numel()) * size_of(dtype), ops_.device());
+  s.buffer = Buffer(std::max<size_t>(static_cast<size_t>(count) * size_of(dtype), 1), ops_.device());
   s.whole = view_of(s.buffer.data(), padded, dtype, ops_.device());
   s.view = s.whole;
   for (size_t dim = 1; dim < padded.size(); ++dim) s.view = s.view.slice(static_cast<int>(dim), 0, x.sizes[dim]);
 
   Buffer host(s.buffer.bytes(), Device::cpu);
-  for (int64_t i = 0; i < whole.numel(); ++i) store(host.data(), i, dtype, kPadding);
+  for (int64_t i = 0; i < count; ++i) store(host.data(), i, dtype, kPadding);
   for_each_element(s.view, [&](int64_t offset, int64_t flat) {
     store(host.data(), offset, dtype, x.data[static_cast<size_t>(flat)]);
   });
@@ -132,42 +177,34 @@ Tensor Runner::make(const Array& x, DType dtype) {
   return s.view;
 }
 
-Runner::Storage& Runner::storage_of(const Tensor& x) {
-  for (Storage& s : storage_) {
+const PaddedTensors::Storage& PaddedTensors::storage_of(const Tensor& x) const {
+  for (const Storage& s : storage_) {
     if (s.view.raw() == x.raw() && s.view.shape() == x.shape() && s.view.dtype() == x.dtype()) return s;
   }
-  throw Error(str("tensor ", x.shape(), " is not of this runner"));
+  throw Error(str("tensor ", x.shape(), " was not made here"));
 }
 
-Array Runner::get(const Tensor& x) {
-  ops_.synchronize();
-  Storage& s = storage_of(x);
-  std::vector<int64_t> sizes;
-  for (int i = 0; i < x.dims(); ++i) sizes.push_back(x.size(i));
-  Array out(sizes);
+Buffer PaddedTensors::to_host(const Storage& s) const {
   Buffer host(s.buffer.bytes(), Device::cpu);
-  std::vector<int64_t> padded;
-  for (int i = 0; i < x.dims(); ++i) padded.push_back(s.whole.size(i));
-  copy_blocking(view_of(host.data(), padded, x.dtype(), Device::cpu), s.whole);
+  copy_blocking(view_of(host.data(), sizes_of(s.whole), s.whole.dtype(), Device::cpu), s.whole);
+  return host;
+}
+
+Array PaddedTensors::read(const Tensor& x) {
+  ops_.synchronize();
+  const Storage& s = storage_of(x);
+  const Buffer host = to_host(s);
+  Array out(sizes_of(x));
   for_each_element(s.view, [&](int64_t offset, int64_t flat) {
     out.data[static_cast<size_t>(flat)] = load(host.data(), offset, x.dtype());
   });
   return out;
 }
 
-Array Runner::get_added(const Tensor& x) {
-  Array out = get(x);
-  for (double& value : out.data) value -= kStart;
-  return out;
-}
-
-void Runner::expect_padding_untouched() {
+void PaddedTensors::expect_padding_untouched() {
   ops_.synchronize();
-  for (Storage& s : storage_) {
-    std::vector<int64_t> padded;
-    for (int i = 0; i < s.whole.dims(); ++i) padded.push_back(s.whole.size(i));
-    Buffer host(s.buffer.bytes(), Device::cpu);
-    copy_blocking(view_of(host.data(), padded, s.whole.dtype(), Device::cpu), s.whole);
+  for (const Storage& s : storage_) {
+    const Buffer host = to_host(s);
     std::vector<bool> element(static_cast<size_t>(s.whole.numel()));
     for_each_element(s.view, [&](int64_t offset, int64_t) { element[static_cast<size_t>(offset)] = true; });
     int64_t touched = 0;
@@ -176,6 +213,12 @@ void Runner::expect_padding_untouched() {
     }
     EXPECT_EQ(touched, 0) << "elements between those of a tensor " << s.view.shape() << " were written";
   }
+}
+
+Array Runner::get_added(const Tensor& x) {
+  Array out = get(x);
+  for (double& value : out.data) value -= kStart;
+  return out;
 }
 
 Ops& test_ops() {

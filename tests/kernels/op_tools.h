@@ -59,13 +59,44 @@ double norm(const Array& a);
 // |a - b| / |b|, or |a - b| where b is zero.
 double relative_error(const Array& a, const Array& b);
 
-// Hands arrays to an op as tensors of one activation type. With `pad` > 0 every dimension but the first is laid out
-// with `pad` elements too many, so that no tensor is contiguous. Tensors to be written over start as NaN.
-class Runner {
+// To the nearest bfloat16, ties to even.
+double round_bf16(double x);
+Array round_bf16(Array x);
+
+// Arrays as tensors on the device of some ops. With `pad` > 0 every dimension but the first is laid out with `pad`
+// elements too many, so that no tensor is contiguous.
+class PaddedTensors {
  public:
-  Runner(Ops& ops, DType dtype, int64_t pad = 0) : ops_(ops), dtype_(dtype), pad_(pad) {}
+  PaddedTensors(Ops& ops, int64_t pad) : ops_(ops), pad_(pad) {}
 
   Ops& ops() { return ops_; }
+  // Of an array without dimensions: an absent tensor.
+  Tensor make(const Array& x, DType dtype);
+  // What a tensor made here holds, when the ops are done.
+  Array read(const Tensor& x);
+  // Waits for the ops; fails where memory between the elements of a padded tensor was written.
+  void expect_padding_untouched();
+
+ private:
+  static constexpr double kPadding = -77.0;
+
+  struct Storage {
+    Buffer buffer;  // on the ops' device
+    Tensor whole, view;
+  };
+  const Storage& storage_of(const Tensor& x) const;
+  Buffer to_host(const Storage& s) const;
+
+  Ops& ops_;
+  int64_t pad_;
+  std::deque<Storage> storage_;
+};
+
+// Hands arrays to an op as tensors of one activation type. Tensors to be written over start as NaN.
+class Runner : public PaddedTensors {
+ public:
+  Runner(Ops& ops, DType dtype, int64_t pad = 0) : PaddedTensors(ops, pad), dtype_(dtype) {}
+
   DType dtype() const { return dtype_; }
   DType acc() const { return accumulate_type(dtype_); }
 
@@ -79,28 +110,15 @@ class Runner {
   // Outputs that are added to: they start at kStart, which get_added takes off again.
   Tensor added(const std::vector<int64_t>& sizes) { return make(Array(sizes, kStart), dtype_); }
   Tensor added_acc(const std::vector<int64_t>& sizes) { return make(Array(sizes, kStart), acc()); }
-  Tensor make(const Array& x, DType dtype);
 
-  Array get(const Tensor& x);
+  Array get(const Tensor& x) { return read(x); }
   Array get_added(const Tensor& x);
-  // Fails where memory between the elements of a padded tensor was written.
-  void expect_padding_untouched();
 
  private:
   static constexpr double kUnwritten = std::numeric_limits<double>::quiet_NaN();
   static constexpr double kStart = 0.25;
-  static constexpr double kPadding = -77.0;
 
-  struct Storage {
-    Buffer buffer;  // on the ops' device
-    Tensor whole, view;
-  };
-  Storage& storage_of(const Tensor& x);
-
-  Ops& ops_;
   DType dtype_;
-  int64_t pad_;
-  std::deque<Storage> storage_;
 };
 
 // One op with its inputs. run() returns its outputs by name and, for input x, the gradient "dx" of

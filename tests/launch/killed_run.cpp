@@ -2,6 +2,7 @@
 
 #include <chrono>
 
+#include "kernels/base/clock.h"
 #include "tests/launch/program.h"
 
 namespace tmamba {
@@ -22,7 +23,7 @@ KilledRun make() {
   shell(start + " & job=$!; " + until + "55 ] && break; sleep 0.05; done; kill -9 $job; wait $job; sleep 1.5");
   const Outcome second =
       shell(start + " & job=$!; " + until + "110 ] && break; sleep 0.05; done; touch run/STOP; wait $job");
-  run.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  run.seconds = seconds_since(begin);
   run.output = second.output;
   run.code = second.code;
   return run;

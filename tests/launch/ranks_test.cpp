@@ -8,6 +8,7 @@
 #include <fstream>
 #include <vector>
 
+#include "kernels/base/clock.h"
 #include "tests/launch/program.h"
 
 namespace tmamba {
@@ -28,8 +29,6 @@ class Ranks : public testing::Test {
     fs::remove_all(folder);
   }
 };
-
-double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
 TEST_F(Ranks, QuickstartOnEightRanksGivesTheCurveOfOne) {
   // The quickstart's own model and schedule, on shorter sequences and few steps.

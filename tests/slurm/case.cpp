@@ -6,6 +6,8 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "kernels/base/clock.h"
+
 namespace tmamba {
 
 namespace fs = std::filesystem;
@@ -161,7 +163,7 @@ double Case::seconds_to_new_step() {
   if (!poll(90, [&] { return events("resume").size() > resumptions && last_step(run_dir()) > resumed_to(); })) {
     throw std::runtime_error("the run does not go on");
   }
-  const double seconds = std::chrono::duration<double>(Clock::now() - fault_).count();
+  const double seconds = seconds_since(fault_);
   std::ostringstream text;
   text << "first new step after " << static_cast<int>(seconds * 10) / 10.0 << " s";
   note(text.str());

@@ -7,6 +7,7 @@
 #include <iostream>
 #include <random>
 
+#include "kernels/base/clock.h"
 #include "tests/slurm/case.h"
 #include "tests/trials.h"
 
@@ -112,7 +113,7 @@ void chaos(Case& c) {
     kinds.pop_back();
   }
   c.ends(job, "COMPLETED", 300);
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  const double seconds = seconds_since(begin);
   c.note("seed " + std::to_string(seed) + ", faults by step:" + story + "; " +
          std::to_string(static_cast<int>(seconds)) + " s, " + std::to_string(c.events("resume").size()) +
          " resumptions");

@@ -16,30 +16,23 @@ void kill_all(const std::vector<int>& processes, int signal) {
   for (int process : processes) kill(process, signal);
 }
 
-// The job's script starts the ranks again: no requeue, seconds.
-void rank_killed(Case& c) {
-  const std::string job = c.submit();
+// A rank of a job with these options gets a signal, and the job's log tells what became of it: the script starts the
+// ranks again, with no requeue, within `most_seconds`.
+void signal_rank(Case& c, const std::string& options, int signal, double most_seconds, const char* told) {
+  const std::string job = c.submit(options);
   c.reach(Case::kFault);
   c.fault();
-  kill(c.ranks_of(job).at(0), SIGKILL);
-  c.expect(c.seconds_to_new_step() < 20, "too late");
+  kill(c.ranks_of(job).at(0), signal);
+  c.expect(c.seconds_to_new_step() < most_seconds, "too late");
   c.equal(c.ends(job).at("Restarts"), "0", "requeues");
-  c.contains(c.job_log(), "starting the ranks again (1)");
+  c.contains(c.job_log(), told);
   c.none_lost_but_since_checkpoint(1);
   c.same_as_quiet(2);
 }
 
-void rank_frozen(Case& c) {
-  const std::string job = c.submit("--set run.hang_timeout=3");
-  c.reach(Case::kFault);
-  c.fault();
-  kill(c.ranks_of(job).at(0), SIGSTOP);
-  c.expect(c.seconds_to_new_step() < 30, "too late");
-  c.equal(c.ends(job).at("Restarts"), "0", "requeues");
-  c.contains(c.job_log(), "its process has stopped");
-  c.none_lost_but_since_checkpoint(1);
-  c.same_as_quiet(2);
-}
+void rank_killed(Case& c) { signal_rank(c, "", SIGKILL, 20, "starting the ranks again (1)"); }
+
+void rank_frozen(Case& c) { signal_rank(c, "--set run.hang_timeout=3", SIGSTOP, 30, "its process has stopped"); }
 
 // What runs on a node of the job, by the node's own word.
 std::vector<int> ranks_on(const std::vector<int>& ranks, const std::string& node) {
@@ -48,6 +41,14 @@ std::vector<int> ranks_on(const std::vector<int>& ranks, const std::string& node
     if (environment_of(rank, "SLURMD_NODENAME") == node) found.push_back(rank);
   }
   return found;
+}
+
+// The job is started once more, on these nodes.
+void ends_elsewhere(Case& c, const std::string& job, const char* nodes) {
+  c.seconds_to_new_step();
+  const JobFields end = c.ends(job);
+  c.equal(end.at("Restarts"), "1", "restarts");
+  c.equal(end.at("NodeList"), nodes, "nodes");
 }
 
 // A node is gone, with its slurmd and its ranks.
@@ -61,10 +62,7 @@ void node_lost(Case& c) {
   const std::vector<int> gone = ranks_on(ranks, "n6");
   c.equal(gone.size(), 1u, "ranks on n6");
   kill_all(gone, SIGKILL);
-  c.seconds_to_new_step();
-  const JobFields end = c.ends(job);
-  c.equal(end.at("Restarts"), "1", "restarts");
-  c.equal(end.at("NodeList"), "n[5,7]", "nodes");
+  ends_elsewhere(c, job, "n[5,7]");
   c.none_lost_but_since_checkpoint(1);
   c.same_as_quiet(2);
 }
@@ -80,10 +78,7 @@ void first_node_lost(Case& c) {
   c.cluster().kill_node("n8");
   c.cluster().wait(job, 60, [](const JobFields& f) { return f.at("Restarts") == "1"; });
   kill_all(ranks, SIGCONT);
-  c.seconds_to_new_step();
-  const JobFields end = c.ends(job);
-  c.equal(end.at("Restarts"), "1", "restarts");
-  c.equal(end.at("NodeList"), "n[9-10]", "nodes");
+  ends_elsewhere(c, job, "n[9-10]");
   c.same_as_quiet(2);
 }
 

@@ -12,15 +12,20 @@ namespace fs = std::filesystem;
 // Half a minute from the fault to the first new step, most of it SLURM's own.
 constexpr double kRequeueSeconds = 30;
 
-// `tell` makes SLURM tell the job to stop; it goes on by itself and comes out as if nothing had happened.
+// The job was started once more and comes out as if nothing had happened.
+void comes_back(Case& c, const std::string& job) {
+  c.equal(c.ends(job).at("Restarts"), "1", "restarts");
+  c.no_step_lost(1);
+  c.same_as_quiet(2);
+}
+
+// `tell` makes SLURM tell the job to stop; it goes on by itself.
 void goes_on(Case& c, const std::string& job, const std::function<void()>& tell) {
   c.freeze_at(job, Case::kFault);
   c.fault();
   tell();
   c.expect(c.seconds_to_new_step() < kRequeueSeconds, "too late");
-  c.equal(c.ends(job).at("Restarts"), "1", "restarts");
-  c.no_step_lost(1);
-  c.same_as_quiet(2);
+  comes_back(c, job);
 }
 
 void requeue(Case& c) {
@@ -51,10 +56,8 @@ void time_limit(Case& c) {
   c.site("SITE_TIME=1\nSITE_SIGNAL_SECONDS=55");
   const std::string job = c.submit();
   c.freeze_at(job, Case::kFault);
-  c.equal(c.ends(job).at("Restarts"), "1", "restarts");
+  comes_back(c, job);
   c.contains(c.job_log(), "SIGUSR1: saved step");
-  c.no_step_lost(1);
-  c.same_as_quiet(2);
 }
 
 // The notice comes to the script, which hands it to mpirun, which hands it to the ranks.
@@ -67,10 +70,8 @@ void time_limit_under_mpirun(Case& c) {
     if (c.cluster().wait(job, 0, [](const JobFields& f) { return f.at("JobState") != "RUNNING"; })) break;
   }
   c.thaw(job);
-  c.equal(c.ends(job).at("Restarts"), "1", "restarts");
+  comes_back(c, job);
   c.contains(c.job_log(), "SIGUSR1: saved step");
-  c.no_step_lost(1);
-  c.same_as_quiet(2);
 }
 
 // On sites whose SLURM does not know exit code 85 the script asks for the requeue.

@@ -6,6 +6,8 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "kernels/base/clock.h"
+
 namespace tmamba {
 
 namespace fs = std::filesystem;
@@ -40,7 +42,7 @@ VirtualCluster::VirtualCluster(const std::vector<std::string>& features)
   const auto begin = std::chrono::steady_clock::now();
   const Outcome outcome = shell(command);
   if (outcome.code != 0) throw std::runtime_error("the cluster does not start: " + outcome.output);
-  start_seconds_ = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  start_seconds_ = seconds_since(begin);
   watcher_ = std::thread([this] { watch(); });
 }
 

@@ -8,10 +8,6 @@
 
 namespace tmamba::test {
 
-// To the nearest bfloat16, ties to even.
-double round_bf16(double x);
-Array round_bf16(Array x);
-
 // Random inputs. Those of an activation's type are bfloat16 numbers, those of the accumulate type float32 numbers.
 class Inputs {
  public:
@@ -28,23 +24,10 @@ class Inputs {
   Random random_;
 };
 
-// Tensors of one run, on the device of its ops. With `pad` every dimension but the first is laid out with `pad`
-// elements too many. Tensors to be written over start as NaN.
-class Tensors {
+// The tensors of one run.
+class Tensors : public Runner {
  public:
-  Tensors(Ops& ops, DType dtype, int64_t pad) : ops_(ops), dtype_(dtype), pad_(pad) {}
-
-  Ops& ops() { return ops_; }
-  DType dtype() const { return dtype_; }
-  DType acc() const { return accumulate_type(dtype_); }
-
-  // An array without dimensions makes an absent tensor.
-  Tensor in(const Array& x) { return make(x, dtype_); }
-  Tensor in_acc(const Array& x) { return make(x, acc()); }
-  Tensor ints(const Array& x) { return make(x, DType::i32); }
-  Tensor out(const std::vector<int64_t>& sizes) { return make(Array(sizes, kUnwritten), dtype_); }
-  Tensor out_acc(const std::vector<int64_t>& sizes) { return make(Array(sizes, kUnwritten), acc()); }
-  Tensor make(const Array& x, DType dtype);
+  using Runner::Runner;
 
   // Keeps the tensor's content, when the body is done, as a result of this name.
   void result(const std::string& name, const Tensor& x) { results_.emplace_back(name, x); }
@@ -56,23 +39,7 @@ class Tensors {
   // Waits for the ops, and fails where memory between the elements of a tensor was written.
   std::map<std::string, Result> results();
 
-  Array read(const Tensor& x);
-
  private:
-  static constexpr double kUnwritten = std::numeric_limits<double>::quiet_NaN();
-  static constexpr double kPadding = -77.0;
-
-  struct Storage {
-    Buffer buffer;
-    Tensor whole, view;
-  };
-  Buffer to_host(const Storage& s) const;
-  const Storage& storage_of(const Tensor& x) const;
-
-  Ops& ops_;
-  DType dtype_;
-  int64_t pad_;
-  std::deque<Storage> storage_;
   std::vector<std::pair<std::string, Tensor>> results_;
 };
 

@@ -1,4 +1,4 @@
-// bfloat16 on the host: storage only, for copies and checkpoints.
+// bfloat16 on the host: storage only, for copies, checkpoints and sums over ranks.
 #pragma once
 
 #include <bit>

@@ -1,24 +1,16 @@
-// What every CPU op begins with: checks of its tensors, and typed pointers with strides to walk them.
+// Typed pointers with strides, to walk tensors on a host and in a CUDA kernel: constexpr functions run in both.
 #pragma once
-
-#include <initializer_list>
 
 #include "kernels/base/tensor.h"
 
 namespace tmamba {
-
-// Throws Error naming the tensor unless it has this type and these sizes, lies on the host and has a contiguous last
-// dimension.
-void expect(const ConstTensor& x, const char* name, DType dtype, std::initializer_list<int64_t> sizes);
-// The same, but the tensor may be absent.
-void expect_optional(const ConstTensor& x, const char* name, DType dtype, std::initializer_list<int64_t> sizes);
 
 // [N, C], rows at any distance.
 template <class T>
 struct Rows {
   T* data = nullptr;
   int64_t stride = 0;
-  T* operator[](int64_t row) const { return data + row * stride; }
+  constexpr T* operator[](int64_t row) const { return data + row * stride; }
 };
 
 // [B, T, C] rows or [B, T, H] numbers.
@@ -26,7 +18,7 @@ template <class T>
 struct Planes {
   T* data = nullptr;
   int64_t b = 0, t = 0;
-  T* at(int64_t b_index, int64_t t_index) const { return data + b_index * b + t_index * t; }
+  constexpr T* at(int64_t b_index, int64_t t_index) const { return data + b_index * b + t_index * t; }
 };
 
 // [B, T, H, D] or [B, H, K, D].
@@ -34,7 +26,7 @@ template <class T>
 struct Cubes {
   T* data = nullptr;
   int64_t b = 0, t = 0, h = 0;
-  T* at(int64_t b_index, int64_t t_index, int64_t h_index) const {
+  constexpr T* at(int64_t b_index, int64_t t_index, int64_t h_index) const {
     return data + b_index * b + t_index * t + h_index * h;
   }
 };
