@@ -36,9 +36,7 @@ struct Conv {
   Rows<const A> w;
   const A* bias;
   int64_t B, T, C, W;
-  int64_t strip, strips;              // tokens of a strip, strips of a sequence
-  int64_t early_strip, early_strips;  // the same of the first strips, whose tokens turn
-  int64_t span, blocks;               // channels of a block, blocks across
+  int64_t strip, strips, span, blocks;  // tokens of a strip, strips of a sequence; channels of a block, blocks across
   int64_t shift;  // of the order of blocks from strip to strip, for channels that turn and others to run together
   bool wide;      // x, halo, the outputs and their gradients
 };
@@ -72,11 +70,8 @@ struct Place {
   __device__ Place(const Conv<A>& conv, const Rotation<A>& rotation) {
     const DivMod at(blockIdx.x, conv.blocks), row(at.quotient, conv.strips);
     strip = at.quotient, first = (at.remainder + strip * conv.shift) % conv.blocks * conv.span;
-    b = row.quotient;
-    const int64_t behind = row.remainder - conv.early_strips;  // strips, or less than none
-    const int64_t length = behind < 0 ? conv.early_strip : conv.strip;
-    begin = conv.early_strips * conv.early_strip + behind * length;
-    count = static_cast<int>(begin + length < conv.T ? length : conv.T - begin);
+    b = row.quotient, begin = row.remainder * conv.strip;
+    count = static_cast<int>(begin + conv.strip < conv.T ? conv.strip : conv.T - begin);
     const int thread = static_cast<int>(threadIdx.x);
     offset = thread * kWidth<A>, upper = kHalf<A>;
     if (kRope) {
@@ -87,7 +82,7 @@ struct Place {
     here = offset < conv.span && c < conv.C;
     turned = 0, turn = Turn::none;
     if (!kRope || !here || c >= 2 * rotation.inner || begin >= rotation.prefix) return;
-    const int64_t in_prefix = rotation.prefix - begin, most = length + kMostTaps;
+    const int64_t in_prefix = rotation.prefix - begin, most = conv.strip + kMostTaps;
     turned = static_cast<int>(in_prefix < most ? in_prefix : most);
     turn = rotation.k_rot.data != nullptr && c >= rotation.inner ? Turn::apart : Turn::in_place;
   }
@@ -378,18 +373,13 @@ void expect_conv_inputs(const ConstTensor& x_BTC, const ConstTensor& halo_BWC, c
 template <int kWarps, int kThreads>
 constexpr int64_t at_once = 132 * (kWarps * kWarp / kThreads);
 
-// How B sequences of T tokens, of which `prefix` turn, are cut into strips for `at_once` blocks, where `blocks` lie
-// side by side: {strip, strips, early_strip, early_strips}.
-struct Strips {
-  int64_t strip, strips, early_strip, early_strips;
-};
-Strips cut_strips(int64_t B, int64_t T, int64_t prefix, int64_t blocks, int64_t at_once);
-
 template <class A>
 Conv<A> make_conv(const ConstTensor& x_BTC, const ConstTensor& halo_BWC, const ConstTensor& w_CW,
-                  const ConstTensor& b_C, bool wide, int64_t prefix, int64_t span, int64_t blocks_in_all) {
+                  const ConstTensor& b_C, bool wide, int64_t span, int64_t blocks_in_all) {
   const int64_t B = x_BTC.size(0), T = x_BTC.size(1), C = x_BTC.size(2), blocks = ceil_div(C, span);
-  const Strips cut = cut_strips(B, T, prefix, blocks, blocks_in_all);
+  const int64_t together = std::max<int64_t>(blocks_in_all / (B * blocks), 1);
+  const int64_t waves = ceil_div(ceil_div(T, together), kLongestStrip);
+  const int64_t strip = round_up(std::max(ceil_div(T, together * waves), kShortestStrip), kTile);
   return {planes<A>(x_BTC),
           planes<A>(halo_BWC),
           rows<A>(w_CW),
@@ -398,10 +388,8 @@ Conv<A> make_conv(const ConstTensor& x_BTC, const ConstTensor& halo_BWC, const C
           T,
           C,
           w_CW.size(1),
-          cut.strip,
-          cut.strips,
-          cut.early_strip,
-          cut.early_strips,
+          strip,
+          ceil_div(T, strip),
           span,
           blocks,
           ceil_div(blocks, 3),

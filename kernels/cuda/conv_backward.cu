@@ -206,8 +206,8 @@ void conv_backward(cudaStream_t stream, Workspace& workspace, const ConvRopeBack
   dispatch_activation(dtype, [&]<class A>() {
     const Rotation<A> rotation = make_rotation<A>(args, args.dk_rot_BPHD);
     dispatch_conv<A>(W, rotation.dim, [&]<int kTaps, int kThreads, bool kRope>(int64_t span) {
-      const Conv<A> conv = make_conv<A>(x_BTC, args.halo_BWC, args.w_CW, args.b_C, wide, args.prefix, span,
-                                        at_once<kWarps<kRope>, kThreads>);
+      const Conv<A> conv =
+          make_conv<A>(x_BTC, args.halo_BWC, args.w_CW, args.b_C, wide, span, at_once<kWarps<kRope>, kThreads>);
       const int64_t lines = B * conv.strips, width = (W + 1) * C;
       Acc<A>* partial = workspace.take<Acc<A>>(lines * width);
       const Gradients<A> gradients{planes<A>(args.dx_BTC), planes<A>(args.dhalo_BWC), planes<A>(dy_BTC), partial};

@@ -104,20 +104,6 @@ void expect_conv_inputs(const ConstTensor& x_BTC, const ConstTensor& halo_BWC, c
   expect(b_C, "conv b_C", dtype, {C});
 }
 
-Strips cut_strips(int64_t B, int64_t T, int64_t prefix, int64_t blocks, int64_t at_once) {
-  const int64_t together = std::max<int64_t>(at_once / (B * blocks), 1);
-  const int64_t waves = ceil_div(ceil_div(T, together), kLongestStrip), most = together * waves;
-  Strips cut{};
-  for (cut.strip = round_up(std::max(ceil_div(T, most), kShortestStrip), kTile);; cut.strip += kTile) {
-    // A token that turns costs an eighth more.
-    cut.early_strip = cut.strip * 8 / 9 / kTile * kTile;
-    cut.early_strips = prefix < T ? ceil_div(prefix, cut.early_strip) : 0;
-    const int64_t rest = std::max<int64_t>(T - cut.early_strips * cut.early_strip, 0);
-    cut.strips = cut.early_strips + ceil_div(rest, cut.strip);
-    if (cut.strips <= most || cut.strip == kShortestStrip || cut.early_strips == 0) return cut;
-  }
-}
-
 void conv_forward(cudaStream_t stream, const ConvRopeForward& args) {
   const ConstTensor& x_BTC = args.x_BTC;
   const int64_t B = x_BTC.size(0), T = x_BTC.size(1), C = x_BTC.size(2);
@@ -128,8 +114,8 @@ void conv_forward(cudaStream_t stream, const ConvRopeForward& args) {
   dispatch_activation(x_BTC.dtype(), [&]<class A>() {
     const Rotation<A> rotation = make_rotation<A>(args, args.k_rot_BPHD);
     dispatch_conv<A>(args.w_CW.size(1), rotation.dim, [&]<int kTaps, int kThreads, bool kRope>(int64_t span) {
-      const Conv<A> conv = make_conv<A>(x_BTC, args.halo_BWC, args.w_CW, args.b_C, wide, args.prefix, span,
-                                        at_once<kWarps<kRope>, kThreads>);
+      const Conv<A> conv =
+          make_conv<A>(x_BTC, args.halo_BWC, args.w_CW, args.b_C, wide, span, at_once<kWarps<kRope>, kThreads>);
       launch(stream, grid_of(conv), kThreads, Tiles<A, kThreads, kRope>::kBytes,
              forward_kernel<A, kTaps, kThreads, kRope>, conv, rotation, planes<A>(args.y_BTC));
     });
