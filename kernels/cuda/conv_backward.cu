@@ -167,8 +167,9 @@ __global__ void __launch_bounds__(kThreads, sizeof(A) == 2 && kTaps == 4 ? kWarp
       [&](int stage, int row) {
         f.x.start(stage, there - row, conv.x.t, left, conv.wide);
         f.dy.start(stage, there - row, gradients.dy.t, left, conv.wide);
-        if (keys != nullptr && row < keys_there)
+        if (keys != nullptr && row < keys_there) {
           f.dk.start(stage, keys_there - row, rotation.k_rot.t, left, rotation.wide);
+        }
       },
       [&] {
         f.window.begin(conv, place);
