@@ -7,10 +7,12 @@ namespace tmamba::cuda {
 
 namespace {
 
-// Whether the kernels rotate heads this wide themselves: by units of 32 channels.
+// Whether the kernels rotate heads this wide themselves: a block takes whole heads, its threads whole warps' shares.
 template <class Args>
 bool one_pass(const Args& args) {
-  return args.prefix == 0 || args.x_BTC.size(2) / (3 * args.heads) % 32 == 0;
+  if (args.prefix == 0) return true;
+  const int64_t dim = args.x_BTC.size(2) / (3 * args.heads);
+  return dim % 32 == 0 && dim <= 256;
 }
 
 }  // namespace

@@ -6,98 +6,88 @@ namespace tmamba::cuda {
 
 namespace {
 
-constexpr int64_t kBlocks = 2304, kTurningBlocks = 1848;
+// Warps on a multiprocessor: few that have registers for several tokens' instructions side by side.
+template <bool kRope>
+constexpr int kWarps = kRope ? 16 : 20;
 
-template <class A, int kTaps, bool kRope>
+template <class A, int kTaps, int kThreads, bool kRope>
 struct Forward {
-  const Conv<A>& conv;
   const Rotation<A>& rotation;
-  const Place<A> place;
-  Tiles<A> x;
-  Window<A, kTaps> window;
+  const Place<A, kRope> place;
+  Tiles<A, kThreads, kRope> x;
+  Window<A, kTaps, kRope> window;
   Angles<A> angles;
-  A *to, *to_rotated;  // of the next token; to_rotated only where this thread's channels are keys and lie apart
-  int64_t y_stride;
-  bool both;
+  A* to_rotated;  // of the next token, where this thread's channels are keys and lie apart
 
-  // The tokens [row, row + kTile) of the strip. kInterior: all are there, with both channels, and where they turn all
-  // are of the prefix.
-  template <bool kInterior, Turn kTurn>
-  __device__ void compute(int stage, int row) {
-#pragma unroll(kInterior ? kUnrolled : 1)
-    for (int i = 0; i < kTile; ++i) {
-      if (!kInterior && row + i >= place.count) break;
-      window.advance(x.at(stage, i));
-      Pair<A> out;
+  // Token i of a tile; what comes of it takes its place.
+  __device__ void token(int stage, int i, Turn turn) {
+    window.advance(x.at(stage, i));
+    Group<A> out;
 #pragma unroll
-      for (int e = 0; e < kWidth; ++e) {
-        const Acc<A> pre = window.pre_activation(e);
-        out.v[e] = pre * sigmoid<A>(pre);
-      }
-      StoredPair<A> y = rounded<A>(out);
-      if constexpr (kTurn != Turn::none) {
-        const StoredPair<A> turned = rounded<A>(angles.turned(y.widened(), y.partner().widened()));
-        angles.advance();
-        const bool here = kInterior || row + i < place.turned;
-        const bool key = kTurn == Turn::apart && to_rotated != nullptr;
-        if (kTurn == Turn::apart) {
-          if (key && here) store_pair(to_rotated, turned, kWidth, rotation.wide);
-          to_rotated += key ? rotation.k_rot.t : 0;
-        }
-        if (!key && here) y = turned;
-      }
-      store_pair(to, y, place.left, kInterior || both);
-      to += y_stride;
+    for (int e = 0; e < kWidth<A>; ++e) {
+      const Acc<A> pre = window.pre_activation(e);
+      out.v[e] = pre * sigmoid<A>(pre);
     }
+    StoredGroup<A> y = StoredGroup<A>::rounded(out);
+    if (turn != Turn::none) {
+      const StoredGroup<A> turned = StoredGroup<A>::rounded(angles.turned(y.widened()));
+      angles.advance();
+      if (turn == Turn::apart) {
+        store_group(to_rotated, place.upper, turned, kWidth<A> + place.upper, rotation.wide);
+        to_rotated += rotation.k_rot.t;
+      } else {
+        y = turned;
+      }
+    }
+    x.put(stage, i, y);
   }
 
   template <Turn kTurn>
-  __device__ void compute(int stage, int row, bool interior) {
-    if (interior) {
-      compute<true, kTurn>(stage, row);
-    } else {
-      compute<false, kTurn>(stage, row);
+  __device__ void whole_tile(int stage) {
+#pragma unroll
+    for (int i = 0; i < kTile; ++i) token(stage, i, kTurn);
+  }
+
+  // The tokens [row, row + kTile) of the strip.
+  __device__ void tile(int stage, int row) {
+    if (!place.here) return;
+    const bool whole = row + kTile <= place.count;
+    if (whole && row >= place.turned) return whole_tile<Turn::none>(stage);
+    if constexpr (kRope) {
+      if (whole && row + kTile <= place.turned) {
+        return place.turn == Turn::apart ? whole_tile<Turn::apart>(stage) : whole_tile<Turn::in_place>(stage);
+      }
+    }
+#pragma unroll 1
+    for (int i = 0; i < kTile && row + i < place.count; ++i) {
+      token(stage, i, kRope && row + i < place.turned ? place.turn : Turn::none);
     }
   }
 };
 
-template <class A, int kTaps, bool kRope>
-__global__ void __launch_bounds__(kConvThreads)
+template <class A, int kTaps, int kThreads, bool kRope>
+__global__ void __launch_bounds__(kThreads, sizeof(A) == 2 && kTaps == 4 ? kWarps<kRope> * kWarp / kThreads : 1)
     forward_kernel(const __grid_constant__ Conv<A> conv, const __grid_constant__ Rotation<A> rotation,
                    const __grid_constant__ Planes<A> y) {
   extern __shared__ uint4 shared[];
-  const Place<A> place(conv, rotation);
-  const int64_t piece = place.channel(conv, rotation, Tiles<A>::column());
-  const bool both = conv.wide && place.left >= kWidth;
-  const bool apart = kRope && place.keys_apart(rotation);
-  A* const to_rotated = apart ? place.rotated_key(rotation, place.c, 0) : nullptr;
-  Forward<A, kTaps, kRope> f{conv,
-                             rotation,
-                             place,
-                             {shared, 0, conv.x.at(place.b, place.begin + Tiles<A>::row()) + piece},
-                             {},
-                             {},
-                             y.at(place.b, place.begin) + place.c,
-                             to_rotated,
-                             y.t,
-                             both};
+  using X = Tiles<A, kThreads, kRope>;
+  const Place<A, kRope> place(conv, rotation);
+  const int64_t piece = place.first + X::column(), left = X::left(conv, place);
+  A* to = y.at(place.b, place.begin + X::row()) + piece;
+  Forward<A, kTaps, kThreads, kRope> f{
+      rotation, place, {shared, 0, place, conv.x.at(place.b, place.begin + X::row()) + piece}, {}, {}, nullptr};
   for_each_tile(
-      place.count,
-      [&](int stage, int row) { f.x.start(stage, place.count - row, conv.x.t, conv.C - piece, conv.wide); },
+      place.count, [&](int stage, int row) { f.x.start(stage, place.count - row, conv.x.t, left, conv.wide); },
       [&] {
         f.window.begin(conv, place);
-        if (kRope && place.turned > 0) f.angles.begin(rotation, place, 1);
+        if (!kRope || place.turned == 0) return;
+        f.angles.begin(rotation, place.c, place.begin, 1);
+        if (place.turn == Turn::apart) f.to_rotated = place.rotated_key(rotation, place.c, 0);
       },
+      [&](int stage, int row) { f.tile(stage, row); },
       [&](int stage, int row) {
-        const bool interior = both && row + kTile <= place.count;
-        if constexpr (kRope) {
-          if (row < place.turned) {
-            const bool all = interior && row + kTile <= place.turned;
-            return apart ? f.template compute<Turn::apart>(stage, row, all)
-                         : f.template compute<Turn::in_place>(stage, row, all);
-          }
-        }
-        f.template compute<Turn::none>(stage, row, interior);
+        f.x.flush(stage, to, y.t, 0, place.count - row, left, conv.wide);
+        to += kTile * y.t;
       });
 }
 
@@ -110,12 +100,12 @@ void conv_forward(cudaStream_t stream, const ConvRopeForward& args) {
   check_conv_silu_forward(Device::cuda, args.y_BTC, x_BTC, args.halo_BWC, args.w_CW, args.b_C);
   const bool wide = wide_rows({args.y_BTC, x_BTC, args.halo_BWC});
   dispatch_activation(x_BTC.dtype(), [&]<class A>() {
-    const Conv<A> conv =
-        make_conv<A>(x_BTC, args.halo_BWC, args.w_CW, args.b_C, wide, args.prefix > 0 ? kTurningBlocks : kBlocks);
     const Rotation<A> rotation = make_rotation<A>(args, args.k_rot_BPHD);
-    dispatch_taps(conv.W, [&]<int kTaps>() {
-      const auto kernel = args.prefix > 0 ? forward_kernel<A, kTaps, true> : forward_kernel<A, kTaps, false>;
-      launch(stream, grid_of(conv), kConvThreads, Tiles<A>::kBytes, kernel, conv, rotation, planes<A>(args.y_BTC));
+    dispatch_conv<A>(args.w_CW.size(1), rotation.dim, [&]<int kTaps, int kThreads, bool kRope>(int64_t span) {
+      const Conv<A> conv =
+          make_conv<A>(x_BTC, args.halo_BWC, args.w_CW, args.b_C, wide, span, at_once<kWarps<kRope>, kThreads>);
+      launch(stream, grid_of(conv), kThreads, Tiles<A, kThreads, kRope>::kBytes,
+             forward_kernel<A, kTaps, kThreads, kRope>, conv, rotation, planes<A>(args.y_BTC));
     });
   });
 }

@@ -1,5 +1,5 @@
 // Gated norm per head: kLanes threads hold one token's head, kSteps pieces of 16 bytes each. A block takes kHeads
-// neighbouring heads (each of its groups always the same one) of a range of tokens of one sequence.
+// neighbouring heads (each of its groups always the same one) of a share of one sequence's tokens.
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/partial_sums.cuh"
@@ -14,7 +14,7 @@ namespace {
 constexpr int kThreads = 128;
 // Blocks in all, about: of the forward pass many times those that run together; of the backward pass, whose blocks each
 // leave a line of sums, as many as an H200 runs together.
-constexpr int64_t kForwardBlocks = 8192, kBackwardBlocks = 528;
+constexpr int64_t kForwardBlocks = 8192, kBackwardBlocks = 264;
 
 constexpr int kStages = 2;  // rounds of tokens: one in use, the other on its way
 // Blocks that run together on a multiprocessor: what 16 bytes of every tensor per thread and round leave room for.
@@ -41,8 +41,8 @@ struct Problem {
   Rows<const A> w;
   int64_t B, T, H, D;
   int heads;             // of a block: a power of two
-  int64_t tokens;        // of a block
-  int64_t token_blocks;  // per sequence
+  int64_t token_blocks;  // of a sequence
+  int64_t step;          // tokens that these have under way together
   bool wide;
 };
 
@@ -50,22 +50,20 @@ struct Problem {
 template <class A, int kLanes>
 struct Place {
   static constexpr int kGroups = kThreads / kLanes;
-  int lane, slot, step;  // step: tokens that the block has under way together
-  int64_t b, h, first, end;
+  int lane, slot;
+  int64_t b, h, first;
   bool here;  // the head is one of the tensor's
 
+  // Blocks take tokens in turn, so that all of them together pass over memory in order.
   __device__ explicit Place(const Problem<A>& p) {
     lane = static_cast<int>(threadIdx.x) % kLanes;
     slot = static_cast<int>(threadIdx.x) / kLanes;
-    step = kGroups / p.heads;
     h = static_cast<int64_t>(blockIdx.y) * p.heads + slot % p.heads;
     here = h < p.H;
     if (!here) h = 0;
     const DivMod at(blockIdx.x, p.token_blocks);
     b = at.quotient;
-    const int64_t begin = at.remainder * p.tokens;
-    first = begin + slot / p.heads;
-    end = begin + p.tokens < p.T ? begin + p.tokens : p.T;
+    first = at.remainder * (kGroups / p.heads) + slot / p.heads;
   }
   // Whether all pieces of this thread are whole ones.
   __device__ bool whole(const Problem<A>& p, int steps) const { return p.wide && column(steps - 1) + kVec<A> <= p.D; }
@@ -82,10 +80,8 @@ struct Place {
 // f(stage, t, there). All lanes of a block take part: where a group has run out of tokens `there` is false.
 template <class R, int kStages, class A, int kLanes, class Start, class F>
 __device__ void for_each_token(const Problem<A>& p, const Place<A, kLanes>& place, const Start& start, const F& f) {
-  const int rounds = static_cast<int>((p.tokens + place.step - 1) / place.step);
-  const int own = place.here && place.first < place.end
-                      ? static_cast<int>((place.end - place.first + place.step - 1) / place.step)
-                      : 0;
+  const int rounds = static_cast<int>((p.T + p.step - 1) / p.step);
+  const int own = place.here && place.first < p.T ? static_cast<int>((p.T - place.first + p.step - 1) / p.step) : 0;
 #pragma unroll
   for (int stage = 0; stage < kStages; ++stage) {
     if (stage < rounds) start(stage, stage < own);
@@ -159,7 +155,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(A) == 2 && kSteps <= 3 ? kFor
   const auto start = [&](int stage, bool there) {
     start_head<A, kLanes, kSteps>(ring, stage, 0, 2, next_y, place, p, whole, there);
     start_head<A, kLanes, kSteps>(ring, stage, 1, 2, next_z, place, p, whole, there && gated);
-    next_y += place.step * p.y.t, next_z += place.step * p.z.t;
+    next_y += p.step * p.y.t, next_z += p.step * p.z.t;
   };
   for_each_token<Numbers, kStages>(p, place, start, [&](int stage, int, bool there) {
     Acc<A> g[kSteps][V];
@@ -184,7 +180,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(A) == 2 && kSteps <= 3 ? kFor
       for (int e = 0; e < V; ++e) out[e] = g[j][e] * rstd * w[j][e];
       store_piece(out_row, j, out, place, p, whole);
     }
-    out_row += place.step * f.out.t, rstd_at += place.step * f.rstd.t;
+    out_row += p.step * f.out.t, rstd_at += p.step * f.rstd.t;
   });
 }
 
@@ -228,6 +224,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(A) == 2 && kSteps <= 3 ? kBac
     backward_kernel(const __grid_constant__ Backward<A> f) {
   constexpr int V = kVec<A>;
   extern __shared__ uint4 shared[];
+  let_sums_come();
   using Numbers = BackwardRing<A, kSteps>;
   Numbers ring(shared);
   const Problem<A>& p = f.p;
@@ -247,13 +244,13 @@ __global__ void __launch_bounds__(kThreads, sizeof(A) == 2 && kSteps <= 3 ? kBac
     start_head<A, kLanes, kSteps>(ring, stage, 0, 3, next_y, place, p, whole, there);
     start_head<A, kLanes, kSteps>(ring, stage, 1, 3, next_z, place, p, whole, there && gated);
     start_head<A, kLanes, kSteps>(ring, stage, 2, 3, next_dout, place, p, whole, there);
-    next_y += place.step * p.y.t, next_z += place.step * p.z.t, next_dout += place.step * f.dout.t;
+    next_y += p.step * p.y.t, next_z += p.step * p.z.t, next_dout += p.step * f.dout.t;
   };
-  Acc<A> next_rstd = place.here && place.first < place.end ? *rstd_at : Acc<A>(0);
+  Acc<A> next_rstd = place.here && place.first < p.T ? *rstd_at : Acc<A>(0);
   for_each_token<Numbers, kStages>(p, place, start, [&](int stage, int round, bool there) {
     const Acc<A> rstd = next_rstd;
-    rstd_at += place.step * f.rstd.t;
-    const bool more = there && place.first + (round + 1) * place.step < place.end;
+    rstd_at += p.step * f.rstd.t;
+    const bool more = there && place.first + (round + 1) * p.step < p.T;
     next_rstd = more ? *rstd_at : Acc<A>(0);
     Acc<A> dot = 0;  // sum of w dout g
 #pragma unroll
@@ -283,7 +280,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(A) == 2 && kSteps <= 3 ? kBac
       store_piece(dy_row, j, dy, place, p, whole);
       if (gated) store_piece(dz_row, j, dz, place, p, whole);
     }
-    dy_row += place.step * f.dy.t, dz_row += place.step * f.dz.t;
+    dy_row += p.step * f.dy.t, dz_row += p.step * f.dz.t;
   });
   store_sums<A, kLanes, kSteps>(f, place, dw);
 }
@@ -311,9 +308,9 @@ Problem<A> make_problem(const ConstTensor& y_BTHD, const ConstTensor& z_BTHD, co
   int heads = 1;
   while (heads < H && heads < kGroups) heads *= 2;
   const int64_t at_once = kGroups / heads, blocks = ceil_div(most_blocks, B * ceil_div(H, heads));
-  const int64_t tokens = round_up(ceil_div(T, std::min(blocks, ceil_div(T, 4 * at_once))), at_once);
-  return {cubes<A>(y_BTHD), cubes<A>(z_BTHD),    rows<A>(w_HD), B, T, H, y_BTHD.size(3), heads,
-          tokens,           ceil_div(T, tokens), wide};
+  const int64_t token_blocks = std::min(blocks, ceil_div(T, 4 * at_once));
+  return {cubes<A>(y_BTHD), cubes<A>(z_BTHD),       rows<A>(w_HD), B, T, H, y_BTHD.size(3), heads,
+          token_blocks,     token_blocks * at_once, wide};
 }
 
 template <class A>

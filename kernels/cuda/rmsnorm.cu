@@ -90,99 +90,128 @@ struct Backward {
   const Acc<A>* rstd;
   const A* w;
   Rows<const A> dresidual;
-  int64_t N, C, rows_per_line;
+  int64_t N, C;
   bool wide;
 };
 
-constexpr int kMostThreads = 512;
-// Rows: one in use, the others on their way, where shared memory has room for them.
+constexpr int kFewThreads = 192, kMostThreads = 512;
+// Where a thread has one piece of a row, a block has kRows rows in hand, which share a barrier, and others on their
+// way.
 template <int kSteps>
-constexpr int kStages = kSteps == 1 ? 4 : 1;
-template <class A, int kSteps, int kThreads>
-using BackwardRing = Ring<A, kThreads, 3 * kSteps, kStages<kSteps>>;
+constexpr int kRows = kSteps == 1 ? 2 : 1;
+template <int kSteps>
+constexpr int kStages = kSteps == 1 ? 3 : 1;
+template <class A, int kSteps, int kThreads, bool kResidual>
+using BackwardRing = Ring<A, kThreads, kRows<kSteps>*(kResidual ? 3 : 2) * kSteps, kStages<kSteps>>;
 
-// A block takes the rows of one line; its threads keep their columns' share of dw.
-template <class A, int kSteps, int kThreads>
-__global__ void __launch_bounds__(kThreads, sizeof(A) == 2 && kThreads < kMostThreads ? 4 : 1)
+// Of each line of sums one block. Blocks take rows in turn, so that all of them together pass over memory in order; its
+// threads keep their columns' share of dw.
+template <class A, int kSteps, int kThreads, bool kResidual>
+__global__ void __launch_bounds__(kThreads, sizeof(A) == 2 && kThreads < kMostThreads ? 3 : 1)
     backward_kernel(const __grid_constant__ Backward<A> f) {
-  constexpr int V = kVec<A>;
+  constexpr int V = kVec<A>, R = kRows<kSteps>, kTensors = kResidual ? 3 : 2;
   extern __shared__ uint4 shared[];
-  __shared__ Acc<A> dots[2][kThreads / kWarp];  // of this row and the one before, which may still be read
-  using Numbers = BackwardRing<A, kSteps, kThreads>;
+  __shared__ Acc<A> dots[2][R][kThreads / kWarp];  // of these rows and those before, which may still be read
+  let_sums_come();
+  using Numbers = BackwardRing<A, kSteps, kThreads, kResidual>;
   Numbers ring(shared);
   const int threads = static_cast<int>(blockDim.x), warps = threads / kWarp;
-  const int64_t begin = blockIdx.x * f.rows_per_line;
-  const int64_t end = begin + f.rows_per_line < f.N ? begin + f.rows_per_line : f.N;
+  const int64_t begin = blockIdx.x, step = gridDim.x;
   const auto column = [&](int j) { return static_cast<int64_t>(threadIdx.x + j * threads) * V; };
-  const bool residual = f.dresidual.data != nullptr;
-  const int64_t first = static_cast<int64_t>(threadIdx.x) * V;
+  const auto piece = [](int r, int j, int tensor) { return (r * kSteps + j) * kTensors + tensor; };
+  const int64_t first = column(0);
   const bool whole = f.wide && column(kSteps - 1) + V <= f.C;
   const A *next_x = f.x[begin] + first, *next_dy = f.dy[begin] + first;
-  const A* next_residual = residual ? f.dresidual[begin] + first : nullptr;
+  const A* next_residual = kResidual ? f.dresidual[begin] + first : nullptr;
   A* dx_row = f.dx[begin] + first;
-  const auto start = [&](int stage, bool there) {
-    if (there) {
+  // Starts to load row n and those that follow it in this block; zeros where there are none.
+  const auto start = [&](int stage, int64_t n) {
+#pragma unroll
+    for (int r = 0; r < R; ++r, n += step) {
+      const bool there = n < f.N;
 #pragma unroll
       for (int j = 0; j < kSteps; ++j) {
         const int offset = j * threads * V;
-        const int64_t left = f.C - column(j);
         if (whole) {
-          ring.start_whole(stage, 3 * j, next_x + offset, true);
-          ring.start_whole(stage, 3 * j + 1, next_dy + offset, true);
-          if (residual) ring.start_whole(stage, 3 * j + 2, next_residual + offset, true);
+          ring.start_whole(stage, piece(r, j, 0), next_x + offset, there);
+          ring.start_whole(stage, piece(r, j, 1), next_dy + offset, there);
+          if (kResidual) ring.start_whole(stage, piece(r, j, 2), next_residual + offset, there);
         } else {
-          ring.start(stage, 3 * j, next_x + offset, left, f.wide);
-          ring.start(stage, 3 * j + 1, next_dy + offset, left, f.wide);
-          if (residual) ring.start(stage, 3 * j + 2, next_residual + offset, left, f.wide);
+          const int64_t left = there ? f.C - column(j) : 0;
+          ring.start(stage, piece(r, j, 0), next_x + offset, left, f.wide);
+          ring.start(stage, piece(r, j, 1), next_dy + offset, left, f.wide);
+          if (kResidual) ring.start(stage, piece(r, j, 2), next_residual + offset, left, f.wide);
         }
       }
-      next_x += f.x.stride, next_dy += f.dy.stride, next_residual += f.dresidual.stride;
+      next_x += step * f.x.stride, next_dy += step * f.dy.stride;
+      if (kResidual) next_residual += step * f.dresidual.stride;
     }
     Numbers::commit();
   };
 #pragma unroll
-  for (int stage = 0; stage < kStages<kSteps>; ++stage) start(stage, begin + stage < end);
+  for (int stage = 0; stage < kStages<kSteps>; ++stage) start(stage, begin + stage * R * step);
   Acc<A> dw[kSteps][V] = {};
   Raw<A> w[kSteps];
 #pragma unroll
   for (int j = 0; j < kSteps; ++j) w[j] = load(f.w + column(j), f.C - column(j), f.wide);
   const Acc<A> share = Acc<A>(1) / static_cast<Acc<A>>(f.C);
+  const auto rstd_of = [&](int64_t n) { return n < f.N ? f.rstd[n] : Acc<A>(0); };
+  Acc<A> next_rstd[R];
+#pragma unroll
+  for (int r = 0; r < R; ++r) next_rstd[r] = rstd_of(begin + r * step);
   int stage = 0, half = 0;
-  Acc<A> next_rstd = f.rstd[begin];
-  for (int64_t n = begin; n < end; ++n, half ^= 1) {
-    const Acc<A> rstd = next_rstd;
-    if (n + 1 < end) next_rstd = f.rstd[n + 1];
+  for (int64_t n = begin; n < f.N; n += R * step, half ^= 1) {
+    Acc<A> rstd[R], dot[R] = {}, w_dy[R][kSteps][V];
+    Raw<A> x[R][kSteps];
     Numbers::wait();
-    Acc<A> dot = 0;
 #pragma unroll
-    for (int j = 0; j < kSteps; ++j) {
-      const Raw<A> x = ring.at(stage, 3 * j), dy = ring.at(stage, 3 * j + 1);
+    for (int r = 0; r < R; ++r) {
+      rstd[r] = next_rstd[r];
+      next_rstd[r] = rstd_of(n + (R + r) * step);
 #pragma unroll
-      for (int e = 0; e < V; ++e) {
-        const Acc<A> product = dy[e] * x[e];
-        dot += w[j][e] * product;
-        dw[j][e] += product * rstd;
+      for (int j = 0; j < kSteps; ++j) {
+        x[r][j] = ring.at(stage, piece(r, j, 0));
+        const Raw<A> dy = ring.at(stage, piece(r, j, 1));
+#pragma unroll
+        for (int e = 0; e < V; ++e) {
+          w_dy[r][j][e] = w[j][e] * dy[e];
+          dot[r] += w_dy[r][j][e] * x[r][j][e];
+          dw[j][e] += dy[e] * rstd[r] * x[r][j][e];
+        }
       }
+      dot[r] = warp_sum(dot[r]);
+      if (threadIdx.x % kWarp == 0) dots[half][r][threadIdx.x / kWarp] = dot[r];
     }
-    dot = warp_sum(dot);
-    if (threadIdx.x % kWarp == 0) dots[half][threadIdx.x / kWarp] = dot;
     __syncthreads();
-    Acc<A> sum = 0;
-    for (int i = 0; i < warps; ++i) sum += dots[half][i];
-    const Acc<A> along = sum * rstd * rstd * rstd * share;
 #pragma unroll
-    for (int j = 0; j < kSteps; ++j) {
-      const int64_t left = f.C - column(j);
-      if (left <= 0) continue;
-      const Raw<A> x = ring.at(stage, 3 * j), dy = ring.at(stage, 3 * j + 1);
-      const Raw<A> more = residual ? ring.at(stage, 3 * j + 2) : Raw<A>{};
-      Acc<A> dx[V];
+    for (int r = 0; r < R; ++r) {
+      if (n + r * step >= f.N) break;
+      Acc<A> sum = 0;
+      for (int i = 0; i < warps; ++i) sum += dots[half][r][i];
+      const Acc<A> along = sum * rstd[r] * rstd[r] * rstd[r] * share;
 #pragma unroll
-      for (int e = 0; e < V; ++e) dx[e] = more[e] + (rstd * w[j][e] * dy[e] - x[e] * along);
-      store(dx_row + j * threads * V, Raw<A>::rounded(dx), left, f.wide);
+      for (int j = 0; j < kSteps; ++j) {
+        const int64_t left = f.C - column(j);
+        if (left <= 0) continue;
+        if constexpr (kSteps > 1) {  // too many to keep in registers
+          x[r][j] = ring.at(stage, piece(r, j, 0));
+          const Raw<A> dy = ring.at(stage, piece(r, j, 1));
+#pragma unroll
+          for (int e = 0; e < V; ++e) w_dy[r][j][e] = w[j][e] * dy[e];
+        }
+        Acc<A> dx[V];
+#pragma unroll
+        for (int e = 0; e < V; ++e) dx[e] = rstd[r] * w_dy[r][j][e] - x[r][j][e] * along;
+        if constexpr (kResidual) {
+          const Raw<A> more = ring.at(stage, piece(r, j, 2));
+#pragma unroll
+          for (int e = 0; e < V; ++e) dx[e] += more[e];
+        }
+        store(dx_row + j * threads * V, Raw<A>::rounded(dx), left, f.wide);
+      }
+      dx_row += step * f.dx.stride;
     }
-    dx_row += f.dx.stride;
-    start(stage, n + kStages<kSteps> < end);
+    start(stage, n + kStages<kSteps> * R * step);
     stage = stage + 1 == kStages<kSteps> ? 0 : stage + 1;
   }
   Acc<A>* line = f.dw_partial + blockIdx.x * f.C;
@@ -207,6 +236,7 @@ void dispatch_group(int64_t C, const F& f) {
 // The same for the columns that a thread of the backward pass holds, as 16-byte pieces.
 template <class A, class F>
 void dispatch_steps(int64_t C, const F& f) {
+  if (C <= int64_t{kFewThreads} * kVec<A>) return f.template operator()<1, kFewThreads>();
   if (C <= int64_t{kMostThreads} / 2 * kVec<A>) return f.template operator()<1, kMostThreads / 2>();
   if (C <= int64_t{kMostThreads} * kVec<A>) return f.template operator()<1, kMostThreads>();
   TM_CHECK(C <= int64_t{kMostThreads} * 4 * kVec<A>, "rmsnorm: rows of ", C, " channels, at most ",
@@ -247,7 +277,8 @@ void CudaOps::rmsnorm_backward(Tensor dx_NC, Tensor dw_C, ConstTensor dy_NC, Con
   if (N == 0) return;
   check_rmsnorm_backward(Device::cuda, dx_NC, dw_C, dy_NC, x_NC, rstd_N, w_C, dresidual_NC);
   dispatch_activation(dtype, [&]<class A>() {
-    const int64_t rows_per_line = ceil_div(N, partial_lines(N, 8, 528)), lines = ceil_div(N, rows_per_line);
+    // Lines, that is blocks: three or two on each multiprocessor of an H200.
+    const int64_t lines = partial_lines(N, 8, dresidual_NC.empty() ? 396 : 264);
     Acc<A>* partial = workspace_.take<Acc<A>>(lines * C);
     const Backward<A> f{rows<A>(dx_NC),
                         partial,
@@ -258,12 +289,18 @@ void CudaOps::rmsnorm_backward(Tensor dx_NC, Tensor dw_C, ConstTensor dy_NC, Con
                         rows<A>(dresidual_NC),
                         N,
                         C,
-                        rows_per_line,
                         wide_rows({dx_NC, dy_NC, x_NC, w_C, dresidual_NC})};
     dispatch_steps<A>(C, [&]<int kSteps, int kThreads>() {
       const int64_t threads = round_up(ceil_div(C, kSteps * kVec<A>), kWarp);
-      launch(stream(), {lines}, static_cast<unsigned>(threads), BackwardRing<A, kSteps, kThreads>::kBytes,
-             backward_kernel<A, kSteps, kThreads>, f);
+      const auto run = [&]<bool kResidual>() {
+        launch(stream(), {lines}, static_cast<unsigned>(threads), BackwardRing<A, kSteps, kThreads, kResidual>::kBytes,
+               backward_kernel<A, kSteps, kThreads, kResidual>, f);
+      };
+      if (dresidual_NC.empty()) {
+        run.template operator()<false>();
+      } else {
+        run.template operator()<true>();
+      }
     });
     add_lines(stream(), SumTarget<Acc<A>>{dw_C.data<Acc<A>>(), C, C, 1}, partial, lines, C);
   });
