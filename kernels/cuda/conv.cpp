@@ -7,7 +7,7 @@ namespace tmamba::cuda {
 
 namespace {
 
-// Whether the kernels rotate heads this wide themselves: a block takes whole heads, its threads whole warps' shares.
+// Whether the kernels rotate heads this wide themselves: a block takes whole heads, in pieces of 16 bytes of each half.
 template <class Args>
 bool one_pass(const Args& args) {
   if (args.prefix == 0) return true;
