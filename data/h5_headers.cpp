@@ -50,8 +50,10 @@ class HeaderReader {
   };
 
   std::vector<uint8_t> take_block(const Block& block) {
+    if (block.bytes < 0 || block.bytes > kMaxHeader - bytes_read_) {
+      source_.refuse("an object's header is too long; is it damaged?");
+    }
     bytes_read_ += block.bytes;
-    if (block.bytes < 0 || bytes_read_ > kMaxHeader) source_.refuse("an object's header is too long; is it damaged?");
     return source_.read(block.position, block.bytes, kWhat);
   }
 

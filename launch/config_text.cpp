@@ -50,7 +50,17 @@ class Scanner {
         break;
     }
     const bool escapes = place_ == Place::basic || place_ == Place::long_basic;
-    if (escapes && c == '\\' && at_ + 1 < text_.size() && text_[at_ + 1] != '\n') ++at_;
+    if (escapes && c == '\\') escape();
+  }
+
+  // At a backslash: over the character that it escapes.
+  void escape() {
+    // In a long string the parser asks of the first character behind line ends and blanks whether it is a blank.
+    const size_t next = text_.find_first_not_of(" \t\n\v\f\r", at_ + 1);
+    if (place_ == Place::long_basic && next != std::string::npos && static_cast<unsigned char>(text_[next]) >= 0x80) {
+      fail("holds a character that is not ASCII behind a backslash; write it as \\u and its four digits");
+    }
+    if (at_ + 1 < text_.size() && text_[at_ + 1] != '\n') ++at_;
   }
 
   void plain(char c) {
@@ -58,9 +68,10 @@ class Scanner {
       fail("holds a character that is not ASCII outside of quotes; put the text that it belongs to in quotes");
     }
     if (c == '#') place_ = Place::comment;
+    // Elsewhere the parser would read on as if it were a letter, or stop.
+    const bool may_begin = std::string_view("\n=,[{").find(last_) != std::string_view::npos;
+    if ((c == '[' || c == '{') && !may_begin) fail("holds a bracket in the middle of a word");
     if (c == '"' || c == '\'') {
-      // Elsewhere the parser would read on as if it were a letter, or stop.
-      const bool may_begin = std::string_view("\n=,[{").find(last_) != std::string_view::npos;
       if (!may_begin) fail("holds a quote in the middle of a word");
       const bool basic = c == '"', is_long = at(basic ? "\"\"\"" : "\'\'\'");
       if (is_long) at_ += 2;
