@@ -77,6 +77,11 @@ class Scanner {
       if (is_long) at_ += 2;
       place_ = basic ? (is_long ? Place::long_basic : Place::basic) : (is_long ? Place::long_literal : Place::literal);
     }
+    if (c == '=') {
+      if (in_value_) fail("holds a second equals sign in a value");
+      in_value_ = true;
+    }
+    if (c == '\n' || c == '#' || c == ',' || c == '{' || c == '}') in_value_ = false;
     if (c != ' ' && c != '\t' && c != '\r') last_ = c == '#' ? '\n' : c;
     if (c == '\n' || c == '=' || c == ',' || c == '{' || c == '}' || c == '[' || c == ']') dots_ = 0;
     if (c == '.' && ++dots_ > kMaxDots) fail("holds a key of too many parts; keys are SECTION.NAME");
@@ -89,6 +94,7 @@ class Scanner {
   const std::string& name_;
   size_t at_ = 0;
   int line_ = 1, dots_ = 0;
+  bool in_value_ = false;
   char last_ = '\n';  // before, outside of strings and comments, but spaces
   Place place_ = Place::plain;
 };
