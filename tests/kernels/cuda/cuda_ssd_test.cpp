@@ -153,14 +153,16 @@ struct SsdCase {
 };
 
 void check_case(const SsdCase& c, double f32_units = 256) {
+  if (too_large(c.T * c.T)) return;
   check_body({.name = c.name(), .plain = [&] { return c.plain(); }, .f32_units = f32_units},
              [&](Tensors& t) { c.run(t); });
 }
 
 void check_cases() {
-  for (const SsdCase& c : {SsdCase(1, 1, 1, 96, 96), SsdCase(2, 100, 2, 64, 64), SsdCase(1, 257, 3, 96, 96),
-                           SsdCase(1, 300, 2, 128, 128), SsdCase(2, 64, 1, 96, 96), SsdCase(1, 65, 1, 64, 64),
-                           SsdCase(1, 45, 2, 8, 24), SsdCase(1, 100, 1, 24, 8), SsdCase(2, 33, 3, 10, 10)}) {
+  for (const SsdCase& c :
+       {SsdCase(1, 1, 1, 96, 96), SsdCase(2, 100, 2, 64, 64), SsdCase(1, 257, 3, 96, 96), SsdCase(1, 300, 2, 128, 128),
+        SsdCase(2, 64, 1, 96, 96), SsdCase(1, 65, 1, 64, 64), SsdCase(1, 45, 2, 8, 24), SsdCase(1, 100, 1, 24, 8),
+        SsdCase(2, 33, 3, 10, 10), SsdCase(1, 90, 1, 128, 128)}) {
     check_case(c);
   }
 }
@@ -171,8 +173,8 @@ TEST(CudaSsd, ForwardAndBackward) { check_cases(); }
 TEST(CudaSsd, KernelsForEveryGpu) {
   cuda::allow_wgmma(false);
   check_cases();
-  check_case(SsdCase(1, 150, 2, 96, 96, false));
-  check_case(SsdCase(1, 150, 2, 96, 96, true, true, true));
+  check_case(SsdCase(1, 90, 2, 96, 96, false));
+  check_case(SsdCase(1, 90, 2, 96, 96, true, true, true));
   cuda::allow_wgmma(true);
 }
 

@@ -80,6 +80,8 @@ void check_body(const Check& check, const Body& body) {
   }
 }
 
+bool too_large(int64_t pairs) { return std::getenv("TMAMBA_TEST_SMALL") != nullptr && pairs > 10000; }
+
 Ops& gpu() {
   static const std::unique_ptr<Ops> ops = make_ops(Device::cuda);
   return *ops;

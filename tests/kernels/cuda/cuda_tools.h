@@ -60,6 +60,10 @@ struct Check {
 // tensors give the same bits.
 void check_body(const Check& check, const Body& body);
 
+// Whether a case that works on so many pairs of tokens is to be left out: under a tool that takes seconds for each
+// launch of many threads (TMAMBA_TEST_SMALL).
+bool too_large(int64_t pairs);
+
 // The ops of the GPU; throws where there is none, and so fails every test.
 Ops& gpu();
 Ops& cpu();
