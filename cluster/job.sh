@@ -4,7 +4,7 @@
 #   program=(...)        the program, by itself; in a container, how it is started there
 #   arguments=(...)      train CONFIG ...
 #   run_dir              the folder of the run
-#   SITE_*               cluster/site.env
+#   SITE_*               cluster/site.env; SITE_LAUNCHER=program where the program starts its ranks itself
 # and ends with the exit code of the run (README.md). A run that was saved and stopped (85) is requeued:
 #   SITE_REQUEUE=auto    by SLURM where its RequeueExit has 85, else by this script (scontrol requeue)
 #   SITE_REQUEUE=self    by this script
@@ -14,14 +14,14 @@ set -uo pipefail
 
 say() { printf '%s job %s start %s: %s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "$SLURM_JOB_ID" "${SLURM_RESTART_COUNT:-0}" "$*"; }
 
-# SLURM tells the ranks of srun itself. Under mpirun the notice before the time limit (USR1) comes here, and mpirun
-# passes it on; TERM reaches all ranks, and mpirun must leave them the time to save.
+# SLURM tells the ranks of srun itself. For others the notice before the time limit (USR1) comes here and is passed on;
+# TERM reaches all ranks, and mpirun must leave them the time to save.
 told=""
 ranks_pid=""
 on_signal() {
   told=$1
   say "SIG$1"
-  if [ "$1" = USR1 ] && [ -n "$ranks_pid" ] && [ "$SITE_LAUNCHER" = mpirun ]; then kill -USR1 "$ranks_pid"; fi
+  if [ "$1" = USR1 ] && [ -n "$ranks_pid" ] && [ "$SITE_LAUNCHER" != srun ]; then kill -USR1 "$ranks_pid"; fi
 }
 trap 'on_signal TERM' TERM
 trap 'on_signal USR1' USR1
@@ -58,6 +58,11 @@ start_command() {
       if env --block-signal=TERM true 2>/dev/null; then
         start=(env --block-signal=TERM "${start[@]}" --mca orte_launch_agent "env --block-signal=TERM orted")
       fi
+      ;;
+    program)
+      start=()
+      # Its sruns do not take the job's cores per task over by themselves.
+      export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
       ;;
     *) say "SITE_LAUNCHER=$SITE_LAUNCHER: neither srun nor mpirun"; exit 2 ;;
   esac

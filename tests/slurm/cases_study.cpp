@@ -12,11 +12,11 @@ namespace fs = std::filesystem;
 
 constexpr int kStarts = 2;
 
-void write_study(Case& c, const std::string& slurm) {
+void write_study(Case& c, const std::string& site) {
   std::ofstream(c.folder() / "study.toml")
       << "[study]\nconfig = \"run.toml\"\nset = [\"model.vocab=64\"]\ndir = \"out\"\nranks = [1, 2, 4]\nbatch = 4\n"
-      << "steps = 1\nrepeats = " << kStarts << "\n[launch]\nlauncher = \"slurm\"\nranks_per_node = 1\n[slurm]\n"
-      << slurm;
+      << "steps = 1\nrepeats = " << kStarts << "\n[launch]\nlauncher = \"slurm\"\n[slurm]\nsite = \"site.env\"\n";
+  std::ofstream(c.folder() / "site.env") << "SITE_CONSTRAINT=common\nSITE_RANKS_PER_NODE=1\n" << site;
 }
 
 Outcome scale(Case& c, const std::string& options = "") {
@@ -56,7 +56,7 @@ std::vector<std::map<std::string, std::string>> table_in(const fs::path& file) {
 
 // Every number of ranks has its job; one that was cancelled gets another, the rest are not submitted twice.
 void study(Case& c) {
-  write_study(c, "options = [\"--constraint=common\", \"--hold\"]\ntime = \"5\"\n");
+  write_study(c, "SITE_TIME=5\nSITE_SBATCH_OPTIONS=--hold\n");
   const Outcome first = scale(c);
   c.equal(first.code, 0, "exit code: " + first.output);
   const std::vector<std::string> jobs = jobs_in(first.output);
@@ -88,10 +88,11 @@ void study(Case& c) {
 }
 
 void unknown_partition(Case& c) {
-  write_study(c, "partition = \"gpu-large\"\n");
+  write_study(c, "SITE_PARTITION=gpu-large\n");
   const Outcome outcome = scale(c);
   c.equal(outcome.code, 2, "exit code");
-  c.contains(outcome.output, "invalid partition specified: gpu-large");
+  c.contains(outcome.output, "there is no partition gpu-large (SITE_PARTITION); there are low high");
+  c.expect(!fs::exists(c.folder() / "out"), "a refused study leaves a folder");
 }
 
 }  // namespace
