@@ -141,6 +141,7 @@ std::string job_script(const JobSpec& job) {
   script.line("program=(" + quoted_words(job.program) + ")");
   script.line("arguments=(" + quoted_words(job.arguments) + ")");
   script.line("run_dir=" + shell_quoted(job.run_dir));
+  script.variable("job_file", job.file);
   script.variable("SITE_LAUNCHER", launcher_of(job));
   script.variable("SITE_MPI", site.mpi);
   script.variable("SITE_INTERFACE", site.interface);

@@ -19,6 +19,7 @@ struct JobSpec {
   std::vector<std::string> arguments;  // of the program: train CONFIG ...
   bool starts_ranks = false;           // the program does that itself: the script starts it once
   std::string run_dir, work_dir;       // absolute
+  std::string file;                    // where the script will be; empty: nowhere that it could be submitted from
   std::string log = "slurm";           // name of the log in run_dir, before the job's number
   int64_t array = 0;                   // tasks of an array, one after the other; 0: no array
 };

@@ -69,6 +69,7 @@ JobSpec job_of(const Command& command, const RunConfig& config) {
   if (command.has("array") || command.has("chain")) job.site.requeue = "never";
   job.work_dir = fs::current_path().string();
   job.run_dir = fs::absolute(config.run.dir).lexically_normal().string();
+  job.file = (fs::path(job.run_dir) / "job.sbatch").string();
   job.name = command.has("name") ? job_name(command.get<std::string>("name")) : job_name(job.run_dir);
   job.verb = "submit";
   job.program = rank_program(job.site);
@@ -78,7 +79,7 @@ JobSpec job_of(const Command& command, const RunConfig& config) {
 }
 
 fs::path write_script(const JobSpec& job, const std::string& script) {
-  const fs::path file = fs::path(job.run_dir) / "job.sbatch";
+  const fs::path file = job.file;
   std::error_code error;
   fs::create_directories(job.run_dir, error);
   std::ofstream out(file, std::ios::binary);
