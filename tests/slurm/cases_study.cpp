@@ -10,7 +10,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int kStarts = 2;
+constexpr int kStarts = 3;
 
 void write_study(Case& c, const std::string& site) {
   std::ofstream(c.folder() / "study.toml")
@@ -54,7 +54,18 @@ std::vector<std::map<std::string, std::string>> table_in(const fs::path& file) {
   return rows;
 }
 
-// Every number of ranks has its job; one that was cancelled gets another, the rest are not submitted twice.
+// Whether a point with this in its name has its first result.
+bool has_result(const fs::path& points, const std::string& name) {
+  std::error_code ignored;
+  for (const auto& point : fs::directory_iterator(points, ignored)) {
+    if (point.path().string().find(name) != std::string::npos && fs::exists(point.path() / "start-00.json"))
+      return true;
+  }
+  return false;
+}
+
+// Every number of ranks has its job; one that was cancelled gets another, the rest are not submitted twice. One that is
+// requeued while it measures goes on.
 void study(Case& c) {
   write_study(c, "SITE_TIME=5\nSITE_SBATCH_OPTIONS=--hold\n");
   const Outcome first = scale(c);
@@ -73,6 +84,13 @@ void study(Case& c) {
   }
   c.expect(again[1] != jobs[1], "the cancelled job was not submitted again");
   for (const std::string& job : again) c.slurm("scontrol release " + job);
+  const fs::path begun = c.folder() / "out" / "points";
+  while (!has_result(begun, "-n0004-")) {
+    if (c.cluster().wait(again[2], 0, [](const JobFields& f) { return f.at("JobState") == "FAILED"; })) break;
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  c.slurm("scontrol requeue " + again[2]);
+  c.cluster().wait(again[2], 10, [](const JobFields& f) { return f.at("Restarts") == "1"; });
   for (const std::string& job : again) c.equal(c.ends(job).at("ExitCode"), "0:0", "exit code of job " + job);
   const Outcome third = scale(c);
   c.equal(third.code, 0, "exit code: " + third.output);
