@@ -4,7 +4,8 @@
 #   program=(...)        the program, by itself; in a container, how it is started there
 #   arguments=(...)      train CONFIG ...
 #   run_dir              the folder of the run
-#   SITE_*               cluster/site.env
+#   job_file             the script of the job itself, with all its options; empty: there is none to submit again
+#   SITE_*               cluster/site.env; SITE_LAUNCHER=program where the program starts its ranks itself
 # and ends with the exit code of the run (README.md). A run that was saved and stopped (85) is requeued:
 #   SITE_REQUEUE=auto    by SLURM where its RequeueExit has 85, else by this script (scontrol requeue)
 #   SITE_REQUEUE=self    by this script
@@ -14,14 +15,14 @@ set -uo pipefail
 
 say() { printf '%s job %s start %s: %s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "$SLURM_JOB_ID" "${SLURM_RESTART_COUNT:-0}" "$*"; }
 
-# SLURM tells the ranks of srun itself. Under mpirun the notice before the time limit (USR1) comes here, and mpirun
-# passes it on; TERM reaches all ranks, and mpirun must leave them the time to save.
+# SLURM tells the ranks of srun itself. For others the notice before the time limit (USR1) comes here and is passed on;
+# TERM reaches all ranks, and mpirun must leave them the time to save.
 told=""
 ranks_pid=""
 on_signal() {
   told=$1
   say "SIG$1"
-  if [ "$1" = USR1 ] && [ -n "$ranks_pid" ] && [ "$SITE_LAUNCHER" = mpirun ]; then kill -USR1 "$ranks_pid"; fi
+  if [ "$1" = USR1 ] && [ -n "$ranks_pid" ] && [ "$SITE_LAUNCHER" != srun ]; then kill -USR1 "$ranks_pid"; fi
 }
 trap 'on_signal TERM' TERM
 trap 'on_signal USR1' USR1
@@ -58,6 +59,11 @@ start_command() {
       if env --block-signal=TERM true 2>/dev/null; then
         start=(env --block-signal=TERM "${start[@]}" --mca orte_launch_agent "env --block-signal=TERM orted")
       fi
+      ;;
+    program)
+      start=()
+      # Its sruns do not take the job's cores per task over by themselves.
+      export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
       ;;
     *) say "SITE_LAUNCHER=$SITE_LAUNCHER: neither srun nor mpirun"; exit 2 ;;
   esac
@@ -97,6 +103,43 @@ cancel_successors() {
 
 # A user's STOP ends the run; anything else that saved and stopped it asks for another start.
 stopped_by_user() { tail -n 1 "$run_dir/events.jsonl" 2>/dev/null | grep -q '"signal":"STOP"'; }
+
+# shellcheck disable=SC2016
+# Nodes of "$@" on which SLURM starts nothing within a few seconds, one a line. SLURM itself takes SlurmdTimeout to see it.
+silent_nodes() {
+  local answers
+  answers=$(timeout -k 1 $((4 + $# / 100)) srun --mpi=none --overlap --nodelist="$(IFS=,; echo "$*")" --nodes=$# \
+    --ntasks=$# --ntasks-per-node=1 --cpus-per-task=1 bash -c 'echo "$SLURMD_NODENAME"' 2>/dev/null)
+  printf '%s\n' "$@" | grep -vxF "${answers:-none}"
+}
+
+# After a crash: those of the job's nodes that are gone, with a comma between them. Looked for twice, the second time
+# without the others: through a silent node SLURM does not reach those behind it.
+lost_nodes() {
+  local nodes silent
+  mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST" 2>/dev/null)
+  [ ${#nodes[@]} -gt 1 ] || return 0
+  mapfile -t silent < <(silent_nodes "${nodes[@]}")
+  # Not even this one: it is SLURM that does not answer.
+  [ ${#silent[@]} -gt 0 ] && [ ${#silent[@]} -lt ${#nodes[@]} ] || return 0
+  silent_nodes "${silent[@]}" | paste -s -d ,
+}
+
+# Hands in the job again, without its lost nodes, and leaves: SLURM would requeue it when it has seen the loss itself.
+replace_job() {
+  local lost=$1 excluded again job name
+  [ "$SITE_REQUEUE" != never ] && [ -r "${job_file:-}" ] || return 0
+  job=$(scontrol --oneliner show job "$SLURM_JOB_ID" 2>/dev/null)
+  excluded=$(sed -n 's/.* ExcNodeList=\([^ ]*\) .*/\1/p' <<<"$job" | grep -v '^(null)$')
+  # What this job is does not say what the other will be.
+  again=(env)
+  for name in $(compgen -e SLURM_); do [ "$name" = SLURM_CONF ] || again+=(-u "$name"); done
+  if job=$("${again[@]}" sbatch --parsable --exclude="$lost${excluded:+,$excluded}" "$job_file" 2>&1); then
+    say "lost $lost: job ${job%%;*} goes on without"
+    exit "$code"
+  fi
+  say "lost $lost; no other job can go on without: $job"
+}
 
 requeue_exits() { scontrol show config 2>/dev/null | sed -n 's/^RequeueExit *= *//p' | tr ',' '\n'; }
 
@@ -140,6 +183,9 @@ while :; do
   if ! current; then say "exit code $code; SLURM no longer runs this start of the job"; exit "$code"; fi
   restarts=$((restarts + 1))
   if [ "$restarts" -gt "${SITE_RESTARTS:-20}" ]; then say "exit code $code, after ${SITE_RESTARTS:-20} restarts"; exit "$code"; fi
+  lost=$(lost_nodes)
+  if [ "$told" = TERM ]; then exit "$code"; fi
+  if [ -n "$lost" ]; then replace_job "$lost"; fi
   say "exit code $code: starting the ranks again ($restarts)"
   sleep 1
 done

@@ -57,8 +57,11 @@ std::string log_file(const JobSpec& job) {
     throw UserError(str("run.dir = ", job.run_dir, ": SLURM cannot write its log into a folder with a \\ in its name"));
   }
   const std::string quoted = sbatch_quoted(job.run_dir, /*pattern=*/true);
-  return quoted.substr(0, quoted.size() - 1) + (job.array > 0 ? "/slurm-%A_%a.log\"" : "/slurm-%j.log\"");
+  return quoted.substr(0, quoted.size() - 1) + "/" + job.log + (job.array > 0 ? "-%A_%a.log\"" : "-%j.log\"");
 }
+
+// What starts the program's ranks: one of the site's launchers, or the program.
+std::string launcher_of(const JobSpec& job) { return job.starts_ranks ? "program" : job.site.launcher; }
 
 void write_gpus(Script& script, const Site& site) {
   if (site.gpus_per_node == 0) return;
@@ -84,9 +87,9 @@ void write_head(Script& script, const JobSpec& job) {
   script.option("qos", site.qos);
   script.option("constraint", site.constraint);
   script.option("time", site.time);
-  // srun's ranks get the notice themselves; mpirun's get it through the script.
+  // srun's ranks get the notice themselves; others get it through the script.
   if (site.signal_seconds > 0) {
-    script.option("signal", str(site.launcher == "mpirun" ? "B:" : "", "USR1@", site.signal_seconds));
+    script.option("signal", str(launcher_of(job) == "srun" ? "" : "B:", "USR1@", site.signal_seconds));
   }
   script.line(site.requeue == "never" ? "#SBATCH --no-requeue" : "#SBATCH --requeue");
   // One job at a time in a run folder: those of the same name wait for each other.
@@ -96,12 +99,6 @@ void write_head(Script& script, const JobSpec& job) {
     script.line("#SBATCH --dependency=singleton");
   }
   for (const std::string& option : site.sbatch_options) script.line("#SBATCH " + option);
-}
-
-std::vector<std::string> program_of(const JobSpec& job) {
-  std::vector<std::string> words = job.site.container;
-  words.push_back(job.program);
-  return words;
 }
 
 }  // namespace
@@ -137,14 +134,15 @@ std::string job_script(const JobSpec& job) {
   Script script;
   script.line("#!/bin/bash");
   script.line(str("# ", job.nodes, job.nodes == 1 ? " node" : " nodes", " of ", job.ranks_per_node,
-                  job.ranks_per_node == 1 ? " rank" : " ranks",
-                  ". Written by `transmamba submit`; submit again rather than edit."));
+                  job.ranks_per_node == 1 ? " rank" : " ranks", ". Written by `transmamba ", job.verb,
+                  "`; start that again rather than edit."));
   write_head(script, job);
   script.line("");
-  script.line("program=(" + quoted_words(program_of(job)) + ")");
+  script.line("program=(" + quoted_words(job.program) + ")");
   script.line("arguments=(" + quoted_words(job.arguments) + ")");
   script.line("run_dir=" + shell_quoted(job.run_dir));
-  script.variable("SITE_LAUNCHER", site.launcher);
+  script.variable("job_file", job.file);
+  script.variable("SITE_LAUNCHER", launcher_of(job));
   script.variable("SITE_MPI", site.mpi);
   script.variable("SITE_INTERFACE", site.interface);
   script.variable("SITE_REQUEUE", site.requeue);

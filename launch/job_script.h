@@ -1,5 +1,5 @@
-// The batch script of a training run: text made of values, nothing run. Everything that a user may choose freely is
-// quoted, for SLURM in the head of the script and for the shell in its body.
+// The batch script of a training run, or of a study's part: text made of values, nothing run. Everything that a user
+// may choose freely is quoted, for SLURM in the head of the script and for the shell in its body.
 #pragma once
 
 #include <string>
@@ -14,9 +14,13 @@ struct JobSpec {
   int64_t nodes = 1;
   int64_t ranks_per_node = 1;
   std::string name;                    // of the job; see job_name()
-  std::string program;                 // where there is no container
+  std::string verb;                    // of this program that writes it
+  std::vector<std::string> program;    // how it is started
   std::vector<std::string> arguments;  // of the program: train CONFIG ...
+  bool starts_ranks = false;           // the program does that itself: the script starts it once
   std::string run_dir, work_dir;       // absolute
+  std::string file;                    // where the script will be; empty: nowhere that it could be submitted from
+  std::string log = "slurm";           // name of the log in run_dir, before the job's number
   int64_t array = 0;                   // tasks of an array, one after the other; 0: no array
 };
 

@@ -12,8 +12,9 @@ build_packages=(
   libopenmpi-dev openmpi-bin libhdf5-dev libboost-program-options-dev libtomlplusplus-dev libgtest-dev libgmock-dev
   libopenblas-dev libsentencepiece-dev nlohmann-json3-dev libssl-dev zlib1g-dev
 )
-# What only the tests need: the browser that looks at the report, letters for it, and JUBE for configs/studies/jube.xml.
-test_packages=(chromium fonts-dejavu-core jube)
+# What only the tests need: the browser that looks at the report, letters for it, JUBE for configs/studies/jube.xml, and
+# Lmod for the module file.
+test_packages=(chromium fonts-dejavu-core jube lmod)
 
 # A SLURM of virtual nodes, for tests/slurm.
 slurm_packages=(slurmctld slurmd slurm-client munge)

@@ -27,7 +27,13 @@ Study study_of(const Command& command, const std::string& file) {
   if (l != "mpirun" && l != "srun" && l != "slurm") {
     throw UserError(str("--launcher ", l, ": one of mpirun, srun, slurm"));
   }
+  use_site(study, command.has("site") ? command.get<std::string>("site") : "");
   return study;
+}
+
+std::optional<int64_t> only_ranks(const Command& command) {
+  if (!command.has("only-ranks")) return std::nullopt;
+  return command.get<int64_t>("only-ranks");
 }
 
 void list(const Study& study, const StudyGrid& grid, bool as_json) {
@@ -38,7 +44,7 @@ void list(const Study& study, const StudyGrid& grid, bool as_json) {
                       {"series", point.series},
                       {"done", read_starts(study, point).size()},
                       {"starts", study.repeats},
-                      {"command", start_command(study, point, study.launcher == "mpirun" ? "mpirun" : "srun", roof)}});
+                      {"command", start_command(study, point, study.starter(), roof)}});
     if (!as_json) {
       std::printf("%s: %zu of %lld starts done\n", point.id.c_str(), points.back()["done"].get<size_t>(),
                   static_cast<long long>(study.repeats));
@@ -57,7 +63,7 @@ void list(const Study& study, const StudyGrid& grid, bool as_json) {
 
 // Jobs for what is missing. Returns whether nothing is.
 bool submitted(const Study& study, const StudyGrid& grid, const Command& command) {
-  const auto jobs = submit_study(study, grid, !command.has("dry-run"));
+  const auto jobs = submit_study(study, grid, only_ranks(command), !command.has("dry-run"));
   for (const SubmittedJob& job : jobs) {
     std::fprintf(stderr, "%lld ranks: %s%s\n", static_cast<long long>(job.ranks), job.script.c_str(),
                  job.job.empty() ? "" : (", job " + job.job).c_str());
@@ -77,9 +83,8 @@ int scale(const Study& study, const Command& command) {
   } else if (command.has("dry-run")) {
     throw UserError("--dry-run is for --launcher slurm; --list shows what would be started here");
   } else if (!command.has("summary")) {
-    StudyRunOptions options{.launcher = study.launcher, .print = !command.json()};
-    if (command.has("only-ranks")) options.only_ranks = command.get<int64_t>("only-ranks");
-    run = run_starts(study, grid, options);
+    run = run_starts(study, grid,
+                     {.only_ranks = only_ranks(command), .launcher = study.launcher, .print = !command.json()});
   }
   json summary = study_summary(study, grid, run.failed);
   write_summary(study, summary);
@@ -109,6 +114,7 @@ int scale_verb(const Arguments& arguments) {
   command.options()("dir", po::value<std::string>(), "folder of the results in place of study.dir")(
       "repeats", po::value<int64_t>(), "starts of each point, in place of study.repeats")(
       "launcher", po::value<std::string>(), "mpirun, srun or slurm, in place of launch.launcher")(
+      "site", po::value<std::string>(), "site file of jobs; default: slurm.site, else the one of TRANSMAMBA_SITE")(
       "only-ranks", po::value<int64_t>(), "run the points of so many ranks alone")(
       "list", "show points and how many of their starts are done, and stop")(
       "summary", "start nothing; summarize what is there")("dry-run",

@@ -2,12 +2,14 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cstdlib>
 #include <fstream>
 #include <functional>
 #include <map>
 #include <sstream>
 
 #include "kernels/base/check.h"
+#include "launch/subprocess.h"
 
 namespace tmamba {
 
@@ -166,5 +168,21 @@ Site read_site(const std::filesystem::path& file) {
   text << in.rdbuf();
   return parse_site(text.str(), file.string());
 }
+
+std::string site_file(const std::string& named) {
+  if (!named.empty()) return named;
+  const char* file = std::getenv("TRANSMAMBA_SITE");
+  return file != nullptr ? file : "";
+}
+
+Site site_of(const std::string& file) { return file.empty() ? Site{} : read_site(file); }
+
+std::vector<std::string> rank_program(const Site& site) {
+  std::vector<std::string> words = site.container;
+  words.push_back(!site.program.empty() ? site.program : site.container.empty() ? own_program() : "transmamba");
+  return words;
+}
+
+std::vector<std::string> srun_words(const Site& site) { return {"srun", "--mpi=" + site.mpi, "--kill-on-bad-exit=1"}; }
 
 }  // namespace tmamba

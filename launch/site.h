@@ -37,4 +37,14 @@ struct Site {
 Site parse_site(const std::string& text, const std::string& name);
 Site read_site(const std::filesystem::path& file);
 
+// The site file that a command is about: `named`, or without a name the one that TRANSMAMBA_SITE names; empty: none.
+std::string site_file(const std::string& named);
+// What `file` says; without a file what SLURM takes by itself.
+Site site_of(const std::string& file);
+
+// How a rank starts this program on the site's nodes: in its container, at its path there, or as it is here.
+std::vector<std::string> rank_program(const Site& site);
+// srun and the options that every start of ranks needs; cluster/job.sh has the same.
+std::vector<std::string> srun_words(const Site& site);
+
 }  // namespace tmamba

@@ -61,15 +61,14 @@ void visit_fields(AnyStudy& s, Visitor&& v) {
   v("launch.launcher", s.launcher, Choices{"mpirun", "srun", "slurm"},
     "how ranks are started: mpirun or srun from here, or slurm: a batch job for each number of ranks");
   v("launch.mpirun", s.mpirun, Range{}, "mpirun and its options, before -n");
-  v("launch.srun", s.srun, Range{}, "srun and its options, before -n");
-  v("launch.ranks_per_node", s.ranks_per_node, Range{0, 4096}, "ranks on each node; 0: all on one");
+  v("launch.ranks_per_node", s.ranks_per_node, Range{0, 4096},
+    "ranks on each node; 0: as the site file says, without one all on one");
   v("launch.timeout", s.timeout, Range{1, 1e7}, "seconds after which a start has failed");
 
-  v("slurm.partition", s.partition, Range{}, "partition of the jobs; empty: the site's default");
-  v("slurm.account", s.account, Range{}, "account of the jobs; empty: the user's default");
-  v("slurm.time", s.time, Range{}, "time limit of a job");
-  v("slurm.options", s.options, Range{}, "more options of sbatch: [\"--gpus-per-node=8\", \"--exclusive\"]");
-  v("slurm.setup", s.setup, Range{}, "shell lines at the start of a job: [\"module load cuda\"]");
+  v("slurm.site", s.site_file, Range{},
+    "file of the site (cluster/site.env), beside this file or from the working folder; empty: the one that "
+    "TRANSMAMBA_SITE names");
+  v("slurm.time", s.time, Range{}, "time limit of a job; empty: SITE_TIME of the site file");
 
   v("extrapolate.ranks", s.to_ranks, Range{1, 1 << 20}, "numbers of ranks to predict by the fitted model; empty: none");
   v("extrapolate.ranks_per_node", s.to_ranks_per_node, Range{0, 4096}, "on such nodes; 0: as measured");
@@ -188,13 +187,22 @@ Study load_study(const fs::path& file) {
   require(study, !study.config.empty(), "study.config must be given: the configuration of the runs");
   require(study, !study.ranks.empty(), "study.ranks must be given: [1, 2, 4, 8]");
   require(study, !study.layouts.empty(), "study.layouts is empty");
-  require(study, !study.mpirun.empty() && !study.srun.empty(), "launch.mpirun and launch.srun name a program");
+  require(study, !study.mpirun.empty(), "launch.mpirun names a program");
   if (study.name.empty()) study.name = file.stem().string();
   if (study.dir.empty()) study.dir = (fs::path("runs/studies") / file.stem()).string();
-  const fs::path beside = file.parent_path() / study.config;
-  if (fs::exists(beside, error)) study.config = beside.string();
+  for (std::string* name : {&study.config, &study.site_file}) {
+    const fs::path beside = file.parent_path() / *name;
+    if (!name->empty() && fs::exists(beside, error)) *name = beside.string();
+  }
   for (Integers* list : {&study.ranks, &study.seq_len, &study.to_ranks}) sort_out(*list);
   return study;
+}
+
+void use_site(Study& study, const std::string& named) {
+  if (named.empty() && study.launcher == "mpirun") return;
+  study.site_file = site_file(named.empty() ? study.site_file : named);
+  study.site = site_of(study.site_file);
+  if (study.ranks_per_node == 0 && !study.site_file.empty()) study.ranks_per_node = study.site.default_ranks();
 }
 
 std::string explain_study() {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "launch/run_plan.h"
+#include "launch/site.h"
 
 namespace tmamba {
 
@@ -28,22 +29,28 @@ struct Study {
 
   // [launch]
   std::string launcher = "mpirun";
-  std::vector<std::string> mpirun{"mpirun", "--oversubscribe"}, srun{"srun", "--mpi=pmix", "--kill-on-bad-exit=1"};
+  std::vector<std::string> mpirun{"mpirun", "--oversubscribe"};
   int64_t ranks_per_node = 0;
   double timeout = 1800;
 
   // [slurm]
-  std::string partition, account, time = "01:00:00";
-  std::vector<std::string> options, setup;
+  std::string site_file, time;
 
   // [extrapolate]
   std::vector<int64_t> to_ranks;
   int64_t to_ranks_per_node = 0;
   double between_gb_per_s = 0, between_latency_us = 0;
+
+  Site site = {};  // see use_site()
+  // What starts the ranks in the end, from here or in a job: mpirun or srun.
+  const std::string& starter() const { return launcher == "slurm" ? site.launcher : launcher; }
 };
 
 // Throws UserError naming file, line, column, key and, for an unknown key, the nearest valid one.
 Study load_study(const std::filesystem::path& file);
+// Reads the site file that the study runs on: `named`, else slurm.site, else the one of TRANSMAMBA_SITE; mpirun from
+// here needs none and takes one by its name alone. It then says how many ranks a node has, unless the study does.
+void use_site(Study& study, const std::string& named);
 // A line for each key: name, default, what it means.
 std::string explain_study();
 

@@ -65,7 +65,7 @@ fs::path start_file(const Study& study, const StudyPoint& point, int64_t start) 
 
 std::string fingerprint(const Study& study, const StudyPoint& point) {
   return hexadecimal(stream_id(str(values_of(point.config), "|", point.ranks, "|", study.steps, "|", study.threads, "|",
-                                   study.io, "|", study.launcher == "mpirun", "|", study.ranks_per_node)));
+                                   study.io, "|", study.starter() == "mpirun", "|", study.ranks_per_node)));
 }
 
 std::map<int64_t, json> read_starts(const Study& study, const StudyPoint& point) {

@@ -143,14 +143,12 @@ StartEnd run_start(const Study& study, const Start& start, const StudyRunOptions
   return {.problem = "", .step_ms = result.at("step_ms").get<double>()};
 }
 
-std::string program_file() { return fs::read_symlink("/proc/self/exe").string(); }
-
 }  // namespace
 
 std::vector<std::string> start_command(const Study& study, const StudyPoint& point, const std::string& launcher,
                                        bool measure_roof) {
   const bool slurm = launcher == "srun";
-  std::vector<std::string> command = slurm ? study.srun : study.mpirun;
+  std::vector<std::string> command = slurm ? srun_words(study.site) : study.mpirun;
   const int64_t on_node = study.ranks_per_node;
   if (on_node > 0 && slurm) {
     for (const std::string& word :
@@ -161,13 +159,11 @@ std::vector<std::string> start_command(const Study& study, const StudyPoint& poi
     command.insert(command.end(), {"--map-by", str("ppr:", std::min(point.ranks, on_node), ":node")});
   }
   const fs::path folder = point_folder(study, point);
-  for (const std::string& word :
-       {std::string("-n"), str(point.ranks), program_file(), std::string("bench"), std::string("step"),
-        (folder / "config.toml").string(), std::string("--json"), std::string("--steps"), str(study.steps),
-        std::string("--threads"), str(study.threads), std::string("--micro-batches"),
-        str(point.plan.dims.micro_batches())}) {
-    command.push_back(word);
-  }
+  command.insert(command.end(), {"-n", str(point.ranks)});
+  for (const std::string& word : rank_program(study.site)) command.push_back(word);
+  command.insert(command.end(),
+                 {"bench", "step", (folder / "config.toml").string(), "--json", "--steps", str(study.steps),
+                  "--threads", str(study.threads), "--micro-batches", str(point.plan.dims.micro_batches())});
   if (!measure_roof) command.emplace_back("--no-roof");
   if (study.io) command.insert(command.end(), {"--io", folder.string()});
   return command;

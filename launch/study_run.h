@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "launch/job_script.h"
 #include "launch/study_summary.h"
 
 namespace tmamba {
@@ -29,15 +30,17 @@ StudyRun run_starts(const Study& study, const StudyGrid& grid, const StudyRunOpt
 std::vector<std::string> start_command(const Study& study, const StudyPoint& point, const std::string& launcher,
                                        bool measure_roof);
 
-// A batch script that runs the starts of all points of `ranks` ranks: it calls this program's scale verb again.
-std::string study_script(const Study& study, int64_t ranks);
+// The batch script that runs the starts of all points of `ranks` ranks: it calls this program's scale verb again.
+JobSpec study_job(const Study& study, int64_t ranks);
 
 struct SubmittedJob {
   int64_t ranks = 0;
-  std::string script, job;  // job: what sbatch answered; empty where it was not called
+  std::string script, job;  // job: its number; empty where it was not submitted
 };
-// Writes a script for each number of ranks with missing starts to study.dir/jobs, and with `submit` gives it to sbatch.
-// Jobs that squeue still lists are not submitted again. Throws UserError where SLURM is missing or refuses.
-std::vector<SubmittedJob> submit_study(const Study& study, const StudyGrid& grid, bool submit);
+// Writes a script for each number of ranks with missing starts (of `only_ranks` alone) to study.dir/jobs, and with
+// `submit` gives it to sbatch. What squeue still lists is not submitted again. Throws UserError where SLURM is missing
+// or refuses.
+std::vector<SubmittedJob> submit_study(const Study& study, const StudyGrid& grid, std::optional<int64_t> only_ranks,
+                                       bool submit);
 
 }  // namespace tmamba

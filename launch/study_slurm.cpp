@@ -1,11 +1,11 @@
 // A study as batch jobs: one for each number of ranks, which runs `transmamba scale` on its part of the points.
 #include <algorithm>
-#include <cstdlib>
 #include <set>
 
 #include "data/fs.h"
-#include "launch/child_process.h"
+#include "launch/slurm_queue.h"
 #include "launch/study_run.h"
+#include "launch/subprocess.h"
 
 namespace tmamba {
 
@@ -13,90 +13,72 @@ namespace fs = std::filesystem;
 
 namespace {
 
-std::string program_file() { return fs::read_symlink("/proc/self/exe").string(); }
+std::string absolute(const std::string& path) { return fs::absolute(path).lexically_normal().string(); }
 
-// An option of sbatch as a line of a script. sbatch reads these lines as a shell does, so they are quoted alike.
-std::string directive(const std::string& option) {
-  if (option.find('\n') != std::string::npos) throw UserError(str("slurm: an option holds a line break: ", option));
-  return "#SBATCH " + shell_line({option}) + "\n";
+std::set<int64_t> numbers_of_ranks(const StudyGrid& grid, std::optional<int64_t> only) {
+  std::set<int64_t> numbers;
+  for (const StudyPoint& point : grid.points) {
+    if (!only || *only == point.ranks) numbers.insert(point.ranks);
+  }
+  return numbers;
 }
 
-struct Answer {
-  int code = 0;
-  std::string text;
-};
-
-Answer ask(const fs::path& folder, const std::vector<std::string>& command) {
-  constexpr int64_t kMost = 1 << 20;
-  const fs::path output = folder / "answer.out", errors = folder / "answer.err";
-  const ChildEnd end = run_child({.command = command, .output = output, .errors = errors, .timeout = 120});
-  std::string text = read_text(output, kMost) + read_text(errors, kMost);
-  while (!text.empty() && text.back() == '\n') text.pop_back();
-  fs::remove(output), fs::remove(errors);
-  return {end.exit_code, text};
-}
-
-bool still_queued(const fs::path& folder, const std::string& job) {
-  if (job.empty()) return false;
-  const Answer answer = ask(folder, {"squeue", "--noheader", "--jobs", job});
-  return answer.code == 0 && !answer.text.empty();
+bool complete(const Study& study, const StudyGrid& grid, int64_t ranks) {
+  return std::all_of(grid.points.begin(), grid.points.end(), [&](const StudyPoint& point) {
+    return point.ranks != ranks || std::ssize(read_starts(study, point)) >= study.repeats;
+  });
 }
 
 }  // namespace
 
-std::string study_script(const Study& study, int64_t ranks) {
-  const int64_t on_node = study.ranks_per_node > 0 ? std::min(study.ranks_per_node, ranks) : ranks;
-  const fs::path jobs = fs::absolute(fs::path(study.dir)) / "jobs";
-  std::string script = "#!/bin/bash\n";
-  script += directive(str("--job-name=scale-", fs::path(study.file).stem().string(), "-n", ranks));
-  script += directive(str("--nodes=", ceil_div(ranks, on_node)));
-  script += directive(str("--ntasks=", ranks));
-  script += directive(str("--ntasks-per-node=", on_node));
-  if (study.threads > 0) script += directive(str("--cpus-per-task=", study.threads));
-  script += directive("--time=" + study.time);
-  if (!study.partition.empty()) script += directive("--partition=" + study.partition);
-  if (!study.account.empty()) script += directive("--account=" + study.account);
-  script += directive("--output=" + (jobs / str("n", ranks, ".log")).string());
-  script += directive("--open-mode=append");
-  for (const std::string& option : study.options) script += directive(option);
-  script += "set -euo pipefail\n";
-  // srun does not take the job's cores per task over by itself.
-  if (study.threads > 0) script += str("export SRUN_CPUS_PER_TASK=", study.threads, "\n");
-  for (const std::string& line : study.setup) script += line + "\n";
-  script += "cd " + shell_line({fs::current_path().string()}) + "\n";
-  script += "exec " +
-            shell_line({program_file(), "scale", study.file, "--launcher", "srun", "--only-ranks", str(ranks), "--dir",
-                        study.dir}) +
-            "\n";
-  return script;
+JobSpec study_job(const Study& study, int64_t ranks) {
+  JobSpec job;
+  job.site = study.site;
+  job.ranks_per_node = study.ranks_per_node > 0 ? std::min(study.ranks_per_node, ranks) : ranks;
+  job.nodes = ceil_div(ranks, job.ranks_per_node);
+  if (!study.time.empty()) job.site.time = study.time;
+  job.site.gpus_per_node = std::min(job.site.gpus_per_node, job.ranks_per_node);
+  job.site.cpus_per_rank = std::max(job.site.cpus_per_rank, study.threads);
+  // A start that fails is told, and tried again by who asks for it.
+  job.site.restarts = 0;
+  const std::string dir = absolute(study.dir), which = str("n", ranks);
+  job.name = job_name(dir) + "-" + which;
+  job.verb = "scale";
+  job.program = {own_program()};
+  job.starts_ranks = true;
+  job.arguments = {"scale",        absolute(study.file), "--launcher", study.starter(),
+                   "--only-ranks", str(ranks),           "--dir",      dir,
+                   "--repeats",    str(study.repeats)};
+  if (!study.site_file.empty()) job.arguments.insert(job.arguments.end(), {"--site", absolute(study.site_file)});
+  job.run_dir = dir + "/jobs";
+  job.work_dir = fs::current_path().string();
+  job.log = which;
+  return job;
 }
 
-std::vector<SubmittedJob> submit_study(const Study& study, const StudyGrid& grid, bool submit) {
-  std::set<int64_t> missing;
-  for (const StudyPoint& point : grid.points) {
-    if (std::ssize(read_starts(study, point)) < study.repeats) missing.insert(point.ranks);
+std::vector<SubmittedJob> submit_study(const Study& study, const StudyGrid& grid, std::optional<int64_t> only_ranks,
+                                       bool submit) {
+  const std::set<int64_t> numbers = numbers_of_ranks(grid, only_ranks);
+  std::vector<std::string> names;
+  for (int64_t ranks : numbers) names.push_back(study_job(study, ranks).name);
+  std::map<std::string, std::string> queued;
+  if (submit && !numbers.empty()) {
+    require_room(study_job(study, *numbers.rbegin()));
+    // Before the results are read: a job that ends in between has left them.
+    queued = queued_jobs(names);
   }
-  const fs::path jobs = fs::path(study.dir) / "jobs";
-  make_folders(jobs);
   std::vector<SubmittedJob> submitted;
-  for (int64_t ranks : missing) {
-    const fs::path script = jobs / str("n", ranks, ".sbatch"), id_file = jobs / str("n", ranks, ".job");
-    replace_text_durably(script, study_script(study, ranks), random_nonce());
-    if (!submit) {
-      submitted.push_back({ranks, script.string(), ""});
+  for (int64_t ranks : numbers) {
+    if (complete(study, grid, ranks)) continue;
+    const JobSpec job = study_job(study, ranks);
+    const std::string script = str(job.run_dir, "/", job.log, ".sbatch");
+    if (const auto known = queued.find(job.name); known != queued.end()) {
+      submitted.push_back({ranks, script, known->second + " (submitted before)"});
       continue;
     }
-    std::error_code error;
-    const std::string earlier = fs::exists(id_file, error) ? read_text(id_file, 1 << 10) : "";
-    if (still_queued(jobs, earlier)) {
-      submitted.push_back({ranks, script.string(), earlier + " (submitted before)"});
-      continue;
-    }
-    const Answer answer = ask(jobs, {"sbatch", "--parsable", script.string()});
-    if (answer.code != 0) throw UserError(str("sbatch refused ", script.string(), ": ", answer.text));
-    const std::string job = answer.text.substr(0, answer.text.find_first_of(";\n"));
-    replace_text_durably(id_file, job, random_nonce());
-    submitted.push_back({ranks, script.string(), job});
+    make_folders(job.run_dir);
+    replace_text_durably(script, job_script(job), random_nonce());
+    submitted.push_back({ranks, script, submit ? submit_jobs(script, 1).front() : ""});
   }
   return submitted;
 }

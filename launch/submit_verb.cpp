@@ -1,10 +1,8 @@
 // transmamba submit: writes the batch script of a run and hands it to SLURM.
 #include <cstdio>
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
-#include <sstream>
 
 #include "data/token_file.h"
 #include "dist/plan_text.h"
@@ -14,7 +12,7 @@
 #include "launch/plan_memory.h"
 #include "launch/progress.h"
 #include "launch/run_plan.h"
-#include "launch/subprocess.h"
+#include "launch/slurm_queue.h"
 #include "launch/trainer.h"
 #include "launch/verbs.h"
 
@@ -24,13 +22,6 @@ namespace po = boost::program_options;
 namespace fs = std::filesystem;
 
 namespace {
-
-// Its own, or the one that TRANSMAMBA_SITE names; without either what SLURM takes by itself.
-Site site_of(const Command& command) {
-  if (command.has("site")) return read_site(command.get<std::string>("site"));
-  const char* file = std::getenv("TRANSMAMBA_SITE");
-  return file != nullptr && *file != '\0' ? read_site(file) : Site{};
-}
 
 int64_t positive(const Command& command, const std::string& name) {
   const int64_t value = command.get<int64_t>(name);
@@ -68,7 +59,7 @@ void require_layout(RunConfig config, const JobSpec& job) {
 
 JobSpec job_of(const Command& command, const RunConfig& config) {
   JobSpec job;
-  job.site = site_of(command);
+  job.site = site_of(site_file(command.has("site") ? command.get<std::string>("site") : ""));
   job.nodes = positive(command, "nodes");
   job.ranks_per_node = command.has("ranks-per-node") ? positive(command, "ranks-per-node") : job.site.default_ranks();
   if (command.has("time")) job.site.time = command.get<std::string>("time");
@@ -78,86 +69,23 @@ JobSpec job_of(const Command& command, const RunConfig& config) {
   if (command.has("array") || command.has("chain")) job.site.requeue = "never";
   job.work_dir = fs::current_path().string();
   job.run_dir = fs::absolute(config.run.dir).lexically_normal().string();
+  job.file = (fs::path(job.run_dir) / "job.sbatch").string();
   job.name = command.has("name") ? job_name(command.get<std::string>("name")) : job_name(job.run_dir);
-  job.program = !job.site.program.empty()    ? job.site.program
-                : job.site.container.empty() ? fs::read_symlink("/proc/self/exe").string()
-                                             : "transmamba";
+  job.verb = "submit";
+  job.program = rank_program(job.site);
   job.arguments = {"train", fs::absolute(command.required("config")).lexically_normal().string()};
   for (const std::string& value : command.list("set")) job.arguments.insert(job.arguments.end(), {"--set", value});
   return job;
 }
 
-std::string first_lines(const std::string& text) {
-  std::string out = text.substr(0, 2000);
-  while (!out.empty() && out.back() == '\n') out.pop_back();
-  return out;
-}
-
-// What SLURM is asked, or the error that it does not answer.
-std::string ask(const std::vector<std::string>& arguments) {
-  const ProgramOutput output = run_program(arguments);
-  if (output.code != 0) {
-    throw UserError(str(arguments[0], ": ", first_lines(output.text),
-                        "\nIs this a login node of the cluster, and does ",
-                        "SLURM run? --dry-run prints the job script without it"));
-  }
-  return output.text;
-}
-
-// Partitions by name with their nodes, as sinfo has them; "*" marks the one that is taken without a name.
-void require_partition(const JobSpec& job) {
-  std::istringstream lines(ask({"sinfo", "--noheader", "--format=%R %D"}));
-  std::string names;
-  bool known = job.site.partition.empty();
-  int64_t most = 0;
-  std::string name;
-  for (int64_t nodes = 0; lines >> name >> nodes;) {
-    if (names.find(" " + name) == std::string::npos) names += " " + name;
-    if (!job.site.partition.empty() && name != job.site.partition) continue;
-    known = true;
-    most += nodes;
-  }
-  if (!known) throw UserError(str("there is no partition ", job.site.partition, " (SITE_PARTITION); there are", names));
-  if (job.nodes > most) {
-    throw UserError(str("--nodes ", job.nodes, ", but ",
-                        job.site.partition.empty() ? "the cluster" : "partition " + job.site.partition, " has ", most,
-                        most == 1 ? " node" : " nodes"));
-  }
-}
-
-void require_slurm() {
-  for (const char* program : {"sbatch", "sinfo"}) {
-    if (find_program(program).empty()) {
-      throw UserError(str(program, " was not found: there is no SLURM on this machine. Submit on a login node of the ",
-                          "cluster, or take --dry-run, which prints the job script"));
-    }
-  }
-}
-
 fs::path write_script(const JobSpec& job, const std::string& script) {
-  const fs::path file = fs::path(job.run_dir) / "job.sbatch";
+  const fs::path file = job.file;
   std::error_code error;
   fs::create_directories(job.run_dir, error);
   std::ofstream out(file, std::ios::binary);
   out << script;
   if (error || !out.flush()) throw UserError(str(file.string(), ": cannot write the job script; check run.dir"));
   return file;
-}
-
-// Numbers of the jobs that were submitted, in the order they run in.
-std::vector<std::string> submit_jobs(const fs::path& file, int64_t count) {
-  const ProgramOutput test = run_program({"sbatch", "--test-only", file.string()});
-  if (test.code != 0) {
-    throw UserError(
-        str("SLURM would refuse this job (sbatch --test-only ", file.string(), "): ", first_lines(test.text)));
-  }
-  std::vector<std::string> numbers;
-  for (int64_t i = 0; i < count; ++i) {
-    std::string number = ask({"sbatch", "--parsable", file.string()});
-    number = number.substr(0, number.find_first_of(";\n"));
-    numbers.push_back(number);
-  }
-  return numbers;
 }
 
 }  // namespace
@@ -192,8 +120,7 @@ int submit_verb(const Arguments& arguments) {
     std::printf("%s", script.c_str());
     return kDone;
   }
-  require_slurm();
-  require_partition(job);
+  require_room(job);
   const fs::path file = write_script(job, script);
   const std::vector<std::string> numbers = submit_jobs(file, count);
   if (command.json()) {

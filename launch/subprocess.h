@@ -14,6 +14,9 @@ struct ProgramOutput {
 // Where PATH has this program; empty: nowhere.
 std::string find_program(const std::string& name);
 
+// The file of this program.
+std::string own_program();
+
 // Runs arguments[0], found by PATH, and waits for it. Throws Error where it cannot be started.
 ProgramOutput run_program(const std::vector<std::string>& arguments);
 

@@ -122,7 +122,10 @@ TEST_F(Scale, HandsJobsToSlurm) {
   write_program(
       "sbatch",
       "echo \"$@\" >> asked; if [ -e full ]; then echo 'sbatch: error: invalid partition' >&2; exit 1; fi; echo 77\n");
-  write_program("squeue", "echo 77 RUNNING\n");
+  write_program("sinfo", "echo gpu 4\n");
+  write_program("squeue",
+                "[ -e queued ] || exit 0; for a; do [[ $a != --name=* ]] || names=${a#*=}; done\n"
+                "for name in ${names//,/ }; do echo 77 $name; done\n");
   setenv("PATH", (fs::current_path().string() + ":" + std::getenv("PATH")).c_str(), 1);
   write_study("[1, 2]");
   const std::string slurm = "scale study.toml --launcher slurm ";
@@ -138,13 +141,15 @@ TEST_F(Scale, HandsJobsToSlurm) {
   const Outcome submitted = transmamba(slurm);
   EXPECT_EQ(submitted.code, 0) << submitted.output;
   EXPECT_NE(submitted.output.find("job 77"), std::string::npos) << submitted.output;
+  std::ofstream("queued") << "";
   const Outcome again = transmamba(slurm);
   EXPECT_NE(again.output.find("submitted before"), std::string::npos) << again.output;
   // What a job runs, with an srun that is an mpirun.
   write_program("srun",
                 "args=(); for a in \"$@\"; do [[ $a == --mpi=* || $a == --kill* ]] || args+=(\"$a\"); done; exec "
                 "mpirun --oversubscribe \"${args[@]}\"\n");
-  const Outcome job = shell("bash out/jobs/n2.sbatch");
+  const Outcome job =
+      shell("SLURM_JOB_ID=77 SLURM_JOB_NUM_NODES=1 SLURM_JOB_NODELIST=here SLURM_NTASKS=2 bash out/jobs/n2.sbatch");
   EXPECT_EQ(job.code, 0) << job.output;
   EXPECT_EQ(starts().size(), 2u);
 }

@@ -300,21 +300,48 @@ TEST_F(StudyFiles, TwoRunsAreCompared) {
   EXPECT_THROW(compare_studies(s, grid, (folder_ / "nowhere").string()), UserError);
 }
 
-TEST_F(StudyFiles, JobScriptsAreQuoted) {
-  Study s = study("threads = 4",
-                  "[launch]\nlauncher = \"slurm\"\nranks_per_node = 2\n[slurm]\npartition = \"gpu\"\n"
-                  "options = [\"--gpus-per-node=2\", \"--comment=it's; here\"]\nsetup = [\"module load cuda\"]\n");
+TEST_F(StudyFiles, JobScriptsAreQuotedAndOfTheSite) {
+  std::ofstream(folder_ / "my site.env") << "SITE_PARTITION=gpu\nSITE_GPUS_PER_NODE=2\nSITE_SETUP='module load cuda'\n"
+                                            "SITE_TIME=9:00\nSITE_MPI=pmix_v4\nSITE_CONTAINER='box run'\n"
+                                            "SITE_SBATCH_OPTIONS=--exclusive\n";
+  Study s = study("threads = 4", "[launch]\nlauncher = \"slurm\"\n[slurm]\nsite = \"my site.env\"\ntime = \"5:00\"\n");
   s.dir = (folder_ / "a b;c'd").string();
-  const std::string script = study_script(s, 4);
-  for (const char* part : {"#!/bin/bash\n", "#SBATCH --nodes=2\n", "#SBATCH --ntasks=4\n",
-                           "#SBATCH --ntasks-per-node=2\n", "#SBATCH --cpus-per-task=4\n", "#SBATCH --partition=gpu\n",
-                           "#SBATCH --gpus-per-node=2\n", "#SBATCH '--comment=it'\\''s; here'\n", "module load cuda\n",
-                           "--launcher srun --only-ranks 4", "a b;c'\\''d'\n"}) {
+  use_site(s, "");
+  const std::string script = job_script(study_job(s, 4));
+  for (const char* part :
+       {"#!/bin/bash\n", "#SBATCH --nodes=2\n", "#SBATCH --ntasks-per-node=2\n", "#SBATCH --cpus-per-task=4\n",
+        "#SBATCH --partition=gpu\n", "#SBATCH --gpus-per-node=2\n", "#SBATCH --time=5:00\n", "#SBATCH --exclusive\n",
+        "#SBATCH --signal=B:USR1@180\n", "SITE_SETUP='module load cuda'\n", "SITE_LAUNCHER='program'\n",
+        "'--launcher' 'srun' '--only-ranks' '4'", "a b;c'\\''d'", "my site.env'"}) {
     EXPECT_NE(script.find(part), std::string::npos) << script << "\nlacks " << part;
   }
+  // One rank takes one of the node's GPUs.
+  EXPECT_NE(job_script(study_job(s, 1)).find("#SBATCH --gpus-per-node=1\n"), std::string::npos);
   const fs::path file = folder_ / "job.sh";
   std::ofstream(file) << script;
   EXPECT_EQ(std::system(("bash -n '" + file.string() + "'").c_str()), 0) << script;
+  // Ranks start in the container, srun as the site has it.
+  const std::vector<std::string> command = start_command(s, study_grid(s).points.back(), s.starter(), false);
+  const std::vector<std::string> begin(command.begin(), command.begin() + 10);
+  EXPECT_EQ(begin, (std::vector<std::string>{"srun", "--mpi=pmix_v4", "--kill-on-bad-exit=1", "--nodes=2",
+                                             "--ntasks-per-node=2", "-n", "4", "box", "run", "transmamba"}));
+}
+
+TEST_F(StudyFiles, ASiteIsForJobs) {
+  std::ofstream(folder_ / "site.env") << "SITE_RANKS_PER_NODE=3\nSITE_LAUNCHER=mpirun\n";
+  const std::string file = (folder_ / "site.env").string();
+  Study here = study("", "[slurm]\nsite = \"site.env\"\n"), jobs = here, inside = here;
+  use_site(here, "");
+  EXPECT_EQ(here.ranks_per_node, 0);  // mpirun from here has nothing to do with the site
+  jobs.launcher = "slurm";
+  use_site(jobs, "");
+  EXPECT_EQ(jobs.ranks_per_node, 3);
+  EXPECT_EQ(jobs.starter(), "mpirun");
+  use_site(inside, file);  // as a job of it calls the program
+  const StudyPoint point = study_grid(jobs).points.front();
+  EXPECT_EQ(fingerprint(inside, point), fingerprint(jobs, point));
+  jobs.site_file = "nowhere.env";
+  EXPECT_THROW(use_site(jobs, ""), UserError);
 }
 
 }  // namespace

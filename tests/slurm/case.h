@@ -113,6 +113,7 @@ std::vector<CaseEntry> chaos_cases();
 std::vector<CaseEntry> fault_cases();
 std::vector<CaseEntry> job_cases();
 std::vector<CaseEntry> rank_cases();
+std::vector<CaseEntry> study_cases();
 std::vector<CaseEntry> submit_cases();
 
 // The configuration of every run, beside shared token files.

@@ -43,15 +43,16 @@ std::vector<int> ranks_on(const std::vector<int>& ranks, const std::string& node
   return found;
 }
 
-// The job is started once more, on these nodes.
-void ends_elsewhere(Case& c, const std::string& job, const char* nodes) {
-  c.seconds_to_new_step();
-  const JobFields end = c.ends(job);
-  c.equal(end.at("Restarts"), "1", "restarts");
-  c.equal(end.at("NodeList"), nodes, "nodes");
+// The number before this text in the job's log; empty where it is not there.
+std::string number_before(const std::string& log, const std::string& text) {
+  const size_t end = log.find(text);
+  if (end == std::string::npos) return "";
+  const size_t begin = log.find_last_not_of("0123456789", end - 1) + 1;
+  return log.substr(begin, end - begin);
 }
 
-// A node is gone, with its slurmd and its ranks.
+// A node is gone, with its slurmd and its ranks: the job's script sees it, and another job goes on without the node
+// before SLURM has noticed anything.
 void node_lost(Case& c) {
   c.site("SITE_CONSTRAINT=lost");
   const std::string job = c.submit();
@@ -62,7 +63,13 @@ void node_lost(Case& c) {
   const std::vector<int> gone = ranks_on(ranks, "n6");
   c.equal(gone.size(), 1u, "ranks on n6");
   kill_all(gone, SIGKILL);
-  ends_elsewhere(c, job, "n[5,7]");
+  c.expect(c.seconds_to_new_step() < 30, "too late");
+  c.contains(c.job_log(), "lost n6: job ");
+  const JobFields other = c.ends(number_before(c.job_log(), " goes on without"));
+  c.equal(other.at("NodeList"), "n[5,7]", "nodes");
+  c.equal(other.at("ExcNodeList"), "n6", "nodes left out");
+  c.equal(other.at("Restarts"), "0", "restarts of the other job");
+  c.equal(c.ends(job, "FAILED").at("Restarts"), "0", "restarts");
   c.none_lost_but_since_checkpoint(1);
   c.same_as_quiet(2);
 }
@@ -78,7 +85,10 @@ void first_node_lost(Case& c) {
   c.cluster().kill_node("n8");
   c.cluster().wait(job, 60, [](const JobFields& f) { return f.at("Restarts") == "1"; });
   kill_all(ranks, SIGCONT);
-  ends_elsewhere(c, job, "n[9-10]");
+  c.expect(c.seconds_to_new_step() < 45, "too late");
+  const JobFields end = c.ends(job);
+  c.equal(end.at("Restarts"), "1", "restarts");
+  c.equal(end.at("NodeList"), "n[9-10]", "nodes");
   c.same_as_quiet(2);
 }
 

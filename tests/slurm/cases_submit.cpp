@@ -24,7 +24,7 @@ void unknown_partition(Case& c) {
 
 void too_many_nodes(Case& c) {
   c.site("SITE_PARTITION=low");
-  refused(c, "--set train.global_batch=64", 64, {"--nodes 64, but partition low has 13 nodes"});
+  refused(c, "--set train.global_batch=64", 64, {"64 nodes are asked for, but partition low has 13 nodes"});
 }
 
 void layout_that_does_not_fit(Case& c) {

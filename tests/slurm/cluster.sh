@@ -70,6 +70,7 @@ MpiDefault=pmix
 GresTypes=gpu
 ReturnToService=2
 SlurmdTimeout=6
+MessageTimeout=5
 KillWait=4
 MinJobAge=3600
 InactiveLimit=0

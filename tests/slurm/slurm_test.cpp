@@ -16,7 +16,7 @@ namespace fs = std::filesystem;
 
 std::vector<CaseEntry> all_cases() {
   std::vector<CaseEntry> all;
-  for (const auto& cases : {chaos_cases(), fault_cases(), job_cases(), rank_cases(), submit_cases()}) {
+  for (const auto& cases : {chaos_cases(), fault_cases(), job_cases(), rank_cases(), study_cases(), submit_cases()}) {
     all.insert(all.end(), cases.begin(), cases.end());
   }
   return all;
