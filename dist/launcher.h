@@ -1,5 +1,5 @@
-// What the launcher told this process about its place in the job, beside what MPI says: ranks, local ranks and with them
-// GPUs come from MPI alone, and a launcher that says something else has started another job than was meant.
+// What the launcher told this process about its place in the job, beside what MPI says: ranks, local ranks and with
+// them GPUs come from MPI alone, and a launcher that says something else has started another job than was meant.
 #pragma once
 
 #include <functional>

@@ -95,9 +95,9 @@ class World {
   std::unique_ptr<Communicator> comm_;
 };
 
-// The body of main(): checks the launcher, runs `body` in a World and returns the exit code of the process. An exception that leaves the
-// body ends the job as World::fail does: UserError with exit code 2, ExitError with its own, any
-// other with 1.
+// The body of main(): checks the launcher, runs `body` in a World and returns the exit code of the process. An
+// exception that leaves the body ends the job as World::fail does: UserError with exit code 2, ExitError with its own,
+// any other with 1.
 int run_main(const std::function<int(World&)>& body, WorldOptions options = {});
 
 }  // namespace tmamba
