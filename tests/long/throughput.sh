@@ -56,6 +56,7 @@ awk -v quiet="$quiet" 'NR == FNR {from[NR] = $1; to[NR] = $2; n = NR; stall += $
 
 newest="run/checkpoints/$(cat run/checkpoints/latest)"
 TIMEFORMAT="%U %S"
-spent="$({ time for _ in 1 2 3 4 5; do "$program" checkpoint verify "$newest" >/dev/null; done; } 2>&1)"
+# Threads of OpenBLAS, of which verification has no use, would spin for a while when they start.
+spent="$({ time for _ in 1 2 3 4 5; do OPENBLAS_NUM_THREADS=1 "$program" checkpoint verify "$newest" >/dev/null; done; } 2>&1)"
 bytes="$(cat "$newest"/*.h5 | wc -c)"
 echo "$spent" | awk -v bytes="$bytes" '{printf "verification: %.2f GB a second of one core\n", 5 * bytes / ($1 + $2) / 1e9}'
