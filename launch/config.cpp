@@ -14,17 +14,11 @@
 #include "kernels/base/check.h"
 #include "launch/config_text.h"
 #include "launch/suggest.h"
+#include "launch/toml_value.h"
 
 namespace tmamba {
 
 namespace {
-
-constexpr double kInf = std::numeric_limits<double>::infinity();
-
-struct Limits {
-  double min = 0, max = kInf;
-};
-using Choices = std::vector<std::string>;
 
 Choices transport_choices() {
   Choices names{"auto"};
@@ -163,22 +157,6 @@ void visit_fields(Config& c, Visitor&& v) {
 // --- text of a value
 // ---------------------------------------------------------------------------------------------------
 
-std::string quoted(const std::string& text) {
-  std::string out = "\"";
-  for (char c : text) {
-    if (c == '"' || c == '\\') out += '\\';
-    if (c == '\n' || c == '\t') {
-      out += c == '\n' ? "\\n" : "\\t";
-    } else if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) {
-      char code[7];
-      std::snprintf(code, sizeof code, "\\u%04x", static_cast<unsigned>(c));
-      out += code;
-    } else {
-      out += c;
-    }
-  }
-  return out + "\"";
-}
 std::string text_of(int64_t x) { return std::to_string(x); }
 std::string text_of(const SaveEvery& x) { return x.automatic ? "\"auto\"" : text_of(x.steps); }
 std::string text_of(bool x) { return x ? "true" : "false"; }
@@ -211,43 +189,6 @@ std::string text_of(const std::vector<TransPoint>& x) {
 // --- value of a TOML node
 // ----------------------------------------------------------------------------------------------
 
-struct Source {
-  std::string key, where;  // "train.lr", "run.toml:12"
-  [[noreturn]] void fail(const std::string& problem) const { throw UserError(str(where, ": ", key, " ", problem)); }
-};
-
-void check(const Source& source, double value, const Limits& limits) {
-  if (value >= limits.min && value <= limits.max) return;
-  source.fail(
-      str("= ", value, " is out of range: it must be ",
-          limits.max == kInf ? str("at least ", limits.min) : str("between ", limits.min, " and ", limits.max)));
-}
-
-void read(const Source& s, const toml::node& node, int64_t& out, const Limits& limits) {
-  if (!node.is_integer()) s.fail("must be an integer");
-  out = node.as_integer()->get();
-  check(s, static_cast<double>(out), limits);
-}
-void read(const Source& s, const toml::node& node, double& out, const Limits& limits) {
-  if (!node.is_number()) s.fail("must be a number");
-  out = *node.value<double>();
-  check(s, out, limits);
-}
-void read(const Source& s, const toml::node& node, bool& out, const Limits&) {
-  if (!node.is_boolean()) s.fail("must be true or false");
-  out = node.as_boolean()->get();
-}
-void read(const Source& s, const toml::node& node, std::string& out, const Limits&) {
-  if (!node.is_string()) s.fail("must be a string");
-  out = node.as_string()->get();
-}
-void read(const Source& s, const toml::node& node, std::string& out, const Choices& choices) {
-  read(s, node, out, Limits{});
-  if (std::find(choices.begin(), choices.end(), out) != choices.end()) return;
-  std::string list;
-  for (const std::string& choice : choices) list += (list.empty() ? "" : ", ") + quoted(choice);
-  s.fail(str("= ", quoted(out), " must be one of ", list));
-}
 void read(const Source& s, const toml::node& node, SaveEvery& out, const Limits& limits) {
   if (node.is_string() && node.as_string()->get() == "auto") {
     out = {.steps = 0, .automatic = true};

@@ -22,7 +22,7 @@ class Scanner {
   void run() {
     for (; at_ < text_.size(); ++at_) {
       const char c = text_[at_];
-      if (c == '\n') ++line_;
+      if (c == '\n') ++line_, line_begin_ = at_ + 1;
       step(c);
     }
   }
@@ -88,11 +88,13 @@ class Scanner {
   }
 
   bool at(const char* quotes) const { return text_.compare(at_, 3, quotes) == 0; }
-  [[noreturn]] void fail(const char* problem) const { throw UserError(str(name_, ":", line_, ": ", problem)); }
+  [[noreturn]] void fail(const char* problem) const {
+    throw UserError(str(name_, ":", line_, ":", at_ - line_begin_ + 1, ": ", problem));
+  }
 
   const std::string& text_;
   const std::string& name_;
-  size_t at_ = 0;
+  size_t at_ = 0, line_begin_ = 0;
   int line_ = 1, dots_ = 0;
   bool in_value_ = false;
   char last_ = '\n';  // before, outside of strings and comments, but spaces

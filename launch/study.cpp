@@ -9,7 +9,9 @@
 #include <sstream>
 
 #include "data/fs.h"
+#include "launch/config_text.h"
 #include "launch/suggest.h"
+#include "launch/toml_value.h"
 
 namespace tmamba {
 
@@ -21,100 +23,63 @@ constexpr int64_t kMostBytes = 1 << 20;  // of a study's file
 using Texts = std::vector<std::string>;
 using Integers = std::vector<int64_t>;
 
-struct Range {
-  double min = 0, max = 1e18;
-};
-using Choices = std::vector<std::string>;
+constexpr Limits kAny{0, 1e18};
 
 // Calls v(key, member, range or choices, what it means) for every key.
 template <class AnyStudy, class Visitor>
 void visit_fields(AnyStudy& s, Visitor&& v) {
-  v("study.name", s.name, Range{}, "title of the study");
+  v("study.name", s.name, kAny, "title of the study");
   v("study.mode", s.mode, Choices{"strong", "weak", "weak_sequence"},
     "what stays the same as ranks are added: a step's sequences (strong); the sequences per rank (weak); the tokens "
     "per "
     "rank in ever longer sequences (weak_sequence: seq_len x ranks tokens each)");
-  v("study.config", s.config, Range{}, "configuration of the runs, beside this file or from the working folder");
-  v("study.set", s.set, Range{}, "keys of it to override: [\"model.dim=512\"]");
-  v("study.dir", s.dir, Range{}, "folder of the results; empty: runs/studies/NAME OF THIS FILE");
-  v("study.ranks", s.ranks, Range{1, 1 << 20}, "numbers of ranks");
-  v("study.seq_len", s.seq_len, Range{1, 1e9}, "tokens per sequence; empty: the configuration's");
-  v("study.layouts", s.layouts, Range{},
+  v("study.config", s.config, kAny, "configuration of the runs, beside this file or from the working folder");
+  v("study.set", s.set, kAny, "keys of it to override: [\"model.dim=512\"]");
+  v("study.dir", s.dir, kAny, "folder of the results; empty: runs/studies/NAME OF THIS FILE");
+  v("study.ranks", s.ranks, Limits{1, 1 << 20}, "numbers of ranks");
+  v("study.seq_len", s.seq_len, Limits{1, 1e9}, "tokens per sequence; empty: the configuration's");
+  v("study.layouts", s.layouts, kAny,
     "ways to cut the work, a curve each: \"dp\", \"sp\", \"tp\" (all ranks on that axis), axes by number or what is "
     "left (\"tp=2, sp=rest, fold=2, transport=gather+sliced\"), \"auto\" (the planner's fastest), \"grid\" (every tp x "
     "sp x dp)");
-  v("study.batch", s.batch, Range{1, 1e9}, "sequences of a step (strong, weak_sequence), or of a step per rank (weak)");
-  v("study.micro_batch", s.micro_batch, Range{0, 1e9},
+  v("study.batch", s.batch, Limits{1, 1e9},
+    "sequences of a step (strong, weak_sequence), or of a step per rank (weak)");
+  v("study.micro_batch", s.micro_batch, Limits{0, 1e9},
     "most sequences of a forward pass on a rank; 0: all that fall to it");
-  v("study.repeats", s.repeats, Range{1, 10000},
+  v("study.repeats", s.repeats, Limits{1, 10000},
     "starts of each point, one after the other in turn; six give a 95 % interval");
-  v("study.steps", s.steps, Range{1, 1e6}, "timed steps of each start; their median counts");
-  v("study.threads", s.threads, Range{0, 4096}, "CPU threads per rank; 0: all");
-  v("study.io", s.io, Range{}, "also time a batch from a token file and a checkpoint");
-  v("study.checkpoint_every", s.checkpoint_every, Range{1, 1e9},
+  v("study.steps", s.steps, Limits{1, 1e6}, "timed steps of each start; their median counts");
+  v("study.threads", s.threads, Limits{0, 4096}, "CPU threads per rank; 0: all");
+  v("study.io", s.io, kAny, "also time a batch from a token file and a checkpoint");
+  v("study.checkpoint_every", s.checkpoint_every, Limits{1, 1e9},
     "steps between checkpoints, for their share of a step");
-  v("study.peak_tflops", s.peak_tflops, Range{},
+  v("study.peak_tflops", s.peak_tflops, kAny,
     "peak of a rank for the MFU; 0: 989 for cuda (H200, bfloat16), for cpu the matrix product rate of one rank as "
     "measured");
-  v("study.seed", s.seed, Range{}, "of the order of measurement and of resampling");
+  v("study.seed", s.seed, kAny, "of the order of measurement and of resampling");
 
   v("launch.launcher", s.launcher, Choices{"mpirun", "srun", "slurm"},
     "how ranks are started: mpirun or srun from here, or slurm: a batch job for each number of ranks");
-  v("launch.mpirun", s.mpirun, Range{}, "mpirun and its options, before -n");
-  v("launch.ranks_per_node", s.ranks_per_node, Range{0, 4096},
+  v("launch.mpirun", s.mpirun, kAny, "mpirun and its options, before -n");
+  v("launch.ranks_per_node", s.ranks_per_node, Limits{0, 4096},
     "ranks on each node; 0: as the site file says, without one all on one");
-  v("launch.timeout", s.timeout, Range{1, 1e7}, "seconds after which a start has failed");
+  v("launch.timeout", s.timeout, Limits{1, 1e7}, "seconds after which a start has failed");
 
-  v("slurm.site", s.site_file, Range{},
+  v("slurm.site", s.site_file, kAny,
     "file of the site (cluster/site.env), beside this file or from the working folder; empty: the one that "
     "TRANSMAMBA_SITE names");
-  v("slurm.time", s.time, Range{}, "time limit of a job; empty: SITE_TIME of the site file");
+  v("slurm.time", s.time, kAny, "time limit of a job; empty: SITE_TIME of the site file");
 
-  v("extrapolate.ranks", s.to_ranks, Range{1, 1 << 20}, "numbers of ranks to predict by the fitted model; empty: none");
-  v("extrapolate.ranks_per_node", s.to_ranks_per_node, Range{0, 4096}, "on such nodes; 0: as measured");
-  v("extrapolate.between_gb_per_s", s.between_gb_per_s, Range{},
+  v("extrapolate.ranks", s.to_ranks, Limits{1, 1 << 20},
+    "numbers of ranks to predict by the fitted model; empty: none");
+  v("extrapolate.ranks_per_node", s.to_ranks_per_node, Limits{0, 4096}, "on such nodes; 0: as measured");
+  v("extrapolate.between_gb_per_s", s.between_gb_per_s, kAny,
     "bandwidth of a rank to other nodes, where no measured job spans nodes; 0: as the machine model assumes");
-  v("extrapolate.between_latency_us", s.between_latency_us, Range{},
-    "latency of an exchange between nodes; 0: the same");
+  v("extrapolate.between_latency_us", s.between_latency_us, kAny, "latency of an exchange between nodes; 0: the same");
 }
 
-struct Source {
-  std::string key, where;
-  [[noreturn]] void fail(const std::string& problem) const { throw UserError(str(where, ": ", key, " ", problem)); }
-};
-
-void check(const Source& s, double value, const Range& range) {
-  if (value < range.min || value > range.max) {
-    s.fail(str("= ", value, " is out of range: it must be between ", range.min, " and ", range.max));
-  }
-}
-void read(const Source& s, const toml::node& node, int64_t& out, const Range& range) {
-  if (!node.is_integer()) s.fail("must be an integer");
-  out = node.as_integer()->get();
-  check(s, static_cast<double>(out), range);
-}
-void read(const Source& s, const toml::node& node, double& out, const Range& range) {
-  if (!node.is_number()) s.fail("must be a number");
-  out = *node.value<double>();
-  check(s, out, range);
-}
-void read(const Source& s, const toml::node& node, bool& out, const Range&) {
-  if (!node.is_boolean()) s.fail("must be true or false");
-  out = node.as_boolean()->get();
-}
-void read(const Source& s, const toml::node& node, std::string& out, const Range&) {
-  if (!node.is_string()) s.fail("must be a string");
-  out = node.as_string()->get();
-}
-void read(const Source& s, const toml::node& node, std::string& out, const Choices& choices) {
-  read(s, node, out, Range{});
-  if (std::find(choices.begin(), choices.end(), out) != choices.end()) return;
-  std::string list;
-  for (const std::string& choice : choices) list += str(list.empty() ? "" : ", ", "\"", choice, "\"");
-  s.fail(str("= \"", out, "\" must be one of ", list));
-}
 template <class T>
-void read(const Source& s, const toml::node& node, std::vector<T>& out, const Range& range) {
+void read(const Source& s, const toml::node& node, std::vector<T>& out, const Limits& range) {
   const toml::array* array = node.as_array();
   if (array == nullptr)
     s.fail(str("must be a list, for example ", std::is_same_v<T, int64_t> ? "[1, 2, 4]" : "[\"dp\"]"));
@@ -178,6 +143,7 @@ Study load_study(const fs::path& file) {
   Study study;
   study.file = file.string();
   study.text = read_text(file, kMostBytes);
+  check_config_text(study.text, study.file);
   try {
     apply(study, toml::parse(study.text, study.file), "");
   } catch (const toml::parse_error& wrong) {
