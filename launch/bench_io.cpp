@@ -98,7 +98,7 @@ json checkpoint_times(World& world, Ops& ops, StepBench& bench, const fs::path& 
 }  // namespace
 
 json bench_io(const RunConfig& config, World& world, Ops& ops, StepBench& bench, const std::string& folder) {
-  const fs::path place = fs::path(folder) / "bench-io";
+  const fs::path place = bench_io_folder(folder);
   Crew crew(world.comm());
   crew.first_does([&] {
     fs::remove_all(place);
@@ -110,6 +110,8 @@ json bench_io(const RunConfig& config, World& world, Ops& ops, StepBench& bench,
   crew.first_does([&] { fs::remove_all(place); });
   return io;
 }
+
+fs::path bench_io_folder(const fs::path& folder) { return folder / "bench-io"; }
 
 std::string io_text(const json& io) {
   const auto number = [&](const char* name) { return io.at(name).get<double>(); };

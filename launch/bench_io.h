@@ -1,6 +1,7 @@
 // What a training step costs beyond computing and exchanging: its batch from a token file, and a checkpoint.
 #pragma once
 
+#include <filesystem>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 
@@ -17,6 +18,8 @@ class StepBench;
 // checkpoint is whole; checkpoint_bytes. Writes below `folder`, which all ranks see, and removes it again. Collective;
 // every rank gets the same. Throws Error where it cannot be written.
 nlohmann::json bench_io(const RunConfig& config, World& world, Ops& ops, StepBench& bench, const std::string& folder);
+// Where below `folder` it writes; ranks that were killed have left it.
+std::filesystem::path bench_io_folder(const std::filesystem::path& folder);
 // They as text, one line, ended.
 std::string io_text(const nlohmann::json& io);
 

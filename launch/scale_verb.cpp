@@ -3,10 +3,10 @@
 #include <nlohmann/json.hpp>
 
 #include "launch/command.h"
+#include "launch/exit_code.h"
 #include "launch/progress.h"
 #include "launch/study_compare.h"
 #include "launch/study_run.h"
-#include "launch/trainer.h"
 #include "launch/verbs.h"
 
 namespace tmamba {
@@ -44,7 +44,7 @@ void list(const Study& study, const StudyGrid& grid, bool as_json) {
                       {"series", point.series},
                       {"done", read_starts(study, point).size()},
                       {"starts", study.repeats},
-                      {"command", start_command(study, point, study.starter(), roof)}});
+                      {"command", start_command(study, point, study.starter(), {.roof = roof, .io = study.io})}});
     if (!as_json) {
       std::printf("%s: %zu of %lld starts done\n", point.id.c_str(), points.back()["done"].get<size_t>(),
                   static_cast<long long>(study.repeats));

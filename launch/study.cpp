@@ -50,7 +50,8 @@ void visit_fields(AnyStudy& s, Visitor&& v) {
     "starts of each point, one after the other in turn; six give a 95 % interval");
   v("study.steps", s.steps, Limits{1, 1e6}, "timed steps of each start; their median counts");
   v("study.threads", s.threads, Limits{0, 4096}, "CPU threads per rank; 0: all");
-  v("study.io", s.io, kAny, "also time a batch from a token file and a checkpoint");
+  v("study.io", s.io, kAny,
+    "also time a batch from a token file and a checkpoint, in the first three starts of a point");
   v("study.checkpoint_every", s.checkpoint_every, Limits{1, 1e9},
     "steps between checkpoints, for their share of a step");
   v("study.peak_tflops", s.peak_tflops, kAny,

@@ -8,9 +8,9 @@ namespace {
 
 using nlohmann::json;
 
+// Of a node, from all that was measured: GPUs are never shared by ranks, cores are.
 int slots_of(const Study& study, const std::vector<MeasuredPoint>& points) {
   const MeasuredPoint& any = points.front();
-  // GPUs are never shared by ranks, cores are.
   if (any.point->config.run.device == "cuda") {
     return std::max_element(
                points.begin(), points.end(),
@@ -21,10 +21,10 @@ int slots_of(const Study& study, const std::vector<MeasuredPoint>& points) {
   return std::max(1, any.processors / threads);
 }
 
-CostFit fit_points(const Study& study, const std::vector<MeasuredPoint>& points) {
+CostFit fit_points(const std::vector<MeasuredPoint>& points, int slots) {
   std::vector<MeasuredStep> steps;
   for (const MeasuredPoint& point : points) steps.push_back(point.step());
-  return fit_machine(machine_of_device(points.front().point->config), slots_of(study, points), steps);
+  return fit_machine(machine_of_device(points.front().point->config), slots, steps);
 }
 
 // Model FLOPs per second and rank.
@@ -40,7 +40,8 @@ double model_seconds(const SharedMachine& machine, const MeasuredPoint& point) {
 
 std::optional<StudyModel> fit_study(const Study& study, const std::vector<MeasuredPoint>& points) {
   if (points.empty()) return std::nullopt;
-  return StudyModel{.fit = fit_points(study, points), .slots = slots_of(study, points)};
+  const int slots = slots_of(study, points);
+  return StudyModel{.fit = fit_points(points, slots), .slots = slots};
 }
 
 json holdout(const Study& study, const std::vector<MeasuredPoint>& points) {
@@ -54,7 +55,7 @@ json holdout(const Study& study, const std::vector<MeasuredPoint>& points) {
     if (point.point->ranks != most && new_count) counts.push_back(point.point->ranks);
   }
   if (counts.size() < 2) return nullptr;
-  const SharedMachine machine = fit_points(study, fewer).machine;
+  const SharedMachine machine = fit_points(fewer, slots_of(study, points)).machine;
   json rows = json::array();
   for (const MeasuredPoint& point : held) {
     const MeasuredPoint& base = base_of(points, study, point);

@@ -9,11 +9,14 @@
 #include <chrono>
 #include <cstdlib>
 #include <ctime>
+#include <set>
 
 #include "data/fs.h"
 #include "kernels/base/clock.h"
 #include "kernels/base/rng.h"
+#include "launch/bench_io.h"
 #include "launch/child_process.h"
+#include "launch/exit_code.h"
 #include "launch/progress.h"
 #include "launch/signals.h"
 
@@ -85,10 +88,13 @@ std::vector<Start> missing_starts(const Study& study, const StudyGrid& grid, con
   return missing;
 }
 
-// The last lines of a text, on one line.
+// What a start that failed said of it, on one line: the program's error without the launcher's lines behind it, or the
+// last lines.
 std::string last_words(const std::string& text) {
   constexpr size_t kMost = 400;
-  std::string words = text.size() > kMost ? "... " + text.substr(text.size() - kMost) : text;
+  const size_t error = ("\n" + text).find("\nerror: ");
+  std::string words = error != std::string::npos ? text.substr(error, text.find("\n---", error) - error) : text;
+  if (words.size() > kMost) words = "... " + words.substr(words.size() - kMost);
   std::replace(words.begin(), words.end(), '\n', ' ');
   while (!words.empty() && words.back() == ' ') words.pop_back();
   return words;
@@ -104,14 +110,15 @@ json result_in(const std::string& output) {
 struct StartEnd {
   std::string problem;  // empty: there is a result
   bool stopped = false;
+  bool refused = false;  // what it was asked for cannot be, so that no other start of the point can be tried
   double step_ms = 0;
 };
 
-StartEnd run_start(const Study& study, const Start& start, const StudyRunOptions& options, bool measure_roof) {
+StartEnd run_start(const Study& study, const Start& start, const StudyRunOptions& options, const StartParts& parts) {
   const fs::path folder = point_folder(study, *start.point), file = start_file(study, *start.point, start.number);
   const fs::path output = fs::path(file).replace_extension(".out"), errors = fs::path(file).replace_extension(".err");
   replace_text_durably(folder / "config.toml", to_toml(start.point->config), random_nonce());
-  const std::vector<std::string> command = start_command(study, *start.point, options.launcher, measure_roof);
+  const std::vector<std::string> command = start_command(study, *start.point, options.launcher, parts);
   const double load = load_average();
   const std::string when = now_text();
   const auto begin = Clock::now();
@@ -120,6 +127,8 @@ StartEnd run_start(const Study& study, const Start& start, const StudyRunOptions
     child.environment = {{"OMP_NUM_THREADS", str(study.threads)}, {"OPENBLAS_NUM_THREADS", str(study.threads)}};
   }
   const ChildEnd end = run_child(child);
+  std::error_code ignored;
+  if (end.exit_code != 0) fs::remove_all(bench_io_folder(folder), ignored);  // as large as a checkpoint
   if (end.stopped) return {.problem = "stopped", .stopped = true};
   const std::string said = read_text(output, kMostOutput);
   const json result = end.exit_code == 0 ? result_in(said) : json();
@@ -127,7 +136,8 @@ StartEnd run_start(const Study& study, const Start& start, const StudyRunOptions
     return {.problem = str(end.timed_out        ? str("took longer than launch.timeout = ", study.timeout, " s")
                            : end.exit_code != 0 ? str("exit code ", end.exit_code)
                                                 : std::string("printed no result"),
-                           ": ", last_words(said + " " + read_text(errors, kMostOutput)), " (", errors.string(), ")")};
+                           ": ", last_words(said + "\n" + read_text(errors, kMostOutput)), " (", errors.string(), ")"),
+            .refused = end.exit_code == kBadInput};
   }
   const json content = {{"id", start.point->id},
                         {"start", start.number},
@@ -138,7 +148,6 @@ StartEnd run_start(const Study& study, const Start& start, const StudyRunOptions
                         {"command", shell_line(command)},
                         {"result", result}};
   replace_text_durably(file, content.dump(2) + "\n", random_nonce());
-  std::error_code ignored;  // they may stay
   fs::remove(output, ignored), fs::remove(errors, ignored);
   return {.problem = "", .step_ms = result.at("step_ms").get<double>()};
 }
@@ -146,7 +155,7 @@ StartEnd run_start(const Study& study, const Start& start, const StudyRunOptions
 }  // namespace
 
 std::vector<std::string> start_command(const Study& study, const StudyPoint& point, const std::string& launcher,
-                                       bool measure_roof) {
+                                       const StartParts& parts) {
   const bool slurm = launcher == "srun";
   std::vector<std::string> command = slurm ? srun_words(study.site) : study.mpirun;
   const int64_t on_node = study.ranks_per_node;
@@ -164,8 +173,8 @@ std::vector<std::string> start_command(const Study& study, const StudyPoint& poi
   command.insert(command.end(),
                  {"bench", "step", (folder / "config.toml").string(), "--json", "--steps", str(study.steps),
                   "--threads", str(study.threads), "--micro-batches", str(point.plan.dims.micro_batches())});
-  if (!measure_roof) command.emplace_back("--no-roof");
-  if (study.io) command.insert(command.end(), {"--io", folder.string()});
+  if (!parts.roof) command.emplace_back("--no-roof");
+  if (parts.io) command.insert(command.end(), {"--io", folder.string()});
   return command;
 }
 
@@ -177,12 +186,17 @@ StudyRun run_starts(const Study& study, const StudyGrid& grid, const StudyRunOpt
   const std::vector<Start> starts = missing_starts(study, grid, options);
   const int64_t fewest = study.ranks.front();
   StudyRun run;
+  std::set<const StudyPoint*> refused;
   const auto begin = Clock::now();
   for (size_t i = 0; i < starts.size() && !run.stopped; ++i) {
     const Start& start = starts[i];
+    if (refused.contains(start.point)) continue;
     make_folders(point_folder(study, *start.point));
-    // The rate of a matrix product is asked of the smallest runs alone: it takes longer than their steps.
-    const StartEnd end = run_start(study, start, options, start.point->ranks == fewest && start.number == 0);
+    // The rate of a matrix product and checkpoints take longer than steps: asked of the smallest runs, and a few times.
+    const StartEnd end =
+        run_start(study, start, options,
+                  {.roof = start.point->ranks == fewest && start.number == 0, .io = study.io && start.number < 3});
+    if (end.refused) refused.insert(start.point);
     run.stopped = end.stopped || pending_signal() != 0;
     if (!end.problem.empty() && !end.stopped) run.failed.push_back({start.point->id, start.number, end.problem});
     if (!options.print) continue;

@@ -22,13 +22,20 @@ struct StudyRun {
 };
 
 // Runs every start that has no result yet, in turns over the points, and writes each result by one rename. A start that
-// fails is told and left for the next call. Throws UserError where another process works in the folder, results there
-// are of another experiment, or the launcher is missing.
+// fails is told and left for the next call; so are all of a point that its program refused (exit code 2). Throws
+// UserError where another process works in the folder, results there are of another experiment, or the launcher is
+// missing.
 StudyRun run_starts(const Study& study, const StudyGrid& grid, const StudyRunOptions& options);
+
+// What a start measures beside steps.
+struct StartParts {
+  bool roof = false;  // the rate of a matrix product
+  bool io = false;    // a batch from a token file, a checkpoint
+};
 
 // The command of one start.
 std::vector<std::string> start_command(const Study& study, const StudyPoint& point, const std::string& launcher,
-                                       bool measure_roof);
+                                       const StartParts& parts);
 
 // The batch script that runs the starts of all points of `ranks` ranks: it calls this program's scale verb again.
 JobSpec study_job(const Study& study, int64_t ranks);

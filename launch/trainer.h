@@ -14,6 +14,7 @@
 #include "launch/comm_profile.h"
 #include "launch/config.h"
 #include "launch/evaluator.h"
+#include "launch/exit_code.h"
 #include "launch/guard.h"
 #include "launch/run_folder.h"
 #include "launch/run_plan.h"
@@ -25,9 +26,6 @@
 #include "launch/training_step.h"
 
 namespace tmamba {
-
-// Exit codes of the program (design.md section 2).
-enum ExitCode : int { kDone = 0, kFailed = 1, kBadInput = 2, kSavedAndStopped = 85, kNoProgress = 93 };
 
 struct StepResult {
   double loss = 0;       // nats per token, over the global batch

@@ -105,6 +105,23 @@ TEST_F(Scale, AFailedStartIsToldAndTriedAgain) {
   EXPECT_EQ(starts().size(), 2u);
 }
 
+// What the program refuses is not asked of it again; its own words are told, and its files do not stay.
+TEST_F(Scale, ARefusedPointIsNotTriedAgain) {
+  write_program(
+      "launcher",
+      "case \"$*\" in *' -n 2 '*) echo x >> tries; mkdir -p out/points/T64-n0002-tp1-sp1-dp2-fold1-auto/bench-io\n"
+      "printf 'error: node: 2 ranks, but 1 GPU for them\\n-----\\nmpirun detected that\\n' >&2; exit 2;; esac\n"
+      "exec mpirun \"$@\"\n");
+  write_study("[1, 2]", "./launcher");
+  const Outcome refused = transmamba("scale study.toml");
+  EXPECT_EQ(refused.code, 1) << refused.output;
+  EXPECT_NE(refused.output.find("exit code 2: error: node: 2 ranks, but 1 GPU for them ("), std::string::npos)
+      << refused.output;
+  EXPECT_NE(refused.output.find("1 of 2 points measured"), std::string::npos) << refused.output;
+  EXPECT_EQ(fs::file_size("tries"), 2u);  // a line
+  for (const auto& entry : fs::recursive_directory_iterator("out")) EXPECT_NE(entry.path().filename(), "bench-io");
+}
+
 TEST_F(Scale, StopsOnASignalAndGoesOn) {
   write_program("launcher", "if [ ! -e go ]; then touch began; exec sleep 60; fi\nexec mpirun \"$@\"\n");
   write_study("[1]", "./launcher");

@@ -259,6 +259,20 @@ TEST_F(StudyFiles, TheModelGoesOnWhereNobodyMeasured) {
   EXPECT_EQ(page, study_page({summary, summary}));
 }
 
+// GPUs are not shared as cores are: the runs of all of them are foretold from those of fewer.
+TEST_F(StudyFiles, TheModelKnowsTheGpusOfANode) {
+  const Study s = study("mode = \"weak\"\nlayouts = [\"dp\"]\nbatch = 32\nrepeats = 6\nset = ['run.device=\"cuda\"']");
+  const StudyGrid grid = study_grid(s);
+  for (const StudyPoint& point : grid.points) {
+    for (int64_t start = 0; start < s.repeats; ++start) write_start(s, point, start, point.ranks == 1 ? 360 : 400);
+  }
+  const json held = study_summary(s, grid, {})["model"]["holdout"];
+  ASSERT_EQ(held["ranks"], 4);
+  for (const json& p : held["points"]) {
+    EXPECT_NEAR(p["model_step_ms"].get<double>(), p["measured_step_ms"].get<double>(), 60) << held.dump(2);
+  }
+}
+
 TEST_F(StudyFiles, DamagedAndForeignResultsAreNamed) {
   const Study s = study("repeats = 2");
   const StudyGrid grid = study_grid(s);
@@ -322,7 +336,7 @@ TEST_F(StudyFiles, JobScriptsAreQuotedAndOfTheSite) {
   std::ofstream(file) << script;
   EXPECT_EQ(std::system(("bash -n '" + file.string() + "'").c_str()), 0) << script;
   // Ranks start in the container, srun as the site has it.
-  const std::vector<std::string> command = start_command(s, study_grid(s).points.back(), s.starter(), false);
+  const std::vector<std::string> command = start_command(s, study_grid(s).points.back(), s.starter(), {});
   const std::vector<std::string> begin(command.begin(), command.begin() + 10);
   EXPECT_EQ(begin, (std::vector<std::string>{"srun", "--mpi=pmix_v4", "--kill-on-bad-exit=1", "--nodes=2",
                                              "--ntasks-per-node=2", "-n", "4", "box", "run", "transmamba"}));
