@@ -1,4 +1,4 @@
-# Spack package, for Spack 1.0 and later. From the folder of the sources:
+# Spack package, for Spack 1.0 and later; +cuda needs the packages of Spack 1.1. From the folder of the sources:
 #   spack repo add cluster/spack/spack_repo/transmamba
 #   spack dev-build --source-path . transmamba@main +cuda cuda_arch=90 ^openmpi schedulers=slurm
 from spack_repo.builtin.build_systems.cmake import CMakePackage, generator
