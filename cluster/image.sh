@@ -4,6 +4,7 @@
 #   image.sh tools      what the trainer is built with; with CUDA=ON also NVIDIA's compiler, where there is none yet
 #   image.sh program    builds it and installs it in /opt/transmamba, with the CUDA libraries that it is linked with
 #   image.sh libraries  in the image that runs: Debian's libraries and programs
+# shellcheck disable=SC1091,SC2154
 set -euo pipefail
 CUDA=${CUDA:-ON}
 prefix=/opt/transmamba
