@@ -15,14 +15,15 @@ set -uo pipefail
 
 say() { printf '%s job %s start %s: %s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "$SLURM_JOB_ID" "${SLURM_RESTART_COUNT:-0}" "$*"; }
 
-# SLURM tells the ranks of srun itself. For others the notice before the time limit (USR1) comes here and is passed on;
-# TERM reaches all ranks, and mpirun must leave them the time to save.
+# SLURM tells the ranks of srun itself. For others the notice before the time limit (USR1) comes here, and where SLURM
+# signals only what it started itself TERM does too. Both are passed on as USR1, which mpirun hands to all ranks; on TERM
+# it would leave them no time to save.
 told=""
 ranks_pid=""
 on_signal() {
   told=$1
   say "SIG$1"
-  if [ "$1" = USR1 ] && [ -n "$ranks_pid" ] && [ "$SITE_LAUNCHER" != srun ]; then kill -USR1 "$ranks_pid"; fi
+  if [ -n "$ranks_pid" ] && [ "$SITE_LAUNCHER" != srun ]; then kill -USR1 "$ranks_pid"; fi
 }
 trap 'on_signal TERM' TERM
 trap 'on_signal USR1' USR1
@@ -35,10 +36,14 @@ use_interface() {
 }
 
 # What srun starts for each rank: an exit code of purpose (2, 85, 93), the same on all ranks, goes to the script by a file.
+# Signals go on to the rank: with proctrack/cgroup SLURM signals only what it started itself.
 # shellcheck disable=SC2016
-one_rank='trap : TERM USR1 INT
+one_rank='told="" rank=""
+tell() { told=$1; [ -z "$rank" ] || kill -"$1" "$rank" 2>/dev/null; }
+trap "tell TERM" TERM; trap "tell USR1" USR1; trap "tell INT" INT
 "$@" &
 rank=$!
+[ -z "$told" ] || tell "$told"
 while :; do wait "$rank"; code=$?; kill -0 "$rank" 2>/dev/null || break; done
 case $code in
   2 | 85 | 93) [ "$SLURM_PROCID" != 0 ] || echo "$code" >"$TMAMBA_EXIT_CODE"; exit 0 ;;

@@ -109,9 +109,19 @@ void Case::reach(int64_t step, double seconds) {
   }
 }
 
-std::vector<int> Case::ranks_of(const std::string& job) const {
+namespace {
+std::string environment_line(const std::string& job) {
   const size_t task = job.find('_');
-  return ranks_with(task == std::string::npos ? "SLURM_JOB_ID=" + job : "SLURM_ARRAY_JOB_ID=" + job.substr(0, task));
+  return task == std::string::npos ? "SLURM_JOB_ID=" + job : "SLURM_ARRAY_JOB_ID=" + job.substr(0, task);
+}
+}  // namespace
+
+std::vector<int> Case::ranks_of(const std::string& job) const { return ranks_with(environment_line(job)); }
+
+void Case::signal_tasks(const std::string& job, int signal) {
+  const std::vector<int> tasks = tasks_with(environment_line(job));
+  if (tasks.empty()) throw std::runtime_error("no task of job " + job + " is there to be told");
+  for (int task : tasks) kill(task, signal);
 }
 
 void Case::freeze_at(const std::string& job, int64_t step) {

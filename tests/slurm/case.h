@@ -57,6 +57,8 @@ class Case {
   // wakes them.
   void freeze_at(const std::string& job, int64_t step);
   void thaw(const std::string& job);
+  // Tells what SLURM itself has started, and nothing that was started by that: as proctrack/cgroup does.
+  void signal_tasks(const std::string& job, int signal);
   // The job's own number, where `job` is a task of an array.
   std::string number_of(const std::string& job);
   std::vector<int> ranks_of(const std::string& job) const;

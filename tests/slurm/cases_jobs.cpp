@@ -1,4 +1,6 @@
 // What SLURM does with jobs: requeue, preemption, time limits, arrays, chains.
+#include <signal.h>
+
 #include <fstream>
 
 #include "tests/slurm/case.h"
@@ -83,6 +85,27 @@ void requeue_by_the_script(Case& c) {
     c.thaw(job);
   });
   c.contains(c.job_log(), "saved; requeued");
+}
+
+// The signals of most clusters reach what SLURM has started and not the ranks, which are started by that.
+void tasks_are_told(Case& c) {
+  c.site("SITE_REQUEUE=self");
+  const std::string job = c.submit();
+  goes_on(c, job, [&] {
+    c.signal_tasks(job, SIGUSR1);
+    c.thaw(job);
+  });
+  c.contains(c.job_log(), "SIGUSR1: saved step");
+}
+
+void tasks_are_told_under_mpirun(Case& c) {
+  c.site("SITE_LAUNCHER=mpirun");
+  const std::string job = c.submit();
+  goes_on(c, job, [&] {
+    c.signal_tasks(job, SIGTERM);
+    c.thaw(job);
+  });
+  c.contains(c.job_log(), "SIGTERM\n");
 }
 
 void scancel(Case& c) {
@@ -181,6 +204,8 @@ std::vector<CaseEntry> job_cases() {
   return {{"Requeue", requeue},
           {"RequeueUnderMpirun", requeue_under_mpirun},
           {"RequeueByTheScript", requeue_by_the_script},
+          {"TasksAreTold", tasks_are_told},
+          {"TasksAreToldUnderMpirun", tasks_are_told_under_mpirun},
           {"Preemption", preemption},
           {"TimeLimit", time_limit},
           {"TimeLimitUnderMpirun", time_limit_under_mpirun},

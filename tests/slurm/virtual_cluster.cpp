@@ -96,17 +96,37 @@ std::optional<JobFields> VirtualCluster::wait(const std::string& job, double sec
 
 std::string VirtualCluster::log() const { return read_file(folder_ / "slurmctld.log"); }
 
-std::vector<int> ranks_with(const std::string& line) {
+namespace {
+
+std::string command_of(int process) { return read_file(fs::path("/proc") / std::to_string(process) / "comm"); }
+
+// Processes with this line in their environment, of which `wanted` is true.
+std::vector<int> processes_with(const std::string& line, const std::function<bool(int)>& wanted) {
   std::vector<int> found;
   std::error_code ignored;
   for (const auto& entry : fs::directory_iterator("/proc", ignored)) {
     const std::string name = entry.path().filename().string();
-    if (name.find_first_not_of("0123456789") != std::string::npos) continue;
-    if (read_file(entry.path() / "comm") != "transmamba\n") continue;
+    if (name.find_first_not_of("0123456789") != std::string::npos || !wanted(std::stoi(name))) continue;
     const std::string environment = '\0' + read_file(entry.path() / "environ");
     if (environment.find('\0' + line + '\0') != std::string::npos) found.push_back(std::stoi(name));
   }
   return found;
+}
+
+}  // namespace
+
+std::vector<int> ranks_with(const std::string& line) {
+  return processes_with(line, [](int process) { return command_of(process) == "transmamba\n"; });
+}
+
+std::vector<int> tasks_with(const std::string& line) {
+  return processes_with(line, [](int process) {
+    // PID (COMMAND) STATE PARENT ...
+    const std::string stat = read_file(fs::path("/proc") / std::to_string(process) / "stat");
+    const size_t state = stat.rfind(") ");
+    return state != std::string::npos && command_of(std::atoi(stat.c_str() + state + 4)) == "slurmstepd\n" &&
+           command_of(process) != "slurmstepd\n";
+  });
 }
 
 std::string environment_of(int process, const std::string& name) {

@@ -54,6 +54,8 @@ class VirtualCluster {
 
 // Processes of the program whose environment has this line ("SLURM_JOB_ID=7").
 std::vector<int> ranks_with(const std::string& line);
+// Processes with it that SLURM itself has started: the script of a batch job, the tasks of a step.
+std::vector<int> tasks_with(const std::string& line);
 std::string environment_of(int process, const std::string& name);
 
 }  // namespace tmamba
