@@ -5,6 +5,12 @@
 
 #include "kernels/base/check.h"
 
+namespace boost::program_options {
+template class typed_value<std::string>;
+template class typed_value<int64_t>;
+template class typed_value<double>;
+}  // namespace boost::program_options
+
 namespace tmamba {
 
 namespace po = boost::program_options;

@@ -2,8 +2,16 @@
 #pragma once
 
 #include <boost/program_options.hpp>
+#include <cstdint>
 #include <string>
 #include <vector>
+
+// Compiled once, in command.cpp.
+namespace boost::program_options {
+extern template class typed_value<std::string>;
+extern template class typed_value<int64_t>;
+extern template class typed_value<double>;
+}  // namespace boost::program_options
 
 namespace tmamba {
 
