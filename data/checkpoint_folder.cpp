@@ -43,6 +43,10 @@ bool is_left_over(const std::string& name, const std::string& nonce) {
   return !owner_of(name, ".tmp-").empty() || !owner_of(name, ".old-").empty();
 }
 
+bool keeps_for_ever(const fs::path& path, const SaveOptions& options) {
+  return options.keep_every > 0 && step_of_name(path.filename().string()).value() % options.keep_every == 0;
+}
+
 // For file systems that cannot swap two names. recover_set_aside() mends a crash between the renames.
 void replace_by_renames(const fs::path& temporary, const fs::path& final_path, const fs::path& aside) {
   rename_new(final_path, aside);
@@ -119,13 +123,32 @@ std::vector<fs::path> beyond_retention(const fs::path& current, const SaveOption
   std::erase(others, current);
   int64_t kept = 1;
   for (auto path = others.rbegin(); path != others.rend(); ++path) {
-    const int64_t step = step_of_name(path->filename().string()).value();
-    if (options.keep == 0 || kept++ < options.keep) continue;
-    if (options.keep_every > 0 && step % options.keep_every == 0) continue;
+    if (options.keep == 0 || kept++ < options.keep || keeps_for_ever(*path, options)) continue;
     out.push_back(*path);
   }
   std::reverse(out.begin(), out.end());
   return out;
+}
+
+VerifiedRetention verified_retention(const fs::path& checkpoints, const SaveOptions& options) {
+  const std::vector<fs::path> all = list_checkpoints(checkpoints);
+  VerifiedRetention found;
+  for (auto path = all.rbegin(); path != all.rend(); ++path) {
+    if (options.keep == 0 || found.kept < options.keep) {
+      const std::string problem = damage_of(*path);
+      if (problem.empty()) {
+        ++found.kept;
+      } else {
+        found.damaged.push_back({*path, problem});
+      }
+    } else if (keeps_for_ever(*path, options)) {
+      ++found.kept;
+    } else {
+      found.beyond.push_back(*path);
+    }
+  }
+  std::reverse(found.beyond.begin(), found.beyond.end());
+  return found;
 }
 
 std::vector<std::string> tidy_checkpoints(const fs::path& current, const SaveOptions& options,

@@ -37,6 +37,20 @@ void remove_checkpoint(const std::filesystem::path& path, const std::string& non
 // The checkpoints of a folder that the retention does not keep, oldest first, where `current` is kept as the newest.
 std::vector<std::filesystem::path> beyond_retention(const std::filesystem::path& current, const SaveOptions& options);
 
+// The same where nobody knows which checkpoints are whole: the newest ones to keep are those that verify. Damaged ones
+// that are met on the way do not count and are neither kept nor to be removed; nothing is to be removed where none
+// verifies.
+struct VerifiedRetention {
+  struct Damaged {
+    std::filesystem::path path;
+    std::string problem;
+  };
+  std::vector<std::filesystem::path> beyond;  // oldest first
+  std::vector<Damaged> damaged;               // newest first
+  int64_t kept = 0;
+};
+VerifiedRetention verified_retention(const std::filesystem::path& checkpoints, const SaveOptions& options);
+
 // After `current` was published: replaces `latest`, removes checkpoints beyond the retention and left-overs of crashed
 // runs. Returns what did not work, one line each; the checkpoint is whole all the same.
 std::vector<std::string> tidy_checkpoints(const std::filesystem::path& current, const SaveOptions& options,

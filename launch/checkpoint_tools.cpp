@@ -172,18 +172,23 @@ int checkpoint_diff(const fs::path& a, const fs::path& b, bool as_json) {
 
 int checkpoint_prune(const fs::path& run, const SaveOptions& keep, bool only_show, bool as_json) {
   const fs::path folder = checkpoints_folder(run);
-  const auto all = list_checkpoints(folder);
-  const auto out = all.empty() ? all : beyond_retention(all.back(), keep);
+  const VerifiedRetention found = verified_retention(folder, keep);
   const std::string nonce = random_nonce();
-  json removed = json::array();
-  for (const fs::path& path : out) {
+  json removed = json::array(), damaged = json::array();
+  for (const auto& [path, problem] : found.damaged) {
+    damaged.push_back({{"path", path.string()}, {"problem", problem}});
+    if (!as_json) std::printf("DAMAGED, does not count and stays: %s: %s\n", path.c_str(), problem.c_str());
+  }
+  for (const fs::path& path : found.beyond) {
     if (!only_show) remove_checkpoint(path, nonce);
     removed.push_back(path.string());
     if (!as_json) std::printf("%s %s\n", only_show ? "would remove" : "removed", path.c_str());
   }
-  print({{"removed", removed}, {"kept", all.size() - out.size()}, {"only_shown", only_show}}, as_json,
-        str(all.size() - out.size(), " checkpoints are kept"));
-  return kDone;
+  const bool none_whole = found.kept == 0 && !found.damaged.empty();
+  print({{"removed", removed}, {"damaged", damaged}, {"kept", found.kept}, {"only_shown", only_show}}, as_json,
+        none_whole ? str(folder.string(), ": no checkpoint is whole; nothing is removed")
+                   : str(found.kept, " checkpoints are kept"));
+  return none_whole ? kFailed : kDone;
 }
 
 int checkpoint_reshard(const fs::path& from, const fs::path& to, int64_t writers, bool as_json) {

@@ -13,7 +13,8 @@ namespace tmamba {
 
 // Where two checkpoints differ: step, state, tensors and their bits. 0: nowhere; 1 otherwise.
 int checkpoint_diff(const std::filesystem::path& a, const std::filesystem::path& b, bool as_json);
-// Removes the checkpoints of a run folder that the retention does not keep; with `only_show` says which.
+// Removes the checkpoints of a run folder that the retention does not keep; with `only_show` says which. The newest
+// that it keeps are read and verified; damaged ones among them do not count, are named and stay. 1: none is whole.
 int checkpoint_prune(const std::filesystem::path& run, const SaveOptions& keep, bool only_show, bool as_json);
 // The same checkpoint in `writers` files, in another folder of checkpoints.
 int checkpoint_reshard(const std::filesystem::path& from, const std::filesystem::path& to, int64_t writers,

@@ -88,16 +88,18 @@ int verify(const fs::path& path, bool as_json) {
 namespace po = boost::program_options;
 
 int checkpoint_verb(const Arguments& arguments) {
-  Command command("checkpoint ls|inspect|verify|diff|prune|reshard|export|import PATH [PATH] [options]",
-                  "ls RUN            the checkpoints of a run folder\n"
-                  "inspect A         tensors, step and configuration of one checkpoint\n"
-                  "verify A          reads everything and compares every checksum; exit code 1 where something is "
-                  "damaged\n"
-                  "diff A B          where two checkpoints differ; exit code 1 where they do\n"
-                  "prune RUN         removes old checkpoints (--keep, --keep-every, --dry-run)\n"
-                  "reshard A DIR     the same checkpoint in another number of files (--writers), in folder DIR\n"
-                  "export A FILE     one FILE.h5 or FILE.safetensors, with config.json beside it (--weights)\n"
-                  "import FILE DIR   a checkpoint of such a file, bit for bit, in folder DIR");
+  Command command(
+      "checkpoint ls|inspect|verify|diff|prune|reshard|export|import PATH [PATH] [options]",
+      "ls RUN            the checkpoints of a run folder\n"
+      "inspect A         tensors, step and configuration of one checkpoint\n"
+      "verify A          reads everything and compares every checksum; exit code 1 where something is "
+      "damaged\n"
+      "diff A B          where two checkpoints differ; exit code 1 where they do\n"
+      "prune RUN         verifies the newest checkpoints and removes those before them (--keep, --keep-every, "
+      "--dry-run)\n"
+      "reshard A DIR     the same checkpoint in another number of files (--writers), in folder DIR\n"
+      "export A FILE     one FILE.h5 or FILE.safetensors, with config.json beside it (--weights)\n"
+      "import FILE DIR   a checkpoint of such a file, bit for bit, in folder DIR");
   command.options()("writers", po::value<int64_t>()->default_value(0), "reshard: files; 0: of at most 1 GiB each")(
       "keep", po::value<int64_t>()->default_value(3), "prune: newest checkpoints to keep")(
       "keep-every", po::value<int64_t>()->default_value(0), "prune: keep those of steps divisible by this; 0: none")(
