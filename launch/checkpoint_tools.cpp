@@ -216,9 +216,15 @@ int checkpoint_export(const fs::path& from, const fs::path& file, bool weights_o
 
 int checkpoint_import(const fs::path& file, const fs::path& to, bool as_json) {
   if (!fs::exists(file)) throw UserError(str(file.string(), ": there is no such file"));
-  const fs::path path = write_checkpoint(open_export(file), to, 0);
+  const TensorSource source = open_export(file);
+  const bool checked = !source.crc.empty();
+  if (!checked) {
+    std::fprintf(stderr, "%s: has no checksums, so there was nothing to check its tensors against\n", file.c_str());
+  }
+  const fs::path path = write_checkpoint(source, to, 0);
   read_state(CheckpointReader(path));
-  print({{"path", path.string()}, {"bytes", CheckpointReader(path).bytes()}}, as_json, path.string());
+  print({{"path", path.string()}, {"bytes", CheckpointReader(path).bytes()}, {"checked", checked}}, as_json,
+        path.string());
   return kDone;
 }
 

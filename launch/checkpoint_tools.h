@@ -22,7 +22,8 @@ int checkpoint_reshard(const std::filesystem::path& from, const std::filesystem:
 // One .h5 or .safetensors file, with config.json beside it; `weights_only` leaves the optimizer's state out.
 int checkpoint_export(const std::filesystem::path& from, const std::filesystem::path& file, bool weights_only,
                       bool as_json);
-// A checkpoint of such a file, in a folder of checkpoints.
+// A checkpoint of such a file, in a folder of checkpoints. Throws DamagedCheckpoint where it does not have the
+// checksums in it; one without is taken as it is, with a line on standard error.
 int checkpoint_import(const std::filesystem::path& file, const std::filesystem::path& to, bool as_json);
 
 // The folder of checkpoints of a run, or the path itself where it is one. Throws UserError where there is no folder.

@@ -4,7 +4,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "data/crc32c.h"
 #include "data/fs.h"
+#include "data/manifest.h"
+#include "data/safetensors.h"
 #include "data/tensor_source.h"
 #include "launch/exit_code.h"
 #include "launch/run_state.h"
@@ -37,7 +40,7 @@ class CheckpointTools : public testing::Test {
                                .tokens = 64 * step,
                                .skipped = 0,
                                .seconds = 1,
-                               .config = "[model]\nvocab = 256\ndim = 32\n",
+                               .config = "[model]\nvocab = 256\ndim = 32\nschedule = [0]\n",
                                .tokenizer_hash = "h",
                                .bytes_per_token = 1,
                                .passed_over = 0,
@@ -108,6 +111,53 @@ TEST_F(CheckpointTools, PruneKeepsStepsForEverBesideTheNewest) {
   for (int64_t step = 1; step <= 6; ++step) save(step);
   EXPECT_EQ(checkpoint({"prune", run.path().string(), "--keep", "2", "--keep-every", "3"}).code, kDone);
   EXPECT_EQ(steps(), (std::vector<std::string>{"step-00000003", "step-00000005", "step-00000006"}));
+}
+
+// One bit in one tensor, in the state, in a checksum: nothing of it is imported.
+TEST_F(CheckpointTools, DamagedExportsAreNotImported) {
+  const fs::path from = save(5);
+  const std::string q = "model/layers.0.mixer.q.weight";
+  Logical tensor(q, DType::bf16, {24, 24}, 5);
+  for (const char* ending : {".h5", ".safetensors"}) {
+    const fs::path file = run / (std::string("m") + ending), bad = run / (std::string("bad") + ending);
+    ASSERT_EQ(checkpoint({"export", from.string(), file.string()}).code, kDone);
+    const std::string good = file_text(file);
+    const auto flipped = [&](const std::string& part) {
+      std::string bytes = good;
+      const size_t at = bytes.find(part);
+      EXPECT_NE(at, std::string::npos) << part;
+      bytes[at + part.size() - 1] ^= 1;
+      put_text(bad, bytes);
+      return checkpoint({"import", bad.string(), (run / "to").string()});
+    };
+    const Said in_tensor = flipped(std::string(tensor.bytes.begin(), tensor.bytes.begin() + 99));
+    EXPECT_EQ(in_tensor.code, kFailed) << ending;
+    EXPECT_THAT(in_tensor.text, HasSubstr(str(bad.string(), ": tensor ", q, ": its bytes have CRC32C")));
+    const std::string sum = hex8(crc32c(0, tensor.bytes.data(), tensor.bytes.size()));
+    for (const std::string& part : {sum, std::string("dim = 32")}) {
+      const Said said = flipped(part);
+      EXPECT_EQ(said.code, kFailed) << ending << " " << part;
+      EXPECT_THAT(said.text, HasSubstr(bad.string()));
+    }
+    EXPECT_TRUE(list_checkpoints(run / "to").empty());
+    EXPECT_EQ(checkpoint({"import", file.string(), (run / "to").string()}).code, kDone);
+    EXPECT_EQ(checkpoint({"diff", from.string(), (run / "to" / "step-00000005").string()}).code, kDone);
+    fs::remove_all(run / "to");
+  }
+}
+
+// Files without checksums are those of the first version, or another program's.
+TEST_F(CheckpointTools, ExportsWithoutChecksumsAreImportedWithAWord) {
+  const fs::path from = save(5), file = run / "old.safetensors", to = run / "to";
+  const CheckpointReader reader(from);
+  const auto header = safetensors_header({{"norm.weight", DType::f32, {2}}},
+                                         {{"transmamba.step", "5"}, {"transmamba.state", reader.state().dump()}});
+  put_text(file, header.bytes + "12345678");
+  const Said said = checkpoint({"import", file.string(), to.string(), "--json"});
+  ASSERT_EQ(said.code, kDone) << said.text;
+  EXPECT_EQ(json::parse(said.text)["checked"], false);
+  EXPECT_THAT(testing::internal::GetCapturedStderr(), HasSubstr("old.safetensors: has no checksums"));
+  testing::internal::CaptureStderr();
 }
 
 }  // namespace
