@@ -141,6 +141,11 @@ json model_config_json(const RunState& state, const fs::path& path) {
           {"rope_theta", m.rope_theta}};
 }
 
+bool holds(const fs::path& file, const std::string& text) {
+  return fs::is_regular_file(file) && fs::file_size(file) == text.size() &&
+         read_text(fs::canonical(file), static_cast<int64_t>(text.size())) == text;
+}
+
 }  // namespace
 
 fs::path checkpoints_folder(const fs::path& run) {
@@ -205,9 +210,14 @@ int checkpoint_export(const fs::path& from, const fs::path& file, bool weights_o
     std::erase_if(source.tensors, [](const StoredTensor& tensor) { return !tensor.name.starts_with("model/"); });
   }
   const std::string config = model_config_json(read_state(reader), from).dump(2) + "\n";
-  export_tensors(source, file);
   const fs::path beside = fs::absolute(file).parent_path() / "config.json";
-  replace_text_durably(beside, config, random_nonce());
+  const bool there = fs::exists(fs::symlink_status(beside));
+  if (there && !holds(beside, config)) {
+    throw UserError(
+        str(beside.string(), ": exists and is not that of this model; remove it or export to another ", "folder"));
+  }
+  export_tensors(source, file);
+  if (!there) replace_text_durably(beside, config, random_nonce());
   const int64_t bytes = static_cast<int64_t>(fs::file_size(file));
   print({{"path", file.string()}, {"config", beside.string()}, {"bytes", bytes}}, as_json,
         str(file.string(), " (", bytes_text(bytes), "), ", beside.string()));

@@ -19,7 +19,8 @@ int checkpoint_prune(const std::filesystem::path& run, const SaveOptions& keep, 
 // The same checkpoint in `writers` files, in another folder of checkpoints.
 int checkpoint_reshard(const std::filesystem::path& from, const std::filesystem::path& to, int64_t writers,
                        bool as_json);
-// One .h5 or .safetensors file, with config.json beside it; `weights_only` leaves the optimizer's state out.
+// One .h5 or .safetensors file, with config.json beside it; `weights_only` leaves the optimizer's state out. Neither is
+// written over; a config.json that says the same may be there.
 int checkpoint_export(const std::filesystem::path& from, const std::filesystem::path& file, bool weights_only,
                       bool as_json);
 // A checkpoint of such a file, in a folder of checkpoints. Throws DamagedCheckpoint where it does not have the

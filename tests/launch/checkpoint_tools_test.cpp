@@ -160,5 +160,18 @@ TEST_F(CheckpointTools, ExportsWithoutChecksumsAreImportedWithAWord) {
   testing::internal::CaptureStderr();
 }
 
+TEST_F(CheckpointTools, ExportWritesOverNothing) {
+  const std::string from = save(5).string();
+  const auto exported = [&](const std::string& name) { return checkpoint({"export", from, (run / name).string()}); };
+  ASSERT_EQ(exported("a.h5").code, kDone);
+  EXPECT_EQ(exported("a.safetensors").code, kDone);  // with the same configuration
+  put_text(run / "config.json", "{}\n");
+  const Said said = exported("b.h5");
+  EXPECT_EQ(said.code, kBadInput);
+  EXPECT_THAT(said.text, HasSubstr((run / "config.json").string()));
+  EXPECT_EQ(file_text(run / "config.json"), "{}\n");
+  EXPECT_EQ(names_in(run.path()), (std::vector<std::string>{"a.h5", "a.safetensors", "checkpoints", "config.json"}));
+}
+
 }  // namespace
 }  // namespace tmamba
