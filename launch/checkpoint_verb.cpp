@@ -1,7 +1,8 @@
+#include <algorithm>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
-#include "data/checkpoint.h"
+#include "data/checkpoint_folder.h"
 #include "launch/checkpoint_tools.h"
 #include "launch/command.h"
 #include "launch/progress.h"
@@ -29,21 +30,46 @@ json summary(const CheckpointReader& reader) {
           {"parameters", parameters},       {"bytes", bytes},        {"tensors", reader.tensors().size()}};
 }
 
+// summary(), or what is wrong with the checkpoint as far as opening it tells.
+json entry_of(const fs::path& path) {
+  json entry = {{"path", path.string()}, {"damaged", false}};
+  const auto step = step_of_name(path.filename().string());
+  if (step) entry["step"] = *step;
+  try {
+    entry.update(summary(CheckpointReader(path)));
+  } catch (const DamagedCheckpoint& error) {
+    entry["damaged"] = true, entry["problem"] = error.what();
+  } catch (const Error& error) {  // of another version, say
+    entry["problem"] = error.what();
+  }
+  return entry;
+}
+
+void print_entry(const json& entry) {
+  const std::string step = entry.contains("step") ? std::to_string(entry["step"].get<int64_t>()) : "?";
+  if (entry.contains("problem")) {
+    std::printf("step %-10s %s: %s\n", step.c_str(), entry["damaged"].get<bool>() ? "DAMAGED" : "cannot be read",
+                entry["problem"].get<std::string>().c_str());
+    return;
+  }
+  std::printf("step %-10s %10s tokens %12s  %s\n", step.c_str(), count_text(entry["tokens"].get<double>()).c_str(),
+              bytes_text(entry["bytes"].get<int64_t>()).c_str(), entry["path"].get<std::string>().c_str());
+}
+
 int list(const fs::path& dir, bool as_json) {
   const fs::path folder = checkpoints_folder(dir);
   json all = json::array();
-  for (const fs::path& path : list_checkpoints(folder)) all.push_back(summary(CheckpointReader(path)));
+  for (const fs::path& path : list_checkpoints(folder)) all.push_back(entry_of(path));
   if (as_json) {
     std::printf("%s\n", all.dump(2).c_str());
   } else if (all.empty()) {
     std::printf("%s: no checkpoints\n", folder.c_str());
+  } else {
+    for (const json& entry : all) print_entry(entry);
   }
-  for (const json& entry : as_json ? json::array() : all) {
-    std::printf("step %-10lld %10s tokens %12s  %s\n", entry["step"].get<long long>(),
-                count_text(entry["tokens"].get<double>()).c_str(), bytes_text(entry["bytes"].get<int64_t>()).c_str(),
-                entry["path"].get<std::string>().c_str());
-  }
-  return kDone;
+  const bool problems =
+      std::any_of(all.begin(), all.end(), [](const json& entry) { return entry.contains("problem"); });
+  return problems ? kFailed : kDone;
 }
 
 int inspect(const fs::path& path, bool as_json) {
@@ -90,7 +116,7 @@ namespace po = boost::program_options;
 int checkpoint_verb(const Arguments& arguments) {
   Command command(
       "checkpoint ls|inspect|verify|diff|prune|reshard|export|import PATH [PATH] [options]",
-      "ls RUN            the checkpoints of a run folder\n"
+      "ls RUN            the checkpoints of a run folder; exit code 1 where one cannot be opened\n"
       "inspect A         tensors, step and configuration of one checkpoint\n"
       "verify A          reads everything and compares every checksum; exit code 1 where something is "
       "damaged\n"

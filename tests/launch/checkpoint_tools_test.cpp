@@ -173,5 +173,19 @@ TEST_F(CheckpointTools, ExportWritesOverNothing) {
   EXPECT_EQ(names_in(run.path()), (std::vector<std::string>{"a.h5", "a.safetensors", "checkpoints", "config.json"}));
 }
 
+TEST_F(CheckpointTools, LsShowsTheDamagedAmongTheOthers) {
+  save(5), save(15);
+  const fs::path empty = save(10);
+  EXPECT_EQ(checkpoint({"ls", run.path().string()}).code, kDone);
+  fs::resize_file(empty / "manifest.json", 0);
+  const Said said = checkpoint({"ls", run.path().string()});
+  EXPECT_EQ(said.code, kFailed);
+  EXPECT_EQ(std::count(said.text.begin(), said.text.end(), '\n'), 3);
+  EXPECT_THAT(said.text, HasSubstr("step 10         DAMAGED: " + (empty / "manifest.json").string() + ": "));
+  const json listed = json::parse(checkpoint({"ls", run.path().string(), "--json"}).text);
+  ASSERT_EQ(listed.size(), 3u);
+  for (const json& entry : listed) EXPECT_EQ(entry["damaged"], entry["step"] == 10);
+}
+
 }  // namespace
 }  // namespace tmamba
