@@ -120,7 +120,8 @@ TEST_F(CheckpointTools, DamagedExportsAreNotImported) {
   Logical tensor(q, DType::bf16, {24, 24}, 5);
   for (const char* ending : {".h5", ".safetensors"}) {
     const fs::path file = run / (std::string("m") + ending), bad = run / (std::string("bad") + ending);
-    ASSERT_EQ(checkpoint({"export", from.string(), file.string()}).code, kDone);
+    const Said exported = checkpoint({"export", from.string(), file.string()});
+    ASSERT_EQ(exported.code, kDone) << exported.text;
     const std::string good = file_text(file);
     const auto flipped = [&](const std::string& part) {
       std::string bytes = good;

@@ -236,6 +236,27 @@ TEST_F(StudyFiles, ASummaryHoldsWhatWasMeasured) {
   EXPECT_NE(study_text(summary).find("5 of 5 points"), std::string::npos);
 }
 
+// Three starts hold the median with 75 % and ten with 95 % at least; of points with different numbers the least counts.
+TEST_F(StudyFiles, IntervalsAreLabelledWithWhatTheyHoldWith) {
+  Study s = study("layouts = [\"dp\"]\nbatch = 8\nrepeats = 3");
+  const StudyGrid grid = study_grid(s);
+  const auto labels = [&](const char* step, const char* efficiency) {
+    const json summary = study_summary(s, grid, {});
+    const std::string text = study_text(summary), page = study_page({summary});
+    EXPECT_NE(text.find(str(" interval (", step, ") ")), std::string::npos) << text;
+    EXPECT_NE(text.find(str(" efficiency % (", efficiency, ") ")), std::string::npos) << text;
+    EXPECT_NE(page.find(str("Tokens per second, with intervals (", step, ")")), std::string::npos);
+    EXPECT_NE(page.find(str("Efficiency per rank, with intervals (", efficiency, ")")), std::string::npos);
+  };
+  write_starts(s, grid);
+  labels("75 %", "75 %");
+  s.repeats = 6;
+  for (int64_t start : {3, 4, 5}) write_start(s, grid.points.front(), start, 400);
+  labels("75 %", "75 %");
+  write_starts(s, grid);
+  labels("96 %", "95 %");
+}
+
 TEST_F(StudyFiles, TheModelGoesOnWhereNobodyMeasured) {
   const Study s = study("mode = \"weak\"\nlayouts = [\"dp\", \"auto\"]\nbatch = 32\nrepeats = 6",
                         "[extrapolate]\nranks = [64, 4096]\nranks_per_node = 8\nbetween_gb_per_s = 10.0\n");
