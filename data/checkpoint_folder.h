@@ -23,6 +23,13 @@ std::optional<int64_t> step_of_name(const std::string& name);
 // "step-00001000.tmp-NONCE".
 std::string temporary_name(int64_t step, const std::string& nonce);
 
+// The checkpoint that a person means: a checkpoint itself, the newest one of a run folder or of a folder of
+// checkpoints, or the one that a file `latest` names. Throws UserError where there is none. Looks at names alone.
+std::filesystem::path checkpoint_at(const std::filesystem::path& path);
+
+// What is wrong where a folder named for one step holds the checkpoint of another; empty: nothing, or another name.
+std::string misplaced(const CheckpointReader& reader);
+
 // Gives the finished folder `temporary` its name and makes that durable. A folder that is there under this name is
 // replaced, in one step where the file system can; it ends up under a temporary name.
 void publish_checkpoint(const std::filesystem::path& temporary, const std::filesystem::path& final_path,

@@ -25,9 +25,7 @@ fs::path free_damaged_name(const fs::path& path) {
 std::string damage_of(const fs::path& path, int64_t part, int64_t parts) {
   try {
     const CheckpointReader reader(path, FileCheck::when_read);  // verify() looks
-    if (checkpoint_name(reader.step()) != path.filename()) {
-      return str(path.string(), ": its manifest is that of step ", reader.step());
-    }
+    if (const std::string wrong = misplaced(reader); !wrong.empty()) return wrong;
     const auto problems = reader.verify(part, parts);
     return problems.empty() ? "" : problems.front();
   } catch (const DamagedCheckpoint& error) {

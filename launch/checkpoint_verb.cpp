@@ -18,16 +18,15 @@ namespace fs = std::filesystem;
 using nlohmann::json;
 
 json summary(const CheckpointReader& reader) {
-  int64_t parameters = 0, bytes = 0;
+  int64_t parameters = 0;
   for (const StoredTensor& tensor : reader.tensors()) {
     int64_t size = 1;
     for (int64_t n : tensor.shape) size *= n;
     if (tensor.name.starts_with("model/")) parameters += size;
-    bytes += size * static_cast<int64_t>(size_of(tensor.dtype));
   }
   const RunState state = read_state(reader);
-  return {{"path", reader.path().string()}, {"step", reader.step()}, {"tokens", state.tokens},
-          {"parameters", parameters},       {"bytes", bytes},        {"tensors", reader.tensors().size()}};
+  return {{"path", reader.path().string()}, {"step", reader.step()},   {"tokens", state.tokens},
+          {"parameters", parameters},       {"bytes", reader.bytes()}, {"tensors", reader.tensors().size()}};
 }
 
 // summary(), or what is wrong with the checkpoint as far as opening it tells.
@@ -36,7 +35,9 @@ json entry_of(const fs::path& path) {
   const auto step = step_of_name(path.filename().string());
   if (step) entry["step"] = *step;
   try {
-    entry.update(summary(CheckpointReader(path)));
+    const CheckpointReader reader(path);
+    if (const std::string wrong = misplaced(reader); !wrong.empty()) throw DamagedCheckpoint(wrong);
+    entry.update(summary(reader));
   } catch (const DamagedCheckpoint& error) {
     entry["damaged"] = true, entry["problem"] = error.what();
   } catch (const Error& error) {  // of another version, say
@@ -57,9 +58,10 @@ void print_entry(const json& entry) {
 }
 
 int list(const fs::path& dir, bool as_json) {
+  const bool one = fs::exists(dir / "manifest.json") || step_of_name(fs::absolute(dir).filename().string());
   const fs::path folder = checkpoints_folder(dir);
   json all = json::array();
-  for (const fs::path& path : list_checkpoints(folder)) all.push_back(entry_of(path));
+  for (const fs::path& path : one ? std::vector{dir} : list_checkpoints(folder)) all.push_back(entry_of(path));
   if (as_json) {
     std::printf("%s\n", all.dump(2).c_str());
   } else if (all.empty()) {
@@ -98,7 +100,9 @@ int inspect(const fs::path& path, bool as_json) {
 }
 
 int verify(const fs::path& path, bool as_json) {
-  const std::vector<std::string> problems = CheckpointReader(path).verify();
+  const CheckpointReader reader(path);
+  std::vector<std::string> problems = reader.verify();
+  if (const std::string wrong = misplaced(reader); !wrong.empty()) problems.push_back(wrong);
   if (as_json) {
     std::printf("%s\n",
                 json({{"path", path.string()}, {"whole", problems.empty()}, {"problems", problems}}).dump(2).c_str());
@@ -116,6 +120,7 @@ namespace po = boost::program_options;
 int checkpoint_verb(const Arguments& arguments) {
   Command command(
       "checkpoint ls|inspect|verify|diff|prune|reshard|export|import PATH [PATH] [options]",
+      "A and B are checkpoints, or run folders, whose newest one is taken.\n\n"
       "ls RUN            the checkpoints of a run folder; exit code 1 where one cannot be opened\n"
       "inspect A         tensors, step and configuration of one checkpoint\n"
       "verify A          reads everything and compares every checksum; exit code 1 where something is "
@@ -134,17 +139,20 @@ int checkpoint_verb(const Arguments& arguments) {
   command.positional("path");
   command.positional("second");
   if (!command.parse(arguments)) return kDone;
-  const std::string action = command.required("action"), path = command.required("path");
+  const std::string action = command.required("action"), given = command.required("path");
   const bool as_json = command.json();
   const bool two = action == "diff" || action == "reshard" || action == "export" || action == "import";
   const std::string second = two ? command.required("second") : "";
   if (!two && command.has("second")) {
     throw UserError(str("checkpoint ", action, " takes one path, not also ", command.get<std::string>("second")));
   }
+  const bool reads_one =
+      action == "inspect" || action == "verify" || action == "diff" || action == "export" || action == "reshard";
+  const fs::path path = reads_one ? checkpoint_at(given) : fs::path(given);
   if (action == "ls") return list(path, as_json);
   if (action == "inspect") return inspect(path, as_json);
   if (action == "verify") return verify(path, as_json);
-  if (action == "diff") return checkpoint_diff(path, second, as_json);
+  if (action == "diff") return checkpoint_diff(path, checkpoint_at(second), as_json);
   if (action == "export") return checkpoint_export(path, second, command.has("weights"), as_json);
   if (action == "import") return checkpoint_import(path, second, as_json);
   if (action == "reshard") {

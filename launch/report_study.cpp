@@ -335,6 +335,14 @@ std::string left_out(const json& summary) {
                              ", T=", s.at("seq_len").get<int64_t>(), ": ", shortened(word(s, "why"), 400))) +
             "</li>\n";
   }
+  if (summary.contains("model")) {
+    for (const json& s : summary.at("model").at("extrapolation").at("skipped")) {
+      list += "<li>not extrapolated: " +
+              html_escaped(str(word(s, "series"), " on ", ranks_word(s.at("ranks").get<int64_t>()),
+                               ", T=", s.at("seq_len").get<int64_t>(), ": ", shortened(word(s, "why"), 400))) +
+              "</li>\n";
+    }
+  }
   return list.empty() ? "" : html_section("Not measured", "<ul>\n" + list + "</ul>\n");
 }
 

@@ -85,6 +85,11 @@ std::string model_text(const json& model) {
   }
   text += holdout_text(model.at("holdout"));
   const json& e = model.at("extrapolation");
+  for (const json& s : e.at("skipped")) {
+    text +=
+        str("left out of the extrapolation: ", s.at("series").get<std::string>(), " on ", s.at("ranks").get<int64_t>(),
+            " ranks, T=", s.at("seq_len").get<int64_t>(), ": ", s.at("why").get<std::string>(), "\n");
+  }
   if (e.at("points").empty()) return text;
   text += str("Extrapolated by the model, ", e.at("ranks_per_node").get<int>(), " ranks a node");
   for (const json& assumed : e.at("assumed")) text += ", assuming " + assumed.get<std::string>();

@@ -188,5 +188,41 @@ TEST_F(CheckpointTools, LsShowsTheDamagedAmongTheOthers) {
   for (const json& entry : listed) EXPECT_EQ(entry["damaged"], entry["step"] == 10);
 }
 
+TEST_F(CheckpointTools, RunFoldersMeanTheirNewest) {
+  const fs::path old = save(5), newest = save(10), latest = run / "checkpoints" / "latest";
+  put_text(latest, "step-00000010\n");
+  for (const fs::path& path : {run.path(), run / "checkpoints", latest, newest, newest / ""}) {
+    EXPECT_EQ(json::parse(checkpoint({"inspect", path.string(), "--json"}).text)["step"], 10) << path;
+    EXPECT_EQ(checkpoint({"verify", path.string()}).code, kDone) << path;
+    EXPECT_EQ(checkpoint({"diff", newest.string(), path.string()}).code, kDone) << path;
+  }
+  EXPECT_EQ(checkpoint({"export", run.path().string(), (run / "a.h5").string(), "--weights"}).code, kDone);
+  put_text(latest, "../x\n");
+  EXPECT_THAT(checkpoint({"verify", latest.string()}).text, HasSubstr("does not hold the name"));
+  EXPECT_EQ(checkpoint({"verify", (run / "a.h5").string()}).code, kBadInput);
+  // One checkpoint is a list of one, and has the size that a save tells: that of its files.
+  const json listed = json::parse(checkpoint({"ls", old.string(), "--json"}).text);
+  ASSERT_EQ(listed.size(), 1u);
+  EXPECT_EQ(listed[0]["bytes"], fs::file_size(old / "rank-00000.h5"));
+}
+
+TEST_F(CheckpointTools, SwappedFoldersAreFound) {
+  const fs::path a = save(5), b = save(10), aside = run / "aside";
+  fs::rename(a, aside), fs::rename(b, a), fs::rename(aside, b);
+  for (const fs::path& path : {a, b, a / ""}) {
+    const Said said = checkpoint({"verify", path.string()});
+    EXPECT_EQ(said.code, kFailed) << path;
+    EXPECT_THAT(said.text, HasSubstr("its manifest is that of step"));
+  }
+  EXPECT_EQ(checkpoint({"ls", run.path().string()}).code, kFailed);
+}
+
+TEST_F(CheckpointTools, StudiesAreNotStartedByALauncher) {
+  ASSERT_EQ(setenv("OMPI_COMM_WORLD_RANK", "1", 1), 0);
+  const std::string refused = thrown<UserError>([] { scale_verb({"study.toml"}); });
+  unsetenv("OMPI_COMM_WORLD_RANK");
+  EXPECT_THAT(refused, HasSubstr("outside mpirun"));
+}
+
 }  // namespace
 }  // namespace tmamba

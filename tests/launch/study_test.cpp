@@ -228,6 +228,10 @@ TEST_F(StudyFiles, ASummaryHoldsWhatWasMeasured) {
   const json& extrapolated = summary["model"]["extrapolation"];
   EXPECT_TRUE(extrapolated["points"].empty());
   EXPECT_EQ(extrapolated["skipped"].size(), 2u);
+  for (const char* series : {"dp", "tp"}) {
+    EXPECT_NE(study_text(summary).find(str("left out of the extrapolation: ", series, " on 4096 ranks")),
+              std::string::npos);
+  }
   EXPECT_EQ(summary["model"]["holdout"]["ranks"], 4);
   write_summary(s, summary);
   const std::string csv = study_csv(summary), model = extrapolation_csv(summary);
