@@ -148,6 +148,11 @@ class CheckpointReader {
 // Folders of whole-looking checkpoints (a manifest is there) in `checkpoints`, oldest first.
 std::vector<std::filesystem::path> list_checkpoints(const std::filesystem::path& checkpoints);
 
+// Why a checkpoint in a folder of checkpoints cannot be used, the first problem alone: its manifest is damaged or that
+// of another step than the folder's name says, or bytes are not those that were written. Empty where it is whole. Reads
+// everything, or only `part` of `parts` of the files. What is no damage throws, as for CheckpointReader.
+std::string damage_of(const std::filesystem::path& path, int64_t part = 0, int64_t parts = 1);
+
 // The newest checkpoint that verifies. A damaged one is renamed to `NAME.damaged` after `on_damage(path, problem)` was
 // called (on rank 0), and the one before it is tried. What is no damage - permissions, too many open files, a newer
 // format version - throws and renames nothing. The ranks of `comm` share the work of verifying and all get the same

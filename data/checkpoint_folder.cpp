@@ -43,6 +43,16 @@ bool is_left_over(const std::string& name, const std::string& nonce) {
   return !owner_of(name, ".tmp-").empty() || !owner_of(name, ".old-").empty();
 }
 
+bool keeps_for_ever(const fs::path& path, const SaveOptions& options) {
+  return options.keep_every > 0 && step_of_name(path.filename().string()).value() % options.keep_every == 0;
+}
+
+// The step that a folder's own name says, however the path is written: "step-00000005/", ".".
+std::optional<int64_t> step_of_folder(const fs::path& folder) {
+  const fs::path full = fs::absolute(folder).lexically_normal();
+  return step_of_name((full.has_filename() ? full : full.parent_path()).filename().string());
+}
+
 // For file systems that cannot swap two names. recover_set_aside() mends a crash between the renames.
 void replace_by_renames(const fs::path& temporary, const fs::path& final_path, const fs::path& aside) {
   rename_new(final_path, aside);
@@ -77,6 +87,28 @@ std::optional<int64_t> step_of_name(const std::string& name) {
 }
 
 std::string temporary_name(int64_t step, const std::string& nonce) { return checkpoint_name(step) + ".tmp-" + nonce; }
+
+fs::path checkpoint_at(const fs::path& path) {
+  if (!fs::exists(path)) throw UserError(str(path.string(), ": there is no such checkpoint or run folder"));
+  if (fs::is_regular_file(path) && path.filename() == kLatest) {
+    std::string name = read_text(fs::canonical(path), 256);
+    while (name.ends_with('\n')) name.pop_back();
+    if (!step_of_name(name)) throw UserError(str(path.string(), ": does not hold the name of a checkpoint"));
+    return path.parent_path() / name;
+  }
+  if (!fs::is_directory(path)) throw UserError(str(path.string(), ": is a file; expected a checkpoint or run folder"));
+  if (fs::exists(path / kManifestName) || step_of_folder(path)) return path;
+  const fs::path folder = fs::exists(path / "checkpoints") ? path / "checkpoints" : path;
+  const std::vector<fs::path> all = list_checkpoints(folder);
+  if (all.empty()) throw UserError(str(folder.string(), ": no checkpoints"));
+  return all.back();
+}
+
+std::string misplaced(const CheckpointReader& reader) {
+  const auto step = step_of_folder(reader.path());
+  if (!step || *step == reader.step()) return "";
+  return str(reader.path().string(), ": its manifest is that of step ", reader.step());
+}
 
 void publish_checkpoint(const fs::path& temporary, const fs::path& final_path, const std::string& nonce) {
   const bool replaces = fs::exists(fs::symlink_status(final_path));
@@ -119,13 +151,32 @@ std::vector<fs::path> beyond_retention(const fs::path& current, const SaveOption
   std::erase(others, current);
   int64_t kept = 1;
   for (auto path = others.rbegin(); path != others.rend(); ++path) {
-    const int64_t step = step_of_name(path->filename().string()).value();
-    if (options.keep == 0 || kept++ < options.keep) continue;
-    if (options.keep_every > 0 && step % options.keep_every == 0) continue;
+    if (options.keep == 0 || kept++ < options.keep || keeps_for_ever(*path, options)) continue;
     out.push_back(*path);
   }
   std::reverse(out.begin(), out.end());
   return out;
+}
+
+VerifiedRetention verified_retention(const fs::path& checkpoints, const SaveOptions& options) {
+  const std::vector<fs::path> all = list_checkpoints(checkpoints);
+  VerifiedRetention found;
+  for (auto path = all.rbegin(); path != all.rend(); ++path) {
+    if (options.keep == 0 || found.kept < options.keep) {
+      const std::string problem = damage_of(*path);
+      if (problem.empty()) {
+        ++found.kept;
+      } else {
+        found.damaged.push_back({*path, problem});
+      }
+    } else if (keeps_for_ever(*path, options)) {
+      ++found.kept;
+    } else {
+      found.beyond.push_back(*path);
+    }
+  }
+  std::reverse(found.beyond.begin(), found.beyond.end());
+  return found;
 }
 
 std::vector<std::string> tidy_checkpoints(const fs::path& current, const SaveOptions& options,

@@ -11,20 +11,6 @@ namespace fs = std::filesystem;
 
 namespace {
 
-// Why the checkpoint cannot be used, looking at every size'th file from number `rank`; empty where it is whole.
-std::string damage_of(const fs::path& path, int rank, int size) {
-  try {
-    const CheckpointReader reader(path, FileCheck::when_read);  // verify() looks
-    if (checkpoint_name(reader.step()) != path.filename()) {
-      return str(path.string(), ": its manifest is that of step ", reader.step());
-    }
-    const auto problems = reader.verify(rank, size);
-    return problems.empty() ? "" : problems.front();
-  } catch (const DamagedCheckpoint& error) {
-    return error.what();
-  }
-}
-
 fs::path free_damaged_name(const fs::path& path) {
   const std::string base = path.string() + ".damaged";
   if (!fs::exists(fs::symlink_status(base))) return base;
@@ -35,6 +21,17 @@ fs::path free_damaged_name(const fs::path& path) {
 }
 
 }  // namespace
+
+std::string damage_of(const fs::path& path, int64_t part, int64_t parts) {
+  try {
+    const CheckpointReader reader(path, FileCheck::when_read);  // verify() looks
+    if (const std::string wrong = misplaced(reader); !wrong.empty()) return wrong;
+    const auto problems = reader.verify(part, parts);
+    return problems.empty() ? "" : problems.front();
+  } catch (const DamagedCheckpoint& error) {
+    return error.what();
+  }
+}
 
 std::optional<fs::path> newest_checkpoint(Communicator& comm, const fs::path& checkpoints,
                                           const std::function<void(const fs::path&, const std::string&)>& on_damage) {

@@ -1,11 +1,14 @@
 // TensorSource to and from one file.
 #include <algorithm>
+#include <charconv>
 #include <memory>
 
+#include "data/crc32c.h"
 #include "data/fs.h"
 #include "data/h5.h"
 #include "data/manifest.h"
 #include "data/safetensors.h"
+#include "data/sha256.h"
 #include "data/tensor_source.h"
 
 namespace tmamba {
@@ -18,6 +21,10 @@ namespace {
 constexpr const char* kStateDataset = "state_json";
 constexpr const char* kStepKey = "transmamba.step";
 constexpr const char* kStateKey = "transmamba.state";
+constexpr const char* kCrcKey = "transmamba.crc32c";
+constexpr const char* kSealKey = "transmamba.sha256";
+constexpr const char* kCrcAttribute = "crc32c";
+constexpr const char* kSealAttribute = "sha256";
 constexpr std::string_view kModelFolder = "model/";
 constexpr int64_t kMaxState = int64_t{64} << 20;
 
@@ -36,23 +43,68 @@ void sort_by_name(std::vector<StoredTensor>& tensors) {
             [](const StoredTensor& a, const StoredTensor& b) { return a.name < b.name; });
 }
 
+// --- checksums
+
+// Of everything but the tensors' bytes, which their CRC32Cs stand for.
+std::string seal_of(const TensorSource& source) {
+  json tensors = json::object();
+  for (const StoredTensor& tensor : source.tensors) {
+    tensors[tensor.name] = {name_of(tensor.dtype), tensor.shape, hex8(source.crc.at(tensor.name))};
+  }
+  return sha256_hex(json::array({source.step, source.state, tensors}).dump());
+}
+
+uint32_t parse_crc(const std::string& digits, const std::string& where) {
+  uint32_t crc = 0;
+  const char* end = digits.data() + digits.size();
+  if (digits.size() == 8 && std::from_chars(digits.data(), end, crc, 16).ptr == end) return crc;
+  throw DamagedCheckpoint(str(where, ": its CRC32C is not 8 hexadecimal digits: the file is damaged"));
+}
+
+// Checksums are all there or none is.
+void check_seal(const TensorSource& source, const std::string& seal) {
+  if (source.crc.empty() && seal.empty()) return;
+  for (const StoredTensor& tensor : source.tensors) {
+    if (source.crc.contains(tensor.name)) continue;
+    throw DamagedCheckpoint(str(source.path.string(), ": tensor ", tensor.name,
+                                " has no checksum, though the file has some: it is damaged or was changed"));
+  }
+  if (seal == seal_of(source)) return;
+  throw DamagedCheckpoint(str(source.path.string(),
+                              ": the step, the state or the tensors' names, types, sizes and checksums do not have the "
+                              "SHA-256 that the file says: it is damaged or was changed"));
+}
+
+// Each block of a tensor and, in the end, the checksum of all.
+void each_summed_block(TensorSource& source, const StoredTensor& tensor,
+                       const std::function<void(int64_t row, const Tensor& block)>& f) {
+  uint32_t crc = 0;
+  each_block(source, tensor, [&](int64_t row, const Tensor& block) {
+    crc = crc32c(crc, block.raw(), static_cast<size_t>(block.bytes()));
+    f(row, block);
+  });
+  source.crc[tensor.name] = crc;
+}
+
 // --- HDF5
 
-void write_h5(const TensorSource& source, const fs::path& file) {
+void write_h5(TensorSource source, const fs::path& file) {
   H5File out = H5File::create(file);
   for (const StoredTensor& tensor : source.tensors) {
     if (tensor.name == kStateDataset) throw Error(str("a tensor may not have the name ", tensor.name));
     H5Dataset dataset = out.create_dataset(tensor.name, h5_type(tensor.dtype), tensor.shape);
-    each_block(source, tensor, [&](int64_t row, const Tensor& block) {
+    each_summed_block(source, tensor, [&](int64_t row, const Tensor& block) {
       std::vector<int64_t> offset(tensor.shape.size(), 0);
       offset[0] = row;
       dataset.write(offset, block);
     });
     if (tensor.dtype == DType::bf16) out.set_attribute(tensor.name, "dtype", name_of(DType::bf16));
+    out.set_attribute(tensor.name, kCrcAttribute, hex8(source.crc.at(tensor.name)));
   }
   const std::string state = source.state.dump();
   out.write(kStateDataset, ConstTensor(state.data(), {static_cast<int64_t>(state.size())}, DType::u8));
   out.set_attribute("/", "step", source.step);
+  out.set_attribute("/", kSealAttribute, seal_of(source));
   out.close();
 }
 
@@ -100,7 +152,10 @@ TensorSource open_h5(const fs::path& path) {
     }
     source.tensors.push_back({name, dtype_of(*file, name, dataset.info().type), dataset.info().shape});
     check_tensor(source.tensors.back(), path);
+    if (!file->has_attribute(name, kCrcAttribute)) continue;
+    source.crc[name] = parse_crc(file->string_attribute(name, kCrcAttribute), str(path.string(), ": tensor ", name));
   }
+  check_seal(source, file->has_attribute("/", kSealAttribute) ? file->string_attribute("/", kSealAttribute) : "");
   sort_by_name(source.tensors);
   source.read = [file](const std::string& name, int64_t row, const Tensor& out) {
     std::vector<int64_t> offset(static_cast<size_t>(out.dims()), 0);
@@ -124,23 +179,56 @@ std::string inner_name(const std::string& name) {
   return name.find('/') == std::string::npos ? std::string(kModelFolder) + name : name;
 }
 
-void write_safetensors(const TensorSource& source, const fs::path& file) {
+SafetensorsHeader header_of(const TensorSource& source, const std::string& seal) {
   std::vector<StoredTensor> tensors = source.tensors;
-  for (StoredTensor& tensor : tensors) tensor.name = outer_name(tensor.name);
-  const SafetensorsHeader header = safetensors_header(
-      tensors, {{"format", "pt"}, {kStepKey, std::to_string(source.step)}, {kStateKey, source.state.dump()}});
+  json crc = json::object();
+  for (StoredTensor& tensor : tensors) {
+    const uint32_t sum = source.crc.at(tensor.name);
+    tensor.name = outer_name(tensor.name);
+    crc[tensor.name] = hex8(sum);
+  }
+  return safetensors_header(tensors, {{"format", "pt"},
+                                      {kStepKey, std::to_string(source.step)},
+                                      {kStateKey, source.state.dump()},
+                                      {kCrcKey, crc.dump()},
+                                      {kSealKey, seal}});
+}
+
+// The header comes last, when the checksums are known; it has the same length before.
+void write_safetensors(TensorSource source, const fs::path& file) {
+  for (const StoredTensor& tensor : source.tensors) source.crc[tensor.name] = 0;
+  const SafetensorsHeader place = header_of(source, seal_of(source));
+  const auto header_bytes = static_cast<int64_t>(place.bytes.size());
   File out = File::create(file);
-  out.reserve(static_cast<int64_t>(header.bytes.size()) + source.bytes());
-  out.write(0, header.bytes.data(), header.bytes.size());
-  int64_t position = static_cast<int64_t>(header.bytes.size());
-  for (StoredTensor tensor : header.order) {
+  out.reserve(header_bytes + source.bytes());
+  int64_t position = header_bytes;
+  for (StoredTensor tensor : place.order) {
     tensor.name = inner_name(tensor.name);
-    each_block(source, tensor, [&](int64_t, const Tensor& block) {
+    each_summed_block(source, tensor, [&](int64_t, const Tensor& block) {
       out.write(position, block.raw(), static_cast<size_t>(block.bytes()));
       position += block.bytes();
     });
   }
+  const std::string header = header_of(source, seal_of(source)).bytes;
+  TM_CHECK(header.size() == place.bytes.size(), file.string(), ": the header grew while the tensors were written");
+  out.write(0, header.data(), header.size());
   out.close();
+}
+
+// What the metadata says of the tensors' bytes.
+void read_sums(TensorSource& source, const std::map<std::string, std::string>& metadata) {
+  const auto sums = metadata.find(kCrcKey), seal = metadata.find(kSealKey);
+  if (sums != metadata.end()) {
+    const std::string where = str(source.path.string(), ": the metadata's ", kCrcKey);
+    const json listed = json::parse(sums->second, nullptr, false);
+    if (!listed.is_object()) throw DamagedCheckpoint(where + " is not a JSON object: the file is damaged");
+    for (const auto& [name, digits] : listed.items()) {
+      if (!digits.is_string()) throw DamagedCheckpoint(where + " is not one of texts: the file is damaged");
+      source.crc[inner_name(name)] =
+          parse_crc(digits.get<std::string>(), str(source.path.string(), ": tensor ", inner_name(name)));
+    }
+  }
+  check_seal(source, seal == metadata.end() ? "" : seal->second);
 }
 
 TensorSource open_safetensors(const fs::path& path) {
@@ -165,6 +253,7 @@ TensorSource open_safetensors(const fs::path& path) {
     }
     tensor.name = inner_name(tensor.name);
   }
+  read_sums(source, metadata);
   sort_by_name(source.tensors);
   source.read = [reader](const std::string& name, int64_t row, const Tensor& out) {
     const int64_t row_elements = out.dims() == 2 ? out.size(1) : 1;

@@ -5,6 +5,7 @@
 
 #include "data/checkpoint_file.h"
 #include "data/checkpoint_folder.h"
+#include "data/crc32c.h"
 #include "data/fs.h"
 #include "data/manifest.h"
 
@@ -78,6 +79,22 @@ void write_part(const TensorSource& source, const std::vector<Share>& part, cons
   manifest.files.push_back(std::move(written.file));
 }
 
+// Holds the bytes that were written, slice by slice in the order of their rows, against what the source says of them.
+void check_sums(const TensorSource& source, const Manifest& manifest) {
+  for (const ManifestTensor& tensor : manifest.tensors) {
+    const auto said = source.crc.find(tensor.name);
+    if (said == source.crc.end()) continue;
+    uint32_t crc = 0;
+    for (const StoredSlice& slice : tensor.slices) {
+      const auto bytes = static_cast<uint64_t>(checked_bytes(slice.shape, tensor.dtype));
+      crc = crc32c_detail::multiply(crc32c_detail::zero_bytes_factor(bytes), crc) ^ slice.crc;
+    }
+    if (crc == said->second) continue;
+    throw DamagedCheckpoint(str(source.path.string(), ": tensor ", tensor.name, ": its bytes have CRC32C ", hex8(crc),
+                                ", the file says ", hex8(said->second), ": the file is damaged"));
+  }
+}
+
 }  // namespace
 
 int64_t TensorSource::bytes() const {
@@ -129,6 +146,7 @@ fs::path write_checkpoint(const TensorSource& source, const fs::path& checkpoint
       if (part.empty()) continue;
       write_part(source, part, temporary / rank_file_name(static_cast<int>(manifest.files.size())), manifest);
     }
+    check_sums(source, manifest);
     check_manifest(manifest);
     write_text_durably(temporary / kManifestName, manifest_text(manifest));
     sync_folder(temporary);

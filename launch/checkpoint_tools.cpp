@@ -141,6 +141,11 @@ json model_config_json(const RunState& state, const fs::path& path) {
           {"rope_theta", m.rope_theta}};
 }
 
+bool holds(const fs::path& file, const std::string& text) {
+  return fs::is_regular_file(file) && fs::file_size(file) == text.size() &&
+         read_text(fs::canonical(file), static_cast<int64_t>(text.size())) == text;
+}
+
 }  // namespace
 
 fs::path checkpoints_folder(const fs::path& run) {
@@ -172,18 +177,23 @@ int checkpoint_diff(const fs::path& a, const fs::path& b, bool as_json) {
 
 int checkpoint_prune(const fs::path& run, const SaveOptions& keep, bool only_show, bool as_json) {
   const fs::path folder = checkpoints_folder(run);
-  const auto all = list_checkpoints(folder);
-  const auto out = all.empty() ? all : beyond_retention(all.back(), keep);
+  const VerifiedRetention found = verified_retention(folder, keep);
   const std::string nonce = random_nonce();
-  json removed = json::array();
-  for (const fs::path& path : out) {
+  json removed = json::array(), damaged = json::array();
+  for (const auto& [path, problem] : found.damaged) {
+    damaged.push_back({{"path", path.string()}, {"problem", problem}});
+    if (!as_json) std::printf("DAMAGED, does not count and stays: %s: %s\n", path.c_str(), problem.c_str());
+  }
+  for (const fs::path& path : found.beyond) {
     if (!only_show) remove_checkpoint(path, nonce);
     removed.push_back(path.string());
     if (!as_json) std::printf("%s %s\n", only_show ? "would remove" : "removed", path.c_str());
   }
-  print({{"removed", removed}, {"kept", all.size() - out.size()}, {"only_shown", only_show}}, as_json,
-        str(all.size() - out.size(), " checkpoints are kept"));
-  return kDone;
+  const bool none_whole = found.kept == 0 && !found.damaged.empty();
+  print({{"removed", removed}, {"damaged", damaged}, {"kept", found.kept}, {"only_shown", only_show}}, as_json,
+        none_whole ? str(folder.string(), ": no checkpoint is whole; nothing is removed")
+                   : str(found.kept, " checkpoints are kept"));
+  return none_whole ? kFailed : kDone;
 }
 
 int checkpoint_reshard(const fs::path& from, const fs::path& to, int64_t writers, bool as_json) {
@@ -200,9 +210,14 @@ int checkpoint_export(const fs::path& from, const fs::path& file, bool weights_o
     std::erase_if(source.tensors, [](const StoredTensor& tensor) { return !tensor.name.starts_with("model/"); });
   }
   const std::string config = model_config_json(read_state(reader), from).dump(2) + "\n";
-  export_tensors(source, file);
   const fs::path beside = fs::absolute(file).parent_path() / "config.json";
-  replace_text_durably(beside, config, random_nonce());
+  const bool there = fs::exists(fs::symlink_status(beside));
+  if (there && !holds(beside, config)) {
+    throw UserError(
+        str(beside.string(), ": exists and is not that of this model; remove it or export to another ", "folder"));
+  }
+  export_tensors(source, file);
+  if (!there) replace_text_durably(beside, config, random_nonce());
   const int64_t bytes = static_cast<int64_t>(fs::file_size(file));
   print({{"path", file.string()}, {"config", beside.string()}, {"bytes", bytes}}, as_json,
         str(file.string(), " (", bytes_text(bytes), "), ", beside.string()));
@@ -211,9 +226,15 @@ int checkpoint_export(const fs::path& from, const fs::path& file, bool weights_o
 
 int checkpoint_import(const fs::path& file, const fs::path& to, bool as_json) {
   if (!fs::exists(file)) throw UserError(str(file.string(), ": there is no such file"));
-  const fs::path path = write_checkpoint(open_export(file), to, 0);
+  const TensorSource source = open_export(file);
+  const bool checked = !source.crc.empty();
+  if (!checked) {
+    std::fprintf(stderr, "%s: has no checksums, so there was nothing to check its tensors against\n", file.c_str());
+  }
+  const fs::path path = write_checkpoint(source, to, 0);
   read_state(CheckpointReader(path));
-  print({{"path", path.string()}, {"bytes", CheckpointReader(path).bytes()}}, as_json, path.string());
+  print({{"path", path.string()}, {"bytes", CheckpointReader(path).bytes()}, {"checked", checked}}, as_json,
+        path.string());
   return kDone;
 }
 

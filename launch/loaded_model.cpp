@@ -1,25 +1,11 @@
 #include "launch/loaded_model.h"
 
-#include "data/checkpoint.h"
+#include "data/checkpoint_folder.h"
 #include "launch/devices.h"
 
 namespace tmamba {
 
-namespace {
-
 namespace fs = std::filesystem;
-
-// The newest checkpoint of a run, or the path itself where it is one.
-fs::path checkpoint_at(const fs::path& path) {
-  if (!fs::exists(path)) throw UserError(str(path.string(), ": there is no such checkpoint or run folder"));
-  if (fs::exists(path / "manifest.json")) return path;
-  const fs::path folder = fs::exists(path / "checkpoints") ? path / "checkpoints" : path;
-  const std::vector<fs::path> all = list_checkpoints(folder);
-  if (all.empty()) throw UserError(str(folder.string(), ": no checkpoints"));
-  return all.back();
-}
-
-}  // namespace
 
 LoadedModel load_model(const fs::path& path, const std::vector<std::string>& overrides, World* world) {
   LoadedModel loaded{

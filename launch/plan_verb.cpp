@@ -1,5 +1,6 @@
 // transmamba plan: what a run will cost, before it runs: no ranks, no GPU, no data.
 #include <algorithm>
+#include <climits>
 #include <cstdio>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -38,10 +39,19 @@ MachineModel rates_of(const Command& command, const RunConfig& config) {
   if (name == "h200") return h200_machine(config.model.head_dim());
   if (name == "cpu") return cpu_machine();
   std::ifstream in(name);
-  if (!in) throw UserError(str("--machine ", name, ": neither \"h200\" nor \"cpu\" nor a file that can be read"));
+  if (!in || !std::filesystem::is_regular_file(name)) {
+    throw UserError(str("--machine ", name, ": neither \"h200\" nor \"cpu\" nor a file that can be read"));
+  }
   std::ostringstream text;
   text << in.rdbuf();
-  return machine_from_json(text.str());
+  if (!json::accept(text.str())) {
+    throw UserError(str("--machine ", name, ": is no machine file, which is JSON; --print-machine prints one to edit"));
+  }
+  try {
+    return machine_from_json(text.str());
+  } catch (const UserError& error) {
+    throw UserError(str("--machine ", name, ": ", error.what()));
+  }
 }
 
 // The same, with no more memory than the run may take.
@@ -125,6 +135,9 @@ int plan_verb(const Arguments& arguments) {
       "check", "prove that every message has its partner and nothing is missing");
   command.positional("config");
   if (!command.parse(arguments)) return kDone;
+  if (command.get<int64_t>("ranks") < 0 || command.get<int64_t>("ranks") > INT_MAX) {
+    throw UserError(str("--ranks ", command.get<int64_t>("ranks"), ": must be from 0 to ", INT_MAX));
+  }
   RunConfig config = load_config(command.required("config"), command.list("set"));
   validate(config.model);
   const MachineModel machine = machine_of(command, config);

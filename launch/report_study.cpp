@@ -10,6 +10,7 @@
 #include "launch/chart.h"
 #include "launch/html.h"
 #include "launch/progress.h"
+#include "launch/study_summary.h"
 
 namespace tmamba {
 
@@ -115,7 +116,7 @@ void add_limit(LineChart& chart, const json& summary, const std::vector<double>&
 
 std::string efficiency_chart(const json& summary, const std::vector<Curve>& curves) {
   const std::vector<double> counts = rank_counts(curves);
-  LineChart chart{.title = "Efficiency per rank, with 95 % intervals",
+  LineChart chart{.title = str("Efficiency per rank, with intervals (", least_confidence(summary, "efficiency"), ")"),
                   .x = {.label = "ranks", .log = true, .ticks = counts},
                   .y = {.label = "% of the base", .min = 0},
                   .series = {}};
@@ -128,7 +129,7 @@ std::string efficiency_chart(const json& summary, const std::vector<Curve>& curv
 
 std::string rate_chart(const json& summary, const std::vector<Curve>& curves) {
   const std::vector<double> counts = rank_counts(curves);
-  LineChart chart{.title = "Tokens per second, with 95 % intervals",
+  LineChart chart{.title = str("Tokens per second, with intervals (", least_confidence(summary, "tokens_per_s"), ")"),
                   .x = {.label = "ranks", .log = true, .ticks = counts},
                   .y = {.label = "tokens/s", .log = true},
                   .series = {}};
@@ -248,7 +249,8 @@ std::string points_table(const json& summary) {
          p.contains("fitted") ? fixed(number(p.at("fitted"), "step_ms"), 1) : "-", fixed(number(p, "load"), 1)});
   }
   return html_table(
-      {"layout", "starts", "step, ms", "tokens/s", "efficiency, %", "MFU, %", "computing, ms", "exposed, ms",
+      {"layout", "starts", str("step, ms (", least_confidence(summary, "step_ms"), ")"), "tokens/s",
+       str("efficiency, % (", least_confidence(summary, "efficiency"), ")"), "MFU, %", "computing, ms", "exposed, ms",
        "batches, ms", "save stall, ms", "memory of a rank", "planned, ms", "fitted, ms", "load before"},
       rows);
 }
@@ -332,6 +334,14 @@ std::string left_out(const json& summary) {
             html_escaped(str(word(s, "series"), " on ", ranks_word(s.at("ranks").get<int64_t>()),
                              ", T=", s.at("seq_len").get<int64_t>(), ": ", shortened(word(s, "why"), 400))) +
             "</li>\n";
+  }
+  if (summary.contains("model")) {
+    for (const json& s : summary.at("model").at("extrapolation").at("skipped")) {
+      list += "<li>not extrapolated: " +
+              html_escaped(str(word(s, "series"), " on ", ranks_word(s.at("ranks").get<int64_t>()),
+                               ", T=", s.at("seq_len").get<int64_t>(), ": ", shortened(word(s, "why"), 400))) +
+              "</li>\n";
+    }
   }
   return list.empty() ? "" : html_section("Not measured", "<ul>\n" + list + "</ul>\n");
 }

@@ -1,5 +1,6 @@
 // transmamba scale: scaling studies.
 #include <cstdio>
+#include <cstdlib>
 #include <nlohmann/json.hpp>
 
 #include "launch/command.h"
@@ -102,6 +103,19 @@ int scale(const Study& study, const Command& command) {
   return run.failed.empty() ? kDone : kFailed;
 }
 
+// Each of several ranks would start all of the study's ranks and write the same files.
+void refuse_launcher() {
+  const char* tasks = std::getenv("SLURM_STEP_NUM_TASKS");
+  const bool several = tasks != nullptr && std::getenv("SLURM_PROCID") != nullptr && std::atoi(tasks) > 1;
+  bool mpirun = false;
+  for (const char* variable : {"OMPI_COMM_WORLD_RANK", "HYDI_CONTROL_FD"}) {
+    mpirun = mpirun || std::getenv(variable) != nullptr;
+  }
+  if (!several && !mpirun) return;
+  throw UserError(str("scale starts the ranks of a study itself: start it once, outside mpirun",
+                      several ? " and not as several tasks of srun" : ""));
+}
+
 }  // namespace
 
 int scale_verb(const Arguments& arguments) {
@@ -127,6 +141,7 @@ int scale_verb(const Arguments& arguments) {
     std::printf("%s", explain_study().c_str());
     return kDone;
   }
+  refuse_launcher();
   const std::vector<std::string> files = command.list("study");
   if (files.empty()) throw UserError("a study file is missing\nusage: transmamba scale STUDY.toml  (--help, --keys)");
   if (files.size() > 1 && (command.has("dir") || command.json())) {

@@ -62,7 +62,9 @@ Interval ratio_interval(std::span<const double> a, std::span<const double> b, ui
     ratios.push_back(numerator / resampled(b));
   }
   std::sort(ratios.begin(), ratios.end());
-  return {ratios[kResamples * 25 / 1000], ratios[kResamples * 975 / 1000 - 1], 0.95};
+  const size_t fewest = std::min(a.size(), b.size());
+  return {ratios[kResamples * 25 / 1000], ratios[kResamples * 975 / 1000 - 1],
+          std::min(0.95, 1 - 2 * binomial_up_to(fewest, 0))};
 }
 
 }  // namespace tmamba

@@ -20,6 +20,8 @@ double median_of(std::span<const double> values);
 Interval median_interval(std::span<const double> values, double confidence = 0.95);
 
 // The 95 % interval of median(a) / median(b), from 4000 resamples of both with replacement (percentiles, seeded).
+// Resamples never leave the values' range, so of fewer than six values its confidence is that of the range of the fewer
+// ones, as median_interval() has it.
 Interval ratio_interval(std::span<const double> a, std::span<const double> b, uint64_t seed);
 
 }  // namespace tmamba

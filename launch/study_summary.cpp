@@ -133,7 +133,8 @@ json method_json(const Study& study) {
            "of the median over starts: the narrowest between two order statistics that holds the median with at least "
            "95 %, whatever the distribution; \"confidence\" says what it holds with where starts are too few"},
           {"efficiency",
-           "model FLOP/s per rank over those of the base point; interval by 4000 seeded bootstrap resamples of both"},
+           "model FLOP/s per rank over those of the base point; interval by 4000 seeded bootstrap resamples of both, "
+           "at 95 % or, of fewer than six starts, what their range holds a median with"},
           {"exposed", "step minus the same step with exchanges that move nothing (bench step)"},
           {"mfu",
            "3 x forward FLOPs of the model / (step seconds x ranks x peak FLOP/s of a rank); nothing that is computed "

@@ -15,7 +15,7 @@ struct FailedStart {
   std::string why;
 };
 
-// Everything that study.json holds: method, base, measured points with median and 95 % interval beside the planner's
+// Everything that study.json holds: method, base, measured points with median and interval beside the planner's
 // prediction and the fitted model, failures, what was skipped; the model apart under "model".
 nlohmann::json study_summary(const Study& study, const StudyGrid& grid, const std::vector<FailedStart>& failed);
 
@@ -23,6 +23,9 @@ nlohmann::json study_summary(const Study& study, const StudyGrid& grid, const st
 std::string study_csv(const nlohmann::json& summary);
 // The extrapolation, a line each. Every line says that it is a model.
 std::string extrapolation_csv(const nlohmann::json& summary);
+// The least confidence of the points' intervals of `quantity` ("step_ms", "efficiency"), for people: "75 %", rounded
+// down. Few starts give less than 95 %.
+std::string least_confidence(const nlohmann::json& summary, const char* quantity);
 // Table for people, every line ended.
 std::string study_text(const nlohmann::json& summary);
 

@@ -1,5 +1,7 @@
 // A study's summary as CSV and as text.
+#include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdio>
 
 #include "launch/progress.h"
@@ -83,6 +85,11 @@ std::string model_text(const json& model) {
   }
   text += holdout_text(model.at("holdout"));
   const json& e = model.at("extrapolation");
+  for (const json& s : e.at("skipped")) {
+    text +=
+        str("left out of the extrapolation: ", s.at("series").get<std::string>(), " on ", s.at("ranks").get<int64_t>(),
+            " ranks, T=", s.at("seq_len").get<int64_t>(), ": ", s.at("why").get<std::string>(), "\n");
+  }
   if (e.at("points").empty()) return text;
   text += str("Extrapolated by the model, ", e.at("ranks_per_node").get<int>(), " ranks a node");
   for (const json& assumed : e.at("assumed")) text += ", assuming " + assumed.get<std::string>();
@@ -98,6 +105,12 @@ std::string model_text(const json& model) {
 }
 
 }  // namespace
+
+std::string least_confidence(const json& summary, const char* quantity) {
+  double least = 1;
+  for (const json& p : summary.at("points")) least = std::min(least, p.at(quantity).at("confidence").get<double>());
+  return str(std::floor(100 * least + 1e-6), " %");
+}
 
 std::string study_csv(const json& summary) {
   std::string csv = csv_line({"mode",
@@ -207,8 +220,8 @@ std::string study_text(const json& summary) {
     text += str("base: ", base.at("id").get<std::string>(), ", ", fixed(base.at("step_ms").get<double>(), 1), " ms, ",
                 count_text(base.at("tokens_per_s").get<double>()), " tokens/s\n");
   }
-  text +=
-      row({"point", "starts", "step ms", "95 % interval", "tokens/s", "efficiency %", "exposed", "planned", "fitted"});
+  text += row({"point", "starts", "step ms", str("interval (", least_confidence(summary, "step_ms"), ")"), "tokens/s",
+               str("efficiency % (", least_confidence(summary, "efficiency"), ")"), "exposed", "planned", "fitted"});
   for (const json& point : summary.at("points")) text += point_row(point);
   for (const json& s : summary.at("skipped")) {
     text += str("left out: ", s.at("series").get<std::string>(), " on ", s.at("ranks").get<int64_t>(),

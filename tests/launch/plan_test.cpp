@@ -118,6 +118,14 @@ TEST_F(SavedPlan, DamagedIsRefusedByName) {
   refused("--set run.plan=data --set parallel.sp=2", 0, {"run.plan = data", "cannot read"});
 }
 
+TEST_F(SavedPlan, RanksAndMachinesThatAreNoneAreRefused) {
+  refused("--ranks -5", 0, {"--ranks -5"});
+  for (const char* name : {"nope", "data", "run.toml"})
+    refused(std::string("--machine ") + name, 0, {"--machine", name});
+  const Outcome garbage = transmamba("plan run.toml --machine run.toml");
+  EXPECT_EQ(garbage.output.find("json.exception"), std::string::npos) << garbage.output;
+}
+
 TEST_F(SavedPlan, TransportsThatDoNotFitAreRefused) {
   // Two heads over four ranks.
   refused("--set parallel.sp=4 --set parallel.transport=head_parallel", 4,

@@ -228,12 +228,37 @@ TEST_F(StudyFiles, ASummaryHoldsWhatWasMeasured) {
   const json& extrapolated = summary["model"]["extrapolation"];
   EXPECT_TRUE(extrapolated["points"].empty());
   EXPECT_EQ(extrapolated["skipped"].size(), 2u);
+  for (const char* series : {"dp", "tp"}) {
+    EXPECT_NE(study_text(summary).find(str("left out of the extrapolation: ", series, " on 4096 ranks")),
+              std::string::npos);
+  }
   EXPECT_EQ(summary["model"]["holdout"]["ranks"], 4);
   write_summary(s, summary);
   const std::string csv = study_csv(summary), model = extrapolation_csv(summary);
   EXPECT_EQ(std::count(csv.begin(), csv.end(), '\n'), 6);
   EXPECT_EQ(std::count(model.begin(), model.end(), '\n'), 1);
   EXPECT_NE(study_text(summary).find("5 of 5 points"), std::string::npos);
+}
+
+// Three starts hold the median with 75 % and ten with 95 % at least; of points with different numbers the least counts.
+TEST_F(StudyFiles, IntervalsAreLabelledWithWhatTheyHoldWith) {
+  Study s = study("layouts = [\"dp\"]\nbatch = 8\nrepeats = 3");
+  const StudyGrid grid = study_grid(s);
+  const auto labels = [&](const char* step, const char* efficiency) {
+    const json summary = study_summary(s, grid, {});
+    const std::string text = study_text(summary), page = study_page({summary});
+    EXPECT_NE(text.find(str(" interval (", step, ") ")), std::string::npos) << text;
+    EXPECT_NE(text.find(str(" efficiency % (", efficiency, ") ")), std::string::npos) << text;
+    EXPECT_NE(page.find(str("Tokens per second, with intervals (", step, ")")), std::string::npos);
+    EXPECT_NE(page.find(str("Efficiency per rank, with intervals (", efficiency, ")")), std::string::npos);
+  };
+  write_starts(s, grid);
+  labels("75 %", "75 %");
+  s.repeats = 6;
+  for (int64_t start : {3, 4, 5}) write_start(s, grid.points.front(), start, 400);
+  labels("75 %", "75 %");
+  write_starts(s, grid);
+  labels("96 %", "95 %");
 }
 
 TEST_F(StudyFiles, TheModelGoesOnWhereNobodyMeasured) {
