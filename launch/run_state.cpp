@@ -1,6 +1,7 @@
 #include "launch/run_state.h"
 
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "kernels/base/buffer.h"
 #include "launch/devices.h"
@@ -32,6 +33,20 @@ void require_same_shape(const CheckpointReader& reader, const std::string& name,
   }
   throw UserError(str(reader.path().string(), ": ", name, " is missing: the checkpoint is of another model; use its ",
                       "configuration or another run.dir"));
+}
+
+// A tensor that nothing would load is of another model too, and would be missing in the next checkpoint.
+void require_no_others(const CheckpointReader& reader, const ParameterTable& table) {
+  std::set<std::string> known;
+  for (const Parameter& parameter : table.all()) {
+    for (const std::string& name : parameter.stored) known.insert("model/" + name);
+  }
+  for (const StoredTensor& stored : reader.tensors()) {
+    if (!stored.name.starts_with("model/") || known.contains(stored.name)) continue;
+    throw UserError(str(reader.path().string(), ": ", stored.name,
+                        " is no part of this configuration's model: the checkpoint is of another model; use its ",
+                        "configuration or another run.dir"));
+  }
 }
 
 }  // namespace
@@ -99,6 +114,7 @@ RunState read_state(const CheckpointReader& reader) {
 }
 
 void load_params(const CheckpointReader& reader, const ParameterTable& table, const Tensor& params) {
+  require_no_others(reader, table);
   for (const OwnedRows& all : all_rows(table)) {
     each_range(table, all, Optimizer::rows_of(params, all), [&](const StoredRange& range, const Tensor& rows) {
       const std::string name = "model/" + range.name;

@@ -39,8 +39,10 @@ Trainer::Trainer(RunConfig config, World& world)
   mesh_ = std::make_unique<Mesh>(*all_, shape_);
   require_memory(config_, plan_, ops_->device(), world_);
   if (ops_->device() == Device::cuda) free_before_ = device_memory(Device::cuda).free;
+  const auto newest = find_newest();
+  if (newest) require_same_model(*newest);
   make_step();
-  resume_or_initialize();
+  resume_or_initialize(newest);
   if (config_.run.measure_kernels) {
     settle_kernel_choices(*ops_, world_.comm(), config_.run.dir, [this] { step_->rehearse(); });
   }
@@ -79,33 +81,6 @@ void Trainer::open_data() {
   micro_batch_ = micro;
   const int64_t step_tokens = config_.train.global_batch * config_.data.seq_len;
   total_steps_ = config_.train.steps > 0 ? config_.train.steps : ceil_div(config_.train.tokens, step_tokens);
-}
-
-void Trainer::resume_or_initialize() {
-  const bool resumed = load_newest();
-  if (!resumed)
-    initialize_run(*ops_, step_->table(), static_cast<uint64_t>(config_.train.seed), step_->params(),
-                   step_->optimizer());
-  folder_ = std::make_unique<RunFolder>(
-      config_.run.dir, state_.step, main_,
-      MetricSinks{.tensorboard = config_.run.tensorboard, .prometheus = config_.run.prometheus});
-  state_.config = to_toml(config_);
-  state_.tokenizer_hash = train_file_->info().tokenizer_hash;
-  state_.bytes_per_token =
-      static_cast<double>(train_file_->info().source_bytes) / static_cast<double>(train_file_->info().tokens);
-  folder_->write_config(state_.config);
-  if (main_) folder_->write_plan(plan_to_json(make_plan(plan_.dims, plan_.transports)));
-  start_profile();
-  folder_->started(resumed, state_.step, world_.size());
-}
-
-// Heartbeats lie in the run folder, which all hosts see.
-void Trainer::start_watchdog() {
-  if (config_.run.hang_timeout <= 0 || world_.size() == 1) return;
-  const std::filesystem::path folder = folder_->dir() / "heartbeat";
-  if (main_) std::filesystem::create_directories(folder);
-  world_.comm().barrier();
-  world_.start_watchdog({.timeout_seconds = config_.run.hang_timeout, .folder = folder});
 }
 
 int Trainer::run() {

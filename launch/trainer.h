@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <memory>
+#include <optional>
 
 #include "data/loader.h"
 #include "data/tokenizer.h"
@@ -67,9 +68,12 @@ class Trainer {
 
   void open_data();
   void make_step();
-  void resume_or_initialize();
 
-  bool load_newest();
+  std::optional<CheckpointReader> find_newest();
+  void require_same_model(const CheckpointReader& newest) const;
+  void load(const CheckpointReader& checkpoint);
+  void resume_or_initialize(const std::optional<CheckpointReader>& newest);
+  void say_what_changed(const std::string& config_before);
   void prepare_saving();
   bool starts_in_vain();
   bool due(int64_t every) const { return every > 0 && state_.step % every == 0; }

@@ -36,54 +36,6 @@ void switch_off(const fs::path& run, const char* name) {
 
 }  // namespace
 
-// Loads the newest whole checkpoint of the run folder, if there is one.
-bool Trainer::load_newest() {
-  const auto newest = newest_checkpoint(
-      world_.comm(), fs::path(config_.run.dir) / "checkpoints", [&](const fs::path& damaged, const std::string& why) {
-        std::fprintf(stderr, "%s is damaged and was set aside: %s\n", damaged.c_str(), why.c_str());
-        if (folder_) folder_->event("damaged", {{"path", damaged.string()}, {"problem", why}});
-      });
-  if (!newest) return false;
-  const CheckpointReader reader(*newest);
-  state_ = read_state(reader);
-  if (state_.tokenizer_hash != train_file_->info().tokenizer_hash) {
-    throw UserError(str(newest->string(), " was trained on data of another tokenizer than ", config_.data.train,
-                        "; use its data or another run.dir"));
-  }
-  load_params(reader, step_->table(), params());
-  load_optimizer(reader, step_->table(), step_->optimizer());
-  try {
-    guard_.restore(state_.guard);
-  } catch (const nlohmann::json::exception& error) {
-    throw UserError(str(newest->string(), "/manifest.json: the state of the spike guard is damaged: ", error.what()));
-  }
-  last_saved_ = state_.step;
-  last_checkpoint_ = newest->string();
-  return true;
-}
-
-// Whether the last starts have made no checkpoint that is newer than the one this start comes from.
-bool Trainer::starts_in_vain() {
-  progress_ = std::make_unique<RunProgress>(folder_->dir(), main_);
-  Crew crew(world_.comm());
-  bool in_vain = false;
-  crew.first_does([&] { in_vain = progress_->stuck(last_saved_, state_.config); });
-  in_vain = !crew.from_first(in_vain ? "yes" : "").empty();
-  const std::string passed =
-      crew.from_first(progress_->has_gone_back_to(last_saved_) ? std::to_string(progress_->passed_over()) : "");
-  if (!passed.empty()) state_.passed_over = std::stoll(passed);
-  if (!in_vain) return false;
-  folder_->event("no_progress", {{"step", std::max<int64_t>(last_saved_, 0)}, {"starts", RunProgress::kStarts}});
-  if (main_) {
-    std::fprintf(stderr,
-                 "%d starts of this run have ended before there was a newer checkpoint than that of step %lld, so it "
-                 "is not started again (exit code %d). See %s; to try all the same delete %s\n",
-                 RunProgress::kStarts, static_cast<long long>(std::max<int64_t>(last_saved_, 0)), kNoProgress,
-                 (folder_->dir() / "events.jsonl").c_str(), progress_->file().c_str());
-  }
-  return true;
-}
-
 // Everything a save needs, the space on the disk too, is there or missed before the first step.
 void Trainer::prepare_saving() {
   if (config_.checkpoint.writers == "node" && world_.size() > 1) {
@@ -213,7 +165,9 @@ void Trainer::go_back() {
     throw Error(str(trouble, "the run has gone back to the newest checkpoint, of step ", last_saved_, ", before. ",
                     advice, ": the run resumes from there"));
   }
-  if (!load_newest()) throw Error(str(trouble, "there is no whole checkpoint to go back to. ", advice));
+  const auto newest = find_newest();
+  if (!newest) throw Error(str(trouble, "there is no whole checkpoint to go back to. ", advice));
+  load(*newest);
   state_.config = now.config;
   state_.seconds = now.seconds;
   state_.passed_over = passed_before + (from - state_.step) * config_.train.global_batch;

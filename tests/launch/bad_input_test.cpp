@@ -97,7 +97,19 @@ TEST_F(BadInput, Data) {
 
 TEST_F(BadInput, Checkpoints) {
   refused("train run.toml --set run.dir=good --set model.dim=64 --set train.steps=3", {"another model", "32", "64"});
-  refused("train run.toml --set run.dir=good --set model.layers=5 --set train.steps=3", {"another model", "layers.4"});
+  const auto files = [] { return shell("find good -type f | sort | xargs cksum").output; };
+  const std::string before = files();
+  for (const std::vector<std::string>& change : std::vector<std::vector<std::string>>{
+           {"model.layers=2", "model.layers 2, was 4"},
+           {"model.tied_head=true", "model.tied_head true, was false"},
+           {"model.z_gate=false", "model.z_gate false, was true"},
+           {"model.rope_theta=500", "model.rope_theta 5e+02, was 1e+04"},
+           {"model.schedule=[0]", R"(model.schedule [0], was [0, "1/4", "1/2", "1/1"])"}}) {
+    refused("train run.toml --set run.dir=good --set train.steps=3 --set " + change[0],
+            {"another model", change[1], "another run.dir"});
+  }
+  EXPECT_EQ(files(), before) << "a run of another model was changed";
+  refused("eval good --set model.layers=2", {"another model", "layers.2"});
   refused("checkpoint verify good/checkpoints/step-00000009", {"step-00000009"});
   refused("generate nowhere", {"nowhere"});
   // The run is as it was.
