@@ -158,7 +158,9 @@ Goodput goodput_of(const RunRecord& run) {
   bool done = false, idle = true;  // idle: before the first start, or in one that found the run done
   for (size_t i = 0; i < entries.size(); ++i) {
     const Entry& entry = entries[i];
-    if (entry.event != nullptr && is_start(*entry.event)) {
+    // A run folder that was lost takes the event of its start along.
+    const bool begins_anew = entry.event != nullptr && entry.event->kind == "folder_lost" && goodput.starts.empty();
+    if (begins_anew || (entry.event != nullptr && is_start(*entry.event))) {
       idle = done && !does_a_step(entries, i);
       if (idle) continue;
       done = false;

@@ -87,26 +87,65 @@ void write_file(const fs::path& file, const std::string& text) {
 }  // namespace
 
 RunFolder::RunFolder(const fs::path& dir, int64_t resumed_step, bool write, const MetricSinks& sinks)
-    : dir_(dir), write_(write) {
+    : dir_(dir), write_(write), sinks_(sinks) {
   if (!write_) return;
+  open_logs(resumed_step);
+  if (!sinks.prometheus.empty()) prometheus_ = std::make_unique<PrometheusFile>(sinks.prometheus, dir_.string());
+}
+
+void RunFolder::open_logs(int64_t step) {
   std::error_code error;
   fs::create_directories(checkpoints(), error);
   if (error) throw UserError(str("run.dir: cannot create ", checkpoints().string(), ": ", error.message()));
-  moved_ = move_after(dir_ / "metrics.jsonl", resumed_step);
-  metrics_ = LineLog(dir_ / "metrics.jsonl");
   events_ = LineLog(dir_ / "events.jsonl");
+  moved_ = move_after(dir_ / "metrics.jsonl", step);
+  metrics_ = LineLog(dir_ / "metrics.jsonl");
   samples_ = LineLog(dir_ / "samples.txt");
-  if (sinks.tensorboard) tensorboard_ = std::make_unique<TensorBoardLog>(dir_ / "tensorboard", resumed_step);
-  if (!sinks.prometheus.empty()) prometheus_ = std::make_unique<PrometheusFile>(sinks.prometheus, dir_.string());
+  if (sinks_.tensorboard) tensorboard_ = std::make_unique<TensorBoardLog>(dir_ / "tensorboard", step);
+}
+
+bool RunFolder::lost() const { return write_ && (metrics_.gone() || events_.gone()); }
+
+bool RunFolder::make_anew(int64_t step, int ranks) {
+  if (!write_) return false;
+  try {
+    open_logs(step);
+    write_config(config_);
+    write_plan(plan_);
+  } catch (const std::exception& error) {
+    if (!said_it_is_lost_) {
+      std::fprintf(stderr, "step %lld: the run folder %s was removed or moved away and cannot be made anew: %s\n",
+                   static_cast<long long>(step), dir_.c_str(), error.what());
+    }
+    said_it_is_lost_ = true;
+    return false;
+  }
+  said_it_is_lost_ = false;
+  std::fprintf(stderr,
+               "step %lld: the run folder %s, or its logs, was removed or moved away, and is made anew: what it held "
+               "until now, checkpoints too, is no longer in it. Training goes on\n",
+               static_cast<long long>(step), dir_.c_str());
+  event("folder_lost", {{"step", step}, {"ranks", ranks}});
+  return true;
+}
+
+std::string RunFolder::time_text() const {
+  try {
+    return goodput_text(goodput_of(read_run_logs(dir_)));
+  } catch (const std::exception& error) {
+    return error.what();
+  }
 }
 
 void RunFolder::write_config(const std::string& toml) {
   if (!write_) return;
+  config_ = toml;
   write_file(dir_ / "config.toml", toml);
 }
 
 void RunFolder::write_plan(const std::string& json) {
   if (!write_) return;
+  plan_ = json;
   const fs::path file = dir_ / "plan.json", written = dir_ / "plan.json.tmp";
   {
     std::ofstream out(written);

@@ -93,6 +93,7 @@ class Trainer {
   void save_now();
   void report_save(const SaveOutcome& outcome);
   void leave_if_taken_over();
+  void keep_folder();
   StepResult next_step();
   void finish_step(const StepResult& result, double step_seconds);
   void go_back();

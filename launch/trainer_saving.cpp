@@ -5,7 +5,6 @@
 #include "data/checkpoint_crew.h"
 #include "data/fs.h"
 #include "data/slice_relay.h"
-#include "launch/goodput.h"
 #include "launch/progress.h"
 #include "launch/signals.h"
 #include "launch/trainer.h"
@@ -66,8 +65,19 @@ std::vector<TensorSlice> Trainer::own_slices(const std::function<Tensor(const Te
   return run_slices(step_->table(), params(), step_->optimizer(), owns, mesh_->coordinates().tp == 0, host);
 }
 
+// Somebody may remove the run folder, or move it away, under a run: it is made anew, and training goes on. Where
+// another start of the run has put its own in the place, save() ends this one.
+void Trainer::keep_folder() {
+  if (!folder_->lost() || !progress_ || !progress_->taken_over().empty()) return;
+  if (!folder_->make_anew(state_.step, world_.size())) return;
+  progress_->write_again();
+  std::error_code ignored;  // the watchdog says what it cannot write
+  if (world_.size() > 1) fs::create_directories(folder_->dir() / "heartbeat", ignored);
+}
+
 // Starts a checkpoint of this step; with `behind` it is written while training goes on.
 void Trainer::save(bool behind) {
+  keep_folder();
   if (saver_ && saver_->in_flight()) report_save(saver_->finish());
   if (last_saved_ == state_.step) return;
   state_.guard = guard_.state();
@@ -80,6 +90,9 @@ void Trainer::save(bool behind) {
 
 // A checkpoint of this step, or an error: the run is about to end.
 void Trainer::save_now() {
+  // What was saved before may have gone with the run folder.
+  const bool gone = main_ && !fs::exists(last_checkpoint_);
+  if (!broadcast_text(world_.comm(), gone ? "gone" : "").empty()) last_saved_ = -1;
   save(false);
   if (last_saved_ == state_.step) return;
   throw Error(str("step ", state_.step, " could not be saved: ", save_problem_, ". The newest checkpoint is ",
@@ -142,7 +155,7 @@ int Trainer::stop_and_requeue() {
   log_end("stop", {{"step", state_.step}, {"signal", name}});
   if (main_) {
     switch_off(folder_->dir(), kStopSwitch);
-    message_line(str("time: ", goodput_text(goodput_of(read_run_logs(folder_->dir())))));
+    message_line(str("time: ", folder_->time_text()));
     std::printf("%s: saved step %lld and stopped. Start the same command again to go on.\n", name.c_str(),
                 static_cast<long long>(state_.step));
   }

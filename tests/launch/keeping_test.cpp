@@ -129,6 +129,29 @@ TEST_F(Keeping, AFolderThatGoesAwayIsMadeAgain) {
   EXPECT_EQ(transmamba("checkpoint verify " + list.back()["path"].get<std::string>()).code, 0);
 }
 
+// The whole run folder is taken away under a run.
+TEST_F(Keeping, ARunWhoseFolderIsLostSaysSoAndGoesOn) {
+  write_config("run.toml", "steps = 100000\nglobal_batch = 2\n[checkpoint]\nevery = 0");
+  const Outcome outcome = beside(
+      "until_ '[ -s run/metrics.jsonl ]'; mv run away; until_ '[ $(events folder_lost) -ge 1 ]'; "
+      "until_ '[ -s run/metrics.jsonl ]'; rm -rf run; until_ '[ -s run/metrics.jsonl ]'; touch run/STOP");
+  EXPECT_EQ(outcome.code, 85) << outcome.output;
+  EXPECT_EQ(outcome.output.find("gave up"), std::string::npos) << outcome.output;
+  EXPECT_NE(outcome.output.find("run folder run, or its logs, was removed or moved away"), std::string::npos);
+  EXPECT_NE(outcome.output.find("STOP: saved step"), std::string::npos) << outcome.output;
+  EXPECT_EQ(events("folder_lost").size(), 1u);
+  for (const char* file : {"config.toml", "plan.json", "progress.json", "goodput.json", "checkpoints/latest"}) {
+    EXPECT_TRUE(fs::exists(fs::path("run") / file)) << file;
+  }
+  // From its first line on the new log is whole, and is one of a run.
+  const std::vector<double> steps = series("run", "step");
+  ASSERT_FALSE(steps.empty());
+  EXPECT_EQ(steps.front(), events("folder_lost")[0]["step"].get<double>());
+  EXPECT_EQ(steps.back() - steps.front() + 1, static_cast<double>(steps.size()));
+  std::ifstream in("run/goodput.json");
+  EXPECT_EQ(nlohmann::json::parse(in)["starts"].size(), 1u);
+}
+
 // A disk that is full already is found before the first step.
 TEST_F(Keeping, TooLittleSpaceIsFoundBeforeTheFirstStep) {
   write_config("run.toml", "steps = 4\nglobal_batch = 2\n[checkpoint]\nevery = 2");
