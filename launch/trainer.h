@@ -134,6 +134,9 @@ class Trainer {
   double logged_stall_seconds_ = 0;
   int64_t last_saved_ = -1;
   std::string last_checkpoint_, save_problem_;
+  bool save_was_asked_for_ = false;  // by the switch file: the save in flight answers it
+  double retry_seconds_ = 0;         // after a failed save, before the switch file asks again
+  Clock::time_point failed_at_;
   SpikeGuard guard_;
   int skips_in_a_row_ = 0;
   int64_t steps_here_ = 0;  // of this process

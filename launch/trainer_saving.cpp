@@ -1,4 +1,5 @@
 // Trainer: what keeps a run from losing anything: resuming, saving, stopping on purpose, going back.
+#include <algorithm>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
@@ -79,13 +80,17 @@ void Trainer::keep_folder() {
 void Trainer::save(bool behind) {
   keep_folder();
   if (saver_ && saver_->in_flight()) report_save(saver_->finish());
-  if (last_saved_ == state_.step) return;
+  const bool asked = main_ && switched(config_.run.dir, kSaveSwitch);
+  if (last_saved_ == state_.step) {
+    if (asked) switch_off(config_.run.dir, kSaveSwitch);
+    return;
+  }
+  save_was_asked_for_ = asked;
   state_.guard = guard_.state();
   auto outcome = saver_->start(
       state_.step, [&] { return slices_to_save(behind); }, state_json(state_));
   if (!outcome && !behind) outcome = saver_->finish();
   if (outcome) report_save(*outcome);
-  if (main_ && switched(folder_->dir(), kSaveSwitch)) switch_off(folder_->dir(), kSaveSwitch);
 }
 
 // A checkpoint of this step, or an error: the run is about to end.
@@ -103,6 +108,9 @@ void Trainer::report_save(const SaveOutcome& outcome) {
   save_interval_.saved(outcome.stall_seconds);
   if (!outcome.problem.empty()) {
     save_problem_ = outcome.problem;
+    // The switch stays, for another try: not at every step.
+    retry_seconds_ = std::clamp(2 * retry_seconds_, 1.0, 600.0);
+    failed_at_ = Clock::now();
     folder_->event("checkpoint_failed", {{"step", outcome.step}, {"problem", outcome.problem}});
     if (main_) {
       std::fprintf(stderr, "step %lld: there is no checkpoint of step %lld: %s\n", static_cast<long long>(state_.step),
@@ -110,6 +118,8 @@ void Trainer::report_save(const SaveOutcome& outcome) {
     }
     return leave_if_taken_over();
   }
+  retry_seconds_ = 0;
+  if (save_was_asked_for_) switch_off(folder_->dir(), kSaveSwitch);
   const SaveReport& report = outcome.report;
   last_saved_ = outcome.step;
   last_checkpoint_ = report.path.string();
@@ -141,9 +151,10 @@ int Trainer::stop_reason() const {
 }
 
 bool Trainer::wants_save() const {
-  if (!main_ || !saver_) return false;
-  if (switched(config_.run.dir, kSaveSwitch)) return true;
-  return config_.checkpoint.every.automatic && !saver_->in_flight() && save_interval_.due();
+  if (!main_ || !saver_ || saver_->in_flight()) return false;
+  const bool too_soon = retry_seconds_ > 0 && seconds_since(failed_at_) < retry_seconds_;
+  if (switched(config_.run.dir, kSaveSwitch) && !too_soon) return true;
+  return config_.checkpoint.every.automatic && save_interval_.due();
 }
 
 int Trainer::stop_and_requeue() {

@@ -129,6 +129,20 @@ TEST_F(Keeping, AFolderThatGoesAwayIsMadeAgain) {
   EXPECT_EQ(transmamba("checkpoint verify " + list.back()["path"].get<std::string>()).code, 0);
 }
 
+// A SAVE that meets a full disk is kept, and answered when there is space again.
+TEST_F(Keeping, ASaveThatWasAskedForIsTriedAgain) {
+  write_config("run.toml", "steps = 100000\nglobal_batch = 2\n[checkpoint]\nevery = 0");
+  const Outcome outcome = beside(
+      "until_ '[ -s run/metrics.jsonl ]'; prlimit --fsize=20000: --pid $job; touch run/SAVE; "
+      "until_ '[ $(events checkpoint_failed) -ge 1 ]'; [ -e run/SAVE ] || echo forgotten; "
+      "prlimit --fsize=unlimited: --pid $job; until_ '[ $(events checkpoint) -ge 1 ]'; until_ '[ ! -e run/SAVE ]'; "
+      "touch run/STOP");
+  EXPECT_EQ(outcome.code, 85) << outcome.output;
+  EXPECT_EQ(outcome.output.find("gave up"), std::string::npos) << outcome.output;
+  EXPECT_EQ(outcome.output.find("forgotten"), std::string::npos) << outcome.output;
+  EXPECT_LE(events("checkpoint_failed").size(), 3u) << "tried at every step";
+}
+
 // The whole run folder is taken away under a run.
 TEST_F(Keeping, ARunWhoseFolderIsLostSaysSoAndGoesOn) {
   write_config("run.toml", "steps = 100000\nglobal_batch = 2\n[checkpoint]\nevery = 0");
