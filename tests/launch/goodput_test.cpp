@@ -263,5 +263,23 @@ TEST(WallTime, TextsReadBack) {
   EXPECT_LT(process_age_seconds(), 3600);
 }
 
+TEST(Goodput, TimesThatCannotBeAreLeftOut) {
+  const fs::path run = enter_test_folder("goodput-times") / "run";
+  fs::create_directories(run);
+  std::ofstream(run / "events.jsonl") << R"({"time":"2023-11-14T22:13:20Z","event":"start","step":0,"startup_s":0})"
+                                      << "\n"
+                                      << R"({"time":"9999-11-14T22:13:20Z","event":"checkpoint","step":0})"
+                                      << "\n";
+  std::ofstream(run / "metrics.jsonl") << R"({"step":1,"loss":1,"step_ms":1000,"time":1700000001})"
+                                       << "\n"
+                                       << R"({"step":2,"loss":1,"step_ms":1000,"time":1e300})"
+                                       << "\n"
+                                       << R"({"step":3,"loss":1,"step_ms":1000,"time":-5})"
+                                       << "\n";
+  const RunRecord record = read_run_logs(run);
+  EXPECT_EQ(record.problems.size(), 3u);
+  EXPECT_NEAR(goodput_of(record).wall_seconds, 1, 1e-6);
+}
+
 }  // namespace
 }  // namespace tmamba
