@@ -29,6 +29,9 @@ struct MetricSinks {
 
 class RunFolder {
  public:
+  // Throws UserError where `dir` is there but is no folder, or none that can be written in.
+  static void require_usable(const std::filesystem::path& dir);
+
   // Creates the folder where it is missing and opens the logs for appending. Metrics of steps after `resumed_step`,
   // left by a run that stopped after its last checkpoint, go to lost.jsonl: each step stands in metrics.jsonl once.
   // With write = false (every rank but 0) nothing is touched and every write is ignored. A line that cannot be logged
@@ -47,6 +50,8 @@ class RunFolder {
   // must be done again.
   void started(bool resumed, int64_t step, int ranks);
   void event(const std::string& kind, const nlohmann::json& details);
+  // The same before the logs of `dir` are open. What cannot be written is lost; a folder is not made.
+  static void append_event(const std::filesystem::path& dir, const std::string& kind, const nlohmann::json& details);
   void sample(int64_t step, const std::string& text);
   // Whether the folder, or a log in it, was removed or moved away since it was opened.
   bool lost() const;

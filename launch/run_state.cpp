@@ -49,6 +49,14 @@ void require_no_others(const CheckpointReader& reader, const ParameterTable& tab
   }
 }
 
+void require_optimizer(const CheckpointReader& reader, const std::string& name) {
+  if (reader.has(name)) return;
+  throw Error(str(reader.path().string(), ": has no tensor ", name,
+                  ": it cannot be trained on, which takes the optimizer's state beside the weights. Where it is an "
+                  "import, export the checkpoint again without --weights; else remove it, and the run goes on from the "
+                  "checkpoint before it, or give another run.dir, and it begins anew"));
+}
+
 }  // namespace
 
 std::vector<TensorSlice> run_slices(const ParameterTable& table, const Tensor& params, const Optimizer& optimizer,
@@ -130,6 +138,7 @@ void load_optimizer(const CheckpointReader& reader, const ParameterTable& table,
     if (owned.rows == 0) continue;
     auto read = [&](const std::string& folder, const Tensor& local) {
       each_range(table, owned, local, [&](const StoredRange& range, const Tensor& rows) {
+        require_optimizer(reader, folder + range.name);
         fill_from_host(rows, [&](const Tensor& host) { reader.read(folder + range.name, range.offset, host); });
       });
     };

@@ -46,6 +46,9 @@ class Trainer {
   // Mistakes in configuration and data are thrown as UserError before anything is allocated.
   Trainer(RunConfig config, World& world);
 
+  // Checks all of that which needs no allocation, and throws the same. Collective.
+  static void check(RunConfig config, World& world) { Trainer(std::move(config), world, Checks{}); }
+
   // Finds a rank that hangs from now on, names it and ends the job (run.hang_timeout). Once per process.
   void start_watchdog();
 
@@ -65,7 +68,10 @@ class Trainer {
 
  private:
   using Clock = std::chrono::steady_clock;
+  struct Checks {};
+  Trainer(RunConfig config, World& world, Checks);
 
+  int train();
   void open_data();
   void make_step();
 
@@ -75,7 +81,11 @@ class Trainer {
   void resume_or_initialize(const std::optional<CheckpointReader>& newest);
   void say_what_changed(const std::string& config_before);
   void prepare_saving();
-  bool starts_in_vain();
+  std::optional<CheckpointReader> begin_start();
+  void require_nothing_lost();
+  void count_start(int64_t step);
+  void log_early(const std::string& kind, nlohmann::json details) const;
+  void log_failure(const std::string& problem) noexcept;
   bool due(int64_t every) const { return every > 0 && state_.step % every == 0; }
   void log_metric(nlohmann::json line);
   void log_end(const std::string& kind, nlohmann::json details);
@@ -102,6 +112,7 @@ class Trainer {
   int stop_reason() const;
   bool wants_save() const;
   int stop_and_requeue();
+  void switch_off_stop() const;
   LearningRate lr_schedule() const;
   double elapsed() const { return seconds_since(started_); }
 

@@ -69,7 +69,7 @@ std::vector<TensorSlice> Trainer::own_slices(const std::function<Tensor(const Te
 // Somebody may remove the run folder, or move it away, under a run: it is made anew, and training goes on. Where
 // another start of the run has put its own in the place, save() ends this one.
 void Trainer::keep_folder() {
-  if (!folder_->lost() || !progress_ || !progress_->taken_over().empty()) return;
+  if (!folder_->lost() || !progress_->taken_over().empty()) return;
   if (!folder_->make_anew(state_.step, world_.size())) return;
   progress_->write_again();
   std::error_code ignored;  // the watchdog says what it cannot write
@@ -96,7 +96,7 @@ void Trainer::save(bool behind) {
 // A checkpoint of this step, or an error: the run is about to end.
 void Trainer::save_now() {
   // What was saved before may have gone with the run folder.
-  const bool gone = main_ && !fs::exists(last_checkpoint_);
+  const bool gone = main_ && !switched(last_checkpoint_, "manifest.json");
   if (!broadcast_text(world_.comm(), gone ? "gone" : "").empty()) last_saved_ = -1;
   save(false);
   if (last_saved_ == state_.step) return;
@@ -157,6 +157,11 @@ bool Trainer::wants_save() const {
   return config_.checkpoint.every.automatic && save_interval_.due();
 }
 
+// A wish to stop has been heard when the run ends by itself, too: the next start is not meant.
+void Trainer::switch_off_stop() const {
+  if (main_ && switched(config_.run.dir, kStopSwitch)) switch_off(config_.run.dir, kStopSwitch);
+}
+
 int Trainer::stop_and_requeue() {
   // Any rank's reason is that of all: only some may have seen the signal.
   double reason = stop_reason();
@@ -165,7 +170,7 @@ int Trainer::stop_and_requeue() {
   save_now();
   log_end("stop", {{"step", state_.step}, {"signal", name}});
   if (main_) {
-    switch_off(folder_->dir(), kStopSwitch);
+    switch_off_stop();
     message_line(str("time: ", folder_->time_text()));
     std::printf("%s: saved step %lld and stopped. Start the same command again to go on.\n", name.c_str(),
                 static_cast<long long>(state_.step));

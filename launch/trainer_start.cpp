@@ -3,23 +3,71 @@
 #include <nlohmann/json.hpp>
 
 #include "data/checkpoint_crew.h"
+#include "data/fs.h"
 #include "launch/config_change.h"
 #include "launch/progress.h"
 #include "launch/trainer.h"
+#include "launch/wall_time.h"
 
 namespace tmamba {
 
 namespace fs = std::filesystem;
+
+namespace {
+
+// What stands for the step of the newest checkpoint where the file system would not say.
+constexpr int64_t kNoCheckpointRead = -2;
+
+}  // namespace
 
 // The newest whole checkpoint of the run folder, if there is one.
 std::optional<CheckpointReader> Trainer::find_newest() {
   const auto newest = newest_checkpoint(
       world_.comm(), fs::path(config_.run.dir) / "checkpoints", [&](const fs::path& damaged, const std::string& why) {
         std::fprintf(stderr, "%s is damaged and was set aside: %s\n", damaged.c_str(), why.c_str());
-        if (folder_) folder_->event("damaged", {{"path", damaged.string()}, {"problem", why}});
+        const nlohmann::json details = {{"path", damaged.string()}, {"problem", why}};
+        if (folder_) {
+          folder_->event("damaged", details);
+        } else {
+          RunFolder::append_event(config_.run.dir, "damaged", details);
+        }
       });
   if (!newest) return std::nullopt;
   return CheckpointReader(*newest);
+}
+
+// Counts this start before it loads anything: what makes a start fail may make every one fail.
+std::optional<CheckpointReader> Trainer::begin_start() {
+  const auto look = [&] {
+    try {
+      return find_newest();
+    } catch (const UserError&) {
+      throw;
+    } catch (const Error&) {
+      count_start(kNoCheckpointRead);
+      throw;
+    }
+  };
+  auto newest = look();
+  if (newest) require_same_model(*newest);
+  count_start(newest ? newest->step() : -1);
+  if (!newest) require_nothing_lost();
+  return newest;
+}
+
+// Training from step 0 beside checkpoints of which none is whole would throw away what they hold.
+void Trainer::require_nothing_lost() {
+  Crew(world_.comm()).first_does([&] {
+    std::string names;
+    for (const fs::path& path : folder_entries(fs::path(config_.run.dir) / "checkpoints")) {
+      const std::string name = path.filename().string();
+      if (name.starts_with("step-") && name.find(".tmp-") == std::string::npos) names += "\n  " + path.string();
+    }
+    if (names.empty()) return;
+    throw Error(str("run.dir = ", config_.run.dir, " has checkpoints, but none of them can be loaded:", names,
+                    "\nTo begin anew give another run.dir, or remove them; `transmamba checkpoint verify` says what is "
+                    "wrong with one"));
+  });
 }
 
 // Before anything is written: weights that another model has learnt are not to be trained on, nor to be pruned away.
@@ -56,6 +104,10 @@ void Trainer::load(const CheckpointReader& checkpoint) {
 void Trainer::resume_or_initialize(const std::optional<CheckpointReader>& newest) {
   if (newest) {
     load(*newest);
+    const bool went_back = progress_->has_gone_back_to(last_saved_);
+    const std::string passed =
+        Crew(world_.comm()).from_first(went_back ? std::to_string(progress_->passed_over()) : "");
+    if (!passed.empty()) state_.passed_over = std::stoll(passed);
   } else {
     initialize_run(*ops_, step_->table(), static_cast<uint64_t>(config_.train.seed), step_->params(),
                    step_->optimizer());
@@ -94,26 +146,49 @@ void Trainer::start_watchdog() {
   world_.start_watchdog({.timeout_seconds = config_.run.hang_timeout, .folder = folder});
 }
 
-// Whether the last starts have made no checkpoint that is newer than the one this start comes from.
-bool Trainer::starts_in_vain() {
-  progress_ = std::make_unique<RunProgress>(folder_->dir(), main_);
+// Throws where the last starts have made no checkpoint that is newer than that of `step`, from which this one comes.
+void Trainer::count_start(int64_t step) {
   Crew crew(world_.comm());
   bool in_vain = false;
-  crew.first_does([&] { in_vain = progress_->stuck(last_saved_, state_.config); });
-  in_vain = !crew.from_first(in_vain ? "yes" : "").empty();
-  const std::string passed =
-      crew.from_first(progress_->has_gone_back_to(last_saved_) ? std::to_string(progress_->passed_over()) : "");
-  if (!passed.empty()) state_.passed_over = std::stoll(passed);
-  if (!in_vain) return false;
-  folder_->event("no_progress", {{"step", std::max<int64_t>(last_saved_, 0)}, {"starts", RunProgress::kStarts}});
-  if (main_) {
-    std::fprintf(stderr,
-                 "%d starts of this run have ended before there was a newer checkpoint than that of step %lld, so it "
-                 "is not started again (exit code %d). See %s; to try all the same delete %s\n",
-                 RunProgress::kStarts, static_cast<long long>(std::max<int64_t>(last_saved_, 0)), kNoProgress,
-                 (folder_->dir() / "events.jsonl").c_str(), progress_->file().c_str());
+  crew.first_does([&] {
+    std::error_code error;
+    fs::create_directories(config_.run.dir, error);
+    if (error) throw UserError(str("run.dir: cannot create ", config_.run.dir, ": ", error.message()));
+    progress_ = std::make_unique<RunProgress>(config_.run.dir, true);
+    in_vain = progress_->stuck(step, to_toml(config_));
+  });
+  if (!main_) progress_ = std::make_unique<RunProgress>(config_.run.dir, false);
+  if (crew.from_first(in_vain ? "yes" : "").empty()) return;
+  log_early("no_progress", {{"step", std::max<int64_t>(step, 0)}, {"starts", RunProgress::kStarts}});
+  const fs::path run = config_.run.dir;
+  throw ExitError(str(RunProgress::kStarts, " starts of this run have ended before there was a ",
+                      step < 0 ? "checkpoint" : str("newer checkpoint than that of step ", step),
+                      ", so it is not started again (exit code ", static_cast<int>(kNoProgress), "). See ",
+                      (run / "events.jsonl").string(), "; to try all the same delete ", progress_->file().string()),
+                  kNoProgress);
+}
+
+// An event of a start that has not opened the logs yet.
+void Trainer::log_early(const std::string& kind, nlohmann::json details) const {
+  if (!main_) return;
+  details["ranks"] = world_.size();
+  details["startup_s"] = process_age_seconds();
+  RunFolder::append_event(config_.run.dir, kind, details);
+}
+
+// The last word of a run that an exception ends, so that it is not taken for one that was killed.
+void Trainer::log_failure(const std::string& problem) noexcept {
+  if (!main_) return;
+  try {
+    const nlohmann::json details = {{"step", state_.step}, {"problem", problem}};
+    if (folder_) {
+      log_end("failed", details);
+    } else {
+      log_early("failed", details);
+    }
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
   }
-  return true;
 }
 
 }  // namespace tmamba

@@ -65,6 +65,17 @@ TEST_F(BadInput, Configuration) {
   refused("train typo.toml", {"typo.toml:3", "layerz", "model.layers"});
 }
 
+TEST_F(BadInput, TheCheckFindsWhatTrainingWould) {
+  std::ofstream("text.h5") << "this is no HDF5 file, it is a sentence that is long enough to be one";
+  refused("train run.toml --check --set data.train=nope.h5", {"nope.h5"});
+  refused("train run.toml --check --set data.train=text.h5", {"text.h5", "HDF5"});
+  refused("train run.toml --check --set parallel.tp=3", {"parallel.tp"});
+  refused("train run.toml --check --set run.memory_limit=1e-6", {"run.memory_limit"});
+  refused("train run.toml --check --set run.dir=text.h5", {"run.dir = text.h5", "a file"});
+  refused("train run.toml --set run.dir=text.h5", {"run.dir = text.h5", "a file"});
+  refused("train run.toml --check", {"global_batch = 2"}, 0);
+}
+
 TEST_F(BadInput, CommandLine) {
   refused("trian run.toml", {"no verb", "train"});
   refused("train", {"config is missing"});
@@ -112,6 +123,9 @@ TEST_F(BadInput, Checkpoints) {
   refused("eval good --set model.layers=2", {"another model", "layers.2"});
   refused("checkpoint verify good/checkpoints/step-00000009", {"step-00000009"});
   refused("generate nowhere", {"nowhere"});
+  // What cannot be written is not always a full disk.
+  fs::remove("good/config.toml"), fs::create_directory("good/config.toml");
+  refused("train run.toml --set run.dir=good --set train.steps=3", {"good/config.toml: Is a directory"}, 1);
   // The run is as it was.
   EXPECT_EQ(transmamba("checkpoint verify good/checkpoints/step-00000002").code, 0);
 }
