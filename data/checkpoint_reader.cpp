@@ -20,9 +20,10 @@ namespace {
 constexpr int64_t kBlock = int64_t{1} << 20;  // a multiple of every element size; fits the L2 cache
 constexpr int64_t kMaxManifestBytes = int64_t{256} << 20;
 
-// Whether a failed call says that the checkpoint is not what it was, rather than that this program may not look.
+// Whether a failed call says that the checkpoint is not what it was, rather than that this program may not look, or
+// that the file system is in trouble (EIO): that may pass, and must not cost a run all its checkpoints.
 bool means_damage(const FileError& error) {
-  constexpr int codes[] = {0, ENOENT, ENOTDIR, ELOOP, EINVAL, EISDIR, ENXIO, EIO};
+  constexpr int codes[] = {0, ENOENT, ENOTDIR, ELOOP, EINVAL, EISDIR, ENXIO};
   return std::find(std::begin(codes), std::end(codes), error.code()) != std::end(codes);
 }
 

@@ -322,6 +322,14 @@ std::string to_toml(const RunConfig& config) {
   return out.str();
 }
 
+std::map<std::string, std::string> config_values(const RunConfig& config) {
+  std::map<std::string, std::string> values;
+  visit_fields(config, [&](const std::string& key, const auto& member, const auto&, const char*) {
+    values[key] = text_of(member);
+  });
+  return values;
+}
+
 std::string explain_keys(const std::string& key) {
   std::ostringstream out;
   RunConfig config;

@@ -115,6 +115,9 @@ RunConfig parse_config(const std::string& text, const std::string& name, const s
 // The effective configuration as a TOML file, each value with its origin as a comment.
 std::string to_toml(const RunConfig& config);
 
+// The text of every key's value, as to_toml() prints it.
+std::map<std::string, std::string> config_values(const RunConfig& config);
+
 // One line per key: name, default, what it means. With a key, that one alone; throws UserError for an unknown key.
 std::string explain_keys(const std::string& key = "");
 

@@ -20,7 +20,10 @@ struct Entry {
   bool lost = false;
 };
 
-bool is_start(const EventRecord& event) { return event.kind == "start" || event.kind == "resume"; }
+// The first event of a start, which says how long it took to get there; of one that failed before, also its last.
+bool is_start(const EventRecord& event) {
+  return event.kind == "start" || event.kind == "resume" || event.details.contains("startup_s");
+}
 
 double detail(const EventRecord& event, const char* key) {
   const auto found = event.details.find(key);
@@ -57,7 +60,8 @@ class Ledger {
 
   void start(const EventRecord& event) {
     StartRecord start;
-    start.launched = event.time - detail(event, "startup_s");
+    const double startup = detail(event, "startup_s");
+    start.launched = event.time - (startup <= event.time ? startup : 0);
     start.from_step = start.to_step = std::max<int64_t>(0, event.step());
     start.ranks = static_cast<int64_t>(detail(event, "ranks"));
     start.resumed = event.kind == "resume";
@@ -95,9 +99,16 @@ class Ledger {
   }
 
   void event(const EventRecord& event) {
+    // Found by a start before its own first event, so it is no sign of life of the one before.
+    if (event.kind == "damaged") return;
     last_event_ = std::max(last_event_, event.time);
     StartRecord& start = goodput_.starts.back();
-    if (event.kind == "done" || event.kind == "stop" || event.kind == "no_progress") {
+    if (event.kind == "failed") {
+      start.end = event.kind;
+      const auto problem = event.details.find("problem");
+      if (problem != event.details.end() && problem->is_string()) start.why = problem->get<std::string>();
+      rest(event.time, first_step_ ? Spent::startup : Spent::lost);
+    } else if (event.kind == "done" || event.kind == "stop" || event.kind == "no_progress") {
       start.end = event.kind;
       spend(Spent::checkpoint, std::min(1e-3 * detail(event, "save_stall_ms"), event.time - now_));
       rest(event.time, first_step_ ? Spent::startup : Spent::other);
@@ -158,7 +169,9 @@ Goodput goodput_of(const RunRecord& run) {
   bool done = false, idle = true;  // idle: before the first start, or in one that found the run done
   for (size_t i = 0; i < entries.size(); ++i) {
     const Entry& entry = entries[i];
-    if (entry.event != nullptr && is_start(*entry.event)) {
+    // A run folder that was lost takes the event of its start along.
+    const bool begins_anew = entry.event != nullptr && entry.event->kind == "folder_lost" && goodput.starts.empty();
+    if (begins_anew || (entry.event != nullptr && is_start(*entry.event))) {
       idle = done && !does_a_step(entries, i);
       if (idle) continue;
       done = false;
@@ -189,6 +202,7 @@ nlohmann::json goodput_json(const Goodput& goodput) {
     starts.push_back({{"launched", utc_text(start.launched)},
                       {"ended", utc_text(start.ended)},
                       {"end", start.end},
+                      {"why", start.why},
                       {"resumed", start.resumed},
                       {"ranks", start.ranks},
                       {"from_step", start.from_step},

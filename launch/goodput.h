@@ -35,7 +35,8 @@ struct StartRecord {
   int64_t from_step = 0, to_step = 0;
   int64_t ranks = 0;
   bool resumed = false;
-  std::string end;         // "done", "stop", "no_progress"; "killed", or "running": nothing says how it ended
+  std::string why;         // it ended: the error of a "failed" one
+  std::string end;         // "done", "stop", "failed", "no_progress"; "killed", or "running": nothing says how it ended
   int64_t lost_steps = 0;  // of its steps were done again or skipped
   SpentSeconds seconds{};  // `waiting`: before it
 };

@@ -35,6 +35,14 @@ LineLog& LineLog::operator=(LineLog&& other) noexcept {
   return *this;
 }
 
+bool LineLog::gone() const {
+  struct stat ours {
+  }, named{};
+  if (fd_ < 0 || ::fstat(fd_, &ours) != 0) return false;
+  if (::stat(file_.c_str(), &named) != 0) return errno == ENOENT || errno == ENOTDIR;
+  return ours.st_ino != named.st_ino || ours.st_dev != named.st_dev;
+}
+
 void LineLog::append_whole(const std::string& line) {
   struct stat info {};
   const bool known = ::fstat(fd_, &info) == 0;

@@ -22,6 +22,8 @@ class LineLog {
   // The same for bytes that are no line but must be whole as well.
   void append_whole(const std::string& bytes);
   int64_t lost() const { return lost_; }
+  // Whether lines go to a file that is no longer the one under its name: it was removed, or moved away.
+  bool gone() const;
 
  private:
   std::filesystem::path file_;

@@ -103,7 +103,7 @@ void PrometheusFile::event(const std::string& kind, double time, const nlohmann:
     figures_["transmamba_checkpoint_timestamp_seconds"] = time;
   } else if (kind == "checkpoint_failed") {
     ++figures_["transmamba_checkpoint_failures_total"];
-  } else if (kind == "done" || kind == "stop" || kind == "no_progress") {
+  } else if (kind == "done" || kind == "stop" || kind == "failed" || kind == "no_progress") {
     figures_["transmamba_running"] = 0;
   } else if (kind == "rollback") {
     figures_["transmamba_step"] = details.value("step", 0.0);

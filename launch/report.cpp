@@ -53,6 +53,7 @@ std::string state_of(const Goodput& goodput) {
   const std::string& end = goodput.starts.back().end;
   return end == "done"          ? "done"
          : end == "stop"        ? "stopped, to be continued"
+         : end == "failed"      ? "ended by an error: " + shortened(goodput.starts.back().why, 200)
          : end == "no_progress" ? "given up: starts without progress"
                                 : "running, or ended without a word";
 }

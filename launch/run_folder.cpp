@@ -1,12 +1,16 @@
 #include "launch/run_folder.h"
 
+#include <unistd.h>
+
 #include <array>
+#include <cerrno>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "data/fs.h"
 #include "kernels/base/check.h"
 #include "launch/goodput.h"
 #include "launch/progress.h"
@@ -41,8 +45,8 @@ MovedLines move_after(const fs::path& file, int64_t step) {
         out << line << "\n";
       }
     }
-    if (lost_out.is_open() && !lost_out.flush()) throw Error(str(lost.string(), ": cannot write; is the disk full?"));
-    if (!out.flush()) throw Error(str(kept.string(), ": cannot write; is the disk full?"));
+    if (lost_out.is_open() && !lost_out.flush()) throw FileError("write", lost, errno);
+    if (!out.flush()) throw FileError("write", kept, errno);
   }
   fs::rename(kept, file);
   return moved;
@@ -51,6 +55,12 @@ MovedLines move_after(const fs::path& file, int64_t step) {
 // Bytes that are no UTF-8 replaced: a sample may end inside a character.
 std::string valid_utf8(const std::string& text) {
   return nlohmann::json::parse(nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
+}
+
+std::string event_line(double time, const std::string& kind, const nlohmann::json& details) {
+  nlohmann::json line = {{"time", utc_text(time)}, {"event", kind}};
+  line.update(details);
+  return line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
 // The numbers of a line of metrics.jsonl under the tags by which TensorBoard groups them.
@@ -81,37 +91,85 @@ std::vector<std::pair<std::string, double>> tagged(const nlohmann::json& line) {
 void write_file(const fs::path& file, const std::string& text) {
   std::ofstream out(file);
   out << text << "\n";
-  if (!out.flush()) throw Error(str(file.string(), ": cannot write; is the disk full?"));
+  if (!out.flush()) throw FileError("write", file, errno);
 }
 
 }  // namespace
 
+void RunFolder::require_usable(const fs::path& dir) {
+  std::error_code ignored;
+  const fs::file_status status = fs::status(dir, ignored);
+  if (!fs::exists(status)) return;
+  if (!fs::is_directory(status)) throw UserError(str("run.dir = ", dir.string(), " is a file; give a folder"));
+  if (::access(dir.c_str(), W_OK | X_OK) == 0) return;
+  throw UserError(str("run.dir: ", FileError("write in", dir, errno).what()));
+}
+
 RunFolder::RunFolder(const fs::path& dir, int64_t resumed_step, bool write, const MetricSinks& sinks)
-    : dir_(dir), write_(write) {
+    : dir_(dir), write_(write), sinks_(sinks) {
   if (!write_) return;
+  open_logs(resumed_step);
+  if (!sinks.prometheus.empty()) prometheus_ = std::make_unique<PrometheusFile>(sinks.prometheus, dir_.string());
+}
+
+void RunFolder::open_logs(int64_t step) {
   std::error_code error;
   fs::create_directories(checkpoints(), error);
   if (error) throw UserError(str("run.dir: cannot create ", checkpoints().string(), ": ", error.message()));
-  moved_ = move_after(dir_ / "metrics.jsonl", resumed_step);
-  metrics_ = LineLog(dir_ / "metrics.jsonl");
   events_ = LineLog(dir_ / "events.jsonl");
+  moved_ = move_after(dir_ / "metrics.jsonl", step);
+  metrics_ = LineLog(dir_ / "metrics.jsonl");
   samples_ = LineLog(dir_ / "samples.txt");
-  if (sinks.tensorboard) tensorboard_ = std::make_unique<TensorBoardLog>(dir_ / "tensorboard", resumed_step);
-  if (!sinks.prometheus.empty()) prometheus_ = std::make_unique<PrometheusFile>(sinks.prometheus, dir_.string());
+  if (sinks_.tensorboard) tensorboard_ = std::make_unique<TensorBoardLog>(dir_ / "tensorboard", step);
+}
+
+bool RunFolder::lost() const { return write_ && (metrics_.gone() || events_.gone()); }
+
+bool RunFolder::make_anew(int64_t step, int ranks) {
+  if (!write_) return false;
+  try {
+    open_logs(step);
+    write_config(config_);
+    write_plan(plan_);
+  } catch (const std::exception& error) {
+    if (!said_it_is_lost_) {
+      std::fprintf(stderr, "step %lld: the run folder %s was removed or moved away and cannot be made anew: %s\n",
+                   static_cast<long long>(step), dir_.c_str(), error.what());
+    }
+    said_it_is_lost_ = true;
+    return false;
+  }
+  said_it_is_lost_ = false;
+  std::fprintf(stderr,
+               "step %lld: the run folder %s, or its logs, was removed or moved away, and is made anew: what it held "
+               "until now, checkpoints too, is no longer in it. Training goes on\n",
+               static_cast<long long>(step), dir_.c_str());
+  event("folder_lost", {{"step", step}, {"ranks", ranks}});
+  return true;
+}
+
+std::string RunFolder::time_text() const {
+  try {
+    return goodput_text(goodput_of(read_run_logs(dir_)));
+  } catch (const std::exception& error) {
+    return error.what();
+  }
 }
 
 void RunFolder::write_config(const std::string& toml) {
   if (!write_) return;
+  config_ = toml;
   write_file(dir_ / "config.toml", toml);
 }
 
 void RunFolder::write_plan(const std::string& json) {
   if (!write_) return;
+  plan_ = json;
   const fs::path file = dir_ / "plan.json", written = dir_ / "plan.json.tmp";
   {
     std::ofstream out(written);
     out << json;
-    if (!out.flush()) throw Error(str(written.string(), ": cannot write; is the disk full?"));
+    if (!out.flush()) throw FileError("write", written, errno);
   }
   fs::rename(written, file);
 }
@@ -132,12 +190,18 @@ void RunFolder::started(bool resumed, int64_t step, int ranks) {
   event(resumed ? "resume" : "start", details);
 }
 
+void RunFolder::append_event(const fs::path& dir, const std::string& kind, const nlohmann::json& details) {
+  try {
+    if (fs::is_directory(dir)) LineLog(dir / "events.jsonl").append(event_line(unix_now(), kind, details));
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+  }
+}
+
 void RunFolder::event(const std::string& kind, const nlohmann::json& details) {
   if (!write_) return;
   const double now = unix_now();
-  nlohmann::json line = {{"time", utc_text(now)}, {"event", kind}};
-  line.update(details);
-  events_.append(line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
+  events_.append(event_line(now, kind, details));
   if (prometheus_) prometheus_->event(kind, now, details);
 }
 

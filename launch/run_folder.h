@@ -29,6 +29,9 @@ struct MetricSinks {
 
 class RunFolder {
  public:
+  // Throws UserError where `dir` is there but is no folder, or none that can be written in.
+  static void require_usable(const std::filesystem::path& dir);
+
   // Creates the folder where it is missing and opens the logs for appending. Metrics of steps after `resumed_step`,
   // left by a run that stopped after its last checkpoint, go to lost.jsonl: each step stands in metrics.jsonl once.
   // With write = false (every rank but 0) nothing is touched and every write is ignored. A line that cannot be logged
@@ -47,7 +50,16 @@ class RunFolder {
   // must be done again.
   void started(bool resumed, int64_t step, int ranks);
   void event(const std::string& kind, const nlohmann::json& details);
+  // The same before the logs of `dir` are open. What cannot be written is lost; a folder is not made.
+  static void append_event(const std::filesystem::path& dir, const std::string& kind, const nlohmann::json& details);
   void sample(int64_t step, const std::string& text);
+  // Whether the folder, or a log in it, was removed or moved away since it was opened.
+  bool lost() const;
+  // Then: makes it anew as far as it is missing, with logs that begin at `step` and an event that says so. What was
+  // logged before is gone. False where it cannot be made now, which standard error says once.
+  bool make_anew(int64_t step, int ranks);
+  // One line on where the run's time went; never an error.
+  std::string time_text() const;
   // goodput.json: where the run's time went so far (launch/goodput.h).
   void write_goodput();
   // Metrics of steps after `step` go to lost.jsonl: the run goes on from there.
@@ -58,8 +70,13 @@ class RunFolder {
   void write_summary(const nlohmann::json& summary);
 
  private:
+  void open_logs(int64_t step);
+
   std::filesystem::path dir_;
   bool write_;
+  const MetricSinks sinks_;
+  std::string config_, plan_;  // as written last
+  bool said_it_is_lost_ = false;
   MovedLines moved_;
   LineLog metrics_, events_, samples_;
   std::unique_ptr<TensorBoardLog> tensorboard_;

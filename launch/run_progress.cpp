@@ -51,6 +51,11 @@ bool RunProgress::stuck(int64_t step, const std::string& config) {
 void RunProgress::moved_on() {
   if (!write_ || starts_ == 0) return;
   starts_ = 0;
+  write_again();
+}
+
+void RunProgress::write_again() const {
+  if (!write_) return;
   try {
     write();
   } catch (const FileError& error) {  // the next start would see the newer checkpoint all the same

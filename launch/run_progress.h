@@ -22,6 +22,9 @@ class RunProgress {
   // The run has ended well, or has a newer checkpoint: starts count from none.
   void moved_on();
 
+  // The same once more: the file may have gone with its folder.
+  void write_again() const;
+
   // The run went back to the checkpoint of `step`, leaving out `passed_over` sequences in all.
   void went_back(int64_t step, int64_t passed_over);
   // Whether it did, and what it leaves out.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <ctime>
 #include <fstream>
 #include <functional>
 #include <set>
@@ -65,6 +66,9 @@ double number_of(const json& object, const char* key, double otherwise = kNotRec
   return found != object.end() && found->is_number() ? found->get<double>() : otherwise;
 }
 
+// Whether a line can have been written then: not before 1970, nor after today.
+bool is_a_time(double seconds) { return seconds >= 0 && seconds < static_cast<double>(std::time(nullptr)) + 86400; }
+
 // The step of a line, or -1.
 int64_t step_of(const json& object) {
   const double step = number_of(object, "step", -1);
@@ -108,6 +112,9 @@ MetricRecords read_metrics(const fs::path& file, bool ascending, std::vector<std
   each_object(file, problems, [&](int64_t number, const json& object) {
     const int64_t step = step_of(object);
     if (step < 0) return problems.add(number, "no number of a step: the line was left out");
+    if (const double time = number_of(object, "time"); !std::isnan(time) && !is_a_time(time)) {
+      return problems.add(number, str("its time, ", time, ", cannot be: the line was left out"));
+    }
     if (!object.contains("loss")) return records.pauses.push_back(pause_record(object));
     if (ascending && !records.steps.empty() && step <= records.steps.back().step) {
       return problems.add(
@@ -126,7 +133,7 @@ std::vector<EventRecord> read_events(const fs::path& file, std::vector<std::stri
     if (kind == object.end() || !kind->is_string()) return problems.add(number, "no name of an event: left out");
     const auto seconds =
         time != object.end() && time->is_string() ? utc_seconds(time->get<std::string>()) : std::nullopt;
-    if (!seconds) return problems.add(number, "no time: the event was left out");
+    if (!seconds || !is_a_time(*seconds)) return problems.add(number, "no time: the event was left out");
     events.push_back({*seconds, kind->get<std::string>(), object});
   });
   return events;

@@ -1,6 +1,7 @@
 #include "launch/run_state.h"
 
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "kernels/base/buffer.h"
 #include "launch/devices.h"
@@ -32,6 +33,28 @@ void require_same_shape(const CheckpointReader& reader, const std::string& name,
   }
   throw UserError(str(reader.path().string(), ": ", name, " is missing: the checkpoint is of another model; use its ",
                       "configuration or another run.dir"));
+}
+
+// A tensor that nothing would load is of another model too, and would be missing in the next checkpoint.
+void require_no_others(const CheckpointReader& reader, const ParameterTable& table) {
+  std::set<std::string> known;
+  for (const Parameter& parameter : table.all()) {
+    for (const std::string& name : parameter.stored) known.insert("model/" + name);
+  }
+  for (const StoredTensor& stored : reader.tensors()) {
+    if (!stored.name.starts_with("model/") || known.contains(stored.name)) continue;
+    throw UserError(str(reader.path().string(), ": ", stored.name,
+                        " is no part of this configuration's model: the checkpoint is of another model; use its ",
+                        "configuration or another run.dir"));
+  }
+}
+
+void require_optimizer(const CheckpointReader& reader, const std::string& name) {
+  if (reader.has(name)) return;
+  throw Error(str(reader.path().string(), ": has no tensor ", name,
+                  ": it cannot be trained on, which takes the optimizer's state beside the weights. Where it is an "
+                  "import, export the checkpoint again without --weights; else remove it, and the run goes on from the "
+                  "checkpoint before it, or give another run.dir, and it begins anew"));
 }
 
 }  // namespace
@@ -99,6 +122,7 @@ RunState read_state(const CheckpointReader& reader) {
 }
 
 void load_params(const CheckpointReader& reader, const ParameterTable& table, const Tensor& params) {
+  require_no_others(reader, table);
   for (const OwnedRows& all : all_rows(table)) {
     each_range(table, all, Optimizer::rows_of(params, all), [&](const StoredRange& range, const Tensor& rows) {
       const std::string name = "model/" + range.name;
@@ -114,6 +138,7 @@ void load_optimizer(const CheckpointReader& reader, const ParameterTable& table,
     if (owned.rows == 0) continue;
     auto read = [&](const std::string& folder, const Tensor& local) {
       each_range(table, owned, local, [&](const StoredRange& range, const Tensor& rows) {
+        require_optimizer(reader, folder + range.name);
         fill_from_host(rows, [&](const Tensor& host) { reader.read(folder + range.name, range.offset, host); });
       });
     };

@@ -45,8 +45,8 @@ void initialize_run(Ops& ops, const ParameterTable& table, uint64_t seed, const 
 
 RunState read_state(const CheckpointReader& reader);
 
-// Fills this rank's shards of all parameters, on any device. Throws UserError where the checkpoint's tensors do not
-// have the shapes of the table: it is of another model.
+// Fills this rank's shards of all parameters, on any device. Throws UserError where the checkpoint's tensors are
+// not those of the table, or not of their shapes: it is of another model.
 void load_params(const CheckpointReader& reader, const ParameterTable& table, const Tensor& params);
 // Fills the owned optimizer state.
 void load_optimizer(const CheckpointReader& reader, const ParameterTable& table, Optimizer& optimizer);

@@ -24,12 +24,14 @@ int train_verb(const Arguments& arguments) {
     command.options()("set", po::value<std::vector<std::string>>(), "override a key: --set train.lr=3e-4 (repeatable)")(
         "compare", po::value<std::vector<std::string>>(),
         "NAME=BITS: a row of the final table, bits per byte of another method on the same text (repeatable)")(
-        "check", "check configuration and data, print the effective configuration and stop");
+        "check",
+        "check all that is checked before anything is allocated - configuration, data, layout on these ranks, memory - "
+        "print the effective configuration and stop");
     command.positional("config");
     if (!command.parse(arguments, world.rank() == 0)) return static_cast<int>(kDone);
     const RunConfig config = load_config(command.required("config"), command.list("set"));
     if (command.has("check")) {
-      validate(config);
+      Trainer::check(config, world);
       if (world.rank() == 0) std::printf("%s", to_toml(config).c_str());
       return static_cast<int>(kDone);
     }

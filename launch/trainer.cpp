@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
+#include "data/checkpoint_crew.h"
 #include "dist/device_world.h"
 #include "kernels/base/device.h"
 #include "launch/devices.h"
@@ -19,7 +20,8 @@
 
 namespace tmamba {
 
-Trainer::Trainer(RunConfig config, World& world)
+// Ends before anything is allocated, and has found what can be wrong by then.
+Trainer::Trainer(RunConfig config, World& world, Checks)
     : config_(std::move(config)),
       world_(world),
       shape_(mesh_shape(config_.parallel.tp, config_.parallel.sp, config_.parallel.dp, world.size())),
@@ -32,6 +34,7 @@ Trainer::Trainer(RunConfig config, World& world)
                           ? static_cast<int>(config_.run.threads)
                           : std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / world.local_size());
   omp_set_num_threads(threads);
+  Crew(world_.comm()).first_does([&] { RunFolder::require_usable(config_.run.dir); });
   open_data();
   plan_ = agree_plan(config_, shape_, world_.comm());
   ops_ = training_ops(config_, world_, micro_batches_);
@@ -39,10 +42,23 @@ Trainer::Trainer(RunConfig config, World& world)
   mesh_ = std::make_unique<Mesh>(*all_, shape_);
   require_memory(config_, plan_, ops_->device(), world_);
   if (ops_->device() == Device::cuda) free_before_ = device_memory(Device::cuda).free;
-  make_step();
-  resume_or_initialize();
-  if (config_.run.measure_kernels) {
-    settle_kernel_choices(*ops_, world_.comm(), config_.run.dir, [this] { step_->rehearse(); });
+}
+
+Trainer::Trainer(RunConfig config, World& world) : Trainer(std::move(config), world, Checks{}) {
+  try {
+    const auto newest = begin_start();
+    make_step();
+    resume_or_initialize(newest);
+    if (config_.run.measure_kernels) {
+      settle_kernel_choices(*ops_, world_.comm(), config_.run.dir, [this] { step_->rehearse(); });
+    }
+  } catch (const UserError&) {  // leaves the folder as it is
+    throw;
+  } catch (const ExitError&) {  // has told, or the folder is another's
+    throw;
+  } catch (const std::exception& error) {
+    log_failure(error.what());
+    throw;
   }
 }
 
@@ -81,42 +97,27 @@ void Trainer::open_data() {
   total_steps_ = config_.train.steps > 0 ? config_.train.steps : ceil_div(config_.train.tokens, step_tokens);
 }
 
-void Trainer::resume_or_initialize() {
-  const bool resumed = load_newest();
-  if (!resumed)
-    initialize_run(*ops_, step_->table(), static_cast<uint64_t>(config_.train.seed), step_->params(),
-                   step_->optimizer());
-  folder_ = std::make_unique<RunFolder>(
-      config_.run.dir, state_.step, main_,
-      MetricSinks{.tensorboard = config_.run.tensorboard, .prometheus = config_.run.prometheus});
-  state_.config = to_toml(config_);
-  state_.tokenizer_hash = train_file_->info().tokenizer_hash;
-  state_.bytes_per_token =
-      static_cast<double>(train_file_->info().source_bytes) / static_cast<double>(train_file_->info().tokens);
-  folder_->write_config(state_.config);
-  if (main_) folder_->write_plan(plan_to_json(make_plan(plan_.dims, plan_.transports)));
-  start_profile();
-  folder_->started(resumed, state_.step, world_.size());
-}
-
-// Heartbeats lie in the run folder, which all hosts see.
-void Trainer::start_watchdog() {
-  if (config_.run.hang_timeout <= 0 || world_.size() == 1) return;
-  const std::filesystem::path folder = folder_->dir() / "heartbeat";
-  if (main_) std::filesystem::create_directories(folder);
-  world_.comm().barrier();
-  world_.start_watchdog({.timeout_seconds = config_.run.hang_timeout, .folder = folder});
-}
-
 int Trainer::run() {
+  try {
+    return train();
+  } catch (const ExitError&) {  // the folder is another's
+    throw;
+  } catch (const std::exception& error) {
+    log_failure(error.what());
+    throw;
+  }
+}
+
+int Trainer::train() {
   print_header();
   if (state_.step >= total_steps_) {
     if (main_) std::printf("all %lld steps of this run are done\n", static_cast<long long>(total_steps_));
     // A run that ended between its last checkpoint and its summary gets the summary now.
     if (broadcast_text(world_.comm(), main_ && folder_->has_summary() ? "yes" : "").empty()) finish();
+    switch_off_stop();
+    progress_->moved_on();
     return kDone;
   }
-  if (starts_in_vain()) return kNoProgress;
   prepare_saving();
   const double seconds_before = state_.seconds;
   started_ = Clock::now();
@@ -287,7 +288,8 @@ void Trainer::finish() {
   if (valid_file_) summary["valid_bits_per_byte"] = last_valid_bits_;
   add_profile(summary);
   folder_->write_summary(summary);
-  if (progress_) progress_->moved_on();
+  switch_off_stop();
+  progress_->moved_on();
 }
 
 }  // namespace tmamba

@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <memory>
+#include <optional>
 
 #include "data/loader.h"
 #include "data/tokenizer.h"
@@ -45,6 +46,9 @@ class Trainer {
   // Mistakes in configuration and data are thrown as UserError before anything is allocated.
   Trainer(RunConfig config, World& world);
 
+  // Checks all of that which needs no allocation, and throws the same. Collective.
+  static void check(RunConfig config, World& world) { Trainer(std::move(config), world, Checks{}); }
+
   // Finds a rank that hangs from now on, names it and ends the job (run.hang_timeout). Once per process.
   void start_watchdog();
 
@@ -64,14 +68,24 @@ class Trainer {
 
  private:
   using Clock = std::chrono::steady_clock;
+  struct Checks {};
+  Trainer(RunConfig config, World& world, Checks);
 
+  int train();
   void open_data();
   void make_step();
-  void resume_or_initialize();
 
-  bool load_newest();
+  std::optional<CheckpointReader> find_newest();
+  void require_same_model(const CheckpointReader& newest) const;
+  void load(const CheckpointReader& checkpoint);
+  void resume_or_initialize(const std::optional<CheckpointReader>& newest);
+  void say_what_changed(const std::string& config_before);
   void prepare_saving();
-  bool starts_in_vain();
+  std::optional<CheckpointReader> begin_start();
+  void require_nothing_lost();
+  void count_start(int64_t step);
+  void log_early(const std::string& kind, nlohmann::json details) const;
+  void log_failure(const std::string& problem) noexcept;
   bool due(int64_t every) const { return every > 0 && state_.step % every == 0; }
   void log_metric(nlohmann::json line);
   void log_end(const std::string& kind, nlohmann::json details);
@@ -89,6 +103,7 @@ class Trainer {
   void save_now();
   void report_save(const SaveOutcome& outcome);
   void leave_if_taken_over();
+  void keep_folder();
   StepResult next_step();
   void finish_step(const StepResult& result, double step_seconds);
   void go_back();
@@ -97,6 +112,7 @@ class Trainer {
   int stop_reason() const;
   bool wants_save() const;
   int stop_and_requeue();
+  void switch_off_stop() const;
   LearningRate lr_schedule() const;
   double elapsed() const { return seconds_since(started_); }
 
@@ -129,6 +145,9 @@ class Trainer {
   double logged_stall_seconds_ = 0;
   int64_t last_saved_ = -1;
   std::string last_checkpoint_, save_problem_;
+  bool save_was_asked_for_ = false;  // by the switch file: the save in flight answers it
+  double retry_seconds_ = 0;         // after a failed save, before the switch file asks again
+  Clock::time_point failed_at_;
   SpikeGuard guard_;
   int skips_in_a_row_ = 0;
   int64_t steps_here_ = 0;  // of this process

@@ -1,11 +1,11 @@
 // Trainer: what keeps a run from losing anything: resuming, saving, stopping on purpose, going back.
+#include <algorithm>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
 #include "data/checkpoint_crew.h"
 #include "data/fs.h"
 #include "data/slice_relay.h"
-#include "launch/goodput.h"
 #include "launch/progress.h"
 #include "launch/signals.h"
 #include "launch/trainer.h"
@@ -35,54 +35,6 @@ void switch_off(const fs::path& run, const char* name) {
 }
 
 }  // namespace
-
-// Loads the newest whole checkpoint of the run folder, if there is one.
-bool Trainer::load_newest() {
-  const auto newest = newest_checkpoint(
-      world_.comm(), fs::path(config_.run.dir) / "checkpoints", [&](const fs::path& damaged, const std::string& why) {
-        std::fprintf(stderr, "%s is damaged and was set aside: %s\n", damaged.c_str(), why.c_str());
-        if (folder_) folder_->event("damaged", {{"path", damaged.string()}, {"problem", why}});
-      });
-  if (!newest) return false;
-  const CheckpointReader reader(*newest);
-  state_ = read_state(reader);
-  if (state_.tokenizer_hash != train_file_->info().tokenizer_hash) {
-    throw UserError(str(newest->string(), " was trained on data of another tokenizer than ", config_.data.train,
-                        "; use its data or another run.dir"));
-  }
-  load_params(reader, step_->table(), params());
-  load_optimizer(reader, step_->table(), step_->optimizer());
-  try {
-    guard_.restore(state_.guard);
-  } catch (const nlohmann::json::exception& error) {
-    throw UserError(str(newest->string(), "/manifest.json: the state of the spike guard is damaged: ", error.what()));
-  }
-  last_saved_ = state_.step;
-  last_checkpoint_ = newest->string();
-  return true;
-}
-
-// Whether the last starts have made no checkpoint that is newer than the one this start comes from.
-bool Trainer::starts_in_vain() {
-  progress_ = std::make_unique<RunProgress>(folder_->dir(), main_);
-  Crew crew(world_.comm());
-  bool in_vain = false;
-  crew.first_does([&] { in_vain = progress_->stuck(last_saved_, state_.config); });
-  in_vain = !crew.from_first(in_vain ? "yes" : "").empty();
-  const std::string passed =
-      crew.from_first(progress_->has_gone_back_to(last_saved_) ? std::to_string(progress_->passed_over()) : "");
-  if (!passed.empty()) state_.passed_over = std::stoll(passed);
-  if (!in_vain) return false;
-  folder_->event("no_progress", {{"step", std::max<int64_t>(last_saved_, 0)}, {"starts", RunProgress::kStarts}});
-  if (main_) {
-    std::fprintf(stderr,
-                 "%d starts of this run have ended before there was a newer checkpoint than that of step %lld, so it "
-                 "is not started again (exit code %d). See %s; to try all the same delete %s\n",
-                 RunProgress::kStarts, static_cast<long long>(std::max<int64_t>(last_saved_, 0)), kNoProgress,
-                 (folder_->dir() / "events.jsonl").c_str(), progress_->file().c_str());
-  }
-  return true;
-}
 
 // Everything a save needs, the space on the disk too, is there or missed before the first step.
 void Trainer::prepare_saving() {
@@ -114,20 +66,38 @@ std::vector<TensorSlice> Trainer::own_slices(const std::function<Tensor(const Te
   return run_slices(step_->table(), params(), step_->optimizer(), owns, mesh_->coordinates().tp == 0, host);
 }
 
+// Somebody may remove the run folder, or move it away, under a run: it is made anew, and training goes on. Where
+// another start of the run has put its own in the place, save() ends this one.
+void Trainer::keep_folder() {
+  if (!folder_->lost() || !progress_->taken_over().empty()) return;
+  if (!folder_->make_anew(state_.step, world_.size())) return;
+  progress_->write_again();
+  std::error_code ignored;  // the watchdog says what it cannot write
+  if (world_.size() > 1) fs::create_directories(folder_->dir() / "heartbeat", ignored);
+}
+
 // Starts a checkpoint of this step; with `behind` it is written while training goes on.
 void Trainer::save(bool behind) {
+  keep_folder();
   if (saver_ && saver_->in_flight()) report_save(saver_->finish());
-  if (last_saved_ == state_.step) return;
+  const bool asked = main_ && switched(config_.run.dir, kSaveSwitch);
+  if (last_saved_ == state_.step) {
+    if (asked) switch_off(config_.run.dir, kSaveSwitch);
+    return;
+  }
+  save_was_asked_for_ = asked;
   state_.guard = guard_.state();
   auto outcome = saver_->start(
       state_.step, [&] { return slices_to_save(behind); }, state_json(state_));
   if (!outcome && !behind) outcome = saver_->finish();
   if (outcome) report_save(*outcome);
-  if (main_ && switched(folder_->dir(), kSaveSwitch)) switch_off(folder_->dir(), kSaveSwitch);
 }
 
 // A checkpoint of this step, or an error: the run is about to end.
 void Trainer::save_now() {
+  // What was saved before may have gone with the run folder.
+  const bool gone = main_ && !switched(last_checkpoint_, "manifest.json");
+  if (!broadcast_text(world_.comm(), gone ? "gone" : "").empty()) last_saved_ = -1;
   save(false);
   if (last_saved_ == state_.step) return;
   throw Error(str("step ", state_.step, " could not be saved: ", save_problem_, ". The newest checkpoint is ",
@@ -138,6 +108,9 @@ void Trainer::report_save(const SaveOutcome& outcome) {
   save_interval_.saved(outcome.stall_seconds);
   if (!outcome.problem.empty()) {
     save_problem_ = outcome.problem;
+    // The switch stays, for another try: not at every step.
+    retry_seconds_ = std::clamp(2 * retry_seconds_, 1.0, 600.0);
+    failed_at_ = Clock::now();
     folder_->event("checkpoint_failed", {{"step", outcome.step}, {"problem", outcome.problem}});
     if (main_) {
       std::fprintf(stderr, "step %lld: there is no checkpoint of step %lld: %s\n", static_cast<long long>(state_.step),
@@ -145,6 +118,8 @@ void Trainer::report_save(const SaveOutcome& outcome) {
     }
     return leave_if_taken_over();
   }
+  retry_seconds_ = 0;
+  if (save_was_asked_for_) switch_off(folder_->dir(), kSaveSwitch);
   const SaveReport& report = outcome.report;
   last_saved_ = outcome.step;
   last_checkpoint_ = report.path.string();
@@ -176,9 +151,15 @@ int Trainer::stop_reason() const {
 }
 
 bool Trainer::wants_save() const {
-  if (!main_ || !saver_) return false;
-  if (switched(config_.run.dir, kSaveSwitch)) return true;
-  return config_.checkpoint.every.automatic && !saver_->in_flight() && save_interval_.due();
+  if (!main_ || !saver_ || saver_->in_flight()) return false;
+  const bool too_soon = retry_seconds_ > 0 && seconds_since(failed_at_) < retry_seconds_;
+  if (switched(config_.run.dir, kSaveSwitch) && !too_soon) return true;
+  return config_.checkpoint.every.automatic && save_interval_.due();
+}
+
+// A wish to stop has been heard when the run ends by itself, too: the next start is not meant.
+void Trainer::switch_off_stop() const {
+  if (main_ && switched(config_.run.dir, kStopSwitch)) switch_off(config_.run.dir, kStopSwitch);
 }
 
 int Trainer::stop_and_requeue() {
@@ -189,8 +170,8 @@ int Trainer::stop_and_requeue() {
   save_now();
   log_end("stop", {{"step", state_.step}, {"signal", name}});
   if (main_) {
-    switch_off(folder_->dir(), kStopSwitch);
-    message_line(str("time: ", goodput_text(goodput_of(read_run_logs(folder_->dir())))));
+    switch_off_stop();
+    message_line(str("time: ", folder_->time_text()));
     std::printf("%s: saved step %lld and stopped. Start the same command again to go on.\n", name.c_str(),
                 static_cast<long long>(state_.step));
   }
@@ -213,7 +194,9 @@ void Trainer::go_back() {
     throw Error(str(trouble, "the run has gone back to the newest checkpoint, of step ", last_saved_, ", before. ",
                     advice, ": the run resumes from there"));
   }
-  if (!load_newest()) throw Error(str(trouble, "there is no whole checkpoint to go back to. ", advice));
+  const auto newest = find_newest();
+  if (!newest) throw Error(str(trouble, "there is no whole checkpoint to go back to. ", advice));
+  load(*newest);
   state_.config = now.config;
   state_.seconds = now.seconds;
   state_.passed_over = passed_before + (from - state_.step) * config_.train.global_batch;

@@ -7,7 +7,6 @@
 #include <numbers>
 
 #include "kernels/base/device.h"
-#include "launch/goodput.h"
 #include "launch/op_profile.h"
 #include "launch/progress.h"
 #include "launch/sharding.h"
@@ -57,12 +56,14 @@ void Trainer::add_stall(nlohmann::json& line) {
 }
 
 void Trainer::log_metric(nlohmann::json line) {
+  keep_folder();
   add_stall(line);
   folder_->metric(std::move(line));
 }
 
 // The last event of a start that ends as it should.
 void Trainer::log_end(const std::string& kind, nlohmann::json details) {
+  keep_folder();
   add_stall(details);
   folder_->event(kind, details);
   folder_->write_goodput();
@@ -157,7 +158,7 @@ void Trainer::print_summary(const std::vector<std::string>& compare, bool as_jso
   row("steps, tokens", str(summary["steps"].get<int64_t>(), ", ", count_text(summary["tokens"].get<double>())));
   row("training time", duration(summary["seconds"].get<double>()));
   row("tokens/s", count_text(summary["tokens_per_s"].get<double>()));
-  row("time", goodput_text(goodput_of(read_run_logs(folder_->dir()))));
+  row("time", folder_->time_text());
   row("checkpoint", summary["checkpoint"].get<std::string>());
   row("metrics", (folder_->dir() / "metrics.jsonl").string());
   row("samples", (folder_->dir() / "samples.txt").string());

@@ -2,6 +2,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cerrno>
 
 #include "data/fs.h"
 #include "data/sha256.h"
@@ -10,6 +14,17 @@
 #include "kernels/base/buffer.h"
 #include "tests/data/checkpoint_fixture.h"
 #include "tests/trials.h"
+
+namespace {
+bool reads_fail = false;
+}
+
+// Takes the C library's place, to be a disk that fails.
+extern "C" ssize_t pread(int fd, void* data, size_t bytes, off_t position) {
+  if (!reads_fail) return syscall(SYS_pread64, fd, data, bytes, position);
+  errno = EIO;
+  return -1;
+}
 
 namespace tmamba {
 namespace {
@@ -245,6 +260,16 @@ TEST_F(DamageTest, RandomDamageNeverLoadsSilently) {
     // A checkpoint without a manifest is none, and nothing is said of it.
     EXPECT_TRUE(!problem.empty() || !fs::exists(newest / "manifest.json"));
   }
+}
+
+// A file system in trouble says so of every file; the checkpoints may be as good as ever.
+TEST_F(DamageTest, AFailingDiskSetsNoCheckpointAside) {
+  const auto never = [](const fs::path&, const std::string& problem) { ADD_FAILURE() << problem; };
+  reads_fail = true;
+  const std::string problem = thrown<Error>([&] { newest_checkpoint(folder.path(), never); });
+  reads_fail = false;
+  EXPECT_THAT(problem, AllOf(HasSubstr(path.string()), HasSubstr("Input/output error")));
+  EXPECT_EQ(newest_checkpoint(folder.path(), never), path);
 }
 
 TEST_F(DamageTest, AnotherVersionIsNotRenamedAsDamage) {

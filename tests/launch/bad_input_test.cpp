@@ -65,6 +65,17 @@ TEST_F(BadInput, Configuration) {
   refused("train typo.toml", {"typo.toml:3", "layerz", "model.layers"});
 }
 
+TEST_F(BadInput, TheCheckFindsWhatTrainingWould) {
+  std::ofstream("text.h5") << "this is no HDF5 file, it is a sentence that is long enough to be one";
+  refused("train run.toml --check --set data.train=nope.h5", {"nope.h5"});
+  refused("train run.toml --check --set data.train=text.h5", {"text.h5", "HDF5"});
+  refused("train run.toml --check --set parallel.tp=3", {"parallel.tp"});
+  refused("train run.toml --check --set run.memory_limit=1e-6", {"run.memory_limit"});
+  refused("train run.toml --check --set run.dir=text.h5", {"run.dir = text.h5", "a file"});
+  refused("train run.toml --set run.dir=text.h5", {"run.dir = text.h5", "a file"});
+  refused("train run.toml --check", {"global_batch = 2"}, 0);
+}
+
 TEST_F(BadInput, CommandLine) {
   refused("trian run.toml", {"no verb", "train"});
   refused("train", {"config is missing"});
@@ -97,9 +108,24 @@ TEST_F(BadInput, Data) {
 
 TEST_F(BadInput, Checkpoints) {
   refused("train run.toml --set run.dir=good --set model.dim=64 --set train.steps=3", {"another model", "32", "64"});
-  refused("train run.toml --set run.dir=good --set model.layers=5 --set train.steps=3", {"another model", "layers.4"});
+  const auto files = [] { return shell("find good -type f | sort | xargs cksum").output; };
+  const std::string before = files();
+  for (const std::vector<std::string>& change : std::vector<std::vector<std::string>>{
+           {"model.layers=2", "model.layers 2, was 4"},
+           {"model.tied_head=true", "model.tied_head true, was false"},
+           {"model.z_gate=false", "model.z_gate false, was true"},
+           {"model.rope_theta=500", "model.rope_theta 5e+02, was 1e+04"},
+           {"model.schedule=[0]", R"(model.schedule [0], was [0, "1/4", "1/2", "1/1"])"}}) {
+    refused("train run.toml --set run.dir=good --set train.steps=3 --set " + change[0],
+            {"another model", change[1], "another run.dir"});
+  }
+  EXPECT_EQ(files(), before) << "a run of another model was changed";
+  refused("eval good --set model.layers=2", {"another model", "layers.2"});
   refused("checkpoint verify good/checkpoints/step-00000009", {"step-00000009"});
   refused("generate nowhere", {"nowhere"});
+  // What cannot be written is not always a full disk.
+  fs::remove("good/config.toml"), fs::create_directory("good/config.toml");
+  refused("train run.toml --set run.dir=good --set train.steps=3", {"good/config.toml: Is a directory"}, 1);
   // The run is as it was.
   EXPECT_EQ(transmamba("checkpoint verify good/checkpoints/step-00000002").code, 0);
 }

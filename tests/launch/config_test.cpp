@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "kernels/base/check.h"
+#include "launch/config_change.h"
 
 namespace tmamba {
 namespace {
@@ -133,6 +134,22 @@ TEST(Config, CanonicalRunsAreCheckedAtOnce) {
     EXPECT_NE(got.find(message), std::string::npos) << overrides[0] << ": " << got;
     EXPECT_NE(got.find("run.canonical = "), std::string::npos) << got;
   }
+}
+
+TEST(ConfigChange, AModelIsAnotherByWhatItsWeightsMean) {
+  const std::string text = "[model]\nlayers = 4\nschedule = [0, \"1/2\"]\n[data]\nseq_len = 64\n";
+  const auto of = [&](const std::vector<std::string>& overrides) { return parse_config(text, "x.toml", overrides); };
+  const RunConfig was = of({});
+  EXPECT_EQ(text_of(model_changes(was, of({"model.layers=2", "model.converter=zero"}))),
+            "model.layers 2, was 4; model.converter \"zero\", was \"exact\"");
+  EXPECT_EQ(text_of(model_changes(was, of({"model.schedule=[0, 32]"}))), "model.schedule [0, 32], was [0, \"1/2\"]");
+  // The same schedule, and what only rounds or begins otherwise.
+  EXPECT_TRUE(model_changes(was, of({"model.schedule=[0, \"1/2\", 0, \"1/2\"]", "model.chunk=8", "model.init_std=1.0"}))
+                  .empty());
+  EXPECT_EQ(
+      text_of(training_changes(was, of({"data.seq_len=128", "train.lr=1e-3", "parallel.tp=2", "run.log_every=7"}))),
+      "data.seq_len 128, was 64; train.lr 0.001, was 0.00025");
+  EXPECT_TRUE(training_changes(was, was).empty());
 }
 
 }  // namespace

@@ -263,5 +263,56 @@ TEST(WallTime, TextsReadBack) {
   EXPECT_LT(process_age_seconds(), 3600);
 }
 
+TEST(Goodput, AStartThatFailsSaysWhy) {
+  const fs::path run = enter_test_folder("goodput-failed") / "run";
+  fs::create_directories(run);
+  const auto event = [&](double at, const std::string& kind, json details) {
+    details.update({{"time", utc_text(1.7e9 + at)}, {"event", kind}});
+    std::ofstream(run / "events.jsonl", std::ios::app) << details.dump() << "\n";
+  };
+  const auto step = [&](double at, int number) {
+    std::ofstream(run / "metrics.jsonl", std::ios::app)
+        << json{{"step", number}, {"loss", 1.0}, {"step_ms", 1000.0}, {"time", 1.7e9 + at}}.dump() << "\n";
+  };
+  // Killed; failed before it had begun, after it had found damage; failed in a step.
+  event(2, "start", {{"step", 0}, {"ranks", 1}, {"startup_s", 2}});
+  step(3, 1);
+  event(103, "damaged", {{"path", "x"}});
+  event(104, "failed", {{"step", 0}, {"ranks", 1}, {"startup_s", 4}, {"problem", "cannot open x: why"}});
+  event(202, "resume", {{"step", 1}, {"ranks", 1}, {"startup_s", 2}});
+  step(203, 2);
+  event(208, "failed", {{"step", 2}, {"problem", "rank 0: <odd>"}});
+  const Goodput goodput = goodput_of(read_run_logs(run));
+  ASSERT_EQ(goodput.starts.size(), 3u);
+  EXPECT_EQ(goodput.starts[0].end, "killed");
+  EXPECT_EQ(goodput.starts[1].end, "failed");
+  EXPECT_EQ(goodput.starts[1].why, "cannot open x: why");
+  EXPECT_EQ(goodput.starts[2].end, "failed");
+  EXPECT_NEAR(goodput.of(Spent::waiting), 97 + 96, 1e-6);
+  EXPECT_NEAR(goodput.of(Spent::startup), 2 + 4 + 2, 1e-6);
+  EXPECT_NEAR(goodput.of(Spent::training), 2, 1e-6);
+  EXPECT_NEAR(goodput.of(Spent::lost), 5, 1e-6);
+  ASSERT_EQ(transmamba("report run").code, 0);
+  EXPECT_EQ(shell("grep -q 'ended by an error: rank 0: &lt;odd&gt;' run/report.html").code, 0);
+}
+
+TEST(Goodput, TimesThatCannotBeAreLeftOut) {
+  const fs::path run = enter_test_folder("goodput-times") / "run";
+  fs::create_directories(run);
+  std::ofstream(run / "events.jsonl") << R"({"time":"2023-11-14T22:13:20Z","event":"start","step":0,"startup_s":1e300})"
+                                      << "\n"
+                                      << R"({"time":"9999-11-14T22:13:20Z","event":"checkpoint","step":0})"
+                                      << "\n";
+  std::ofstream(run / "metrics.jsonl") << R"({"step":1,"loss":1,"step_ms":1000,"time":1700000001})"
+                                       << "\n"
+                                       << R"({"step":2,"loss":1,"step_ms":1000,"time":1e300})"
+                                       << "\n"
+                                       << R"({"step":3,"loss":1,"step_ms":1000,"time":-5})"
+                                       << "\n";
+  const RunRecord record = read_run_logs(run);
+  EXPECT_EQ(record.problems.size(), 3u);
+  EXPECT_NEAR(goodput_of(record).wall_seconds, 1, 1e-6);
+}
+
 }  // namespace
 }  // namespace tmamba

@@ -77,6 +77,15 @@ TEST_F(Keeping, OneWriterPerNodeStoresTheSame) {
   EXPECT_EQ(series("node", "loss"), series("rank", "loss"));
 }
 
+TEST_F(Keeping, AStopAtTheEndDoesNotStopTheNextStart) {
+  write_config("run.toml", "steps = 1\nglobal_batch = 2\nsample_tokens = 1\neval_sequences = 1");
+  fs::create_directories("run");
+  std::ofstream("run/STOP") << "";
+  const Outcome outcome = train();
+  EXPECT_EQ(outcome.code, 0) << outcome.output;
+  EXPECT_FALSE(fs::exists("run/STOP"));
+}
+
 TEST_F(Keeping, TheSwitchFilesSaveAndStop) {
   write_config("run.toml", "steps = 100000\nglobal_batch = 2");
   const Outcome outcome = beside(
@@ -129,6 +138,43 @@ TEST_F(Keeping, AFolderThatGoesAwayIsMadeAgain) {
   EXPECT_EQ(transmamba("checkpoint verify " + list.back()["path"].get<std::string>()).code, 0);
 }
 
+// A SAVE that meets a full disk is kept, and answered when there is space again.
+TEST_F(Keeping, ASaveThatWasAskedForIsTriedAgain) {
+  write_config("run.toml", "steps = 100000\nglobal_batch = 2\n[checkpoint]\nevery = 0");
+  const Outcome outcome = beside(
+      "until_ '[ -s run/metrics.jsonl ]'; prlimit --fsize=20000: --pid $job; touch run/SAVE; "
+      "until_ '[ $(events checkpoint_failed) -ge 1 ]'; [ -e run/SAVE ] || echo forgotten; "
+      "prlimit --fsize=unlimited: --pid $job; until_ '[ $(events checkpoint) -ge 1 ]'; until_ '[ ! -e run/SAVE ]'; "
+      "touch run/STOP");
+  EXPECT_EQ(outcome.code, 85) << outcome.output;
+  EXPECT_EQ(outcome.output.find("gave up"), std::string::npos) << outcome.output;
+  EXPECT_EQ(outcome.output.find("forgotten"), std::string::npos) << outcome.output;
+  EXPECT_LE(events("checkpoint_failed").size(), 3u) << "tried at every step";
+}
+
+// The whole run folder is taken away under a run.
+TEST_F(Keeping, ARunWhoseFolderIsLostSaysSoAndGoesOn) {
+  write_config("run.toml", "steps = 100000\nglobal_batch = 2\n[checkpoint]\nevery = 0");
+  const Outcome outcome = beside(
+      "until_ '[ -s run/metrics.jsonl ]'; mv run away; until_ '[ $(events folder_lost) -ge 1 ]'; "
+      "until_ '[ -s run/metrics.jsonl ]'; rm -rf run; until_ '[ -s run/metrics.jsonl ]'; touch run/STOP");
+  EXPECT_EQ(outcome.code, 85) << outcome.output;
+  EXPECT_EQ(outcome.output.find("gave up"), std::string::npos) << outcome.output;
+  EXPECT_NE(outcome.output.find("run folder run, or its logs, was removed or moved away"), std::string::npos);
+  EXPECT_NE(outcome.output.find("STOP: saved step"), std::string::npos) << outcome.output;
+  EXPECT_EQ(events("folder_lost").size(), 1u);
+  for (const char* file : {"config.toml", "plan.json", "progress.json", "goodput.json", "checkpoints/latest"}) {
+    EXPECT_TRUE(fs::exists(fs::path("run") / file)) << file;
+  }
+  // From its first line on the new log is whole, and is one of a run.
+  const std::vector<double> steps = series("run", "step");
+  ASSERT_FALSE(steps.empty());
+  EXPECT_EQ(steps.front(), events("folder_lost")[0]["step"].get<double>());
+  EXPECT_EQ(steps.back() - steps.front() + 1, static_cast<double>(steps.size()));
+  std::ifstream in("run/goodput.json");
+  EXPECT_EQ(nlohmann::json::parse(in)["starts"].size(), 1u);
+}
+
 // A disk that is full already is found before the first step.
 TEST_F(Keeping, TooLittleSpaceIsFoundBeforeTheFirstStep) {
   write_config("run.toml", "steps = 4\nglobal_batch = 2\n[checkpoint]\nevery = 2");
@@ -155,6 +201,47 @@ TEST_F(Keeping, ThreeStartsWithoutANewerCheckpointEndWith93) {
   // Another configuration is another attempt; a run that makes a checkpoint starts counting again.
   ASSERT_EQ(train("--set train.steps=3").code, 0);
   EXPECT_NE(train("--set train.steps=3").code, 93);
+}
+
+// Weights alone cannot be trained on: the message says what to do, and starting again and again ends.
+TEST_F(Keeping, StartsThatCannotLoadCountToo) {
+  write_config("run.toml", "steps = 1\nglobal_batch = 2\nsample_tokens = 1\neval_sequences = 1");
+  ASSERT_EQ(train("--set run.dir=whole").code, 0);
+  ASSERT_EQ(transmamba("checkpoint export whole/checkpoints/step-00000001 w.h5 --weights").code, 0);
+  ASSERT_EQ(transmamba("checkpoint import w.h5 run/checkpoints").code, 0);
+  for (int start = 0; start < 3; ++start) {
+    const Outcome outcome = train();
+    EXPECT_EQ(outcome.code, 1) << outcome.output;
+    EXPECT_NE(outcome.output.find("without --weights"), std::string::npos) << outcome.output;
+  }
+  EXPECT_EQ(train().code, 93);
+  const auto failed = events("failed");
+  ASSERT_EQ(failed.size(), 3u);
+  EXPECT_NE(failed[0]["problem"].get<std::string>().find("optim/m/"), std::string::npos) << failed[0];
+}
+
+TEST_F(Keeping, ARunWithoutAWholeCheckpointDoesNotBeginAgain) {
+  write_config("run.toml",
+               "steps = 2\nglobal_batch = 2\nsample_tokens = 1\neval_sequences = 1\n[checkpoint]\nevery = 1");
+  ASSERT_EQ(train().code, 0);
+  ASSERT_EQ(shell("for f in run/checkpoints/step-*/*.h5; do truncate -s 100 $f; done").code, 0);
+  const std::string logged = shell("cksum run/metrics.jsonl").output;
+  for (int start = 0; start < 2; ++start) {
+    const Outcome outcome = train();
+    EXPECT_EQ(outcome.code, 1) << outcome.output;
+    for (const char* part : {"none of them can be loaded", "step-00000001.damaged", "step-00000002.damaged",
+                             "another run.dir, or remove them"}) {
+      EXPECT_NE(outcome.output.find(part), std::string::npos) << part << "\n" << outcome.output;
+    }
+  }
+  EXPECT_EQ(shell("cksum run/metrics.jsonl").output, logged);
+  // What was found before there was a log to open is in it.
+  const auto damaged = events("damaged");
+  ASSERT_EQ(damaged.size(), 2u);
+  EXPECT_EQ(damaged[0]["path"], "run/checkpoints/step-00000002");
+  EXPECT_NE(damaged[0]["problem"].get<std::string>().find("rank-00000.h5"), std::string::npos) << damaged[0];
+  fs::remove_all("run/checkpoints");
+  EXPECT_EQ(train().code, 0);
 }
 
 // Two jobs that train in one folder: the one that started first must not write over the other.

@@ -227,5 +227,22 @@ TEST_F(Train, FullDiskKeepsTheLastCheckpoint) {
   EXPECT_EQ(train(large).code, 0);
 }
 
+TEST_F(Train, WhatChangesTheNumbersIsSaidWhenARunGoesOn) {
+  write_config("run.toml", "steps = 2\nglobal_batch = 2\nsample_tokens = 1\neval_sequences = 1");
+  const Outcome first = train();
+  ASSERT_EQ(first.code, 0) << first.output;
+  const Outcome same = train("--set train.steps=3 --set run.log_every=2");
+  ASSERT_EQ(same.code, 0) << same.output;
+  EXPECT_NE(same.output.find("goes on with train.steps 3, was 2\n"), std::string::npos) << same.output;
+  const Outcome other = train("--set train.steps=4 --set data.seq_len=32");
+  ASSERT_EQ(other.code, 0) << other.output;
+  EXPECT_NE(other.output.find("goes on with data.seq_len 32, was 64; train.steps 4, was 3\n"), std::string::npos)
+      << other.output;
+  const Outcome found = shell("grep config_changed run/events.jsonl | tail -n 1");
+  const auto keys = nlohmann::json::parse(found.output)["keys"];
+  EXPECT_EQ(keys.size(), 2u);
+  EXPECT_EQ(keys["data.seq_len"], (nlohmann::json{{"was", "64"}, {"now", "32"}}));
+}
+
 }  // namespace
 }  // namespace tmamba
