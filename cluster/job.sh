@@ -5,6 +5,7 @@
 #   arguments=(...)      train CONFIG ...
 #   run_dir              the folder of the run
 #   job_file             the script of the job itself, with all its options; empty: there is none to submit again
+#   job_name             the name of all jobs of this run folder, and of no others; empty: there is no such name
 #   SITE_*               cluster/site.env; SITE_LAUNCHER=program where the program starts its ranks itself
 # and ends with the exit code of the run (README.md). A run that was saved and stopped (85) is requeued:
 #   SITE_REQUEUE=auto    by SLURM where its RequeueExit has 85, else by this script (scontrol requeue)
@@ -100,10 +101,15 @@ current() {
   [[ $job == *" JobState=RUNNING "* && $job == *" Restarts=${SLURM_RESTART_COUNT:-0} "* ]]
 }
 
-# Jobs of the same name that wait to go on with this run: there is nothing for them to do.
+# Jobs that wait to go on with this run: there is nothing for them to do. Never by the name that SLURM has for this job,
+# which other runs' jobs may have too.
 cancel_successors() {
   [ "$SITE_REQUEUE" = never ] || return 0
-  scancel --user="$(id -un)" --name="$SLURM_JOB_NAME" --state=PENDING 2>/dev/null || true
+  if [ -n "${job_name:-}" ]; then
+    scancel --user="$(id -un)" --name="$job_name" --state=PENDING 2>/dev/null || true
+  elif [ -n "${SLURM_ARRAY_JOB_ID:-}" ]; then
+    scancel --state=PENDING "$SLURM_ARRAY_JOB_ID" 2>/dev/null || true
+  fi
 }
 
 # A user's STOP ends the run; anything else that saved and stopped it asks for another start.

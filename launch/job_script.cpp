@@ -118,13 +118,13 @@ std::string sbatch_quoted(const std::string& text, bool pattern) {
   return out + "\"";
 }
 
-std::string job_name(const std::string& run_dir) {
+std::string job_name(const std::string& run_dir, const std::string& name) {
   std::filesystem::path path(run_dir);
   if (path.filename().empty()) path = path.parent_path();
-  std::string name;
-  for (char c : path.filename().string().substr(0, 40))
-    name += plain(c) && std::string("/:=,@+%").find(c) == std::string::npos ? c : '_';
-  return name + "-" + sha256_hex(path.string()).substr(0, 6);
+  std::string text;
+  for (char c : (name.empty() ? path.filename().string() : name).substr(0, 40))
+    text += plain(c) && std::string("/:=,@+%").find(c) == std::string::npos ? c : '_';
+  return text + "-" + sha256_hex(path.string()).substr(0, 10);
 }
 
 std::string job_script(const JobSpec& job) {
@@ -142,6 +142,7 @@ std::string job_script(const JobSpec& job) {
   script.line("arguments=(" + quoted_words(job.arguments) + ")");
   script.line("run_dir=" + shell_quoted(job.run_dir));
   script.variable("job_file", job.file);
+  script.variable("job_name", job.name);
   script.variable("SITE_LAUNCHER", launcher_of(job));
   script.variable("SITE_MPI", site.mpi);
   script.variable("SITE_INTERFACE", site.interface);

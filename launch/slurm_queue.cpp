@@ -67,6 +67,19 @@ void require_room(const JobSpec& job) {
   require_partition(job);
 }
 
+void require_one_name(const JobSpec& job) {
+  const std::string mark = job.name.substr(job.name.rfind('-'));
+  std::istringstream lines(
+      ask({"squeue", "--noheader", str("--user=", getuid()), "--states=PENDING,RUNNING,SUSPENDED", "--format=%i %j"}));
+  for (std::string number, name; lines >> number && std::getline(lines >> std::ws, name);) {
+    while (name.ends_with(' ')) name.pop_back();
+    if (name == job.name || !name.ends_with(mark)) continue;
+    throw UserError(str("job ", number, " of the run folder ", job.run_dir, " has the name ", name,
+                        ", and one of another name would not wait for it: leave out --name or give the same, or ",
+                        "cancel that job"));
+  }
+}
+
 std::map<std::string, std::string> queued_jobs(const std::vector<std::string>& names) {
   std::string list;
   for (const std::string& name : names) list += (list.empty() ? "" : ",") + name;

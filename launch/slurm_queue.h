@@ -11,6 +11,10 @@ namespace tmamba {
 // Throws UserError where this machine has no SLURM, SLURM has no such partition, or too few nodes for this job.
 void require_room(const JobSpec& job);
 
+// Throws UserError where this user has jobs of another name for the run folder of `job`: neither would wait for the
+// other.
+void require_one_name(const JobSpec& job);
+
 // Jobs of this user with these names that wait, run or end just now: numbers by name. Throws UserError where SLURM does
 // not answer.
 std::map<std::string, std::string> queued_jobs(const std::vector<std::string>& names);

@@ -70,7 +70,9 @@ JobSpec job_of(const Command& command, const RunConfig& config) {
   job.work_dir = fs::current_path().string();
   job.run_dir = fs::absolute(config.run.dir).lexically_normal().string();
   job.file = (fs::path(job.run_dir) / "job.sbatch").string();
-  job.name = command.has("name") ? job_name(command.get<std::string>("name")) : job_name(job.run_dir);
+  // However the folder is named, through links or not, its jobs wait for each other.
+  job.name = job_name(fs::weakly_canonical(job.run_dir).string(),
+                      command.has("name") ? command.get<std::string>("name") : std::string());
   job.verb = "submit";
   job.program = rank_program(job.site);
   job.arguments = {"train", fs::absolute(command.required("config")).lexically_normal().string()};
@@ -103,7 +105,8 @@ int submit_verb(const Arguments& arguments) {
       "ranks-per-node", po::value<int64_t>(), "ranks on each; default: SITE_RANKS_PER_NODE, else one for each GPU")(
       "site", po::value<std::string>(), "site file; default: the one that TRANSMAMBA_SITE names")(
       "set", po::value<std::vector<std::string>>(), "override a key: --set train.lr=3e-4 (repeatable)")(
-      "name", po::value<std::string>(), "name of the job; default: that of the run folder")(
+      "name", po::value<std::string>(),
+      "name of the job, a mark of its run folder is added; default: that of the folder")(
       "time", po::value<std::string>(), "time limit of a job, as SLURM writes it; default: SITE_TIME")(
       "array", po::value<int64_t>(), "an array of this many tasks, one after the other, in place of requeueing")(
       "chain", po::value<int64_t>(), "this many jobs, each waiting for the one before, in place of requeueing")(
@@ -121,6 +124,7 @@ int submit_verb(const Arguments& arguments) {
     return kDone;
   }
   require_room(job);
+  require_one_name(job);
   const fs::path file = write_script(job, script);
   const std::vector<std::string> numbers = submit_jobs(file, count);
   if (command.json()) {
