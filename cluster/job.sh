@@ -112,6 +112,10 @@ cancel_successors() {
   fi
 }
 
+# Whether the run itself is at its end: three starts have come to nothing. A start that another has taken the folder from
+# leaves with the same code, and must leave the other's jobs alone.
+no_progress() { tail -n 1 "$run_dir/events.jsonl" 2>/dev/null | grep -q '"event":"no_progress"'; }
+
 # A user's STOP ends the run; anything else that saved and stopped it asks for another start.
 stopped_by_user() { tail -n 1 "$run_dir/events.jsonl" 2>/dev/null | grep -q '"signal":"STOP"'; }
 
@@ -186,7 +190,11 @@ while :; do
   run_ranks
   case $code in
     0) cancel_successors; exit 0 ;;
-    2 | 93) say "exit code $code: not started again"; cancel_successors; exit "$code" ;;
+    2 | 93)
+      say "exit code $code: not started again"
+      if no_progress; then cancel_successors; fi
+      exit "$code"
+      ;;
     85) hand_on ;;
   esac
   # A crash. What the run has made no progress in for three starts it refuses itself, by 93.

@@ -92,12 +92,10 @@ void write_head(Script& script, const JobSpec& job) {
     script.option("signal", str(launcher_of(job) == "srun" ? "" : "B:", "USR1@", site.signal_seconds));
   }
   script.line(site.requeue == "never" ? "#SBATCH --no-requeue" : "#SBATCH --requeue");
-  // One job at a time in a run folder: those of the same name wait for each other.
-  if (job.array > 0) {
-    script.option("array", str("1-", job.array, "%1"));
-  } else {
-    script.line("#SBATCH --dependency=singleton");
-  }
+  if (job.array > 0) script.option("array", str("1-", job.array, "%1"));
+  // One job at a time in a run folder: those of the same name wait for each other. The tasks of one array, which SLURM
+  // leaves out of this, do by %1.
+  script.line("#SBATCH --dependency=singleton");
   for (const std::string& option : site.sbatch_options) script.line("#SBATCH " + option);
 }
 

@@ -124,5 +124,14 @@ TEST_F(FakeSlurm, AFinishedJobByHandCancelsTheRestOfItsArrayOnly) {
   EXPECT_EQ(asked().find("--name"), std::string::npos) << asked();
 }
 
+// Exit code 93 is that of a run that gets nowhere, and of a start that another one has taken the folder from.
+TEST_F(FakeSlurm, AJobThatLostItsFolderCancelsNothing) {
+  const std::string lines = "job_name=exp-a SITE_REQUEUE=never", event = "echo '{\"event\":\"";
+  EXPECT_EQ(job(lines, event + "resume\"}' >>run/events.jsonl; exit 93").code, 93);
+  EXPECT_EQ(asked().find("scancel"), std::string::npos) << asked();
+  EXPECT_EQ(job(lines, event + "no_progress\"}' >>run/events.jsonl; exit 93").code, 93);
+  EXPECT_NE(asked().find("--name=exp-a --state=PENDING"), std::string::npos) << asked();
+}
+
 }  // namespace
 }  // namespace tmamba
