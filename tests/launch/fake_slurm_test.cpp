@@ -4,9 +4,11 @@
 
 #include <filesystem>
 #include <fstream>
+#include <limits>
 #include <sstream>
 
 #include "launch/job_script.h"
+#include "launch/slurm_queue.h"
 #include "tests/launch/program.h"
 
 namespace tmamba {
@@ -53,7 +55,7 @@ class FakeSlurm : public testing::Test {
   Outcome submit(const std::string& options) {
     if (!fs::exists("run.toml")) {
       prepare_bytes(20000);
-      write_config("run.toml", "steps = 100\nglobal_batch = 64");
+      write_config("run.toml", "steps = 100\nglobal_batch = 48");
     }
     return shell("PATH='" + (folder_ / "bin").string() + "':$PATH " + command_line("submit run.toml " + options, 0));
   }
@@ -122,6 +124,41 @@ TEST_F(FakeSlurm, AFinishedJobByHandCancelsTheRestOfItsArrayOnly) {
   EXPECT_EQ(job("SITE_REQUEUE=never SLURM_ARRAY_JOB_ID=11", "exit 0").code, 0);
   EXPECT_NE(asked().find("scancel --state=PENDING 11\n"), std::string::npos) << asked();
   EXPECT_EQ(asked().find("--name"), std::string::npos) << asked();
+}
+
+// Nodes are those of one partition, however many have them too.
+TEST_F(FakeSlurm, NodesAreThoseOfThePartition) {
+  refused("--nodes 3", "3 nodes are asked for, but partition low has 2 nodes");
+  std::ofstream("high.env") << "SITE_PARTITION=high\n";
+  refused("--nodes 4 --site high.env", "4 nodes are asked for, but partition high has 3 nodes");
+  std::ofstream("gone.env") << "SITE_PARTITION=high,gone\n";
+  refused("--nodes 1 --site gone.env", "there is no partition gone (SITE_PARTITION); there are high long low");
+  std::ofstream("any.env") << "SITE_PARTITION=long,high\n";
+  taken("--nodes 2 --site any.env");
+}
+
+// SLURM would take a job over its partition's limit and never start it.
+TEST_F(FakeSlurm, TimeIsThatOfThePartition) {
+  refused("--nodes 1 --time 99:00:00",
+          "a time limit of 99:00:00 is asked for, but partition low ends jobs after 10:00");
+  refused("--nodes 1 --time 10:01", "ends jobs after 10:00");
+  refused("--nodes 1 --time UNLIMITED", "ends jobs after 10:00");
+  std::ofstream("more.env") << "SITE_TIME=5\nSITE_SBATCH_OPTIONS='--partition=high --time=1-0:01'\n";
+  refused("--nodes 1 --site more.env", "1-0:01 is asked for, but partition high ends jobs after 1-00:00:00");
+  std::ofstream("qos.env") << "SITE_QOS=long-jobs\n";
+  command("sacctmgr", "echo DenyOnLimit,PartitionTimeLimit");
+  taken("--nodes 1 --site qos.env --time 99:00:00");
+  taken("--nodes 1 --time 10:00");
+}
+
+TEST(SlurmQueue, ReadsTimes) {
+  const int64_t none = std::numeric_limits<int64_t>::max();
+  const std::vector<std::pair<std::string, int64_t>> times{
+      {"30", 30},        {"30:00", 30},        {"30:01", 31},      {"24:00:00", 1440}, {"1-12", 2160},
+      {"1-12:30", 2190}, {"2-00:00:01", 2881}, {"infinite", none}, {"0", none},        {"UNLIMITED", none}};
+  for (const auto& [text, minutes] : times) EXPECT_EQ(slurm_minutes(text), minutes) << text;
+  for (const char* text : {"", "soon", "1:2:3:4", "1-", "-1-2", "1-2-3", "1::2", "99999999999"})
+    EXPECT_EQ(slurm_minutes(text), std::nullopt) << text;
 }
 
 // Exit code 93 is that of a run that gets nowhere, and of a start that another one has taken the folder from.
