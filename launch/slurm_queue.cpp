@@ -8,6 +8,7 @@
 #include <set>
 #include <sstream>
 
+#include "data/fs.h"
 #include "kernels/base/check.h"
 #include "launch/subprocess.h"
 
@@ -127,6 +128,45 @@ void require_partition(const JobSpec& job) {
   if (problem) std::rethrow_exception(problem);
 }
 
+// A job script under another name beside its own, until SLURM would take it. What is not kept leaves no trace: a job
+// that runs may hand in the script under its own name again.
+class Draft {
+ public:
+  Draft(fs::path target, const std::string& script)
+      : target_(std::move(target)), file_(target_.string() + ".new-" + random_nonce()) {
+    for (fs::path folder = target_.parent_path(); !fs::exists(folder); folder = folder.parent_path())
+      new_folders_.push_back(folder);
+    try {
+      make_folders(target_.parent_path());
+      write_text_durably(file_, script);
+    } catch (const FileError& error) {
+      clear();
+      throw UserError(str(error.what(), ": cannot write the job script; check run.dir"));
+    }
+  }
+  ~Draft() {
+    if (!kept_) clear();
+  }
+  Draft(const Draft&) = delete;
+  Draft& operator=(const Draft&) = delete;
+  const fs::path& file() const { return file_; }
+  void keep() {
+    fs::rename(file_, target_);
+    kept_ = true;
+    sync_folder(target_.parent_path());
+  }
+
+ private:
+  void clear() const {
+    std::error_code ignored;
+    fs::remove(file_, ignored);
+    for (const fs::path& folder : new_folders_) fs::remove(folder, ignored);
+  }
+  fs::path target_, file_;
+  std::vector<fs::path> new_folders_;  // deepest first
+  bool kept_ = false;
+};
+
 void require_slurm() {
   for (const char* program : {"sbatch", "sinfo", "squeue"}) {
     if (find_program(program).empty()) {
@@ -195,11 +235,15 @@ std::map<std::string, std::string> queued_jobs(const std::vector<std::string>& n
   return jobs;
 }
 
-std::vector<std::string> submit_jobs(const fs::path& file, int64_t count) {
-  const ProgramOutput test = run_program({"sbatch", "--test-only", file.string()});
-  if (test.code != 0) {
-    throw UserError(
-        str("SLURM would refuse this job (sbatch --test-only ", file.string(), "): ", first_lines(test.text)));
+std::vector<std::string> submit_jobs(const fs::path& file, const std::string& script, int64_t count) {
+  {
+    Draft draft(file, script);
+    const ProgramOutput test = run_program({"sbatch", "--test-only", draft.file().string()});
+    if (test.code != 0) {
+      throw UserError(str("SLURM would refuse this job (sbatch --test-only): ", first_lines(test.text),
+                          "\n--dry-run prints the job script"));
+    }
+    draft.keep();
   }
   std::vector<std::string> numbers;
   for (int64_t i = 0; i < count; ++i) {

@@ -25,8 +25,9 @@ void require_one_name(const JobSpec& job);
 // not answer.
 std::map<std::string, std::string> queued_jobs(const std::vector<std::string>& names);
 
-// Gives the script to sbatch, `count` times. Returns the numbers of the jobs, in the order they run in. Throws
-// UserError where SLURM refuses it.
-std::vector<std::string> submit_jobs(const std::filesystem::path& script, int64_t count);
+// Writes the script to `file`, in place of one that is there, and gives it to sbatch, `count` times. Returns the
+// numbers of the jobs, in the order they run in. Throws UserError where SLURM refuses it; where it would (sbatch
+// --test-only), nothing was written.
+std::vector<std::string> submit_jobs(const std::filesystem::path& file, const std::string& script, int64_t count);
 
 }  // namespace tmamba

@@ -1,7 +1,6 @@
 // transmamba submit: writes the batch script of a run and hands it to SLURM.
 #include <cstdio>
 #include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "data/token_file.h"
@@ -80,16 +79,6 @@ JobSpec job_of(const Command& command, const RunConfig& config) {
   return job;
 }
 
-fs::path write_script(const JobSpec& job, const std::string& script) {
-  const fs::path file = job.file;
-  std::error_code error;
-  fs::create_directories(job.run_dir, error);
-  std::ofstream out(file, std::ios::binary);
-  out << script;
-  if (error || !out.flush()) throw UserError(str(file.string(), ": cannot write the job script; check run.dir"));
-  return file;
-}
-
 }  // namespace
 
 int submit_verb(const Arguments& arguments) {
@@ -125,14 +114,13 @@ int submit_verb(const Arguments& arguments) {
   }
   require_room(job);
   require_one_name(job);
-  const fs::path file = write_script(job, script);
-  const std::vector<std::string> numbers = submit_jobs(file, count);
+  const std::vector<std::string> numbers = submit_jobs(job.file, script, count);
   if (command.json()) {
     std::printf("%s\n", nlohmann::json({{"jobs", numbers},
                                         {"name", job.name},
                                         {"nodes", job.nodes},
                                         {"ranks", job.nodes * job.ranks_per_node},
-                                        {"script", file.string()}})
+                                        {"script", job.file}})
                             .dump(2)
                             .c_str());
     return kDone;

@@ -161,6 +161,22 @@ TEST(SlurmQueue, ReadsTimes) {
     EXPECT_EQ(slurm_minutes(text), std::nullopt) << text;
 }
 
+// The script of a run is what a job of it hands in again when it has lost a node.
+TEST_F(FakeSlurm, ARefusedJobLeavesTheScriptOfTheRunningOne) {
+  std::ofstream("refuse").close();
+  refused("--nodes 1 --set run.dir=new/run", "SLURM would refuse this job (sbatch --test-only): no such account");
+  EXPECT_FALSE(fs::exists("new"));
+  fs::remove("refuse");
+  taken("--nodes 1");
+  const std::string script = read_file("run/job.sbatch");
+  EXPECT_NE(script.find("#SBATCH --nodes=1\n"), std::string::npos);
+  std::ofstream("refuse").close();
+  fs::remove("asked.txt");
+  refused("--nodes 2", "no such account");
+  EXPECT_EQ(read_file("run/job.sbatch"), script);
+  EXPECT_EQ(std::distance(fs::directory_iterator("run"), fs::directory_iterator()), 1) << "a draft is left";
+}
+
 // Exit code 93 is that of a run that gets nowhere, and of a start that another one has taken the folder from.
 TEST_F(FakeSlurm, AJobThatLostItsFolderCancelsNothing) {
   const std::string lines = "job_name=exp-a SITE_REQUEUE=never", event = "echo '{\"event\":\"";

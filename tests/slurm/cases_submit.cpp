@@ -43,10 +43,7 @@ void layout_that_does_not_fit(Case& c) {
 // SLURM itself says no.
 void refused_by_slurm(Case& c) {
   c.site("SITE_CONSTRAINT=no-such-feature");
-  const Outcome outcome = c.try_submit("");
-  c.equal(outcome.code, 2, "exit code");
-  c.contains(outcome.output, "SLURM would refuse this job");
-  c.contains(outcome.output, "Invalid feature");
+  refused(c, "", 2, {"SLURM would refuse this job", "Invalid feature"});
 }
 
 void no_slurm_answers(Case& c) {
