@@ -177,6 +177,16 @@ TEST_F(FakeSlurm, ARefusedJobLeavesTheScriptOfTheRunningOne) {
   EXPECT_EQ(std::distance(fs::directory_iterator("run"), fs::directory_iterator()), 1) << "a draft is left";
 }
 
+// In a batch script, without srun or mpirun.
+TEST_F(FakeSlurm, OneRankInAJobOfSeveralTasksIsTold) {
+  EXPECT_EQ(submit("--help").code, 0);  // writes run.toml
+  const Outcome outcome = shell("SLURM_JOB_ID=7 SLURM_NTASKS=8 SLURM_PROCID=0 SLURM_LOCALID=0 " +
+                                command_line("train run.toml --check", 0));
+  EXPECT_EQ(outcome.code, 0) << outcome.output;
+  EXPECT_NE(outcome.output.find("warning: SLURM job 7 has 8 tasks, but this program"), std::string::npos)
+      << outcome.output;
+}
+
 // Exit code 93 is that of a run that gets nowhere, and of a start that another one has taken the folder from.
 TEST_F(FakeSlurm, AJobThatLostItsFolderCancelsNothing) {
   const std::string lines = "job_name=exp-a SITE_REQUEUE=never", event = "echo '{\"event\":\"";
