@@ -21,10 +21,11 @@ say() { printf '%s job %s start %s: %s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "$SLU
 # it would leave them no time to save.
 told=""
 ranks_pid=""
+tell_ranks() { if [ -n "$ranks_pid" ] && [ "$SITE_LAUNCHER" != srun ]; then kill -USR1 "$ranks_pid" 2>/dev/null; fi; }
 on_signal() {
   told=$1
   say "SIG$1"
-  if [ -n "$ranks_pid" ] && [ "$SITE_LAUNCHER" != srun ]; then kill -USR1 "$ranks_pid"; fi
+  tell_ranks
 }
 trap 'on_signal TERM' TERM
 trap 'on_signal USR1' USR1
@@ -47,7 +48,7 @@ rank=$!
 [ -z "$told" ] || tell "$told"
 while :; do wait "$rank"; code=$?; kill -0 "$rank" 2>/dev/null || break; done
 case $code in
-  2 | 85 | 93) [ "$SLURM_PROCID" != 0 ] || echo "$code" >"$TMAMBA_EXIT_CODE"; exit 0 ;;
+  2 | 85 | 93) if [ "$SLURM_PROCID" != 0 ] || echo "$code" >"$TMAMBA_EXIT_CODE"; then exit 0; fi ;;
 esac
 exit "$code"'
 
@@ -80,6 +81,7 @@ run_ranks() {
   rm -f "${TMAMBA_EXIT_CODE:-}"
   "${start[@]}" "${program[@]}" "${arguments[@]}" &
   ranks_pid=$!
+  if [ -n "$told" ]; then tell_ranks; fi
   while :; do
     wait "$ranks_pid"
     code=$?
@@ -172,7 +174,10 @@ hand_on() {
   # After TERM SLURM itself knows whether the job comes back: it does after preemption and requeue, not after scancel.
   if [ "$told" != TERM ] && { [ "$SITE_REQUEUE" = self ] || ! requeue_exits | grep -qx 85; }; then
     say "saved; requeued"
-    scontrol requeue "$SLURM_JOB_ID" && sleep 600
+    # SLURM's TERM may reach this script alone, which hears of it when what it waits for has ended.
+    if scontrol requeue "$SLURM_JOB_ID"; then
+      for _ in $(seq 600); do [ "$told" != TERM ] || break; sleep 1; done
+    fi
   fi
   exit 85
 }
@@ -187,6 +192,8 @@ start_command
 say "${SLURM_JOB_NUM_NODES} nodes ($SLURM_JOB_NODELIST), $SLURM_NTASKS ranks, by $SITE_LAUNCHER"
 restarts=0
 while :; do
+  # The notice came before the ranks, or they died of it: there is no time left to start them.
+  if [ -n "$told" ]; then hand_on; fi
   run_ranks
   case $code in
     0) cancel_successors; exit 0 ;;
