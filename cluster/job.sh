@@ -5,6 +5,7 @@
 #   arguments=(...)      train CONFIG ...
 #   run_dir              the folder of the run
 #   job_file             the script of the job itself, with all its options; empty: there is none to submit again
+#   job_name             the name of all jobs of this run folder, and of no others; empty: there is no such name
 #   SITE_*               cluster/site.env; SITE_LAUNCHER=program where the program starts its ranks itself
 # and ends with the exit code of the run (README.md). A run that was saved and stopped (85) is requeued:
 #   SITE_REQUEUE=auto    by SLURM where its RequeueExit has 85, else by this script (scontrol requeue)
@@ -20,10 +21,11 @@ say() { printf '%s job %s start %s: %s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "$SLU
 # it would leave them no time to save.
 told=""
 ranks_pid=""
+tell_ranks() { if [ -n "$ranks_pid" ] && [ "$SITE_LAUNCHER" != srun ]; then kill -USR1 "$ranks_pid" 2>/dev/null; fi; }
 on_signal() {
   told=$1
   say "SIG$1"
-  if [ -n "$ranks_pid" ] && [ "$SITE_LAUNCHER" != srun ]; then kill -USR1 "$ranks_pid"; fi
+  tell_ranks
 }
 trap 'on_signal TERM' TERM
 trap 'on_signal USR1' USR1
@@ -46,7 +48,7 @@ rank=$!
 [ -z "$told" ] || tell "$told"
 while :; do wait "$rank"; code=$?; kill -0 "$rank" 2>/dev/null || break; done
 case $code in
-  2 | 85 | 93) [ "$SLURM_PROCID" != 0 ] || echo "$code" >"$TMAMBA_EXIT_CODE"; exit 0 ;;
+  2 | 85 | 93) if [ "$SLURM_PROCID" != 0 ] || echo "$code" >"$TMAMBA_EXIT_CODE"; then exit 0; fi ;;
 esac
 exit "$code"'
 
@@ -79,6 +81,7 @@ run_ranks() {
   rm -f "${TMAMBA_EXIT_CODE:-}"
   "${start[@]}" "${program[@]}" "${arguments[@]}" &
   ranks_pid=$!
+  if [ -n "$told" ]; then tell_ranks; fi
   while :; do
     wait "$ranks_pid"
     code=$?
@@ -100,11 +103,20 @@ current() {
   [[ $job == *" JobState=RUNNING "* && $job == *" Restarts=${SLURM_RESTART_COUNT:-0} "* ]]
 }
 
-# Jobs of the same name that wait to go on with this run: there is nothing for them to do.
+# Jobs that wait to go on with this run: there is nothing for them to do. Never by the name that SLURM has for this job,
+# which other runs' jobs may have too.
 cancel_successors() {
   [ "$SITE_REQUEUE" = never ] || return 0
-  scancel --user="$(id -un)" --name="$SLURM_JOB_NAME" --state=PENDING 2>/dev/null || true
+  if [ -n "${job_name:-}" ]; then
+    scancel --user="$(id -un)" --name="$job_name" --state=PENDING 2>/dev/null || true
+  elif [ -n "${SLURM_ARRAY_JOB_ID:-}" ]; then
+    scancel --state=PENDING "$SLURM_ARRAY_JOB_ID" 2>/dev/null || true
+  fi
 }
+
+# Whether the run itself is at its end: three starts have come to nothing. A start that another has taken the folder from
+# leaves with the same code, and must leave the other's jobs alone.
+no_progress() { tail -n 1 "$run_dir/events.jsonl" 2>/dev/null | grep -q '"event":"no_progress"'; }
 
 # A user's STOP ends the run; anything else that saved and stopped it asks for another start.
 stopped_by_user() { tail -n 1 "$run_dir/events.jsonl" 2>/dev/null | grep -q '"signal":"STOP"'; }
@@ -162,7 +174,10 @@ hand_on() {
   # After TERM SLURM itself knows whether the job comes back: it does after preemption and requeue, not after scancel.
   if [ "$told" != TERM ] && { [ "$SITE_REQUEUE" = self ] || ! requeue_exits | grep -qx 85; }; then
     say "saved; requeued"
-    scontrol requeue "$SLURM_JOB_ID" && sleep 600
+    # SLURM's TERM may reach this script alone, which hears of it when what it waits for has ended.
+    if scontrol requeue "$SLURM_JOB_ID"; then
+      for _ in $(seq 600); do [ "$told" != TERM ] || break; sleep 1; done
+    fi
   fi
   exit 85
 }
@@ -177,10 +192,16 @@ start_command
 say "${SLURM_JOB_NUM_NODES} nodes ($SLURM_JOB_NODELIST), $SLURM_NTASKS ranks, by $SITE_LAUNCHER"
 restarts=0
 while :; do
+  # The notice came before the ranks, or they died of it: there is no time left to start them.
+  if [ -n "$told" ]; then hand_on; fi
   run_ranks
   case $code in
     0) cancel_successors; exit 0 ;;
-    2 | 93) say "exit code $code: not started again"; cancel_successors; exit "$code" ;;
+    2 | 93)
+      say "exit code $code: not started again"
+      if no_progress; then cancel_successors; fi
+      exit "$code"
+      ;;
     85) hand_on ;;
   esac
   # A crash. What the run has made no progress in for three starts it refuses itself, by 93.

@@ -30,6 +30,20 @@ std::string missing_pmi(const Environment& environment) {
          "with mpirun";
 }
 
+std::string alone_in_job(const Environment& environment) {
+  // Any launcher leaves one of these.
+  for (const char* variable :
+       {"SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "PMI_FD", "HYDI_CONTROL_FD"}) {
+    if (environment(variable) != nullptr) return "";
+  }
+  const char* job = environment("SLURM_JOB_ID");
+  const char* tasks = environment("SLURM_NTASKS");
+  if (job == nullptr || tasks == nullptr || std::atoi(tasks) < 2) return "";
+  return str("warning: SLURM job ", job, " has ", tasks,
+             " tasks, but this program was started without srun or mpirun, ",
+             "and runs as one rank: the others stand idle. To use them all put srun --mpi=pmix or mpirun before it");
+}
+
 std::string launcher_disagreement(const Environment& environment, const Place& place) {
   if (!started_by_srun(environment)) return "";
   struct Pair {

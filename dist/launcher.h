@@ -20,6 +20,11 @@ using Environment = std::function<const char*(const char*)>;
 // words that few understand; empty: nothing. Before MPI starts.
 std::string missing_pmi(const Environment& environment);
 
+// That this process is alone where SLURM gives its job several tasks: started in a batch script or by salloc, without
+// srun or mpirun. A user may want that, so it is a warning; empty: it is not so.
+// Before MPI starts, which sets such variables itself.
+std::string alone_in_job(const Environment& environment);
+
 // How SLURM_PROCID, SLURM_STEP_NUM_TASKS and SLURM_LOCALID differ from `place`, and what to do; empty: they do not.
 // Under mpirun, whose daemons alone are SLURM's tasks, and outside of SLURM there is nothing to compare.
 std::string launcher_disagreement(const Environment& environment, const Place& place);

@@ -103,6 +103,7 @@ World::World(WorldOptions options) : options_(options) {
 
 void World::start_mpi() {
   if (const std::string problem = missing_pmi(std::getenv); !problem.empty()) throw UserError(problem);
+  if (const std::string warning = alone_in_job(std::getenv); !warning.empty()) print_line(warning);
   int started = 0, provided = 0;
   MPI_Initialized(&started);
   TM_CHECK(!started, "MPI is already started: there can be only one World in a process");

@@ -92,12 +92,10 @@ void write_head(Script& script, const JobSpec& job) {
     script.option("signal", str(launcher_of(job) == "srun" ? "" : "B:", "USR1@", site.signal_seconds));
   }
   script.line(site.requeue == "never" ? "#SBATCH --no-requeue" : "#SBATCH --requeue");
-  // One job at a time in a run folder: those of the same name wait for each other.
-  if (job.array > 0) {
-    script.option("array", str("1-", job.array, "%1"));
-  } else {
-    script.line("#SBATCH --dependency=singleton");
-  }
+  if (job.array > 0) script.option("array", str("1-", job.array, "%1"));
+  // One job at a time in a run folder: those of the same name wait for each other. The tasks of one array, which SLURM
+  // leaves out of this, do by %1.
+  script.line("#SBATCH --dependency=singleton");
   for (const std::string& option : site.sbatch_options) script.line("#SBATCH " + option);
 }
 
@@ -118,13 +116,13 @@ std::string sbatch_quoted(const std::string& text, bool pattern) {
   return out + "\"";
 }
 
-std::string job_name(const std::string& run_dir) {
+std::string job_name(const std::string& run_dir, const std::string& name) {
   std::filesystem::path path(run_dir);
   if (path.filename().empty()) path = path.parent_path();
-  std::string name;
-  for (char c : path.filename().string().substr(0, 40))
-    name += plain(c) && std::string("/:=,@+%").find(c) == std::string::npos ? c : '_';
-  return name + "-" + sha256_hex(path.string()).substr(0, 6);
+  std::string text;
+  for (char c : (name.empty() ? path.filename().string() : name).substr(0, 40))
+    text += plain(c) && std::string("/:=,@+%").find(c) == std::string::npos ? c : '_';
+  return text + "-" + sha256_hex(path.string()).substr(0, 10);
 }
 
 std::string job_script(const JobSpec& job) {
@@ -142,6 +140,7 @@ std::string job_script(const JobSpec& job) {
   script.line("arguments=(" + quoted_words(job.arguments) + ")");
   script.line("run_dir=" + shell_quoted(job.run_dir));
   script.variable("job_file", job.file);
+  script.variable("job_name", job.name);
   script.variable("SITE_LAUNCHER", launcher_of(job));
   script.variable("SITE_MPI", site.mpi);
   script.variable("SITE_INTERFACE", site.interface);

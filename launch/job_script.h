@@ -29,9 +29,10 @@ std::string shell_quoted(const std::string& text);
 // A value of an option in an #SBATCH line; `pattern` where SLURM replaces %j and the like in it.
 std::string sbatch_quoted(const std::string& text, bool pattern = false);
 
-// A job name of letters, digits, dots, lines: that of the run folder's last part, and a mark of the whole path, since
-// jobs of one name wait for each other.
-std::string job_name(const std::string& run_dir);
+// A job name of letters, digits, dots, lines: `name`, or without one the last part of the run folder's path, and a mark
+// of the whole path behind the last line. Jobs of one name wait for each other and cancel each other, so a name is
+// never that of two folders.
+std::string job_name(const std::string& run_dir, const std::string& name = "");
 
 // Throws UserError where a name has a line break or another control character in it.
 std::string job_script(const JobSpec& job);

@@ -143,9 +143,15 @@ Site parse_site(const std::string& text, const std::string& name) {
   int number = 0;
   for (std::string raw; std::getline(in, raw);) {
     ++number;
+    Line line{.where = str(name, ":", number), .name = "", .value = ""};
+    if (raw.ends_with('\r')) {
+      line.fail(
+          "the line ends as on Windows (CRLF), and a shell would take the CR for a part of the value: sed -i "
+          "'s/\\r$//' " +
+          name);
+    }
     const size_t begin = raw.find_first_not_of(" \t");
     if (begin == std::string::npos || raw[begin] == '#') continue;
-    Line line{.where = str(name, ":", number), .name = "", .value = ""};
     const size_t equals = raw.find('=');
     if (equals == std::string::npos) line.fail(str(raw, ": NAME=value is expected"));
     line.name = raw.substr(begin, equals - begin);

@@ -76,9 +76,13 @@ std::vector<SubmittedJob> submit_study(const Study& study, const StudyGrid& grid
       submitted.push_back({ranks, script, known->second + " (submitted before)"});
       continue;
     }
+    if (submit) {
+      submitted.push_back({ranks, script, submit_jobs(script, job_script(job), 1).front()});
+      continue;
+    }
     make_folders(job.run_dir);
     replace_text_durably(script, job_script(job), random_nonce());
-    submitted.push_back({ranks, script, submit ? submit_jobs(script, 1).front() : ""});
+    submitted.push_back({ranks, script, ""});
   }
   return submitted;
 }

@@ -1,7 +1,6 @@
 // transmamba submit: writes the batch script of a run and hands it to SLURM.
 #include <cstdio>
 #include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "data/token_file.h"
@@ -70,22 +69,14 @@ JobSpec job_of(const Command& command, const RunConfig& config) {
   job.work_dir = fs::current_path().string();
   job.run_dir = fs::absolute(config.run.dir).lexically_normal().string();
   job.file = (fs::path(job.run_dir) / "job.sbatch").string();
-  job.name = command.has("name") ? job_name(command.get<std::string>("name")) : job_name(job.run_dir);
+  // However the folder is named, through links or not, its jobs wait for each other.
+  job.name = job_name(fs::weakly_canonical(job.run_dir).string(),
+                      command.has("name") ? command.get<std::string>("name") : std::string());
   job.verb = "submit";
   job.program = rank_program(job.site);
   job.arguments = {"train", fs::absolute(command.required("config")).lexically_normal().string()};
   for (const std::string& value : command.list("set")) job.arguments.insert(job.arguments.end(), {"--set", value});
   return job;
-}
-
-fs::path write_script(const JobSpec& job, const std::string& script) {
-  const fs::path file = job.file;
-  std::error_code error;
-  fs::create_directories(job.run_dir, error);
-  std::ofstream out(file, std::ios::binary);
-  out << script;
-  if (error || !out.flush()) throw UserError(str(file.string(), ": cannot write the job script; check run.dir"));
-  return file;
 }
 
 }  // namespace
@@ -103,7 +94,8 @@ int submit_verb(const Arguments& arguments) {
       "ranks-per-node", po::value<int64_t>(), "ranks on each; default: SITE_RANKS_PER_NODE, else one for each GPU")(
       "site", po::value<std::string>(), "site file; default: the one that TRANSMAMBA_SITE names")(
       "set", po::value<std::vector<std::string>>(), "override a key: --set train.lr=3e-4 (repeatable)")(
-      "name", po::value<std::string>(), "name of the job; default: that of the run folder")(
+      "name", po::value<std::string>(),
+      "name of the job, a mark of its run folder is added; default: that of the folder")(
       "time", po::value<std::string>(), "time limit of a job, as SLURM writes it; default: SITE_TIME")(
       "array", po::value<int64_t>(), "an array of this many tasks, one after the other, in place of requeueing")(
       "chain", po::value<int64_t>(), "this many jobs, each waiting for the one before, in place of requeueing")(
@@ -121,14 +113,14 @@ int submit_verb(const Arguments& arguments) {
     return kDone;
   }
   require_room(job);
-  const fs::path file = write_script(job, script);
-  const std::vector<std::string> numbers = submit_jobs(file, count);
+  require_one_name(job);
+  const std::vector<std::string> numbers = submit_jobs(job.file, script, count);
   if (command.json()) {
     std::printf("%s\n", nlohmann::json({{"jobs", numbers},
                                         {"name", job.name},
                                         {"nodes", job.nodes},
                                         {"ranks", job.nodes * job.ranks_per_node},
-                                        {"script", file.string()}})
+                                        {"script", job.file}})
                             .dump(2)
                             .c_str());
     return kDone;

@@ -17,10 +17,10 @@ int train_verb(const Arguments& arguments) {
         "train CONFIG [options]",
         "Trains a model. Started by mpirun or srun, the ranks share the work as [parallel] says. The run resumes by\n"
         "itself from the newest whole checkpoint of its folder; SIGINT, SIGTERM, SIGUSR1 and a file STOP in the run\n"
-        "folder save at the next step boundary and stop with exit code 85; a file SAVE saves and goes on. Exit code "
-        "93:\n"
-        "three starts in a row made no newer checkpoint, or another start took over the run folder. --json prints the\n"
-        "run's summary as JSON at the end.");
+        "folder save at the next step boundary and stop with exit code 85; a file SAVE saves and goes on. Under Open\n"
+        "MPI's mpirun take STOP, or kill -USR1 of mpirun, which hands it on to all ranks: on SIGINT (Ctrl-C) and\n"
+        "SIGTERM it kills them a second later. Exit code 93: three starts in a row made no newer checkpoint, or\n"
+        "another start took over the run folder. --json prints the run's summary as JSON at the end.");
     command.options()("set", po::value<std::vector<std::string>>(), "override a key: --set train.lr=3e-4 (repeatable)")(
         "compare", po::value<std::vector<std::string>>(),
         "NAME=BITS: a row of the final table, bits per byte of another method on the same text (repeatable)")(

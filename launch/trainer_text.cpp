@@ -10,9 +10,22 @@
 #include "launch/op_profile.h"
 #include "launch/progress.h"
 #include "launch/sharding.h"
+#include "launch/signals.h"
 #include "launch/trainer.h"
 
 namespace tmamba {
+
+namespace {
+
+// Open MPI's mpirun takes INT and TERM for itself and kills the ranks a second later; USR1 it hands on to them all.
+void print_how_to_stop(const std::string& run) {
+  const int64_t mpirun = open_mpi_launcher();
+  if (mpirun == 0) return;
+  std::printf("to save and stop: touch %s/STOP, or kill -USR1 %lld; INT and TERM of mpirun kill the ranks after 1 s\n",
+              run.c_str(), static_cast<long long>(mpirun));
+}
+
+}  // namespace
 
 void Trainer::print_header() const {
   if (!main_) return;
@@ -43,6 +56,7 @@ void Trainer::print_header() const {
   std::printf("data: %s, %s tokens, %.2f bytes each; run folder: %s\n", config_.data.train.c_str(),
               count_text(static_cast<double>(train_file_->info().tokens)).c_str(), state_.bytes_per_token,
               config_.run.dir.c_str());
+  print_how_to_stop(config_.run.dir);
   if (state_.step > 0) std::printf("resumed from step %lld\n", static_cast<long long>(state_.step));
   std::fflush(stdout);
 }

@@ -48,6 +48,18 @@ TEST(Launcher, MpirunInAJobIsNotCompared) {
   }
 }
 
+// A batch script's own environment, which has its number of tasks, and a place among them.
+TEST(Launcher, OneProcessInAJobOfSeveralTasksIsTold) {
+  const Variables batch{{"SLURM_JOB_ID", "7"}, {"SLURM_NTASKS", "8"}, {"SLURM_PROCID", "0"}, {"SLURM_LOCALID", "0"}};
+  const std::string warning = alone_in_job(of(batch));
+  EXPECT_NE(warning.find("SLURM job 7 has 8 tasks"), std::string::npos) << warning;
+  EXPECT_NE(warning.find("srun --mpi=pmix or mpirun"), std::string::npos) << warning;
+  EXPECT_EQ(alone_in_job(of({})), "");
+  EXPECT_EQ(alone_in_job(of(with(batch, "SLURM_NTASKS", "1"))), "");
+  for (const std::string name : {"SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"})
+    EXPECT_EQ(alone_in_job(of(with(batch, name, "1"))), "") << name;
+}
+
 TEST(Launcher, TasksWithoutPmiAreFoundBeforeMpiStarts) {
   Variables variables = kSrun;
   EXPECT_EQ(missing_pmi(of(variables)), "");

@@ -95,5 +95,20 @@ TEST_F(Ranks, ARankThatHangsIsNamedWithItsOperation) {
   })) << outcome.output;
 }
 
+// USR1 of mpirun, whose process the run names, gives the ranks all the time that they need; here one is stopped until
+// mpirun would long have killed it after TERM.
+TEST_F(Ranks, MpirunHandsTheStopOn) {
+  write_config("run.toml", "steps = 100000\nglobal_batch = 2");
+  const Outcome outcome =
+      shell(command_line("train run.toml --set run.dir=told >told.log 2>&1", 2) +
+            " & job=$!; for i in $(seq 600); do [ -s told/metrics.jsonl ] && break; sleep 0.1; done; "
+            "mpirun=$(sed -n 's/^to save and stop: .* kill -USR1 \\([0-9]*\\);.*/\\1/p' told.log); "
+            "rank=$(pgrep -P \"$mpirun\" | tail -1); kill -STOP $rank; kill -USR1 $mpirun; sleep 2; kill -CONT $rank; "
+            "wait $job; code=$?; cat told.log; exit $code");
+  EXPECT_EQ(outcome.code, 85) << outcome.output;
+  EXPECT_NE(outcome.output.find("SIGUSR1: saved step"), std::string::npos) << outcome.output;
+  EXPECT_FALSE(series("told", "step").empty());
+}
+
 }  // namespace
 }  // namespace tmamba

@@ -150,6 +150,8 @@ TEST(Site, MistakesAreNamedWithTheirLine) {
   site_fails("SITE_SETUP='module load x", "not closed");
   site_fails("SITE_SETUP='a' b", "follows the closing quote");
   site_fails("SITE_SBATCH_OPTIONS='--exclusive; rm'", "--name or --name=value");
+  site_fails("# one\r\nSITE_PARTITION=gpu\r\n", "site.env:1: the line ends as on Windows (CRLF)");
+  site_fails("SITE_SETUP='module load x\r\n'\r\n", "site.env:1: the line ends as on Windows (CRLF)");
   site_fails("export X", "NAME=value is expected");
 }
 

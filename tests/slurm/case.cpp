@@ -101,6 +101,12 @@ std::vector<std::string> Case::submit_all(const std::string& options, int nodes)
   return answer["jobs"].get<std::vector<std::string>>();
 }
 
+std::string Case::sbatch(const std::string& arguments) {
+  const Outcome outcome = cluster_.run(folder_, "sbatch --parsable " + arguments);
+  if (outcome.code != 0) throw std::runtime_error("sbatch: " + outcome.output);
+  return outcome.output.substr(0, outcome.output.find('\n'));
+}
+
 int64_t Case::last_logged_step() const { return last_step(run_dir()); }
 
 void Case::reach(int64_t step, double seconds) {

@@ -50,6 +50,8 @@ class Case {
   // The same; must succeed. Returns the numbers of the jobs.
   std::vector<std::string> submit_all(const std::string& options = "", int nodes = 2);
   std::string submit(const std::string& options = "", int nodes = 2) { return submit_all(options, nodes).at(0); }
+  // sbatch ARGUMENTS; must succeed. Returns the number of the job.
+  std::string sbatch(const std::string& arguments);
 
   // Waits until this step is logged.
   void reach(int64_t step, double seconds = 60);

@@ -99,11 +99,11 @@ void first_node_lost(Case& c) {
   c.same_as_quiet(2);
 }
 
-// Two jobs in one folder, where the first wakes up after the second has taken over.
+// Two jobs in one folder, against submit's rules, where the first wakes up after the second has taken over.
 void two_jobs_in_one_folder(Case& c) {
-  const std::string first = c.submit("--name first", 1);
+  const std::string first = c.submit("", 1);
   c.freeze_at(first, Case::kFault);
-  c.ends(c.submit("--name second", 1));
+  c.ends(c.sbatch("--job-name=second run/job.sbatch"));
   const size_t checkpoints = c.events("checkpoint").size();
   c.thaw(first);
   const JobFields end = c.ends(first, "FAILED");

@@ -172,6 +172,27 @@ void array_of_jobs(Case& c) {
   c.same_as_quiet(2);
 }
 
+// Two arrays for one folder: one after the other, and what is left of both goes when the run is done.
+void two_arrays(Case& c) {
+  const std::string first = c.submit("--array 2");
+  c.freeze_at(first + "_1", Case::kFault);
+  const std::string second = c.submit("--array 2");
+  const auto waits = [](const JobFields& f) { return f.at("JobState") != "PENDING" || f.at("Reason") == "Dependency"; };
+  const auto still_waits = [&](const std::string& when) {
+    const auto fields = c.cluster().wait(second, 20, waits);
+    c.expect(fields && fields->at("JobState") == "PENDING", "the second array does not wait " + when);
+  };
+  still_waits("for the first");
+  c.slurm("scancel --signal=USR1 " + c.number_of(first + "_1") + ".0");
+  c.thaw(first + "_1");
+  c.ends(first + "_1");
+  still_waits("for the first's second task");
+  c.ends(first + "_2");
+  c.ends(second, "CANCELLED");
+  c.no_step_lost(1);
+  c.same_as_quiet(2);
+}
+
 void chain_of_jobs(Case& c) {
   const std::vector<std::string> jobs = c.submit_all("--chain 3");
   c.equal(jobs.size(), 3u, "jobs");
@@ -214,6 +235,7 @@ std::vector<CaseEntry> job_cases() {
           {"TermTwice", term_twice},
           {"EarlyNotice", early_notice},
           {"Array", array_of_jobs},
+          {"TwoArrays", two_arrays},
           {"Chain", chain_of_jobs},
           {"Dependency", dependency}};
 }

@@ -109,7 +109,7 @@ void unknown_partition(Case& c) {
   write_study(c, "SITE_PARTITION=gpu-large\n");
   const Outcome outcome = scale(c);
   c.equal(outcome.code, 2, "exit code");
-  c.contains(outcome.output, "there is no partition gpu-large (SITE_PARTITION); there are low high");
+  c.contains(outcome.output, "there is no partition gpu-large (SITE_PARTITION); there are high low");
   c.expect(!fs::exists(c.folder() / "out"), "a refused study leaves a folder");
 }
 

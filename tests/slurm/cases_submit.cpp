@@ -19,12 +19,18 @@ void refused(Case& c, const std::string& options, int nodes, const std::vector<s
 
 void unknown_partition(Case& c) {
   c.site("SITE_PARTITION=gpu-large");
-  refused(c, "", 2, {"there is no partition gpu-large (SITE_PARTITION); there are low high"});
+  refused(c, "", 2, {"there is no partition gpu-large (SITE_PARTITION); there are high low"});
 }
 
 void too_many_nodes(Case& c) {
-  c.site("SITE_PARTITION=low");
-  refused(c, "--set train.global_batch=64", 64, {"64 nodes are asked for, but partition low has 13 nodes"});
+  // The nodes of both partitions are the same.
+  refused(c, "--set train.global_batch=14", 14, {"14 nodes are asked for, but partition low has 13 nodes"});
+  c.site("SITE_PARTITION=high");
+  refused(c, "--set train.global_batch=64", 64, {"64 nodes are asked for, but partition high has 13 nodes"});
+}
+
+void too_long(Case& c) {
+  refused(c, "--time 99:00:00", 2, {"99:00:00 is asked for, but partition low ends jobs after 10:00"});
 }
 
 void layout_that_does_not_fit(Case& c) {
@@ -37,10 +43,7 @@ void layout_that_does_not_fit(Case& c) {
 // SLURM itself says no.
 void refused_by_slurm(Case& c) {
   c.site("SITE_CONSTRAINT=no-such-feature");
-  const Outcome outcome = c.try_submit("");
-  c.equal(outcome.code, 2, "exit code");
-  c.contains(outcome.output, "SLURM would refuse this job");
-  c.contains(outcome.output, "Invalid feature");
+  refused(c, "", 2, {"SLURM would refuse this job", "Invalid feature"});
 }
 
 void no_slurm_answers(Case& c) {
@@ -88,6 +91,7 @@ std::vector<CaseEntry> submit_cases() {
   return {{"ScriptByHand", script_by_hand},
           {"UnknownPartition", unknown_partition},
           {"TooManyNodes", too_many_nodes},
+          {"TooLong", too_long},
           {"LayoutThatDoesNotFit", layout_that_does_not_fit},
           {"RefusedBySlurm", refused_by_slurm},
           {"NoSlurmAnswers", no_slurm_answers},
