@@ -49,6 +49,17 @@ std::vector<ConfigChange> model_changes(const RunConfig& was, const RunConfig& n
   return changes;
 }
 
+void require_same_model(const RunState& state, const RunConfig& now) {
+  const RunConfig before = parse_config(state.config, str("configuration of step ", state.step), {});
+  const auto changes = model_changes(before, now);
+  if (changes.empty()) return;
+  const bool schedule = changes.back().key == "model.schedule";
+  throw UserError(str("run.dir = ", now.run.dir, " holds a run of another model, at step ", state.step,
+                      ". This configuration has ", text_of(changes),
+                      ". Go on with the model as it was, or give this one another run.dir",
+                      schedule ? " (eval and generate can try another schedule on the same weights: --schedule)" : ""));
+}
+
 std::vector<ConfigChange> training_changes(const RunConfig& was, const RunConfig& now) {
   return changes_of(kOfTheTraining, was, now);
 }

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "launch/config.h"
+#include "launch/run_state.h"
 
 namespace tmamba {
 
@@ -15,6 +16,9 @@ struct ConfigChange {
 // The keys of [model] that make another model of it: its weights mean something else. What rounding alone tells apart
 // (model.chunk) and what only a beginning needs (model.init_std) are none.
 std::vector<ConfigChange> model_changes(const RunConfig& was, const RunConfig& now);
+
+// Throws UserError naming them where the run of `state`, which lies in now.run.dir, is one of another model.
+void require_same_model(const RunState& state, const RunConfig& now);
 
 // The keys that change losses and weights from here on by more than rounding: data, their order, the learning rate, the
 // optimizer, precision. Layout and device are none.

@@ -2,11 +2,14 @@
 #include <cstdio>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <optional>
 
+#include "data/checkpoint.h"
 #include "data/token_file.h"
 #include "dist/plan_text.h"
 #include "launch/command.h"
 #include "launch/config.h"
+#include "launch/config_change.h"
 #include "launch/job_script.h"
 #include "launch/plan_memory.h"
 #include "launch/progress.h"
@@ -28,6 +31,19 @@ int64_t positive(const Command& command, const std::string& name) {
   return value;
 }
 
+// As the job itself would find, hours later. A checkpoint that cannot be read is the job's own to judge.
+void require_own_folder(const RunConfig& config) {
+  const std::vector<fs::path> checkpoints = list_checkpoints(fs::path(config.run.dir) / "checkpoints");
+  if (checkpoints.empty()) return;
+  std::optional<RunState> state;
+  try {
+    state = read_state(CheckpointReader(checkpoints.back()));
+  } catch (const Error&) {
+    return;
+  }
+  require_same_model(*state, config);
+}
+
 // A run that the ranks, the batch, the data or the memory do not fit is found now, not when the job starts.
 void require_layout(RunConfig config, const JobSpec& job) {
   validate(config);
@@ -44,6 +60,7 @@ void require_layout(RunConfig config, const JobSpec& job) {
   const TokenFileInfo data = TokenFile(config.data.train).info();
   if (!config.data.valid.empty()) TokenFile(config.data.valid).info();
   if (config.model.vocab == 0) config.model.vocab = data.vocab_size;
+  require_own_folder(config);
   MachineModel machine = machine_of_device(config);
   if (config.run.memory_limit > 0) machine.memory_bytes = config.run.memory_limit * static_cast<double>(1 << 30);
   const RunPlan plan =

@@ -77,14 +77,7 @@ void Trainer::require_same_model(const CheckpointReader& newest) const {
     throw UserError(str(newest.path().string(), " was trained on data of another tokenizer than ", config_.data.train,
                         "; use its data or another run.dir"));
   }
-  const RunConfig before = parse_config(state.config, newest.path().string() + " (configuration)", {});
-  const auto changes = model_changes(before, config_);
-  if (changes.empty()) return;
-  const bool schedule = changes.back().key == "model.schedule";
-  throw UserError(str("run.dir = ", config_.run.dir, " holds a run of another model, at step ", state.step,
-                      ". This configuration has ", text_of(changes),
-                      ". Go on with the model as it was, or give this one another run.dir",
-                      schedule ? " (eval and generate can try another schedule on the same weights: --schedule)" : ""));
+  tmamba::require_same_model(state, config_);
 }
 
 void Trainer::load(const CheckpointReader& checkpoint) {

@@ -119,6 +119,8 @@ TEST_F(BadInput, Checkpoints) {
     refused("train run.toml --set run.dir=good --set train.steps=3 --set " + change[0],
             {"another model", change[1], "another run.dir"});
   }
+  refused("submit run.toml --nodes 1 --ranks-per-node 1 --set run.dir=good --set model.layers=2",
+          {"another model", "model.layers 2, was 4"});
   EXPECT_EQ(files(), before) << "a run of another model was changed";
   refused("eval good --set model.layers=2", {"another model", "layers.2"});
   refused("checkpoint verify good/checkpoints/step-00000009", {"step-00000009"});

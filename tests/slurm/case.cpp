@@ -254,7 +254,12 @@ void Case::contains(const std::string& text, const std::string& part) {
 
 std::string Case::story() const {
   std::string text = "events:\n" + read_file(run_dir() / "events.jsonl") + "job log:\n";
-  std::istringstream log(job_log());
+  std::string jobs = job_log();
+  std::error_code ignored;
+  for (const auto& entry : fs::directory_iterator(folder_ / "out" / "jobs", ignored)) {  // of a study
+    if (entry.path().extension() == ".log") jobs += entry.path().filename().string() + ":\n" + read_file(entry.path());
+  }
+  std::istringstream log(jobs);
   for (std::string line; std::getline(log, line);) {
     if (line.find("  ETA ") == std::string::npos) text += line + "\n";
   }
