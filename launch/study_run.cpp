@@ -65,6 +65,7 @@ std::string now_text() {
 struct Start {
   const StudyPoint* point;
   int64_t number;
+  bool again = false;
 };
 
 // In turns over the points, so that a slow hour touches all alike; the order within a turn is drawn.
@@ -183,13 +184,13 @@ StudyRun run_starts(const Study& study, const StudyGrid& grid, const StudyRunOpt
   const std::string which = options.only_ranks ? str("-n", *options.only_ranks) : "";
   const FolderLock lock(fs::path(study.dir) / str("lock", which));
   install_signal_handlers();
-  const std::vector<Start> starts = missing_starts(study, grid, options);
+  std::vector<Start> starts = missing_starts(study, grid, options);
   const int64_t fewest = study.ranks.front();
   StudyRun run;
   std::set<const StudyPoint*> refused;
   const auto begin = Clock::now();
   for (size_t i = 0; i < starts.size() && !run.stopped; ++i) {
-    const Start& start = starts[i];
+    const Start start = starts[i];
     if (refused.contains(start.point)) continue;
     make_folders(point_folder(study, *start.point));
     // The rate of a matrix product and checkpoints take longer than steps: asked of the smallest runs, and a few times.
@@ -198,7 +199,13 @@ StudyRun run_starts(const Study& study, const StudyGrid& grid, const StudyRunOpt
                   {.roof = start.point->ranks == fewest && start.number == 0, .io = study.io && start.number < 3});
     if (end.refused) refused.insert(start.point);
     run.stopped = end.stopped || pending_signal() != 0;
-    if (!end.problem.empty() && !end.stopped) run.failed.push_back({start.point->id, start.number, end.problem});
+    const bool failed = !end.problem.empty() && !end.stopped;
+    // Ranks that do not come up are often a mishap of the launcher: one more try, behind the others.
+    if (failed && !end.refused && !start.again) {
+      starts.push_back({start.point, start.number, /*again=*/true});
+    } else if (failed) {
+      run.failed.push_back({start.point->id, start.number, end.problem});
+    }
     if (!options.print) continue;
     const double each = seconds_since(begin) / static_cast<double>(i + 1);
     message_line(str("[", i + 1, "/", starts.size(), "] ", start.point->id, " start ", start.number, ": ",

@@ -22,7 +22,8 @@ struct StudyRun {
 };
 
 // Runs every start that has no result yet, in turns over the points, and writes each result by one rename. A start that
-// fails is told and left for the next call; so are all of a point that its program refused (exit code 2). Throws
+// fails is told and tried once more behind the others, then left for the next call; one that its program refused (exit
+// code 2) is not, nor are the others of its point. Throws
 // UserError where another process works in the folder, results there are of another experiment, or the launcher is
 // missing.
 StudyRun run_starts(const Study& study, const StudyGrid& grid, const StudyRunOptions& options);

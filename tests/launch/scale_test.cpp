@@ -93,10 +93,10 @@ TEST_F(Scale, AFailedStartIsToldAndTriedAgain) {
   write_study("[1, 2]", "./launcher");
   const Outcome failed = transmamba("scale study.toml --repeats 1");
   EXPECT_EQ(failed.code, 1) << failed.output;
-  for (const char* part : {"exit code 3", "no route to host", "printed no result", "0 of 2 points measured"}) {
+  for (const char* part : {"exit code 3", "no route to host", "printed no result", "[4/4]", "0 of 2 points measured"}) {
     EXPECT_NE(failed.output.find(part), std::string::npos) << failed.output;
   }
-  EXPECT_EQ(read_json("out/study.json")["failed"].size(), 2u);
+  EXPECT_EQ(read_json("out/study.json")["failed"].size(), 2u);  // of each point once
   EXPECT_TRUE(starts().empty() || starts().begin()->first.ends_with(".err") ||
               starts().begin()->first.ends_with(".out"));
   std::ofstream("healed") << "";
