@@ -22,7 +22,8 @@ struct Made {
   std::vector<std::string> files;
 };
 
-// Rows, then columns, cut at places that the bytes say; behind their end nothing is cut, so that short inputs are quick.
+// Rows, then columns, cut at places that the bytes say; behind their end nothing is cut, so that short inputs are
+// quick.
 std::vector<std::pair<int64_t, int64_t>> cuts(Bytes& bytes, int64_t size) {
   std::vector<std::pair<int64_t, int64_t>> out;
   for (int64_t begin = 0; begin < size;) {
