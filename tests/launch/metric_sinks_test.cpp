@@ -19,13 +19,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-std::string contents(const fs::path& file) {
-  std::ifstream in(file, std::ios::binary);
-  std::ostringstream text;
-  text << in.rdbuf();
-  return text.str();
-}
-
 // CRC-32C bit by bit, from its definition.
 uint32_t slow_crc32c(const std::string& data) {
   uint32_t crc = ~0u;
@@ -141,7 +134,7 @@ Decoded decode(const std::string& record) {
 
 std::vector<Decoded> decode_file(const fs::path& file) {
   std::vector<Decoded> events;
-  for (const std::string& record : records_of(contents(file))) events.push_back(decode(record));
+  for (const std::string& record : records_of(read_file(file))) events.push_back(decode(record));
   return events;
 }
 
@@ -198,10 +191,10 @@ TEST(TensorBoard, AStartCutsOffWhatIsDoneAgain) {
   EXPECT_TRUE(later[1].session_start);
   EXPECT_EQ(later[1].step, 7);
   EXPECT_EQ(later[2].scalars.at("x"), 70);
-  EXPECT_EQ(contents(folder / "events.out.tfevents.0000000001.other"), "something else");
-  EXPECT_EQ(contents(folder / "notes.txt"), "mine");
+  EXPECT_EQ(read_file(folder / "events.out.tfevents.0000000001.other"), "something else");
+  EXPECT_EQ(read_file(folder / "notes.txt"), "mine");
   // Any byte damaged: the records before stay, nothing is read wrong and nothing throws.
-  const std::string whole = contents(first_file);
+  const std::string whole = read_file(first_file);
   for (size_t at = 0; at < whole.size(); at += 7) {
     std::string damaged = whole;
     damaged[at] = static_cast<char>(damaged[at] ^ 0x20);
@@ -211,7 +204,7 @@ TEST(TensorBoard, AStartCutsOffWhatIsDoneAgain) {
     fs::create_directories(scratch);
     fs::copy_file(first_file, scratch / first_file.filename());
     TensorBoardLog third(scratch, 6);
-    const std::string cut = contents(scratch / first_file.filename());
+    const std::string cut = read_file(scratch / first_file.filename());
     EXPECT_LE(cut.size(), whole.size());
     if (cut.size() == whole.size()) continue;  // the damage is in its first record: it was left as it is
     EXPECT_NO_THROW(records_of(cut)) << "byte " << at;
@@ -277,7 +270,7 @@ std::map<std::string, double> scraped(const std::string& text) {
 TEST(Prometheus, AKilledRunsFileHoldsItsNewestFigures) {
   const KilledRun& run = killed_run();
   ASSERT_EQ(run.code, 85) << run.output;
-  const std::string text = contents(run.folder / "run.prom");
+  const std::string text = read_file(run.folder / "run.prom");
   EXPECT_EQ(text.back(), '\n');
   const auto values = scraped(text);
   const nlohmann::json last = metrics(run.folder / "run").back();
@@ -296,7 +289,7 @@ TEST(Prometheus, OddNamesAndNumbersKeepTheFormat) {
   PrometheusFile file("x.prom", "a \"b\\c\"\nd");
   file.metric({{"step", 5}, {"loss", nullptr}, {"grad_norm", INFINITY}, {"time", 5.0}, {"skipped", true}});
   file.event("checkpoint_failed", 6, {{"step", 5}});
-  const std::string text = contents("x.prom");
+  const std::string text = read_file("x.prom");
   EXPECT_NE(text.find("transmamba_loss{run=\"a \\\"b\\\\c\\\"\\nd\"} NaN\n"), std::string::npos) << text;
   EXPECT_NE(text.find("transmamba_gradient_norm{run=\"a \\\"b\\\\c\\\"\\nd\"} +Inf\n"), std::string::npos) << text;
   const auto values = scraped(text);
@@ -310,7 +303,7 @@ TEST(Prometheus, OddNamesAndNumbersKeepTheFormat) {
   EXPECT_NO_THROW(late.event("checkpoint", 1, {{"step", 1}}));
   fs::create_directories("there");
   late.event("checkpoint", 2, {{"step", 2}});
-  EXPECT_EQ(scraped(contents("there/y.prom")).at("transmamba_checkpoint_step"), 2);
+  EXPECT_EQ(scraped(read_file("there/y.prom")).at("transmamba_checkpoint_step"), 2);
 }
 
 TEST(Prometheus, MistakesAreFoundBeforeTraining) {

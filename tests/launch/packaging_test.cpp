@@ -16,13 +16,6 @@ namespace fs = std::filesystem;
 
 const fs::path kSource = TMAMBA_SOURCE_DIR;
 
-std::string read_file(const fs::path& file) {
-  std::ifstream in(file, std::ios::binary);
-  std::ostringstream text;
-  text << in.rdbuf();
-  return text.str();
-}
-
 std::set<std::string> words_of(const std::string& text) {
   std::istringstream in(text);
   std::set<std::string> words;

@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
+#include <sstream>
 
 #include "kernels/base/rng.h"
 
@@ -37,6 +38,13 @@ std::string command_line(const std::string& arguments, int ranks) {
 }
 
 Outcome transmamba(const std::string& arguments, int ranks) { return shell(command_line(arguments, ranks)); }
+
+std::string read_file(const fs::path& file) {
+  std::ifstream in(file, std::ios::binary);
+  std::ostringstream text;
+  text << in.rdbuf();
+  return text.str();
+}
 
 fs::path enter_test_folder(const std::string& name) {
   const fs::path folder = fs::temp_directory_path() / ("tmamba-" + name + "-" + std::to_string(getpid()));

@@ -20,6 +20,9 @@ Outcome transmamba(const std::string& arguments, int ranks = 0);
 // The command line that transmamba() runs.
 std::string command_line(const std::string& arguments, int ranks);
 
+// All bytes of a file; empty where there is none.
+std::string read_file(const std::filesystem::path& file);
+
 // A fresh, empty folder, the current one from then on; one per call.
 std::filesystem::path enter_test_folder(const std::string& name);
 

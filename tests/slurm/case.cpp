@@ -25,13 +25,6 @@ bool poll(double seconds, const std::function<bool()>& look) {
   return true;
 }
 
-std::string read_file(const fs::path& file) {
-  std::ifstream in(file, std::ios::binary);
-  std::ostringstream text;
-  text << in.rdbuf();
-  return text.str();
-}
-
 // Lines of a log that another process may be writing.
 std::vector<nlohmann::json> json_lines(const fs::path& file) {
   std::istringstream in(read_file(file));

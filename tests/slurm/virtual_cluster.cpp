@@ -16,13 +16,6 @@ namespace {
 
 std::string script() { return std::string("'") + TMAMBA_SOURCE_DIR + "/tests/slurm/cluster.sh' "; }
 
-std::string read_file(const fs::path& file) {
-  std::ifstream in(file, std::ios::binary);
-  std::ostringstream text;
-  text << in.rdbuf();
-  return text.str();
-}
-
 JobFields fields_of(const std::string& line) {
   JobFields fields;
   std::istringstream words(line);
