@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "kernels/base/buffer.h"
-#include "kernels/ops.h"
+#include "kernels/ops/ops.h"
 #include "model/config.h"
 #include "model/parameters.h"
 

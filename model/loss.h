@@ -3,9 +3,9 @@
 // vocabulary alone, and ranks combine three numbers per row. N rows, C model width, V vocabulary.
 #pragma once
 
-#include "dist/exchange.h"
+#include "dist/sequence/exchange.h"
 #include "kernels/base/buffer.h"
-#include "kernels/ops.h"
+#include "kernels/ops/ops.h"
 
 namespace tmamba {
 

@@ -2,7 +2,7 @@
 // only count. Nothing is computed, sent or allocated, so any rank of any layout can be measured anywhere.
 #pragma once
 
-#include "kernels/counting_ops.h"
+#include "kernels/ops/counting_ops.h"
 #include "model/transmamba.h"
 
 namespace tmamba {

@@ -2,7 +2,7 @@
 // (model/sequence_mixer.h), the gate and norm of SSM outputs (spec.md sections 2 and 3), and where the layer's
 // transport says so the all-to-all between "my tokens, all heads" and "all tokens, my heads".
 //
-// A rank holds n tokens of each of B sequences (dist/layout.h). The first P of them are attention tokens, the other S
+// A rank holds n tokens of each of B sequences (dist/sequence/layout.h). The first P of them are attention tokens, the other S
 // SSM tokens. C model width, H heads and D head width of this tensor-parallel rank, X = 3 H D channels of q, k, v,
 // N = B n rows.
 #pragma once
@@ -11,11 +11,11 @@
 #include <vector>
 
 #include "kernels/base/buffer.h"
-#include "kernels/ops.h"
+#include "kernels/ops/ops.h"
 #include "model/config.h"
 #include "model/parallel.h"
 #include "model/parameters.h"
-#include "model/placement.h"
+#include "model/allocation_plan.h"
 #include "model/sequence_mixer.h"
 
 namespace tmamba {

@@ -2,9 +2,9 @@
 #pragma once
 
 #include "kernels/base/buffer.h"
-#include "kernels/ops.h"
+#include "kernels/ops/ops.h"
 #include "model/parameters.h"
-#include "model/placement.h"
+#include "model/allocation_plan.h"
 
 namespace tmamba {
 

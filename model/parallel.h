@@ -5,10 +5,10 @@
 #include <memory>
 #include <vector>
 
-#include "dist/exchange.h"
-#include "dist/layout.h"
-#include "dist/self_communicator.h"
-#include "kernels/ops.h"
+#include "dist/sequence/exchange.h"
+#include "dist/sequence/layout.h"
+#include "dist/comm/self_communicator.h"
+#include "kernels/ops/ops.h"
 
 namespace tmamba {
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "dist/exchange.h"
+#include "dist/sequence/exchange.h"
 #include "kernels/base/rng.h"
 
 namespace tmamba {

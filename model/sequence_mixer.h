@@ -1,22 +1,22 @@
 // What mixes the tokens of one layer: the causal convolution, attention before the TransPoint P, the SSM scan from P
 // on, and the Memory Converter between them (spec.md sections 2 and 3). No weight matrices: those are the Mixer's.
 //
-// A rank holds n tokens of each of B sequences: its s segments back to back (dist/layout.h). The first P of them are
+// A rank holds n tokens of each of B sequences: its s segments back to back (dist/sequence/layout.h). The first P of them are
 // attention tokens, the other S SSM tokens. H heads and D head width of this rank, X = 3 H D channels of q, k, v, W - 1
 // halo rows.
 //
 // Exchanges with the other ranks of the sequence are started as soon as their inputs exist and finished where their
-// outputs are needed; the order in which they are started is the plan's (dist/plan.h).
+// outputs are needed; the order in which they are started is the plan's (dist/planner/plan.h).
 #pragma once
 
 #include <vector>
 
-#include "dist/exchange.h"
-#include "dist/layout.h"
+#include "dist/sequence/exchange.h"
+#include "dist/sequence/layout.h"
 #include "kernels/base/buffer.h"
-#include "kernels/ops.h"
+#include "kernels/ops/ops.h"
 #include "model/config.h"
-#include "model/placement.h"
+#include "model/allocation_plan.h"
 
 namespace tmamba {
 

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "kernels/base/buffer.h"
-#include "kernels/ops.h"
+#include "kernels/ops/ops.h"
 #include "model/loss.h"
 #include "model/mixer.h"
 #include "model/mlp.h"

@@ -1,10 +1,10 @@
 #include <cmath>
 
-#include "kernels/adamw_rule.h"
+#include "kernels/ops/adamw_rule.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/parallel.h"
-#include "kernels/judge.h"
-#include "kernels/op_checks.h"
+#include "kernels/ops/check_step.h"
+#include "kernels/ops/op_checks.h"
 
 namespace tmamba {
 

@@ -3,12 +3,12 @@
 #include <array>
 
 #include "kernels/base/strided.h"
-#include "kernels/conv_rope.h"
+#include "kernels/ops/conv_rope.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/partial_sums.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/vec_math.h"
-#include "kernels/op_checks.h"
+#include "kernels/ops/op_checks.h"
 
 namespace tmamba {
 

@@ -2,8 +2,8 @@
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/ssd_chunk.h"
-#include "kernels/op_checks.h"
-#include "kernels/ssd_empty.h"
+#include "kernels/ops/op_checks.h"
+#include "kernels/ops/ssd_empty.h"
 
 namespace tmamba {
 

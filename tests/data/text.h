@@ -7,6 +7,7 @@
 #include <string>
 
 #include "tests/data/temp_folder.h"
+#include "tests/source_dir.h"
 
 namespace tmamba::testing_files {
 

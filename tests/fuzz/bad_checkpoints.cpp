@@ -8,9 +8,9 @@
 #include <sstream>
 #include <vector>
 
-#include "data/checkpoint.h"
-#include "data/manifest.h"
-#include "dist/self_communicator.h"
+#include "data/checkpoint/checkpoint.h"
+#include "data/checkpoint/manifest.h"
+#include "dist/comm/self_communicator.h"
 #include "tests/fuzz/bad_files.h"
 
 namespace tmamba::fuzz {

@@ -9,9 +9,10 @@
 #include <sstream>
 #include <vector>
 
-#include "data/manifest.h"
+#include "data/checkpoint/manifest.h"
 #include "tests/data/temp_folder.h"
 #include "tests/fuzz/target.h"
+#include "tests/source_dir.h"
 
 namespace tmamba::fuzz {
 namespace {

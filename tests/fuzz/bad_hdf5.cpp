@@ -7,9 +7,9 @@
 #include <stdexcept>
 #include <vector>
 
-#include "data/checkpoint.h"
-#include "data/tensor_source.h"
-#include "data/token_file.h"
+#include "data/checkpoint/checkpoint.h"
+#include "data/checkpoint/tensor_source.h"
+#include "data/tokens/token_file.h"
 #include "tests/fuzz/bad_files.h"
 
 namespace tmamba::fuzz {

@@ -5,10 +5,10 @@
 #include <nlohmann/json.hpp>
 #include <vector>
 
-#include "data/checkpoint.h"
-#include "data/crc32c.h"
-#include "data/manifest.h"
-#include "data/sha256.h"
+#include "data/checkpoint/checkpoint.h"
+#include "data/io/crc32c.h"
+#include "data/checkpoint/manifest.h"
+#include "data/io/sha256.h"
 #include "tests/fuzz/target.h"
 
 namespace tmamba::fuzz {

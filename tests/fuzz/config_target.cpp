@@ -1,4 +1,4 @@
-#include "launch/config.h"
+#include "launch/config/config.h"
 #include "tests/fuzz/target.h"
 
 namespace tmamba::fuzz {

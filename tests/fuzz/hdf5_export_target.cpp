@@ -1,4 +1,4 @@
-#include "data/tensor_source.h"
+#include "data/checkpoint/tensor_source.h"
 #include "tests/fuzz/target.h"
 
 namespace tmamba::fuzz {

@@ -1,5 +1,5 @@
-#include "data/checkpoint.h"
-#include "data/manifest.h"
+#include "data/checkpoint/checkpoint.h"
+#include "data/checkpoint/manifest.h"
 #include "tests/fuzz/target.h"
 
 namespace tmamba::fuzz {

@@ -1,6 +1,6 @@
-// In the fuzzers of HDF5 files, in the place of data/h5_checksum.cpp: every checksum is right, so that mutations reach
+// In the fuzzers of HDF5 files, in the place of data/hdf5/h5_checksum.cpp: every checksum is right, so that mutations reach
 // what lies behind.
-#include "data/h5_bytes.h"
+#include "data/hdf5/h5_bytes.h"
 
 namespace tmamba::h5_detail {
 

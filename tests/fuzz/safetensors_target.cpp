@@ -1,7 +1,7 @@
 #include <vector>
 
-#include "data/safetensors.h"
-#include "data/tensor_source.h"
+#include "data/checkpoint/safetensors.h"
+#include "data/checkpoint/tensor_source.h"
 #include "tests/fuzz/target.h"
 
 namespace tmamba::fuzz {

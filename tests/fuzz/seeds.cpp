@@ -8,14 +8,14 @@
 #include <sstream>
 #include <vector>
 
-#include "data/checkpoint.h"
-#include "data/h5.h"
-#include "data/manifest.h"
-#include "data/tensor_source.h"
-#include "data/token_file.h"
-#include "data/tokenizer.h"
-#include "dist/self_communicator.h"
-#include "launch/config.h"
+#include "data/checkpoint/checkpoint.h"
+#include "data/hdf5/h5.h"
+#include "data/checkpoint/manifest.h"
+#include "data/checkpoint/tensor_source.h"
+#include "data/tokens/token_file.h"
+#include "data/tokens/tokenizer.h"
+#include "dist/comm/self_communicator.h"
+#include "launch/config/config.h"
 #include "tests/fuzz/target.h"
 
 namespace tmamba::fuzz {

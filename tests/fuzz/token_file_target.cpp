@@ -1,7 +1,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "data/token_file.h"
+#include "data/tokens/token_file.h"
 #include "tests/fuzz/target.h"
 
 namespace tmamba::fuzz {

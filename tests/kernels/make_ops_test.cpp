@@ -1,6 +1,6 @@
 #include <gtest/gtest.h>
 
-#include "kernels/ops.h"
+#include "kernels/ops/ops.h"
 
 namespace tmamba {
 namespace {

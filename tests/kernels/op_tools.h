@@ -11,7 +11,7 @@
 
 #include "kernels/base/buffer.h"
 #include "kernels/base/rng.h"
-#include "kernels/ops.h"
+#include "kernels/ops/ops.h"
 
 namespace tmamba::test {
 

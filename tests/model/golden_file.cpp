@@ -5,8 +5,9 @@
 #include <cmath>
 #include <cstdlib>
 
-#include "data/h5.h"
+#include "data/hdf5/h5.h"
 #include "kernels/base/buffer.h"
+#include "tests/source_dir.h"
 
 namespace tmamba {
 

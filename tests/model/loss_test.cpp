@@ -7,9 +7,9 @@
 #include <cmath>
 #include <cstring>
 
-#include "dist/self_communicator.h"
+#include "dist/comm/self_communicator.h"
 #include "kernels/base/rng.h"
-#include "kernels/canonical_ops.h"
+#include "kernels/ops/canonical_ops.h"
 #include "model/parallel.h"
 
 namespace tmamba {

@@ -4,7 +4,7 @@
 #include <memory>
 #include <vector>
 
-#include "dist/self_communicator.h"
+#include "dist/comm/self_communicator.h"
 #include "model/measure.h"
 
 namespace tmamba {

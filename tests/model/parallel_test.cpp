@@ -6,11 +6,11 @@
 #include <cmath>
 #include <map>
 
-#include "dist/grad_reducer.h"
-#include "dist/mesh.h"
-#include "launch/sharding.h"
+#include "dist/zero/grad_reducer.h"
+#include "dist/world/mesh.h"
+#include "launch/state/sharding.h"
 #include "model/optimizer.h"
-#include "tests/dist/mpi_main.h"
+#include "tests/dist/comm/mpi_main.h"
 #include "tests/model/golden_file.h"
 #include "tests/model/model_runner.h"
 

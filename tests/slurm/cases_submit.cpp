@@ -3,6 +3,7 @@
 #include <fstream>
 
 #include "tests/slurm/case.h"
+#include "tests/source_dir.h"
 
 namespace tmamba {
 

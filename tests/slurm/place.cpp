@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "dist/device_world.h"
-#include "dist/world.h"
+#include "dist/world/device_world.h"
+#include "dist/world/world.h"
 
 namespace {
 

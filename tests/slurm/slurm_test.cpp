@@ -8,6 +8,7 @@
 #include <memory>
 
 #include "tests/slurm/case.h"
+#include "tests/source_dir.h"
 
 namespace tmamba {
 namespace {

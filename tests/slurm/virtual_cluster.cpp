@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "kernels/base/clock.h"
+#include "tests/source_dir.h"
 
 namespace tmamba {
 

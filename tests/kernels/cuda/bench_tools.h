@@ -6,7 +6,7 @@
 #include <functional>
 #include <vector>
 
-#include "kernels/cuda/check.h"
+#include "kernels/cuda/common/check.h"
 #include "kernels/cuda/cuda_ops.h"
 
 namespace tmamba {

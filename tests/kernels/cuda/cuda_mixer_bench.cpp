@@ -4,7 +4,7 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "kernels/cuda/hopper.h"
+#include "kernels/cuda/common/hopper.h"
 #include "tests/kernels/cuda/bench_tools.h"
 
 namespace tmamba {

@@ -1,7 +1,7 @@
 // The SSM scan on the GPU against the CPU in float64, and against a plain evaluation of the recurrence in bfloat16.
 #include <cmath>
 
-#include "kernels/cuda/hopper.h"
+#include "kernels/cuda/common/hopper.h"
 #include "tests/kernels/cuda/cuda_tools.h"
 
 namespace tmamba::test {

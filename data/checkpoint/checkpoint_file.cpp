@@ -1,0 +1,194 @@
+// HDF5 lays the file out - every dataset contiguous, its place reserved - and is closed again. The bytes then stream to
+// those places through one loop that sums them for both checksums while they are in the cache and writes them, so that
+// nothing is read back, an error of the disk is the system's own, and no lock of the HDF5 library is held meanwhile.
+#include "data/checkpoint/checkpoint_file.h"
+
+#include <algorithm>
+#include <cstring>
+#include <iomanip>
+#include <numeric>
+
+#include "data/io/crc32c.h"
+#include "data/io/fs.h"
+#include "data/hdf5/h5.h"
+#include "data/io/sha256.h"
+
+namespace tmamba {
+
+namespace {
+
+constexpr size_t kBlock = size_t{1} << 20;  // fits the L2 cache
+
+std::vector<int64_t> sizes_of(const ConstTensor& x) {
+  std::vector<int64_t> sizes;
+  for (int i = 0; i < x.dims(); ++i) sizes.push_back(x.size(i));
+  return sizes;
+}
+
+// "128,0".
+std::string join(const std::vector<int64_t>& numbers) {
+  std::string text;
+  for (int64_t number : numbers) text += str(text.empty() ? "" : ",", number);
+  return text;
+}
+
+// Makes the file with all its datasets; fills in where each one lies.
+std::vector<StoredSlice> lay_out(const std::filesystem::path& path, std::span<const TensorSlice> slices) {
+  std::vector<StoredSlice> stored;
+  H5DatasetOptions reserved;
+  reserved.reserved = true;
+  H5File file = H5File::create(path);
+  for (const TensorSlice& slice : slices) {
+    StoredSlice place = describe(slice);
+    const bool whole = place.shape == slice.shape;
+    const std::string offset = join(place.offset), tensor_shape = join(slice.shape);
+    place.dataset = whole ? str("/", slice.name) : str("/", slice.name, "/", offset);
+    place.position = file.create_dataset(place.dataset, h5_type(slice.data.dtype()), place.shape, reserved).position();
+    if (slice.data.dtype() == DType::bf16) file.set_attribute(place.dataset, "dtype", name_of(DType::bf16));
+    if (!whole) {
+      file.set_attribute(place.dataset, "offset", offset);
+      file.set_attribute(place.dataset, "tensor_shape", tensor_shape);
+    }
+    stored.push_back(std::move(place));
+  }
+  file.close();
+  return stored;
+}
+
+// Goes through a laid-out file once, from its beginning to its end.
+class Filler {
+ public:
+  Filler(File& file, const std::atomic<bool>& cancelled) : file_(file), cancelled_(cancelled), block_(kBlock) {}
+
+  // Takes what HDF5 wrote, up to `end`.
+  void keep_until(int64_t end) {
+    while (position_ < end) {
+      const size_t bytes = std::min(kBlock, static_cast<size_t>(end - position_));
+      file_.read(position_, block_.data(), bytes);
+      sha_.add(block_.data(), bytes);
+      position_ += static_cast<int64_t>(bytes);
+    }
+  }
+
+  // Writes the tensor here; returns its CRC32C.
+  uint32_t fill(const ConstTensor& x) {
+    crc_ = 0;
+    const int64_t runs = x.contiguous() ? 1 : x.size(0);
+    const size_t run_bytes = static_cast<size_t>(x.bytes() / runs);
+    const size_t step = runs == 1 ? 0 : static_cast<size_t>(x.stride(0)) * size_of(x.dtype());
+    const char* run = static_cast<const char*>(x.raw());
+    if (run_bytes * 4 > kBlock) {
+      for (int64_t i = 0; i < runs; ++i, run += step) put_long(run, run_bytes);
+      return crc_;
+    }
+    size_t packed = 0;
+    for (int64_t i = 0; i < runs; ++i, run += step) {
+      if (packed + run_bytes > kBlock) put(block_.data(), std::exchange(packed, 0));
+      std::memcpy(block_.data() + packed, run, run_bytes);
+      packed += run_bytes;
+    }
+    put(block_.data(), packed);
+    return crc_;
+  }
+
+  // Writes `bytes` bytes that come in pieces; returns their CRC32C.
+  uint32_t fill_from(int64_t bytes, const std::function<void(char* out, size_t bytes)>& pull) {
+    crc_ = 0;
+    while (bytes > 0) {
+      const size_t piece = std::min(kBlock, static_cast<size_t>(bytes));
+      pull(block_.data(), piece);
+      put(block_.data(), piece);
+      bytes -= static_cast<int64_t>(piece);
+    }
+    return crc_;
+  }
+
+  std::string sha256() { return sha_.hex(); }
+
+ private:
+  void put_long(const char* data, size_t bytes) {
+    for (size_t begin = 0; begin < bytes; begin += kBlock) put(data + begin, std::min(kBlock, bytes - begin));
+  }
+
+  void put(const char* data, size_t bytes) {
+    if (cancelled_) throw Error(str(file_.path().string(), ": given up, the program ends"));
+    crc_ = crc32c(crc_, data, bytes);
+    sha_.add(data, bytes);
+    file_.write(position_, data, bytes);
+    position_ += static_cast<int64_t>(bytes);
+  }
+
+  File& file_;
+  const std::atomic<bool>& cancelled_;
+  Sha256 sha_;
+  std::vector<char> block_;
+  int64_t position_ = 0;
+  uint32_t crc_ = 0;
+};
+
+}  // namespace
+
+std::string rank_file_name(int rank) {
+  std::ostringstream name;
+  name << "rank-" << std::setw(5) << std::setfill('0') << rank << ".h5";
+  return name.str();
+}
+
+StoredSlice describe(const TensorSlice& slice) {
+  StoredSlice out;
+  out.offset = slice.offset;
+  out.shape = sizes_of(slice.data);
+  return out;
+}
+
+void check_slice(const TensorSlice& slice) {
+  check_tensor_name(slice.name);
+  const ConstTensor& data = slice.data;
+  const std::string where = str("slice ", data.shape(), " of tensor ", slice.name);
+  if (data.device() != Device::cpu) throw Error(str(where, " is in device memory; copy it to the host first"));
+  if (data.empty()) throw Error(str(where, " has no data"));
+  if (!data.contiguous() && !(data.dims() == 2 && (data.stride(1) == 1 || data.size(1) == 1))) {
+    throw Error(str(where, " has gaps inside its rows; only whole rows may lie apart"));
+  }
+  try {
+    checked_bytes(slice.shape, data.dtype());
+    checked_bytes(sizes_of(data), data.dtype());
+  } catch (const Error& error) {
+    throw Error(str(where, ": ", error.what()));
+  }
+}
+
+void try_space(const std::filesystem::path& path, int64_t bytes) {
+  File file = File::create(path);
+  file.reserve(bytes);
+  file.close();
+}
+
+RankFile write_rank_file(const std::filesystem::path& path, std::span<const TensorSlice> slices,
+                         const std::atomic<bool>& cancelled, const PullBytes& pull) {
+  int64_t bytes = 0;
+  for (const TensorSlice& slice : slices) bytes += slice.data.bytes();
+  try_space(path, bytes);
+  RankFile out{{path.filename().string(), 0, ""}, lay_out(path, slices)};
+  File file = File::open_update(path);
+  out.file.bytes = file.bytes();
+  file.reserve(out.file.bytes);
+  std::vector<size_t> order(slices.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::sort(order.begin(), order.end(),
+            [&](size_t a, size_t b) { return out.slices[a].position < out.slices[b].position; });
+  Filler filler(file, cancelled);
+  for (size_t i : order) {
+    filler.keep_until(out.slices[i].position);
+    const ConstTensor& data = slices[i].data;
+    out.slices[i].crc = data.empty() ? filler.fill_from(data.bytes(), [&](char* to, size_t size) { pull(i, to, size); })
+                                     : filler.fill(data);
+  }
+  filler.keep_until(out.file.bytes);
+  out.file.sha256 = filler.sha256();
+  file.sync();
+  file.close();
+  return out;
+}
+
+}  // namespace tmamba

@@ -1,0 +1,52 @@
+// Datasets of an HDF5 file that is read, for h5_read.cpp.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "data/hdf5/h5_objects.h"
+
+namespace tmamba::h5_detail {
+
+class DatasetReader {
+ public:
+  // Throws UserError where the dataset does not keep the rules of h5.h.
+  DatasetReader(std::shared_ptr<const ReadFile> file, const std::string& name, int64_t cache_bytes);
+
+  const std::string& name() const { return name_; }
+  const H5Info& info() const { return info_; }
+  const Source& source() const { return file_->source(); }
+  // The rectangle, which lies in the dataset, row-major, in the stored type.
+  void read(std::span<const int64_t> offset, std::span<const int64_t> count, uint8_t* out);
+
+ private:
+  struct Kept {
+    int64_t index = -1, used = 0;
+    std::vector<uint8_t> bytes;
+  };
+
+  [[noreturn]] void refuse(const std::string& problem) const;
+  void check_storage();
+  void check_contiguous(int64_t bytes) const;
+  void check_chunks(int64_t bytes);
+  void read_contiguous(std::span<const int64_t> offset, std::span<const int64_t> count, uint8_t* out) const;
+  void read_chunked(std::span<const int64_t> offset, std::span<const int64_t> count, uint8_t* out);
+  const std::vector<uint8_t>& chunk(int64_t index);
+  std::vector<uint8_t> decode(const Chunk& chunk) const;
+
+  std::shared_ptr<const ReadFile> file_;
+  std::string name_;
+  std::shared_ptr<const Object> object_;
+  H5Info info_;
+  int64_t chunk_bytes_ = 0;
+  std::vector<Chunk> chunks_;
+  std::mutex mutex_;  // guards what follows
+  size_t most_kept_ = 1;
+  int64_t uses_ = 0;
+  std::vector<Kept> kept_;
+};
+
+}  // namespace tmamba::h5_detail

@@ -1,0 +1,202 @@
+// The cost model of the planner: FLOPs, seconds and bytes of a training step for any tp x sp x dp x fold and transport,
+// from closed forms (cost_work.h) and a machine described by a few measured rates. Pure functions; nothing is run.
+//
+// One step = micro_batches x (forward + backward) + gradient reduction + optimizer. The exchanges of a layer couple its
+// sequence ranks, so a layer takes as long as its slowest rank: seconds = sum over layers of max over ranks.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "dist/planner/cost_work.h"
+#include "dist/planner/plan.h"
+
+namespace tmamba {
+
+// --- Machine
+// ----------------------------------------------------------------------------------------------------------
+
+enum class WorkKind : uint8_t { linear, head, attention, ssd, converter, elementwise };
+inline constexpr int kWorkKinds = 6;
+const char* name_of(WorkKind kind);
+
+// Fractions of a peak.
+struct Rate {
+  double forward = 1;
+  double backward = 1;
+};
+
+struct Link {
+  double bandwidth = 0;  // bytes per second that one rank receives
+  double latency = 0;    // seconds of an exchange without bytes
+};
+
+struct MachineModel {
+  std::string name;
+  double peak_flops = 0;        // of one rank, in the activation type
+  double memory_bandwidth = 0;  // bytes per second, measured copy
+  double memory_bytes = 0;
+  // A kind of work takes as long as the slower of its arithmetic and its memory traffic.
+  std::array<Rate, kWorkKinds> compute{};    // fractions of peak_flops
+  std::array<Rate, kWorkKinds> streaming{};  // fractions of memory_bandwidth
+  double launch_seconds = 0;                 // of each kernel range of a segment
+  Link inside = {}, between = {};            // links within a node and between nodes
+  int ranks_per_node = 8;
+  double overlap = 0;  // share of a layer's mixing (for gradients: of the backward pass) that messages hide behind
+};
+
+// One H200 per rank, bfloat16. Rates of compute: this program's own, from the tables of kernels/cuda/PERFORMANCE.md
+// (commit 61bf423, T = 8192, heads 96 wide); links within a node as measured with NCCL. Assumed, not measured: 5 us per
+// kernel range, 50 GB/s between nodes, overlap 0.8.
+MachineModel h200_machine(int64_t head_dim);
+// One core of a CPU per rank: orders of magnitude for comparing layouts of small runs, to be refitted.
+MachineModel cpu_machine();
+// As JSON, to be refitted by hand or by a benchmark. Reading throws UserError naming what is missing or out of range.
+std::string machine_to_json(const MachineModel& machine);
+MachineModel machine_from_json(const std::string& text);
+
+// --- Counts
+// -----------------------------------------------------------------------------------------------------------
+
+// Forward FLOPs of one layer for one sequence, as implemented: z for SSM tokens, step sizes where there is an SSM part,
+// causal pairs only, the scan in chunks, the converter over the prefix where P < T.
+struct LayerFlops {
+  double projections = 0;  // q, k, v, z, dt, out
+  double conv = 0;
+  double attention = 0;
+  double ssd = 0;
+  double converter = 0;
+  double mlp = 0;
+  double mixing() const { return attention + ssd + converter; }
+  double total() const { return projections + conv + mixing() + mlp; }
+};
+LayerFlops layer_flops(const PlanDims& dims, int64_t transpoint);
+double head_flops(const PlanDims& dims);
+// All layers and the head, one sequence, forward.
+double model_flops(const PlanDims& dims);
+int64_t parameter_count(const PlanDims& dims);
+
+// The paper's cost of sequence mixing (table 2 and eq. 10), with N = d: P^2 N + (T - P) N^2.
+double paper_flops(double tokens, double transpoint, double width);
+struct PaperCosts {
+  double transformer = 0, mamba = 0, optimum = 0;  // P = T, P = 0, P = best_transpoint
+  double best_transpoint = 0;                      // N / 2, at most T
+};
+PaperCosts paper_costs(double tokens, double width);
+
+// Forward and backward seconds of one rank's share of a layer, one micro-batch; what backward computes again is its
+// own.
+struct Seconds {
+  double forward = 0;
+  double backward = 0;
+  double total() const { return forward + backward; }
+  Seconds operator+(const Seconds& other) const { return {forward + other.forward, backward + other.backward}; }
+  Seconds operator/(double by) const { return {forward / by, backward / by}; }
+};
+struct KindSeconds {
+  std::array<Seconds, kWorkKinds> of{};
+  Seconds& operator[](WorkKind kind) { return of[static_cast<size_t>(kind)]; }
+  const Seconds& operator[](WorkKind kind) const { return of[static_cast<size_t>(kind)]; }
+  Seconds sum() const;
+  Seconds mixing() const;  // attention, SSD and converter
+};
+KindSeconds layer_seconds(const PlanDims& dims, const MachineModel& machine, const RankWork& work, int64_t transpoint);
+// The same for head and loss over `tokens` tokens of each sequence.
+KindSeconds head_seconds(const PlanDims& dims, const MachineModel& machine, int64_t tokens);
+
+// The TransPoint, a multiple of the chunk or T, that makes a layer fastest on one rank.
+int64_t fastest_transpoint(const PlanDims& dims, const MachineModel& machine);
+
+// Mean load of a layout / sum over layers of the largest load of a rank. Loads are forward and backward seconds of the
+// layers; 1 is perfect.
+double balance_efficiency(const PlanDims& dims, const MachineModel& machine);
+
+// --- Prediction
+// -------------------------------------------------------------------------------------------------------
+
+// Seconds of one optimizer step. Work is the mean over sequence ranks; waiting is what the slowest add.
+struct StepTime {
+  double linear = 0, head = 0, attention = 0, ssm = 0, elementwise = 0, launches = 0;
+  double waiting = 0;
+  double tp = 0, sp = 0, dp = 0;  // communication that nothing hides
+  double optimizer = 0;
+  double total() const {
+    return linear + head + attention + ssm + elementwise + launches + waiting + tp + sp + dp + optimizer;
+  }
+};
+
+// Bytes on the rank that needs most.
+struct MemoryUse {
+  double parameters = 0, gradients = 0, optimizer = 0;
+  double activations = 0;  // kept for backward, and room for a layer of what it computes again
+  double scratch = 0;      // taken for the time of a pass, exchanges included
+  double total() const { return parameters + gradients + optimizer + activations + scratch; }
+};
+
+struct Prediction {
+  StepTime time;
+  MemoryUse memory;
+  double sp_bytes = 0;           // received by a rank in the sequence exchanges of one micro-batch, at most
+  double balance = 1;            // balance_efficiency
+  double mfu = 0;                // 3 x forward FLOPs / (seconds x ranks x peak)
+  double tokens_per_second = 0;  // of the whole run
+  bool fits = false;             // in the machine's memory, less 5 %
+};
+
+struct LayoutChoice {
+  int tp = 1, sp = 1, dp = 1, fold = 1;
+  Transport transport;
+  int split_layers = 0;  // layers whose TransPoint falls inside a segment
+  Prediction prediction = {};
+};
+
+// Predictions for one model on one machine; remembers what layouts share.
+class CostModel {
+ public:
+  // tp, sp, dp and fold of `dims` are not used.
+  CostModel(PlanDims dims, MachineModel machine);
+
+  // `transports`: one for all layers, or one for each. Throws UserError where such a run cannot exist.
+  Prediction predict(int tp, int sp, int dp, int fold, const std::vector<Transport>& transports);
+  // The transport of each layer that takes least time; where all of it hides behind work, fewest bytes.
+  std::vector<Transport> choose_transports(int tp, int sp, int dp, int fold);
+  // The fold to cut the sequence with, among 1, 2, 4, .. max_fold, each with its best transports: of those within 1 %
+  // of the fastest the one that splits fewest segments, then the smallest. Throws UserError where none can be cut.
+  int choose_fold(int tp, int sp, int dp, int max_fold = 16);
+  // Every tp x sp x dp of exactly `ranks` ranks, fold 1, 2, 4, .. max_fold and transport that can run: those that fit
+  // in memory first, then by predicted step time.
+  std::vector<LayoutChoice> rank_layouts(int64_t ranks, int max_fold = 16);
+
+ private:
+  struct LayerCost;     // of one TransPoint on one cut of the sequence
+  struct SequenceCost;  // of all layers on it
+
+  PlanDims with(int tp, int sp, int dp, int fold) const;
+  const SequenceCost& sequence_cost(int sp, int fold);
+  LayerCost layer_cost(const PlanDims& dims, int64_t transpoint) const;
+  void add_layer(StepTime& time, const PlanDims& dims, const LayerCost& cost, const Transport& transport) const;
+  StepTime step_time(const PlanDims& dims, const SequenceCost& cost, const std::vector<Transport>& transports) const;
+  MemoryUse memory_use(const PlanDims& dims, const SequenceCost& cost, const std::vector<Transport>& transports) const;
+
+  PlanDims dims_;
+  MachineModel machine_;
+  std::vector<int64_t> distinct_;    // the TransPoints, each once
+  std::vector<size_t> distinct_of_;  // index into it of each layer
+  double forward_flops_ = 0;
+  int64_t parameters_ = 0;
+  std::map<std::pair<int, int>, std::shared_ptr<const SequenceCost>> sequence_costs_;  // by (sp, fold)
+};
+
+// For dims.tp, sp, dp and fold; the choices are among cuts with grain 1.
+Prediction predict(const PlanDims& dims, const MachineModel& machine, const std::vector<Transport>& transports);
+std::vector<Transport> choose_transports(const PlanDims& dims, const MachineModel& machine);
+int choose_fold(const PlanDims& dims, const MachineModel& machine, int max_fold = 16);
+std::vector<LayoutChoice> rank_layouts(const PlanDims& dims, const MachineModel& machine, int64_t ranks,
+                                       int max_fold = 16);
+
+}  // namespace tmamba

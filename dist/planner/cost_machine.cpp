@@ -1,0 +1,119 @@
+// Machine presets and their JSON.
+#include <nlohmann/json.hpp>
+
+#include "dist/planner/cost.h"
+
+namespace tmamba {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+Rate& of(std::array<Rate, kWorkKinds>& rates, WorkKind kind) { return rates[static_cast<size_t>(kind)]; }
+
+// Calls visit(name, value, highest allowed) for every number of a machine.
+template <class Machine, class Visit>
+void for_each_number(Machine& machine, Visit&& visit) {
+  constexpr double any = 1e30;
+  visit("peak_flops", machine.peak_flops, any);
+  visit("memory_bandwidth", machine.memory_bandwidth, any);
+  visit("memory_bytes", machine.memory_bytes, any);
+  for (int i = 0; i < kWorkKinds; ++i) {
+    const std::string kind = name_of(static_cast<WorkKind>(i));
+    auto& compute = machine.compute[static_cast<size_t>(i)];
+    auto& streaming = machine.streaming[static_cast<size_t>(i)];
+    visit("compute." + kind + ".forward", compute.forward, 1.0);
+    visit("compute." + kind + ".backward", compute.backward, 1.0);
+    visit("streaming." + kind + ".forward", streaming.forward, 1.0);
+    visit("streaming." + kind + ".backward", streaming.backward, 1.0);
+  }
+  visit("inside.bandwidth", machine.inside.bandwidth, any);
+  visit("between.bandwidth", machine.between.bandwidth, any);
+}
+
+// The same for numbers that may be zero.
+template <class Machine, class Visit>
+void for_each_time(Machine& machine, Visit&& visit) {
+  visit("launch_seconds", machine.launch_seconds, 1.0);
+  visit("inside.latency", machine.inside.latency, 1.0);
+  visit("between.latency", machine.between.latency, 1.0);
+  visit("overlap", machine.overlap, 1.0);
+}
+
+}  // namespace
+
+const char* name_of(WorkKind kind) {
+  constexpr std::array<const char*, kWorkKinds> names{"linear", "head", "attention", "ssd", "converter", "elementwise"};
+  return names[static_cast<size_t>(kind)];
+}
+
+MachineModel h200_machine(int64_t head_dim) {
+  MachineModel h200{.name = "NVIDIA H200, bf16",
+                    .peak_flops = 989e12,
+                    .memory_bandwidth = 4.20e12,
+                    .memory_bytes = 139.0 * (1 << 30)};
+  // Of `bench ops` (V9): linear_forward; linear_backward_input and linear_backward_weight together. Head included.
+  of(h200.compute, WorkKind::linear) = of(h200.compute, WorkKind::head) = {725.0 / 989, 693.0 / 989};
+  // Attention of heads 96 wide over 8192 keys (cuda_mixer_bench); for other widths in proportion to cuDNN's rates.
+  const Rate cudnn = head_dim <= 64 ? Rate{439, 376} : head_dim <= 96 ? Rate{467, 368} : Rate{582, 497};
+  of(h200.compute, WorkKind::attention) = {cudnn.forward / 467 * 572 / 989, cudnn.backward / 368 * 460 / 989};
+  // ssd_forward 1.70 ms and ssd_backward 5.24 ms, scans and converters together: bound neither by arithmetic nor by
+  // memory, their time is best described as passes over [T, d] (ssd_load and converter_load) at these fractions of the
+  // copy rate.
+  for (WorkKind kind : {WorkKind::ssd, WorkKind::converter}) of(h200.streaming, kind) = {0.433, 0.282};
+  // conv_silu, rmsnorm, swiglu, gated_norm, rope, and what the step takes beyond all rows.
+  of(h200.streaming, WorkKind::elementwise) = {0.80, 0.50};
+  for (WorkKind kind : {WorkKind::linear, WorkKind::head, WorkKind::attention}) of(h200.streaming, kind) = {0.9, 0.9};
+  h200.launch_seconds = 5e-6;
+  h200.inside = {.bandwidth = 336e9, .latency = 20e-6};
+  h200.between = {.bandwidth = 50e9, .latency = 30e-6};
+  h200.ranks_per_node = 8;
+  h200.overlap = 0.8;
+  return h200;
+}
+
+MachineModel cpu_machine() {
+  MachineModel cpu{.name = "one CPU core per rank, float32",
+                   .peak_flops = 80e9,
+                   .memory_bandwidth = 8e9,
+                   .memory_bytes = 4.0 * (1 << 30)};
+  for (Rate& rate : cpu.compute) rate = {0.1, 0.1};
+  of(cpu.compute, WorkKind::linear) = of(cpu.compute, WorkKind::head) = {0.7, 0.7};
+  for (Rate& rate : cpu.streaming) rate = {0.5, 0.5};
+  cpu.launch_seconds = 1e-6;
+  cpu.inside = {.bandwidth = 3e9, .latency = 10e-6};
+  cpu.between = {.bandwidth = 1e9, .latency = 50e-6};
+  cpu.ranks_per_node = 64;
+  return cpu;
+}
+
+std::string machine_to_json(const MachineModel& machine) {
+  Json json{{"name", machine.name}, {"ranks_per_node", machine.ranks_per_node}};
+  const auto write = [&](const std::string& name, double value, double) { json[name] = value; };
+  for_each_number(machine, write);
+  for_each_time(machine, write);
+  return json.dump(2) + "\n";
+}
+
+MachineModel machine_from_json(const std::string& text) {
+  MachineModel machine;
+  try {
+    const Json json = Json::parse(text);
+    const auto read = [&](const std::string& name, double& value, double lowest, double highest) {
+      value = json.at(name).get<double>();
+      if (!(value >= lowest && value <= highest)) {
+        throw UserError(str("machine model: ", name, " = ", value, " must be from ", lowest, " to ", highest));
+      }
+    };
+    machine.name = json.at("name").get<std::string>();
+    machine.ranks_per_node = json.at("ranks_per_node").get<int>();
+    if (machine.ranks_per_node < 1) throw UserError("machine model: ranks_per_node must be at least 1");
+    for_each_number(machine, [&](const std::string& name, double& v, double most) { read(name, v, 1e-9, most); });
+    for_each_time(machine, [&](const std::string& name, double& v, double most) { read(name, v, 0, most); });
+  } catch (const nlohmann::json::exception& error) {
+    throw UserError(str("not a machine model: ", error.what()));
+  }
+  return machine;
+}
+
+}  // namespace tmamba

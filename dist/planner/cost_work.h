@@ -1,0 +1,47 @@
+// How much each sequence rank computes and receives in a layer with TransPoint P: counts in tokens, pairs and segments,
+// before widths and bytes. Closed forms over the segments of a cut, O(segments) a layer: nothing is listed per
+// token or per message, so thousands of layouts can be compared (cost.h). plan_test and cost_test hold them against
+// both.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "dist/sequence/layout.h"
+#include "dist/planner/plan.h"
+
+namespace tmamba {
+
+// Of one sequence; a micro-batch has `batch` of them.
+struct RankWork {
+  int64_t tokens = 0;
+  int64_t attention_tokens = 0;  // t < P
+  int64_t attention_pairs = 0;   // query t sees t + 1 keys
+  int64_t ssm_tokens = 0;        // t >= P
+  int64_t chunk_pairs = 0;       // within the chunks of the scan, causal
+  int64_t converter_tokens = 0;  // t < P where some token needs the state
+  int64_t kernel_ranges = 0;     // attention and scan ranges that are launched apart
+  bool operator==(const RankWork&) const = default;
+};
+
+// What a rank receives from others under each transport.
+struct RankTraffic {
+  int64_t halo_rows = 0, halo_grad_rows = 0;
+  int64_t key_tokens_cast = 0, key_tokens_gather = 0;            // K, and as many of V
+  int64_t key_grad_tokens_cast = 0, key_grad_tokens_gather = 0;  // dK, and as many of dV
+  int64_t feeding_own = 0, feeding_others = 0;                   // segments whose summary some later segment needs
+  int64_t inflow_own = 0;                                        // segments that need the state before them
+  int64_t adjoints_own = 0, adjoints_others = 0;                 // segments that deliver a gradient to it
+  int64_t tokens_own = 0, tokens_others = 0;
+  int64_t dt_tokens_own = 0, dt_tokens_others = 0;  // the same where there is a scan
+};
+
+// Of every rank of the cut, for one TransPoint.
+std::vector<RankWork> rank_work(const LayoutSpec& spec, int64_t transpoint);
+std::vector<RankTraffic> rank_traffic(const LayoutSpec& spec, int64_t transpoint);
+
+// Bytes that rank `rank` receives in an exchange of this kind; 0 where the transport has no such exchange.
+int64_t exchange_bytes(const PlanDims& dims, const Transport& transport, ExchangeKind kind, bool backward,
+                       const RankTraffic& traffic, int rank);
+
+}  // namespace tmamba

@@ -1,0 +1,41 @@
+// What Communicator::traffic() of each axis of the mesh counts in a training step, known before the run: for the
+// sequence axis from the plan, for the others in closed form from the model's sizes. A run can hold what it counts
+// against this (run.profile = "comm").
+#pragma once
+
+#include <span>
+
+#include "dist/comm/communicator.h"
+#include "dist/world/mesh.h"
+#include "dist/zero/ownership.h"
+#include "dist/planner/plan.h"
+
+namespace tmamba {
+
+TrafficCounter& operator+=(TrafficCounter& a, const TrafficCounter& b);
+TrafficCounter operator-(TrafficCounter a, const TrafficCounter& b);
+// Of `times` passes.
+TrafficCounter operator*(int64_t times, TrafficCounter a);
+
+// Of rank `rank` of the sequence axis, in the exchanges of one micro-batch.
+TrafficCounter sequence_traffic(const Plan& plan, int rank);
+
+// Of rank `rank` of the tensor axis, in the layers, embedding and head of one micro-batch. `rows`: tokens of its
+// sequences that the group holds together. `loss_rows`: rows whose logits the head makes at a time.
+TrafficCounter tensor_traffic(const PlanDims& dims, int64_t rows, int64_t loss_rows, int rank);
+
+// Of one rank of the zero axis and of the tensor axis, in summing the gradients of `buckets` once (GradReducer) ...
+struct GradientTraffic {
+  TrafficCounter zero, tp;
+};
+GradientTraffic reduction_traffic(const PlanDims& dims, std::span<const Bucket> buckets, int zero_rank);
+// ... and of the zero axis in handing out the updated parameters.
+TrafficCounter parameter_traffic(const PlanDims& dims, std::span<const Bucket> buckets, int zero_rank);
+
+// How often gradients are summed in a step: once, or with ZeRO-2 after every micro-batch.
+int64_t reductions(const PlanDims& dims);
+
+// One all_reduce of `bytes` among `ranks` ranks.
+TrafficCounter all_reduce_traffic(int64_t bytes, int64_t ranks);
+
+}  // namespace tmamba

@@ -1,0 +1,15 @@
+// The kernels of the depthwise convolution with SiLU and, where there is a prefix, RoPE (ops.h).
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "kernels/cuda/common/workspace.h"
+#include "kernels/ops/ops.h"
+
+namespace tmamba::cuda {
+
+void conv_forward(cudaStream_t stream, const ConvRopeForward& args);
+// dy_BTC: in place of args.dy_BTC. It and the rotated keys' gradient are left as they are.
+void conv_backward(cudaStream_t stream, Workspace& workspace, const ConvRopeBackward& args, const ConstTensor& dy_BTC);
+
+}  // namespace tmamba::cuda

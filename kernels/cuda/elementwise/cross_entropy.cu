@@ -1,0 +1,237 @@
+// Cross-entropy: one block per row of logits, read once for the statistics and once, in place, for the gradient.
+#include <limits>
+
+#include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/common/device.cuh"
+#include "kernels/cuda/common/views.h"
+#include "kernels/ops/op_checks.h"
+
+namespace tmamba::cuda {
+
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kTogether = 5;  // blocks on a multiprocessor: while some begin or end their rows, others read
+constexpr int kPieces = 4;    // 16-byte pieces of a row that a thread has under way together
+constexpr int kLossThreads = 1024;
+
+// sum exp(x - max) over some numbers, and their maximum.
+template <class A>
+struct Softmax {
+  using T = Acc<A>;
+  T max, sum;
+
+  __device__ void join(const Softmax& other) {
+    const T larger = max > other.max ? max : other.max;
+    sum = scaled(larger) + other.scaled(larger);
+    max = larger;
+  }
+  // The sum relative to another maximum; two empty sets have no finite one.
+  __device__ T scaled(T to) const { return max == to ? sum : sum * exp_of<A>(max - to); }
+};
+
+template <class A>
+struct Stats {
+  Acc<A>*max, *sum_exp, *target;
+  Rows<const A> logits;
+  const int32_t* targets;
+  int64_t V, vocab_begin;
+  bool wide;
+};
+
+// Calls f(v, pieces, left) for this thread's share of a row of V columns: kPieces pieces at a time, all loaded before
+// the first is used; piece i begins at column v + i * kThreads * kVec<A>.
+template <class A, class F>
+__device__ void for_each_piece(const A* row, int64_t V, bool wide, const F& f) {
+  constexpr int kStep = kThreads * kVec<A>;
+  for (int64_t v = threadIdx.x * kVec<A>; v < V; v += kPieces * kStep) {
+    Raw<A> x[kPieces];
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) x[i] = load(row + v + i * kStep, V - v - i * kStep, wide);
+    f(v, x);
+  }
+}
+
+// Of the pieces of one step, of which `left` columns are there: the first one at least, all of them where kWhole.
+template <class A, bool kWhole>
+__device__ Softmax<A> softmax_of(const Raw<A> (&x)[kPieces], int64_t left) {
+  const auto at = [&](int i, int e) {
+    const bool here = kWhole || i * kThreads * kVec<A> + e < left;
+    return here ? x[i][e] : -std::numeric_limits<Acc<A>>::infinity();
+  };
+  Softmax<A> part{x[0][0], 0};
+#pragma unroll
+  for (int i = 0; i < kPieces; ++i) {
+#pragma unroll
+    for (int e = 0; e < kVec<A>; ++e) part.max = max(part.max, at(i, e));
+  }
+#pragma unroll
+  for (int i = 0; i < kPieces; ++i) {
+#pragma unroll
+    for (int e = 0; e < kVec<A>; ++e) part.sum += exp_of<A>(at(i, e) - part.max);
+  }
+  return part;
+}
+
+template <class A>
+__global__ void __launch_bounds__(kThreads, sizeof(A) == 2 ? kTogether : 1)
+    stats_kernel(const __grid_constant__ Stats<A> f) {
+  __shared__ Softmax<A> scratch[kThreads / kWarp];
+  const int64_t n = blockIdx.x;
+  const A* row = f.logits[n];
+  Softmax<A> all{-std::numeric_limits<Acc<A>>::infinity(), 0};
+  for_each_piece(row, f.V, f.wide, [&](int64_t v, const Raw<A>(&x)[kPieces]) {
+    const int64_t left = f.V - v;
+    const bool whole = left >= (kPieces - 1) * kThreads * kVec<A> + kVec<A>;
+    all.join(whole ? softmax_of<A, true>(x, left) : softmax_of<A, false>(x, left));
+  });
+#pragma unroll
+  for (int step = kWarp / 2; step > 0; step /= 2) {
+    all.join({__shfl_xor_sync(0xFFFFFFFFu, all.max, step), __shfl_xor_sync(0xFFFFFFFFu, all.sum, step)});
+  }
+  if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = all;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  for (int i = 1; i < kThreads / kWarp; ++i) all.join(scratch[i]);
+  f.max[n] = all.max;
+  f.sum_exp[n] = all.sum;
+  const int64_t column = f.targets[n] - f.vocab_begin;
+  f.target[n] = f.targets[n] >= 0 && column >= 0 && column < f.V ? widen(row[column]) : Acc<A>(0);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) rescale_kernel(T* sum_exp, const T* max, const T* global_max, int64_t N) {
+  const int64_t n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (n < N) sum_exp[n] *= exp(max[n] - global_max[n]);
+}
+
+template <class T>
+struct Loss {
+  double *loss_sum, *count;
+  T* loss;
+  const T *max, *sum_exp, *target;
+  const int32_t* targets;
+  int64_t N;
+};
+
+// One block: the rows are few beside their logits.
+template <class T>
+__global__ void __launch_bounds__(kLossThreads) loss_kernel(Loss<T> f) {
+  __shared__ double scratch[kLossThreads / kWarp];
+  double sum = 0, count = 0;
+#pragma unroll 4
+  for (int64_t n = threadIdx.x; n < f.N; n += kLossThreads) {
+    const bool counts = f.targets[n] >= 0;
+    const T value = counts ? f.max[n] + log(f.sum_exp[n]) - f.target[n] : T(0);
+    if (f.loss != nullptr) f.loss[n] = value;
+    sum += static_cast<double>(value);
+    count += counts ? 1 : 0;
+  }
+  sum = block_sum<kLossThreads>(sum, scratch);
+  count = block_sum<kLossThreads>(count, scratch);
+  if (threadIdx.x != 0) return;
+  *f.loss_sum += sum;
+  *f.count += count;
+}
+
+template <class A>
+struct Gradient {
+  Rows<A> logits;
+  const Acc<A>*max, *sum_exp;
+  const int32_t* targets;
+  int64_t V, vocab_begin;
+  Acc<A> scale;
+  bool wide;
+};
+
+template <class A>
+__global__ void __launch_bounds__(kThreads, sizeof(A) == 2 ? kTogether : 1)
+    gradient_kernel(const __grid_constant__ Gradient<A> f) {
+  constexpr int kStep = kThreads * kVec<A>;
+  const int64_t n = blockIdx.x;
+  A* row = f.logits[n];
+  const int32_t target = f.targets[n];
+  if (target < 0) {
+    for (int64_t v = threadIdx.x * kVec<A>; v < f.V; v += kStep) store(row + v, Raw<A>{}, f.V - v, f.wide);
+    return;
+  }
+  const int64_t column = target - f.vocab_begin;
+  const Acc<A> max = f.max[n], factor = f.scale / f.sum_exp[n];
+  for_each_piece(static_cast<const A*>(row), f.V, f.wide, [&](int64_t v, const Raw<A>(&x)[kPieces]) {
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      const int64_t first = v + i * kStep;
+      Acc<A> p[kVec<A>];
+#pragma unroll
+      for (int e = 0; e < kVec<A>; ++e) p[e] = exp_of<A>(x[i][e] - max) * factor;
+      if (column >= first && column < first + kVec<A>) {
+#pragma unroll
+        for (int e = 0; e < kVec<A>; ++e) p[e] -= first + e == column ? f.scale : Acc<A>(0);
+      }
+      store(row + first, Raw<A>::rounded(p), f.V - first, f.wide);
+    }
+  });
+}
+
+}  // namespace
+
+void CudaOps::cross_entropy_stats(Tensor max_N, Tensor sum_exp_N, Tensor target_N, ConstTensor logits_NV,
+                                  ConstTensor targets_N, int64_t vocab_begin) {
+  const int64_t N = logits_NV.size(0), V = logits_NV.size(1);
+  check_cross_entropy_stats(Device::cuda, max_N, sum_exp_N, target_N, logits_NV, targets_N);
+  if (N == 0) return;
+  const bool wide = wide_rows({logits_NV});
+  dispatch_activation(logits_NV.dtype(), [&]<class A>() {
+    const Stats<A> f{max_N.data<Acc<A>>(),
+                     sum_exp_N.data<Acc<A>>(),
+                     target_N.data<Acc<A>>(),
+                     rows<A>(logits_NV),
+                     targets_N.data<int32_t>(),
+                     V,
+                     vocab_begin,
+                     wide};
+    launch(stream(), {N}, kThreads, 0, stats_kernel<A>, f);
+  });
+}
+
+void CudaOps::cross_entropy_rescale(Tensor sum_exp_N, ConstTensor max_N, ConstTensor global_max_N) {
+  const int64_t N = max_N.size(0);
+  check_cross_entropy_rescale(Device::cuda, sum_exp_N, max_N, global_max_N);
+  dispatch_float(max_N.dtype(), [&]<class T>() {
+    launch(stream(), {ceil_div(N, kThreads)}, kThreads, 0, rescale_kernel<T>, sum_exp_N.data<T>(), max_N.data<T>(),
+           global_max_N.data<T>(), N);
+  });
+}
+
+void CudaOps::cross_entropy_loss(Tensor loss_sum_1, Tensor count_1, Tensor loss_N, ConstTensor max_N,
+                                 ConstTensor sum_exp_N, ConstTensor target_N, ConstTensor targets_N) {
+  const int64_t N = max_N.size(0);
+  check_cross_entropy_loss(Device::cuda, loss_sum_1, count_1, loss_N, max_N, sum_exp_N, target_N, targets_N);
+  if (N == 0) return;
+  dispatch_float(max_N.dtype(), [&]<class T>() {
+    const Loss<T> f{loss_sum_1.data<double>(), count_1.data<double>(), vector_of<T>(loss_N),      max_N.data<T>(),
+                    sum_exp_N.data<T>(),       target_N.data<T>(),     targets_N.data<int32_t>(), N};
+    launch(stream(), {}, kLossThreads, 0, loss_kernel<T>, f);
+  });
+}
+
+void CudaOps::cross_entropy_gradient(Tensor logits_NV, ConstTensor max_N, ConstTensor sum_exp_N, ConstTensor targets_N,
+                                     int64_t vocab_begin, double scale) {
+  const int64_t N = logits_NV.size(0), V = logits_NV.size(1);
+  check_cross_entropy_gradient(Device::cuda, logits_NV, max_N, sum_exp_N, targets_N);
+  if (N == 0) return;
+  const bool wide = wide_rows({logits_NV});
+  dispatch_activation(logits_NV.dtype(), [&]<class A>() {
+    const Gradient<A> f{rows<A>(logits_NV),
+                        max_N.data<Acc<A>>(),
+                        sum_exp_N.data<Acc<A>>(),
+                        targets_N.data<int32_t>(),
+                        V,
+                        vocab_begin,
+                        static_cast<Acc<A>>(scale),
+                        wide};
+    launch(stream(), {N}, kThreads, 0, gradient_kernel<A>, f);
+  });
+}
+
+}  // namespace tmamba::cuda

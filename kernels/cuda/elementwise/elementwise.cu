@@ -1,0 +1,197 @@
+// fill, copy, add, scale of tensors with any strides, and sum_squares over a list of tensors.
+#include <algorithm>
+
+#include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/common/device.cuh"
+#include "kernels/cuda/common/tensor_list.cuh"
+#include "kernels/ops/op_checks.h"
+
+namespace tmamba::cuda {
+
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kElements = 8;  // per thread and step
+
+// One or two tensors of the same sizes as equally long runs of consecutive elements: trailing dimensions that are
+// contiguous in both become one run, the others are walked.
+struct Runs {
+  int64_t length = 1, count = 1;
+  int dims = 0;
+  int64_t size[ConstTensor::kMaxDims], y_stride[ConstTensor::kMaxDims], x_stride[ConstTensor::kMaxDims];
+  bool wide = true;
+
+  Runs(const ConstTensor& y, const ConstTensor& x) {
+    int dim = y.dims() - 1;
+    for (; dim >= 0; --dim) {
+      if (y.size(dim) != 1 && (y.stride(dim) != length || x.stride(dim) != length)) break;
+      length *= y.size(dim);
+    }
+    for (int i = 0; i <= dim; ++i) {
+      count *= y.size(i);
+      size[dims] = y.size(i), y_stride[dims] = y.stride(i), x_stride[dims] = x.stride(i);
+      wide = wide && y_stride[dims] % kElements == 0 && x_stride[dims] % kElements == 0;
+      ++dims;
+    }
+    if (y.numel() == 0) count = 0;
+    const uint64_t addresses = reinterpret_cast<uint64_t>(y.raw()) | reinterpret_cast<uint64_t>(x.raw());
+    wide = wide && addresses % 16 == 0 && (count == 1 || length % kElements == 0);
+  }
+
+  __device__ void offsets(int64_t run, int64_t& y, int64_t& x) const {
+    y = 0, x = 0;
+    for (int i = dims - 1; i >= 0; --i) {
+      const DivMod at(run, size[i]);
+      y += at.remainder * y_stride[i], x += at.remainder * x_stride[i];
+      run = at.quotient;
+    }
+  }
+};
+
+enum class Update { fill, scale, copy, add };
+
+// y = value, y value, x or y + x, computed in the wider of the two types.
+template <class Y, class X, Update kUpdate>
+__global__ void __launch_bounds__(kThreads) update_kernel(Y* y, const X* x, Runs runs, double value) {
+  using Wide = std::conditional_t<std::is_same_v<Y, double> || std::is_same_v<X, double>, double, float>;
+  const int64_t per_run = (runs.length + kElements - 1) / kElements, total = runs.count * per_run;
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < total; i += step) {
+    const DivMod at(i, per_run);
+    const int64_t begin = at.remainder * kElements, left = runs.length - begin;
+    int64_t y_offset, x_offset;
+    runs.offsets(at.quotient, y_offset, x_offset);
+    Raw<Y, kElements> out{};
+    Raw<X, kElements> in{};
+    if constexpr (kUpdate == Update::add || kUpdate == Update::scale) {
+      out = load<Y, kElements>(y + y_offset + begin, left, runs.wide);
+    }
+    if constexpr (kUpdate == Update::add || kUpdate == Update::copy) {
+      in = load<X, kElements>(x + x_offset + begin, left, runs.wide);
+    }
+#pragma unroll
+    for (int e = 0; e < kElements; ++e) {
+      const Wide by = static_cast<Wide>(value);
+      if constexpr (kUpdate == Update::fill) out.v[e] = narrow<Y>(by);
+      if constexpr (kUpdate == Update::scale) out.v[e] = narrow<Y>(static_cast<Wide>(out[e]) * by);
+      if constexpr (kUpdate == Update::copy) out.v[e] = narrow<Y>(static_cast<Wide>(in[e]));
+      if constexpr (kUpdate == Update::add) out.v[e] = narrow<Y>(static_cast<Wide>(out[e]) + static_cast<Wide>(in[e]));
+    }
+    store<Y, kElements>(y + y_offset + begin, out, left, runs.wide);
+  }
+}
+
+template <class Y, class X, Update kUpdate>
+void update(cudaStream_t stream, const Tensor& y, const ConstTensor& x, double value) {
+  const Runs runs(y, x);
+  const int64_t threads = runs.count * ceil_div(runs.length, kElements);
+  const Grid grid{std::min<int64_t>(ceil_div(threads, kThreads), 1 << 20)};
+  launch(stream, grid, kThreads, 0, update_kernel<Y, X, kUpdate>, y.data<Y>(), x.data<X>(), runs, value);
+}
+
+// --- sum_squares
+// --------------------------------------------------------------------------------------------------------
+
+constexpr int kSumThreads = 512;
+constexpr int64_t kSumBlock = 65536;  // elements that one block adds up
+constexpr int kSumTensors = 512;      // per launch: they travel as a kernel parameter
+
+struct SumList {
+  struct Entry {
+    const void* data;
+    int64_t count, first_block;
+    DType dtype;
+    bool wide;
+  };
+  int entries = 0;
+  int64_t blocks = 0;
+  Entry entry[kSumTensors];
+};
+
+template <class T>
+__device__ double block_squares(const T* data, int64_t count, bool wide) {
+  double sum = 0;
+  for (int64_t i = threadIdx.x * kVec<T>; i < count; i += kSumThreads * kVec<T>) {
+    const Raw<T> x = load(data + i, count - i, wide);
+#pragma unroll
+    for (int e = 0; e < kVec<T>; ++e) sum += static_cast<double>(x[e]) * static_cast<double>(x[e]);
+  }
+  return sum;
+}
+
+__global__ void __launch_bounds__(kSumThreads)
+    sum_squares_kernel(double* partial, const __grid_constant__ SumList list) {
+  __shared__ double scratch[kSumThreads / kWarp];
+  const int64_t block = blockIdx.x;
+  const SumList::Entry& entry = list.entry[entry_with_block(list, block)];
+  const int64_t begin = (block - entry.first_block) * kSumBlock;
+  const int64_t count = entry.count - begin < kSumBlock ? entry.count - begin : kSumBlock;
+  double sum;
+  if (entry.dtype == DType::f64) {
+    sum = block_squares(static_cast<const double*>(entry.data) + begin, count, entry.wide);
+  } else {
+    sum = block_squares(static_cast<const float*>(entry.data) + begin, count, entry.wide);
+  }
+  sum = block_sum<kSumThreads>(sum, scratch);
+  if (threadIdx.x == 0) partial[block] = sum;
+}
+
+__global__ void __launch_bounds__(kSumThreads) sum_kernel(double* out, const double* partial, int64_t count) {
+  __shared__ double scratch[kSumThreads / kWarp];
+  double sum = 0;
+  for (int64_t i = threadIdx.x; i < count; i += kSumThreads) sum += partial[i];
+  sum = block_sum<kSumThreads>(sum, scratch);
+  if (threadIdx.x == 0) *out = sum;
+}
+
+}  // namespace
+
+void CudaOps::fill(Tensor x, double value) {
+  check_elementwise(Device::cuda, "fill", x);
+  if (value == 0 && x.contiguous()) {  // of all floating types, zero is zero bytes
+    if (x.numel() > 0) TM_CUDA(cudaMemsetAsync(x.raw(), 0, static_cast<size_t>(x.bytes()), stream()));
+    return;
+  }
+  dispatch_activation(x.dtype(), [&]<class T>() { update<T, T, Update::fill>(stream(), x, x, value); });
+}
+
+void CudaOps::scale(Tensor x, double factor) {
+  check_elementwise(Device::cuda, "scale", x);
+  dispatch_activation(x.dtype(), [&]<class T>() { update<T, T, Update::scale>(stream(), x, x, factor); });
+}
+
+void CudaOps::copy(Tensor y, ConstTensor x) {
+  check_elementwise(Device::cuda, "copy", y, x);
+  dispatch_activation(y.dtype(), [&]<class Y>() {
+    dispatch_activation(x.dtype(), [&]<class X>() { update<Y, X, Update::copy>(stream(), y, x, 0); });
+  });
+}
+
+void CudaOps::add(Tensor y, ConstTensor x) {
+  check_elementwise(Device::cuda, "add", y, x);
+  dispatch_activation(y.dtype(), [&]<class Y>() {
+    dispatch_activation(x.dtype(), [&]<class X>() { update<Y, X, Update::add>(stream(), y, x, 0); });
+  });
+}
+
+void CudaOps::sum_squares(Tensor out_1, std::span<const ConstTensor> tensors) {
+  check_sum_squares(Device::cuda, out_1, tensors);
+  int64_t blocks = 0;
+  for (const ConstTensor& x : tensors) blocks += ceil_div(x.numel(), kSumBlock);
+  double* partial = workspace_.take<double>(blocks);
+  double* next = partial;
+  for (size_t begin = 0; begin < tensors.size(); begin += kSumTensors) {
+    SumList list;
+    for (const ConstTensor& x : tensors.subspan(begin, std::min<size_t>(kSumTensors, tensors.size() - begin))) {
+      if (x.numel() == 0) continue;
+      const bool wide = reinterpret_cast<uint64_t>(x.raw()) % 16 == 0;
+      list.entry[list.entries++] = {x.raw(), x.numel(), list.blocks, x.dtype(), wide};
+      list.blocks += ceil_div(x.numel(), kSumBlock);
+    }
+    launch(stream(), {list.blocks}, kSumThreads, 0, sum_squares_kernel, next, list);
+    next += list.blocks;
+  }
+  launch(stream(), {}, kSumThreads, 0, sum_kernel, out_1.data<double>(), static_cast<const double*>(partial), blocks);
+}
+
+}  // namespace tmamba::cuda

@@ -1,0 +1,309 @@
+// RMSNorm. Forward: kGroup threads (a warp, or a whole block for wide rows) hold a row in registers. Backward: a block
+// holds several rows at once, each thread the same columns of all of them.
+#include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/common/device.cuh"
+#include "kernels/cuda/common/partial_sums.cuh"
+#include "kernels/cuda/common/ring.cuh"
+#include "kernels/cuda/common/views.h"
+#include "kernels/ops/op_checks.h"
+
+namespace tmamba::cuda {
+
+namespace {
+
+constexpr int kNarrow = kWarp, kBroad = 512;
+
+template <int kGroup>
+constexpr int kBlock = kGroup == kNarrow ? 256 : kGroup;
+template <int kGroup>
+constexpr int kPieces = kGroup == kNarrow ? 8 : 4;  // 16-byte pieces of a row per thread
+
+// Sum over the group that holds a row.
+template <int kGroup, class T>
+__device__ T group_sum(T x, T* scratch) {
+  if constexpr (kGroup == kNarrow) {
+    return warp_sum(x);
+  } else {
+    return block_sum<kGroup>(x, scratch);
+  }
+}
+
+template <class A>
+struct Forward {
+  Rows<A> y, sum;
+  Acc<A>* rstd;
+  Rows<const A> x, delta;
+  const A* w;
+  int64_t N, C;
+  double eps;
+  bool wide;
+};
+
+template <class A, int kGroup, bool kAdds>
+__global__ void __launch_bounds__(kBlock<kGroup>, kGroup == kNarrow && sizeof(A) == 2 ? 3 : 1)
+    forward_kernel(const __grid_constant__ Forward<A> f) {
+  __shared__ Acc<A> scratch[kBroad / kWarp];
+  constexpr int V = kVec<A>;
+  const int lane = threadIdx.x % kGroup;
+  const int64_t n = static_cast<int64_t>(blockIdx.x) * (kBlock<kGroup> / kGroup) + threadIdx.x / kGroup;
+  if (n >= f.N) return;
+  Raw<A> x[kPieces<kGroup>];
+#pragma unroll
+  for (int j = 0; j < kPieces<kGroup>; ++j) {
+    const int64_t c = (lane + j * kGroup) * V, left = f.C - c;
+    x[j] = load(f.x[n] + c, left, f.wide);
+    if (kAdds && left > 0) {
+      const Raw<A> delta = load(f.delta[n] + c, left, f.wide);
+      Acc<A> both[V];
+#pragma unroll
+      for (int e = 0; e < V; ++e) both[e] = x[j][e] + delta[e];
+      x[j] = Raw<A>::rounded(both);
+      store(f.sum[n] + c, x[j], left, f.wide);
+    }
+  }
+  Acc<A> squares = 0;
+#pragma unroll
+  for (int j = 0; j < kPieces<kGroup>; ++j) {
+#pragma unroll
+    for (int e = 0; e < V; ++e) squares += x[j][e] * x[j][e];
+  }
+  squares = group_sum<kGroup>(squares, scratch);
+  const Acc<A> rstd = 1 / sqrt(squares / static_cast<Acc<A>>(f.C) + static_cast<Acc<A>>(f.eps));
+  if (lane == 0) f.rstd[n] = rstd;
+#pragma unroll
+  for (int j = 0; j < kPieces<kGroup>; ++j) {
+    const int64_t c = (lane + j * kGroup) * V, left = f.C - c;
+    if (left <= 0) continue;
+    const Raw<A> w = load(f.w + c, left, f.wide);
+    Acc<A> y[V];
+#pragma unroll
+    for (int e = 0; e < V; ++e) y[e] = x[j][e] * rstd * w[e];
+    store(f.y[n] + c, Raw<A>::rounded(y), left, f.wide);
+  }
+}
+
+template <class A>
+struct Backward {
+  Rows<A> dx;
+  Acc<A>* dw_partial;  // [lines, C]
+  Rows<const A> dy, x;
+  const Acc<A>* rstd;
+  const A* w;
+  Rows<const A> dresidual;
+  int64_t N, C;
+  bool wide;
+};
+
+constexpr int kFewThreads = 192, kMostThreads = 512;
+// Where a thread has one piece of a row, a block has kRows rows in hand, which share a barrier, and others on their
+// way.
+template <int kSteps>
+constexpr int kRows = kSteps == 1 ? 2 : 1;
+template <int kSteps>
+constexpr int kStages = kSteps == 1 ? 3 : 1;
+template <class A, int kSteps, int kThreads, bool kResidual>
+using BackwardRing = Ring<A, kThreads, kRows<kSteps>*(kResidual ? 3 : 2) * kSteps, kStages<kSteps>>;
+
+// Of each line of sums one block. Blocks take rows in turn, so that all of them together pass over memory in order; its
+// threads keep their columns' share of dw.
+template <class A, int kSteps, int kThreads, bool kResidual>
+__global__ void __launch_bounds__(kThreads, sizeof(A) == 2 && kThreads < kMostThreads ? 3 : 1)
+    backward_kernel(const __grid_constant__ Backward<A> f) {
+  constexpr int V = kVec<A>, R = kRows<kSteps>, kTensors = kResidual ? 3 : 2;
+  extern __shared__ uint4 shared[];
+  __shared__ Acc<A> dots[2][R][kThreads / kWarp];  // of these rows and those before, which may still be read
+  let_sums_come();
+  using Numbers = BackwardRing<A, kSteps, kThreads, kResidual>;
+  Numbers ring(shared);
+  const int threads = static_cast<int>(blockDim.x), warps = threads / kWarp;
+  const int64_t begin = blockIdx.x, step = gridDim.x;
+  const auto column = [&](int j) { return static_cast<int64_t>(threadIdx.x + j * threads) * V; };
+  const auto piece = [](int r, int j, int tensor) { return (r * kSteps + j) * kTensors + tensor; };
+  const int64_t first = column(0);
+  const bool whole = f.wide && column(kSteps - 1) + V <= f.C;
+  const A *next_x = f.x[begin] + first, *next_dy = f.dy[begin] + first;
+  const A* next_residual = kResidual ? f.dresidual[begin] + first : nullptr;
+  A* dx_row = f.dx[begin] + first;
+  // Starts to load row n and those that follow it in this block; zeros where there are none.
+  const auto start = [&](int stage, int64_t n) {
+#pragma unroll
+    for (int r = 0; r < R; ++r, n += step) {
+      const bool there = n < f.N;
+#pragma unroll
+      for (int j = 0; j < kSteps; ++j) {
+        const int offset = j * threads * V;
+        if (whole) {
+          ring.start_whole(stage, piece(r, j, 0), next_x + offset, there);
+          ring.start_whole(stage, piece(r, j, 1), next_dy + offset, there);
+          if (kResidual) ring.start_whole(stage, piece(r, j, 2), next_residual + offset, there);
+        } else {
+          const int64_t left = there ? f.C - column(j) : 0;
+          ring.start(stage, piece(r, j, 0), next_x + offset, left, f.wide);
+          ring.start(stage, piece(r, j, 1), next_dy + offset, left, f.wide);
+          if (kResidual) ring.start(stage, piece(r, j, 2), next_residual + offset, left, f.wide);
+        }
+      }
+      next_x += step * f.x.stride, next_dy += step * f.dy.stride;
+      if (kResidual) next_residual += step * f.dresidual.stride;
+    }
+    Numbers::commit();
+  };
+#pragma unroll
+  for (int stage = 0; stage < kStages<kSteps>; ++stage) start(stage, begin + stage * R * step);
+  Acc<A> dw[kSteps][V] = {};
+  Raw<A> w[kSteps];
+#pragma unroll
+  for (int j = 0; j < kSteps; ++j) w[j] = load(f.w + column(j), f.C - column(j), f.wide);
+  const Acc<A> share = Acc<A>(1) / static_cast<Acc<A>>(f.C);
+  const auto rstd_of = [&](int64_t n) { return n < f.N ? f.rstd[n] : Acc<A>(0); };
+  Acc<A> next_rstd[R];
+#pragma unroll
+  for (int r = 0; r < R; ++r) next_rstd[r] = rstd_of(begin + r * step);
+  int stage = 0, half = 0;
+  for (int64_t n = begin; n < f.N; n += R * step, half ^= 1) {
+    Acc<A> rstd[R], dot[R] = {}, w_dy[R][kSteps][V];
+    Raw<A> x[R][kSteps];
+    Numbers::wait();
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+      rstd[r] = next_rstd[r];
+      next_rstd[r] = rstd_of(n + (R + r) * step);
+#pragma unroll
+      for (int j = 0; j < kSteps; ++j) {
+        x[r][j] = ring.at(stage, piece(r, j, 0));
+        const Raw<A> dy = ring.at(stage, piece(r, j, 1));
+#pragma unroll
+        for (int e = 0; e < V; ++e) {
+          w_dy[r][j][e] = w[j][e] * dy[e];
+          dot[r] += w_dy[r][j][e] * x[r][j][e];
+          dw[j][e] += dy[e] * rstd[r] * x[r][j][e];
+        }
+      }
+      dot[r] = warp_sum(dot[r]);
+      if (threadIdx.x % kWarp == 0) dots[half][r][threadIdx.x / kWarp] = dot[r];
+    }
+    __syncthreads();
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+      if (n + r * step >= f.N) break;
+      Acc<A> sum = 0;
+      for (int i = 0; i < warps; ++i) sum += dots[half][r][i];
+      const Acc<A> along = sum * rstd[r] * rstd[r] * rstd[r] * share;
+#pragma unroll
+      for (int j = 0; j < kSteps; ++j) {
+        const int64_t left = f.C - column(j);
+        if (left <= 0) continue;
+        if constexpr (kSteps > 1) {  // too many to keep in registers
+          x[r][j] = ring.at(stage, piece(r, j, 0));
+          const Raw<A> dy = ring.at(stage, piece(r, j, 1));
+#pragma unroll
+          for (int e = 0; e < V; ++e) w_dy[r][j][e] = w[j][e] * dy[e];
+        }
+        Acc<A> dx[V];
+#pragma unroll
+        for (int e = 0; e < V; ++e) dx[e] = rstd[r] * w_dy[r][j][e] - x[r][j][e] * along;
+        if constexpr (kResidual) {
+          const Raw<A> more = ring.at(stage, piece(r, j, 2));
+#pragma unroll
+          for (int e = 0; e < V; ++e) dx[e] += more[e];
+        }
+        store(dx_row + j * threads * V, Raw<A>::rounded(dx), left, f.wide);
+      }
+      dx_row += step * f.dx.stride;
+    }
+    start(stage, n + kStages<kSteps> * R * step);
+    stage = stage + 1 == kStages<kSteps> ? 0 : stage + 1;
+  }
+  Acc<A>* line = f.dw_partial + blockIdx.x * f.C;
+#pragma unroll
+  for (int j = 0; j < kSteps; ++j) {
+#pragma unroll
+    for (int e = 0; e < V; ++e) {
+      if (column(j) + e < f.C) line[column(j) + e] = dw[j][e];
+    }
+  }
+}
+
+// Calls f.template operator()<kGroup>() with the threads that a row of C channels needs.
+template <class A, class F>
+void dispatch_group(int64_t C, const F& f) {
+  constexpr int64_t kMost = int64_t{kBroad} * kPieces<kBroad> * kVec<A>;
+  TM_CHECK(C <= kMost, "rmsnorm: rows of ", C, " channels, at most ", kMost, " are supported on the GPU");
+  if (C <= int64_t{kNarrow} * kPieces<kNarrow> * kVec<A>) return f.template operator()<kNarrow>();
+  f.template operator()<kBroad>();
+}
+
+// The same for the columns that a thread of the backward pass holds, as 16-byte pieces.
+template <class A, class F>
+void dispatch_steps(int64_t C, const F& f) {
+  if (C <= int64_t{kFewThreads} * kVec<A>) return f.template operator()<1, kFewThreads>();
+  if (C <= int64_t{kMostThreads} / 2 * kVec<A>) return f.template operator()<1, kMostThreads / 2>();
+  if (C <= int64_t{kMostThreads} * kVec<A>) return f.template operator()<1, kMostThreads>();
+  TM_CHECK(C <= int64_t{kMostThreads} * 4 * kVec<A>, "rmsnorm: rows of ", C, " channels, at most ",
+           kMostThreads * 4 * kVec<A>, " are supported on the GPU");
+  f.template operator()<4, kMostThreads>();
+}
+
+}  // namespace
+
+void CudaOps::rmsnorm_forward(Tensor y_NC, Tensor rstd_N, Tensor sum_NC, ConstTensor x_NC, ConstTensor delta_NC,
+                              ConstTensor w_C, double eps) {
+  const int64_t N = x_NC.size(0), C = x_NC.size(1);
+  const DType dtype = x_NC.dtype();
+  if (N == 0) return;
+  check_rmsnorm_forward(Device::cuda, y_NC, rstd_N, sum_NC, x_NC, delta_NC, w_C);
+  dispatch_activation(dtype, [&]<class A>() {
+    const Forward<A> f{rows<A>(y_NC),
+                       rows<A>(sum_NC),
+                       rstd_N.data<Acc<A>>(),
+                       rows<A>(x_NC),
+                       rows<A>(delta_NC),
+                       w_C.data<A>(),
+                       N,
+                       C,
+                       eps,
+                       wide_rows({y_NC, sum_NC, x_NC, delta_NC, w_C})};
+    dispatch_group<A>(C, [&]<int kGroup>() {
+      const auto kernel = delta_NC.empty() ? forward_kernel<A, kGroup, false> : forward_kernel<A, kGroup, true>;
+      launch(stream(), {ceil_div(N, kBlock<kGroup> / kGroup)}, kBlock<kGroup>, 0, kernel, f);
+    });
+  });
+}
+
+void CudaOps::rmsnorm_backward(Tensor dx_NC, Tensor dw_C, ConstTensor dy_NC, ConstTensor x_NC, ConstTensor rstd_N,
+                               ConstTensor w_C, ConstTensor dresidual_NC) {
+  const int64_t N = x_NC.size(0), C = x_NC.size(1);
+  const DType dtype = x_NC.dtype();
+  if (N == 0) return;
+  check_rmsnorm_backward(Device::cuda, dx_NC, dw_C, dy_NC, x_NC, rstd_N, w_C, dresidual_NC);
+  dispatch_activation(dtype, [&]<class A>() {
+    // Lines, that is blocks: three or two on each multiprocessor of an H200.
+    const int64_t lines = partial_lines(N, 8, dresidual_NC.empty() ? 396 : 264);
+    Acc<A>* partial = workspace_.take<Acc<A>>(lines * C);
+    const Backward<A> f{rows<A>(dx_NC),
+                        partial,
+                        rows<A>(dy_NC),
+                        rows<A>(x_NC),
+                        rstd_N.data<Acc<A>>(),
+                        w_C.data<A>(),
+                        rows<A>(dresidual_NC),
+                        N,
+                        C,
+                        wide_rows({dx_NC, dy_NC, x_NC, w_C, dresidual_NC})};
+    dispatch_steps<A>(C, [&]<int kSteps, int kThreads>() {
+      const int64_t threads = round_up(ceil_div(C, kSteps * kVec<A>), kWarp);
+      const auto run = [&]<bool kResidual>() {
+        launch(stream(), {lines}, static_cast<unsigned>(threads), BackwardRing<A, kSteps, kThreads, kResidual>::kBytes,
+               backward_kernel<A, kSteps, kThreads, kResidual>, f);
+      };
+      if (dresidual_NC.empty()) {
+        run.template operator()<false>();
+      } else {
+        run.template operator()<true>();
+      }
+    });
+    add_lines(stream(), SumTarget<Acc<A>>{dw_C.data<Acc<A>>(), C, C, 1}, partial, lines, C);
+  });
+}
+
+}  // namespace tmamba::cuda

@@ -1,0 +1,103 @@
+// Rotary position embedding: a thread finds the angles of one token's kPairs neighbouring pairs, in float64, and turns
+// them in every head.
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/common/device.cuh"
+#include "kernels/cuda/common/views.h"
+#include "kernels/ops/op_checks.h"
+
+namespace tmamba::cuda {
+
+namespace {
+
+constexpr int kThreads = 128;
+constexpr int kHeads = 4;  // of a token that a thread has under way together
+
+template <class A>
+struct Rope {
+  Cubes<A> y;
+  Cubes<const A> x;
+  int64_t B, T, H, pairs, heads_per_thread, position;
+  double log_theta;
+  double direction;
+  bool wide;
+};
+
+template <class A>
+__global__ void __launch_bounds__(kThreads) rope_kernel(Rope<A> f) {
+  constexpr int V = kVec<A>;
+  const int64_t steps = (f.pairs + V - 1) / V;
+  const DivMod at(static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, steps);
+  const int64_t t = at.quotient, i = at.remainder * V, left = f.pairs - i;
+  if (t >= f.T) return;
+  Acc<A> cosine[V], sine[V];
+#pragma unroll
+  for (int e = 0; e < V; ++e) {
+    double s, c;
+    sincos(static_cast<double>(f.position + t) *
+               exp(-static_cast<double>(i + e) / static_cast<double>(f.pairs) * f.log_theta),
+           &s, &c);
+    cosine[e] = static_cast<Acc<A>>(c), sine[e] = static_cast<Acc<A>>(s * f.direction);
+  }
+  const int64_t b = blockIdx.z, begin = blockIdx.y * f.heads_per_thread;
+  const int64_t end = begin + f.heads_per_thread < f.H ? begin + f.heads_per_thread : f.H;
+  for (int64_t first_head = begin; first_head < end; first_head += kHeads) {
+    Raw<A> low[kHeads], high[kHeads];
+#pragma unroll
+    for (int j = 0; j < kHeads; ++j) {
+      const int64_t h = first_head + j, here = h < end ? left : 0;
+      low[j] = load(f.x.at(b, t, h) + i, here, f.wide);
+      high[j] = load(f.x.at(b, t, h) + i + f.pairs, here, f.wide);
+    }
+#pragma unroll
+    for (int j = 0; j < kHeads; ++j) {
+      const int64_t h = first_head + j, here = h < end ? left : 0;
+      Raw<A> low_out, high_out;
+#pragma unroll
+      for (int e = 0; e < V; ++e) {
+        low_out.v[e] = narrow<A>(low[j][e] * cosine[e] - high[j][e] * sine[e]);
+        high_out.v[e] = narrow<A>(high[j][e] * cosine[e] + low[j][e] * sine[e]);
+      }
+      store(f.y.at(b, t, h) + i, low_out, here, f.wide);
+      store(f.y.at(b, t, h) + i + f.pairs, high_out, here, f.wide);
+    }
+  }
+}
+
+void rope(cudaStream_t stream, const Tensor& y_BTHD, const ConstTensor& x_BTHD, int64_t position, double theta,
+          int direction) {
+  const int64_t B = x_BTHD.size(0), T = x_BTHD.size(1), H = x_BTHD.size(2), D = x_BTHD.size(3);
+  check_rope(Device::cuda, y_BTHD, x_BTHD, position);
+  if (B * T * H * D == 0) return;
+  dispatch_activation(x_BTHD.dtype(), [&]<class A>() {
+    const int64_t pairs = D / 2;
+    const bool wide = wide_rows({y_BTHD, x_BTHD}) && pairs % kVec<A> == 0;
+    const Rope<A> f{cubes<A>(y_BTHD),
+                    cubes<A>(x_BTHD),
+                    B,
+                    T,
+                    H,
+                    pairs,
+                    std::min<int64_t>(H, 16),
+                    position,
+                    std::log(theta),
+                    static_cast<double>(direction),
+                    wide};
+    const Grid grid{ceil_div(T * ceil_div(pairs, kVec<A>), kThreads), ceil_div(H, f.heads_per_thread), B};
+    launch(stream, grid, kThreads, 0, rope_kernel<A>, f);
+  });
+}
+
+}  // namespace
+
+void CudaOps::rope_forward(Tensor y_BTHD, ConstTensor x_BTHD, int64_t position, double theta) {
+  rope(stream(), y_BTHD, x_BTHD, position, theta, 1);
+}
+
+void CudaOps::rope_backward(Tensor dx_BTHD, ConstTensor dy_BTHD, int64_t position, double theta) {
+  rope(stream(), dx_BTHD, dy_BTHD, position, theta, -1);
+}
+
+}  // namespace tmamba::cuda

@@ -1,0 +1,78 @@
+#include <algorithm>
+
+#include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/common/device.cuh"
+#include "kernels/cuda/common/views.h"
+#include "kernels/ops/op_checks.h"
+
+namespace tmamba::cuda {
+
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int64_t kRowBlocks = 16384;
+
+// A block takes kThreads vectors of columns of every gridDim.y-th row.
+template <class A>
+__global__ void __launch_bounds__(kThreads)
+    forward_kernel(Rows<A> h, Rows<const A> gate_up, int64_t N, int64_t F, bool wide) {
+  const int64_t f = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kVec<A>, left = F - f;
+  if (left <= 0) return;
+  for (int64_t n = blockIdx.y; n < N; n += gridDim.y) {
+    const Raw<A> gate = load(gate_up[n] + f, left, wide), up = load(gate_up[n] + F + f, left, wide);
+    Raw<A> out;
+#pragma unroll
+    for (int e = 0; e < kVec<A>; ++e) out.v[e] = narrow<A>(gate[e] * sigmoid<A>(gate[e]) * up[e]);
+    store(h[n] + f, out, left, wide);
+  }
+}
+
+template <class A>
+__global__ void __launch_bounds__(kThreads)
+    backward_kernel(Rows<A> dgate_up, Rows<const A> dh, Rows<const A> gate_up, int64_t N, int64_t F, bool wide) {
+  const int64_t f = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kVec<A>, left = F - f;
+  if (left <= 0) return;
+  for (int64_t n = blockIdx.y; n < N; n += gridDim.y) {
+    const Raw<A> gate = load(gate_up[n] + f, left, wide), up = load(gate_up[n] + F + f, left, wide);
+    const Raw<A> d = load(dh[n] + f, left, wide);
+    Raw<A> dgate, dup;
+#pragma unroll
+    for (int e = 0; e < kVec<A>; ++e) {
+      const Acc<A> s = sigmoid<A>(gate[e]);
+      dgate.v[e] = narrow<A>(d[e] * up[e] * s * (1 + gate[e] * (1 - s)));
+      dup.v[e] = narrow<A>(d[e] * gate[e] * s);
+    }
+    store(dgate_up[n] + f, dgate, left, wide);
+    store(dgate_up[n] + F + f, dup, left, wide);
+  }
+}
+
+template <class A>
+Grid grid_of(int64_t N, int64_t F) {
+  return {ceil_div(F, kThreads * kVec<A>), std::min(N, kRowBlocks)};
+}
+
+}  // namespace
+
+void CudaOps::swiglu_forward(Tensor h_NF, ConstTensor gate_up_N2F) {
+  const int64_t N = h_NF.size(0), F = h_NF.size(1);
+  check_swiglu_forward(Device::cuda, h_NF, gate_up_N2F);
+  if (N * F == 0) return;
+  const bool wide = wide_rows({h_NF, gate_up_N2F});
+  dispatch_activation(h_NF.dtype(), [&]<class A>() {
+    launch(stream(), grid_of<A>(N, F), kThreads, 0, forward_kernel<A>, rows<A>(h_NF), rows<A>(gate_up_N2F), N, F, wide);
+  });
+}
+
+void CudaOps::swiglu_backward(Tensor dgate_up_N2F, ConstTensor dh_NF, ConstTensor gate_up_N2F) {
+  const int64_t N = dh_NF.size(0), F = dh_NF.size(1);
+  check_swiglu_backward(Device::cuda, dgate_up_N2F, dh_NF, gate_up_N2F);
+  if (N * F == 0) return;
+  const bool wide = wide_rows({dgate_up_N2F, dh_NF, gate_up_N2F});
+  dispatch_activation(dh_NF.dtype(), [&]<class A>() {
+    launch(stream(), grid_of<A>(N, F), kThreads, 0, backward_kernel<A>, rows<A>(dgate_up_N2F), rows<A>(dh_NF),
+           rows<A>(gate_up_N2F), N, F, wide);
+  });
+}
+
+}  // namespace tmamba::cuda

@@ -1,0 +1,337 @@
+// The ops of the SSM scan: the cut of a sequence, the join of its segments, and sums over chunks.
+#include <algorithm>
+#include <limits>
+
+#include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/ssd/ssd.cuh"
+#include "kernels/cuda/common/views.h"
+#include "kernels/ops/op_checks.h"
+#include "kernels/ops/ssd_empty.h"
+
+namespace tmamba::cuda {
+
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kJoined = 8;  // summaries that the join loads before it adds them
+// Heads are taken in turns where the states before all chunks would need more memory than this.
+constexpr size_t kMostStateBytes = size_t{1} << 30;
+
+// Segments of a sequence: as many as make the walk short, counted in chunks that the walkers take one after another,
+// and a share of a chunk for what a segment costs in the join.
+int64_t segments_for(int64_t heads, int64_t chunks, int64_t walkers) {
+  constexpr int64_t kMost = 256, kHeadsPerChunk = 128;  // this many heads join a segment in the time of a chunk
+  int64_t best = 1, least = std::numeric_limits<int64_t>::max();
+  for (int64_t segments = 1; segments <= std::min(chunks, kMost); ++segments) {
+    const int64_t each = ceil_div(chunks, segments), turns = ceil_div(heads * ceil_div(chunks, each), walkers);
+    const int64_t cost = turns * each * kHeadsPerChunk + segments * heads;
+    if (cost < least) best = segments, least = cost;
+  }
+  return best;
+}
+
+SsdGrid make_grid(int64_t T, int64_t chunk, int64_t heads, int64_t walkers) {
+  SsdGrid grid{.chunk = chunk, .chunks = ceil_div(T, chunk), .per_segment = 1, .segments = 1};
+  grid.per_segment = ceil_div(grid.chunks, segments_for(heads, grid.chunks, walkers));
+  grid.segments = ceil_div(grid.chunks, grid.per_segment);
+  return grid;
+}
+
+// --- Join
+// -----------------------------------------------------------------------------------------------------------------
+
+template <class T>
+struct Join {
+  T* states;           // [heads, segments, size]: summaries in, the state that enters each segment out
+  const T* log_decay;  // [heads, segments]
+  Cubes<const T> initial;
+  Cubes<T> final_state;  // then the last summary is needed too; may be absent
+  int64_t H, K, D, segments;
+  bool reverse;
+};
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) join_kernel(Join<T> f) {
+  const int64_t size = f.K * f.D, e = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (e >= size) return;
+  const int64_t head = blockIdx.y, b = head / f.H, h = head % f.H, i = e / f.D, c = e % f.D;
+  T state = f.initial.data == nullptr ? T(0) : f.initial.at(b, h, i)[c];
+  const bool through = f.final_state.data != nullptr;
+  const auto place = [&](int64_t n) { return head * f.segments + (f.reverse ? f.segments - 1 - n : n); };
+  for (int64_t begin = 0; begin < f.segments; begin += kJoined) {
+    T summary[kJoined], log_decay[kJoined];
+#pragma unroll
+    for (int n = 0; n < kJoined; ++n) {
+      const bool here = begin + n + 1 < f.segments || (through && begin + n < f.segments);
+      summary[n] = here ? f.states[place(begin + n) * size + e] : T(0);
+      log_decay[n] = here ? f.log_decay[place(begin + n)] : T(0);
+    }
+#pragma unroll
+    for (int n = 0; n < kJoined; ++n) {
+      if (begin + n >= f.segments) break;
+      f.states[place(begin + n) * size + e] = state;
+      state = exp(log_decay[n]) * state + summary[n];
+    }
+  }
+  if (through) f.final_state.at(b, h, i)[c] = state;
+}
+
+// out [B, H] = the sum of log_a over a sequence: a block per head.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    log_decay_kernel(T* out, int64_t out_stride, Planes<const T> log_a, int64_t T_count) {
+  __shared__ double scratch[kThreads / kWarp];
+  double sum = 0;
+  for (int64_t t = threadIdx.x; t < T_count; t += kThreads)
+    sum += static_cast<double>(log_a.at(blockIdx.y, t)[blockIdx.x]);
+  sum = block_sum<kThreads>(sum, scratch);
+  if (threadIdx.x == 0) out[blockIdx.y * out_stride + blockIdx.x] = static_cast<T>(sum);
+}
+
+// out_h += sum over sequences and chunks: a block per head.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    skip_sum_kernel(T* out_H, const T* partial, int64_t B, int64_t H, int64_t chunks) {
+  __shared__ double scratch[kThreads / kWarp];
+  double sum = 0;
+  for (int64_t b = 0; b < B; ++b) {
+    const T* line = partial + (b * H + blockIdx.x) * chunks;
+    for (int64_t i = threadIdx.x; i < chunks; i += kThreads) sum += static_cast<double>(line[i]);
+  }
+  sum = block_sum<kThreads>(sum, scratch);
+  if (threadIdx.x == 0) out_H[blockIdx.x] += static_cast<T>(sum);
+}
+
+template <class T>
+void sum_log_decays(cudaStream_t stream, const Tensor& out_BH, const Planes<const T>& log_a, int64_t T_count) {
+  if (out_BH.empty()) return;
+  launch(stream, {out_BH.size(1), out_BH.size(0)}, kThreads, 0, log_decay_kernel<T>, out_BH.data<T>(), out_BH.stride(0),
+         log_a, T_count);
+}
+
+// --- A scan: its inputs, its cut and its kernels
+// ------------------------------------------------------------------------
+
+template <class A>
+struct Scan {
+  using T = Acc<A>;
+  cudaStream_t stream;
+  SsdInputs<A> in;
+  SsdKernels<A> kernels;
+  SsdGrid grid;
+
+  // `scans`: the kernels' scan will run.
+  Scan(cudaStream_t stream_in, const SsdInputs<A>& in_in, bool scans)
+      : stream(stream_in), in(in_in), kernels(kernels_for(in_in)) {
+    const bool one = scans && kernels.scan != nullptr;
+    grid = make_grid(in.T, kernels.chunk, in.heads(), one ? kernels.scan_walkers : kernels.walkers);
+  }
+
+  static SsdKernels<A> kernels_for(const SsdInputs<A>& in) {
+    if constexpr (std::is_same_v<A, bf16_t>) {
+      if (has_ssd_tiles(DType::bf16, in.K, in.D)) return ssd_tile_kernels(in.D);
+    }
+    return ssd_plain_kernels<A>(in.K, in.D);
+  }
+
+  size_t segment_bytes() const { return sizeof(T) * static_cast<size_t>(in.heads() * grid.segments * in.state_size()); }
+  size_t decay_bytes() const { return sizeof(T) * static_cast<size_t>(in.heads() * grid.segments); }
+  // Decays of all chunks, computed once for all kernels.
+  size_t chunk_decay_bytes() const { return kernels.decay_bytes * static_cast<size_t>(in.heads() * grid.chunks); }
+  void make_decays(void* memory) {
+    if (kernels.decay_bytes == 0) return;
+    kernels.decays(stream, in, grid, memory);
+    in.decays = memory;
+  }
+  size_t chunk_bytes_per_head() const {
+    return kernels.state_bytes * static_cast<size_t>(grid.chunks * in.state_size());
+  }
+  // Heads whose states before all chunks are kept at once, `kinds` arrays of them.
+  int64_t heads_at_once(size_t kinds) const {
+    const size_t fit = kMostStateBytes / (kinds * chunk_bytes_per_head());
+    return std::clamp<int64_t>(static_cast<int64_t>(fit), 1, in.heads());
+  }
+
+  SsdWalk<A> walk(bool reverse) const {
+    return {.in = in,
+            .grid = grid,
+            .reverse = reverse,
+            .first_segment = 0,
+            .segment_count = grid.segments,
+            .first_head = 0,
+            .head_count = in.heads(),
+            .entry = nullptr,
+            .exit = nullptr,
+            .log_decay = nullptr,
+            .chunk_states = nullptr,
+            .last = {}};
+  }
+
+  // Leaves the states that enter the segments; with `final_state`, also the one that leaves the last.
+  void enter_segments(bool reverse, T* states, T* log_decay, const Cubes<const T>& initial,
+                      const Cubes<T>& final_state) const {
+    SsdWalk<A> w = walk(reverse);
+    if (final_state.data == nullptr) {  // nothing needs the summary of the last segment walked into
+      w.segment_count = grid.segments - 1;
+      w.first_segment = reverse ? 1 : 0;
+    }
+    w.exit = states, w.log_decay = log_decay;
+    kernels.walk(stream, w);
+    const Join<T> join{states, log_decay, initial, final_state, in.H, in.K, in.D, grid.segments, reverse};
+    launch(stream, {ceil_div(in.state_size(), kThreads), in.heads()}, kThreads, 0, join_kernel<T>, join);
+  }
+};
+
+// Of a pass forward or backward; dy and the rows' width are left to the caller.
+template <class A, class Args>
+SsdInputs<A> inputs_of(const Args& args) {
+  return {.B = args.k_BTHD.size(0),
+          .T = args.k_BTHD.size(1),
+          .H = args.k_BTHD.size(2),
+          .K = args.k_BTHD.size(3),
+          .D = args.v_BTHD.size(3),
+          .q = cubes<A>(args.q_BTHD),
+          .k = cubes<A>(args.k_BTHD),
+          .v = cubes<A>(args.v_BTHD),
+          .dy = {},
+          .dt = planes<Acc<A>>(args.dt_BTH),
+          .log_a = planes<Acc<A>>(args.log_a_BTH),
+          .skip_H = vector_of<A>(args.D_H),
+          .wide = false};
+}
+
+template <class A>
+SsdInputs<A> forward_inputs(const SsdForward& args) {
+  SsdInputs<A> in = inputs_of<A>(args);
+  in.wide = wide_rows({args.q_BTHD, args.k_BTHD, args.v_BTHD, args.y_BTHD});
+  return in;
+}
+
+template <class A>
+void forward(cudaStream_t stream, Workspace& workspace, const SsdForward& args) {
+  using T = Acc<A>;
+  Scan<A> scan(stream, forward_inputs<A>(args), !args.q_BTHD.empty());
+  const SsdInputs<A>& in = scan.in;
+  const bool outputs = !args.q_BTHD.empty(), keeps_final = !args.final_state_BHKD.empty();
+  sum_log_decays<T>(stream, args.log_decay_BH, in.log_a, in.T);
+  if (!outputs && !keeps_final) return;
+  const auto initial = cubes<T>(args.initial_state_BHKD);
+  const auto final_state = cubes<T>(args.final_state_BHKD);
+  const int64_t at_once = scan.heads_at_once(1);
+  const bool keeps_states = outputs && scan.kernels.scan == nullptr;
+  const size_t chunk_bytes = keeps_states ? static_cast<size_t>(at_once) * scan.chunk_bytes_per_head() : 0;
+  const auto memory =
+      workspace.take(std::array{scan.segment_bytes(), scan.decay_bytes(), chunk_bytes, scan.chunk_decay_bytes()});
+  scan.make_decays(memory[3]);
+  T *states = reinterpret_cast<T*>(memory[0]), *log_decay = reinterpret_cast<T*>(memory[1]);
+  if (!outputs) return scan.enter_segments(false, states, log_decay, initial, final_state);
+  scan.enter_segments(false, states, log_decay, initial, {});
+  if (!keeps_states) {
+    SsdWalk<A> w = scan.walk(false);
+    w.entry = states, w.last = final_state;
+    return scan.kernels.scan(stream, w, cubes<A>(args.y_BTHD));
+  }
+  for (int64_t head = 0; head < in.heads(); head += at_once) {
+    const int64_t count = std::min(at_once, in.heads() - head);
+    SsdWalk<A> w = scan.walk(false);
+    w.entry = states, w.chunk_states = memory[2], w.last = final_state, w.first_head = head, w.head_count = count;
+    scan.kernels.walk(stream, w);
+    scan.kernels.outputs(stream, {in, scan.grid, head, count, memory[2], cubes<A>(args.y_BTHD)});
+  }
+}
+
+template <class A>
+SsdInputs<A> backward_inputs(const SsdBackward& args) {
+  SsdInputs<A> in = inputs_of<A>(args);
+  in.dy = cubes<A>(args.dy_BTHD);
+  in.wide = wide_rows({args.q_BTHD, args.k_BTHD, args.v_BTHD, args.dy_BTHD, args.dq_BTHD, args.dk_BTHD, args.dv_BTHD});
+  return in;
+}
+
+template <class A>
+void backward(cudaStream_t stream, Workspace& workspace, const SsdBackward& args) {
+  using T = Acc<A>;
+  Scan<A> scan(stream, backward_inputs<A>(args), false);
+  const SsdInputs<A>& in = scan.in;
+  const int64_t at_once = scan.heads_at_once(2);
+  const size_t chunk_bytes = static_cast<size_t>(at_once) * scan.chunk_bytes_per_head();
+  const auto memory = workspace.take(std::array{
+      scan.segment_bytes(), scan.decay_bytes(), scan.segment_bytes(), scan.decay_bytes(), chunk_bytes, chunk_bytes,
+      sizeof(T) * static_cast<size_t>(in.heads() * scan.grid.chunks), scan.chunk_decay_bytes()});
+  scan.make_decays(memory[7]);
+  T *states = reinterpret_cast<T*>(memory[0]), *adjoints = reinterpret_cast<T*>(memory[2]);
+  T* skip_partial = reinterpret_cast<T*>(memory[6]);
+  scan.enter_segments(false, states, reinterpret_cast<T*>(memory[1]), cubes<T>(args.initial_state_BHKD), {});
+  scan.enter_segments(true, adjoints, reinterpret_cast<T*>(memory[3]), cubes<T>(args.dfinal_state_BHKD), {});
+  for (int64_t head = 0; head < in.heads(); head += at_once) {
+    const int64_t count = std::min(at_once, in.heads() - head);
+    SsdWalk<A> w = scan.walk(false);
+    w.entry = states, w.chunk_states = memory[4], w.first_head = head, w.head_count = count;
+    scan.kernels.walk(stream, w);
+    w = scan.walk(true);
+    w.entry = adjoints, w.chunk_states = memory[5], w.first_head = head, w.head_count = count;
+    w.last = cubes<T>(args.dinitial_state_BHKD);
+    scan.kernels.walk(stream, w);
+    scan.kernels.gradients(stream, {in, scan.grid, head, count, memory[4], memory[5], cubes<A>(args.dq_BTHD),
+                                    cubes<A>(args.dk_BTHD), cubes<A>(args.dv_BTHD), planes<T>(args.ddt_BTH),
+                                    planes<T>(args.dlog_a_BTH), skip_partial, args.accumulate_v});
+  }
+  if (args.q_BTHD.empty() || args.dD_H.empty()) return;
+  launch(stream, {in.H}, kThreads, 0, skip_sum_kernel<T>, args.dD_H.data<T>(), static_cast<const T*>(skip_partial),
+         in.B, in.H, scan.grid.chunks);
+}
+
+}  // namespace
+
+void CudaOps::ssd_forward(const SsdForward& args) {
+  const int64_t B = args.k_BTHD.size(0), T = args.k_BTHD.size(1), H = args.k_BTHD.size(2), K = args.k_BTHD.size(3);
+  const int64_t D = args.v_BTHD.size(3);
+  check_ssd_forward(Device::cuda, args);
+  if (T == 0) return ssd_of_no_tokens(*this, args);
+  if (B * H * K * D == 0) return;
+  dispatch_activation(args.k_BTHD.dtype(), [&]<class A>() { forward<A>(stream(), workspace_, args); });
+}
+
+void CudaOps::ssd_backward(const SsdBackward& args) {
+  const int64_t B = args.k_BTHD.size(0), T = args.k_BTHD.size(1), H = args.k_BTHD.size(2), K = args.k_BTHD.size(3);
+  const int64_t D = args.v_BTHD.size(3);
+  check_ssd_backward(Device::cuda, args);
+  if (T == 0) return ssd_of_no_tokens(*this, args);
+  if (B * H * K * D == 0) return;
+  dispatch_activation(args.k_BTHD.dtype(), [&]<class A>() { backward<A>(stream(), workspace_, args); });
+}
+
+void CudaOps::ssd_adjoint(Tensor dinitial_BHKD, Tensor log_decay_BH, ConstTensor q_BTHD, ConstTensor dy_BTHD,
+                          ConstTensor log_a_BTH, int64_t chunk) {
+  const int64_t B = q_BTHD.size(0), T = q_BTHD.size(1), H = q_BTHD.size(2), K = q_BTHD.size(3), D = dy_BTHD.size(3);
+  check_ssd_adjoint(Device::cuda, dinitial_BHKD, log_decay_BH, q_BTHD, dy_BTHD, log_a_BTH, chunk);
+  if (T == 0) {
+    fill(dinitial_BHKD, 0);
+    if (!log_decay_BH.empty()) fill(log_decay_BH, 0);
+    return;
+  }
+  if (B * H * K * D == 0) return;
+  dispatch_activation(q_BTHD.dtype(), [&]<class A>() {
+    const SsdInputs<A> in{.B = B,
+                          .T = T,
+                          .H = H,
+                          .K = K,
+                          .D = D,
+                          .q = cubes<A>(q_BTHD),
+                          .k = {},
+                          .v = {},
+                          .dy = cubes<A>(dy_BTHD),
+                          .dt = {},
+                          .log_a = planes<Acc<A>>(log_a_BTH),
+                          .skip_H = nullptr,
+                          .wide = wide_rows({q_BTHD, dy_BTHD})};
+    Scan<A> scan(stream(), in, false);
+    sum_log_decays<Acc<A>>(stream(), log_decay_BH, in.log_a, T);
+    const auto memory = workspace_.take(std::array{scan.segment_bytes(), scan.decay_bytes(), scan.chunk_decay_bytes()});
+    scan.make_decays(memory[2]);
+    scan.enter_segments(true, reinterpret_cast<Acc<A>*>(memory[0]), reinterpret_cast<Acc<A>*>(memory[1]), {},
+                        cubes<Acc<A>>(dinitial_BHKD));
+  });
+}
+
+}  // namespace tmamba::cuda

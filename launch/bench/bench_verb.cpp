@@ -1,0 +1,116 @@
+// transmamba bench: times of ops and of whole steps, beside the rates this machine reaches for a plain matrix product
+// and a plain copy in the same run.
+#include <omp.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include "launch/bench/bench_step.h"
+#include "launch/cli/command.h"
+#include "launch/config/config.h"
+#include "launch/state/devices.h"
+#include "launch/train/op_profile.h"
+#include "launch/cli/format.h"
+#include "launch/cli/exit_code.h"
+#include "launch/verbs.h"
+
+namespace tmamba {
+
+namespace po = boost::program_options;
+
+namespace {
+
+using nlohmann::json;
+json bench_ops(const RunConfig& config, World& world, Ops& ops, int64_t steps, const Roof& roof) {
+  StepBench bench(config, world, ops);
+  const auto timed = make_timed_ops(ops);
+  bench.step(*timed);
+  timed->reset();
+  for (int64_t i = 0; i < steps; ++i) bench.step(*timed);
+  json rows = op_rows(*timed, steps);
+  for (json& row : rows) {
+    row["fraction_of_roof"] =
+        1e9 * std::max(row["gflops"].get<double>() / roof.flops, row["gb_per_s"].get<double>() / roof.bytes);
+  }
+  return rows;
+}
+
+RunConfig default_config() {
+  return parse_config(
+      "[model]\nvocab = 4096\ndim = 256\nheads = 4\nlayers = 8\nffn = 688\n"
+      "schedule = [0, \"1/64\", \"1/32\", \"1/16\", \"1/8\", \"1/4\", \"1/2\", \"1/1\"]\n"
+      "[data]\nseq_len = 1024\n[train]\nmicro_batch = 8\n",
+      "bench's own configuration", {});
+}
+
+int bench_on(World& world, const Command& command, const std::string& what) {
+  if (command.get<int>("threads") > 0) omp_set_num_threads(command.get<int>("threads"));
+  RunConfig config = command.has("config") ? load_config(command.required("config"), {}) : default_config();
+  std::vector<std::string> overrides = command.list("set");
+  if (command.has("device")) overrides.push_back("run.device=" + command.get<std::string>("device"));
+  config = parse_config(to_toml(config), "configuration", overrides);
+  if (config.model.vocab == 0) config.model.vocab = 4096;
+  if (what == "ops" && world.size() > 1) {
+    throw UserError("bench ops times one rank; several ranks are timed by bench step and bench comm");
+  }
+  if (what == "ops" && (command.has("no-roof") || command.has("io") || command.get<int64_t>("micro-batches") != 1)) {
+    throw UserError("bench ops does not take --no-roof, --io or --micro-batches; they are for bench step");
+  }
+  if (command.get<int64_t>("steps") < 1 || command.get<int64_t>("micro-batches") < 1) {
+    throw UserError("--steps and --micro-batches must be at least 1");
+  }
+  const auto ops = ops_of(config, &world);
+  ops->measure_choices(true);
+  const Roof roof = command.has("no-roof") ? Roof{} : measure_roof(*ops, config.dtype());
+  const StepBenchOptions options{.steps = command.get<int64_t>("steps"),
+                                 .micro_batches = command.get<int64_t>("micro-batches"),
+                                 .roof = roof,
+                                 .io_folder = command.has("io") ? command.get<std::string>("io") : ""};
+  const json result =
+      what == "step" ? bench_step(config, world, *ops, options) : bench_ops(config, world, *ops, options.steps, roof);
+  if (world.rank() != 0) return kDone;
+  if (command.json()) {
+    std::printf("%s\n", result.dump(2).c_str());
+    return kDone;
+  }
+  const std::string roofs = command.has("no-roof") ? ""
+                                                   : str(": matrix product ", fixed(roof.flops / 1e9, 1),
+                                                         " GFLOP/s, copy ", fixed(roof.bytes / 1e9, 1), " GB/s");
+  std::printf("%s, %d threads, %s%s\n%s", config.run.device.c_str(), omp_get_max_threads(), name_of(config.dtype()),
+              roofs.c_str(), (what == "step" ? step_text(result) : op_table(result)).c_str());
+  return kDone;
+}
+
+}  // namespace
+
+int bench_verb(const Arguments& arguments) {
+  if (!arguments.empty() && arguments.front() == "comm") return bench_comm({arguments.begin() + 1, arguments.end()});
+  return run_main([&](World& world) {
+    Command command(
+        "bench ops|step|comm [CONFIG] [options]",
+        "step  a training step (forward, backward, sums over ranks, gradient norm, AdamW) on random tokens; under\n"
+        "      mpirun on any mesh, with what no work hides of the exchanges beside the planner's prediction\n"
+        "ops   the step of one rank op by op: ms per step, GFLOP/s, GB/s, and the larger share of the two roofs\n"
+        "comm  every exchange between ranks, by size; bench comm --help shows its own options\n"
+        "Roofs are a matrix product (2048^3, on a GPU 8192^3) and a copy, measured in the same run on the same "
+        "device.");
+    command.options()("set", po::value<std::vector<std::string>>(), "override a key: --set model.dim=512 (repeatable)")(
+        "steps", po::value<int64_t>()->default_value(5), "steps to time; the median counts")(
+        "micro-batches", po::value<int64_t>()->default_value(1), "bench step: micro-batches of a step")(
+        "no-roof", "bench step: do not measure the two roofs")(
+        "io", po::value<std::string>(),
+        "bench step: also time a batch from a token file and a checkpoint, both written below this folder")(
+        "threads", po::value<int>()->default_value(0), "CPU threads; 0: all")(
+        "device", po::value<std::string>(), "cpu or cuda; default: the configuration's");
+    command.positional("what");
+    command.positional("config");
+    if (!command.parse(arguments, world.rank() == 0)) return static_cast<int>(kDone);
+    const std::string what = command.required("what");
+    if (what != "ops" && what != "step")
+      throw UserError(str("bench ", what, ": there is no such benchmark; one of ops, step, comm"));
+    return bench_on(world, command, what);
+  });
+}
+
+}  // namespace tmamba

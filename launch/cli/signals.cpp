@@ -1,0 +1,55 @@
+#include "launch/cli/signals.h"
+
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdlib>
+#include <fstream>
+#include <initializer_list>
+#include <string>
+
+#include "kernels/base/check.h"
+
+namespace tmamba {
+
+namespace {
+volatile std::sig_atomic_t g_signal = 0;
+void remember(int signal) { g_signal = signal; }
+}  // namespace
+
+void install_signal_handlers() {
+  struct sigaction action {};
+  action.sa_handler = remember;
+  action.sa_flags = SA_RESTART;
+  for (int signal : {SIGINT, SIGTERM, SIGUSR1}) sigaction(signal, &action, nullptr);
+  // A file over a size limit is then a failed write like any other, which a run survives.
+  std::signal(SIGXFSZ, SIG_IGN);
+}
+
+int64_t open_mpi_launcher() {
+  if (std::getenv("OMPI_COMM_WORLD_RANK") == nullptr) return 0;
+  std::ifstream file(str("/proc/", getppid(), "/comm"));
+  std::string name;
+  std::getline(file, name);
+  for (const char* known : {"mpirun", "mpiexec", "orterun"}) {
+    if (name.starts_with(known)) return getppid();
+  }
+  return 0;
+}
+
+int pending_signal() { return g_signal; }
+
+const char* signal_name(int signal) {
+  switch (signal) {
+    case SIGINT:
+      return "SIGINT";
+    case SIGTERM:
+      return "SIGTERM";
+    case SIGUSR1:
+      return "SIGUSR1";
+    default:
+      return "signal";
+  }
+}
+
+}  // namespace tmamba

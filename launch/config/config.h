@@ -1,0 +1,129 @@
+// The configuration of a run: plain structs, filled from a TOML file and `--set section.key=value`. One table of keys
+// (visit_fields in config.cpp) names, documents, checks, parses and prints every one of them.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "dist/planner/recompute.h"
+#include "kernels/base/dtype.h"
+#include "model/config.h"
+
+namespace tmamba {
+
+struct DataConfig {
+  std::string train, valid;
+  std::string tokenizer;
+  int64_t seq_len = 1024;
+  int64_t seed = 1234;
+};
+
+struct TrainConfig {
+  int64_t steps = 0;
+  int64_t tokens = 0;
+  double minutes = 0;
+  int64_t global_batch = 8;
+  int64_t micro_batch = 0;
+  double lr = 2.5e-4, min_lr = 2.5e-5;
+  int64_t warmup = 100;
+  double weight_decay = 0.1;
+  double clip = 1.0;
+  std::array<double, 2> betas{0.9, 0.95};
+  double eps = 1e-8;
+  std::string dtype = "float32";
+  std::string recompute = "none";
+  int64_t seed = 42;
+  int64_t eval_every = 0;
+  int64_t eval_sequences = 0;
+  int64_t sample_every = 0;
+  int64_t sample_tokens = 128;
+  std::string sample_prompt = "The ";
+  double temperature = 0.8;
+  int64_t max_skips = 3;
+  int64_t spike_window = 0;
+  double spike_sigmas = 6;
+  int64_t replica_check_every = 0;
+};
+
+struct ParallelConfig {
+  int64_t tp = 1, sp = 1, dp = 0;
+  int64_t fold = 1;
+  std::string transport = "auto";
+  int64_t zero = 1;
+};
+
+// Steps between checkpoints: a number, or "auto".
+struct SaveEvery {
+  int64_t steps = 0;
+  bool automatic = false;
+};
+
+struct CheckpointConfig {
+  SaveEvery every;
+  int64_t keep = 3;
+  int64_t keep_every = 0;
+  bool async = true;
+  std::string writers = "rank";
+  double mtbf_hours = 24;
+};
+
+struct RunSection {
+  std::string dir;
+  std::string device = "cpu";
+  int64_t log_every = 1;
+  int64_t threads = 0;
+  double hang_timeout = 600;
+  double memory_limit = 0;
+  std::string plan;
+  std::string profile = "none";
+  bool tensorboard = true;
+  std::string prometheus;
+  bool measure_kernels = true;
+  bool graph = true;
+  int64_t canonical = 0;
+};
+
+struct RunConfig {
+  ModelConfig model;
+  DataConfig data;
+  TrainConfig train;
+  ParallelConfig parallel;
+  CheckpointConfig checkpoint;
+  RunSection run;
+  // Where each key's value comes from: "FILE:LINE", "--set", or "default".
+  std::map<std::string, std::string> origin;
+
+  DType dtype() const { return dtype_named(train.dtype); }
+  Recompute recompute() const { return recompute_named(train.recompute); }
+  // Segments that a sequence rank gets at a time (LayoutSpec): in the canonical mode what makes run.canonical of them.
+  int grain() const {
+    const int64_t shares = parallel.sp * parallel.fold;
+    return run.canonical == 0 || shares == 0 ? 1 : static_cast<int>(run.canonical / shares);
+  }
+};
+
+// Reads a TOML file and applies the overrides ("train.lr=3e-4"; a value that is not TOML is taken as a string).
+// Throws UserError naming file, line, key and, for an unknown key, the nearest valid one.
+RunConfig load_config(const std::filesystem::path& file, const std::vector<std::string>& overrides);
+// The same from the text of a file, as stored in a checkpoint; `name` stands for the file in messages.
+RunConfig parse_config(const std::string& text, const std::string& name, const std::vector<std::string>& overrides);
+
+// The effective configuration as a TOML file, each value with its origin as a comment.
+std::string to_toml(const RunConfig& config);
+
+// The text of every key's value, as to_toml() prints it.
+std::map<std::string, std::string> config_values(const RunConfig& config);
+
+// One line per key: name, default, what it means. With a key, that one alone; throws UserError for an unknown key.
+std::string explain_keys(const std::string& key = "");
+
+// Checks that need several keys at once. Throws UserError.
+void validate(const RunConfig& config);
+// The part of it that every use of a device needs: whether run.device computes in train.dtype.
+void validate_dtype(const RunConfig& config);
+
+}  // namespace tmamba

@@ -1,0 +1,196 @@
+// Probes of the run folder's file system: what checkpoints, resuming and the guards against two jobs in one folder
+// need.
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <fstream>
+#include <system_error>
+#include <thread>
+
+#include "data/checkpoint/collective_guard.h"
+#include "data/io/fs.h"
+#include "kernels/base/clock.h"
+#include "launch/doctor/doctor.h"
+#include "launch/cli/format.h"
+#include "launch/cli/statistics.h"
+
+namespace tmamba {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+using nlohmann::json;
+using Clock = std::chrono::steady_clock;
+
+double fsync_ms(const fs::path& folder) {
+  std::vector<double> times;
+  const std::string text(4096, 'x');
+  for (int i = 0; i < 9; ++i) {
+    const fs::path file = folder / str("fsync-", i);
+    const auto begin = Clock::now();
+    write_text_durably(file, text);
+    sync_folder(folder);
+    times.push_back(ms_since(begin));
+  }
+  return median_of(times);
+}
+
+double write_mb_per_s(const fs::path& file) {
+  constexpr int64_t kBytes = int64_t{64} << 20, kPiece = int64_t{4} << 20;
+  const std::string piece(kPiece, 'y');
+  const auto begin = Clock::now();
+  File out = File::create(file);
+  for (int64_t at = 0; at < kBytes; at += kPiece) out.write(at, piece.data(), piece.size());
+  out.sync();
+  out.close();
+  return static_cast<double>(kBytes) / 1e3 / ms_since(begin);
+}
+
+// Replaces a file that a reader holds open: the name gives the new text at once, the reader still sees the old one.
+double rename_ms(const fs::path& file, std::vector<Finding>& findings) {
+  write_text_durably(file, "old");
+  const File held = File::open_read(file);
+  const auto begin = Clock::now();
+  replace_text_durably(file, "new", random_nonce());
+  const double ms = ms_since(begin);
+  char old[3] = {};
+  held.read(0, old, sizeof old);
+  if (read_text(file, 16) != "new")
+    findings.push_back({true, str(file.string(), ": a rename over it did not replace it")});
+  if (std::string(old, 3) != "old") {
+    findings.push_back({true, str(file.string(), ": a rename over it changed the file that was open")});
+  }
+  return ms;
+}
+
+std::string type_of(const fs::path& folder) {
+  // The mount with the longest path that holds the folder; fields: id parent device root MOUNT options.. - TYPE source.
+  std::ifstream in("/proc/self/mountinfo");
+  const std::string path = fs::canonical(folder).string() + "/";
+  std::string best_mount, type = "unknown";
+  for (std::string line; std::getline(in, line);) {
+    std::istringstream words(line);
+    std::string word, mount;
+    for (int i = 0; i < 5; ++i) words >> mount;
+    while (words >> word && word != "-") {
+    }
+    words >> word;
+    const std::string prefix = mount == "/" ? mount : mount + "/";
+    if (path.starts_with(prefix) && prefix.size() >= best_mount.size()) best_mount = prefix, type = word;
+  }
+  return type;
+}
+
+void add_space(json& result, const fs::path& folder, std::vector<Finding>& findings) {
+  struct statvfs info {};
+  if (::statvfs(folder.c_str(), &info) != 0) throw FileError("look at the file system of", folder, errno);
+  const auto free = static_cast<int64_t>(info.f_bavail) * static_cast<int64_t>(info.f_frsize);
+  result["free_bytes"] = free;
+  // File systems without a table of inodes say 0 of 0.
+  result["free_inodes"] = info.f_files == 0 ? json() : json(info.f_favail);
+  if (free < int64_t{1} << 30)
+    findings.push_back({false, str(folder.string(), ": only ", bytes_text(free), " are free")});
+  if (info.f_files > 0 && info.f_favail < 1000) {
+    findings.push_back({true, str(folder.string(), ": only ", info.f_favail, " files can still be made")});
+  }
+}
+
+// A lock that one open file holds. Empty where it was got, else why not.
+class Lock {
+ public:
+  explicit Lock(const fs::path& file) : fd_(::open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666)) {
+    if (fd_ < 0) throw FileError("open", file, errno);
+  }
+  ~Lock() { ::close(fd_); }
+  Lock(const Lock&) = delete;
+  Lock& operator=(const Lock&) = delete;
+  // 0, or the errno of the refusal.
+  int take() const { return ::flock(fd_, LOCK_EX | LOCK_NB) == 0 ? 0 : errno; }
+
+ private:
+  int fd_;
+};
+
+// The rank that tries what rank 0 holds: the first on another host, else the last.
+int other_rank(const World& world) {
+  for (int rank = 1; rank < world.size(); ++rank) {
+    if (world.hosts()[static_cast<size_t>(rank)] != world.hosts()[0]) return rank;
+  }
+  return world.size() - 1;
+}
+
+// Whether a lock that rank 0 holds is refused to another rank, and given when it is free: "work", or what is wrong.
+std::string locks(World& world, const fs::path& file) {
+  const int other = other_rank(world);
+  const auto tell = [&](int value) {
+    auto number = static_cast<int32_t>(value);
+    world.comm().broadcast(Tensor(&number, {1}, DType::i32), other).wait();
+    return static_cast<int>(number);
+  };
+  auto held = world.rank() == 0 ? std::make_unique<Lock>(file) : nullptr;
+  int got = held ? held->take() : 0;
+  world.comm().broadcast(Tensor(&got, {1}, DType::i32), 0).wait();
+  if (got != 0) return str("cannot lock: ", std::generic_category().message(got));
+  const int refused = tell(world.rank() == other ? Lock(file).take() : 0);
+  held.reset();
+  world.comm().barrier();
+  const int given = tell(world.rank() == other ? Lock(file).take() : 0);
+  if (refused == 0) {
+    return world.hosts()[static_cast<size_t>(other)] == world.hosts()[0] ? "do not exclude another process"
+                                                                         : "do not exclude another host";
+  }
+  return given == 0 ? "work" : str("stay after they were given up: ", std::generic_category().message(given));
+}
+
+// Milliseconds until the last rank sees what rank 0 has renamed into place; negative where one does not.
+double visible_ms(World& world, const fs::path& file) {
+  world.comm().barrier();
+  if (world.rank() == 0) replace_text_durably(file, "here", random_nonce());
+  const auto begin = Clock::now();
+  std::error_code error;
+  while (!fs::exists(file, error) && ms_since(begin) < 10000) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  double ms = fs::exists(file, error) ? ms_since(begin) : 1e9;
+  world.comm().all_reduce(Tensor(&ms, {1}, DType::f64), ReduceOp::max).wait();
+  return ms < 1e9 ? ms : -1;
+}
+
+}  // namespace
+
+json probe_files(World& world, const fs::path& folder, std::vector<Finding>& findings) {
+  Crew crew(world.comm());
+  const std::string name = crew.from_first(world.rank() == 0 ? "doctor-" + random_nonce() : "");
+  const fs::path place = folder / name;
+  json result = {{"path", folder.string()}};
+  crew.first_does([&] {
+    make_folders(place);
+    result["type"] = type_of(place);
+    add_space(result, place, findings);
+    result["fsync_ms"] = fsync_ms(place);
+    result["write_mb_per_s"] = write_mb_per_s(place / "large");
+    result["rename_ms"] = rename_ms(place / "renamed", findings);
+  });
+  const double visible = visible_ms(world, place / "visible");
+  result["visible_ms"] = visible < 0 ? json() : json(visible);
+  if (visible < 0) {
+    findings.push_back({true, str(folder.string(),
+                                  ": some rank does not see within 10 s what rank 0 writes there; all "
+                                  "hosts must share the run folder")});
+    result["locks"] = nullptr;
+  } else {
+    result["locks"] = locks(world, place / "lock");
+    if (result["locks"] != "work") {
+      findings.push_back({false, str(folder.string(), ": advisory locks ", result["locks"].get<std::string>())});
+    }
+  }
+  world.comm().barrier();
+  crew.first_does([&] { fs::remove_all(place); });
+  return result;
+}
+
+}  // namespace tmamba

@@ -1,0 +1,44 @@
+#include "launch/eval/evaluator.h"
+
+#include <algorithm>
+#include <numbers>
+
+namespace tmamba {
+
+double EvalResult::bits_per_byte() const { return nats / std::numbers::ln2 / static_cast<double>(bytes); }
+
+EvalResult evaluate(Ops& ops, Arena& scratch, TransMamba& model, const ModelRanks& ranks, const Tensor& params,
+                    const TokenFile& file, int64_t sequences, const Mesh& mesh, Communicator& world) {
+  const int64_t B = ranks.batch(), T = ranks.layout().tokens(), n = ranks.local_tokens();
+  Loader loader(file, T, 0, Order::sequential);
+  const int64_t total = sequences > 0 ? std::min(sequences, loader.windows()) : loader.windows();
+  Buffer device({2, B, n}, DType::i32, ops.device()), local({2, B, n}, DType::i32), whole({2, B, T}, DType::i32);
+  Buffer sums({2}, DType::f64, ops.device());
+  const Tensor device_2Bn = device.tensor({2, B, n}, DType::i32), local_2Bn = local.tensor({2, B, n}, DType::i32);
+  const Tensor whole_2BT = whole.tensor({2, B, T}, DType::i32), sums_2 = sums.tensor({2}, DType::f64);
+  const MeshCoordinates at = mesh.coordinates();
+  double bytes = 0;
+  for (int64_t first = at.dp * B; first < total; first += mesh.shape().dp * B) {
+    const int64_t count = std::min(B, total - first);
+    const Batch batch = loader.load(first, count);
+    std::fill_n(whole_2BT.select(0, 0).data<int32_t>(), B * T, 0);
+    std::fill_n(whole_2BT.select(0, 1).data<int32_t>(), B * T, -1);  // rows without a sequence are not counted
+    std::copy_n(batch.tokens_BT.data<int32_t>(), count * T, whole_2BT.select(0, 0).data<int32_t>());
+    std::copy_n(batch.targets_BT.data<int32_t>(), count * T, whole_2BT.select(0, 1).data<int32_t>());
+    for (int64_t i = 0; i < count * T; ++i)
+      bytes += file.token_bytes()[static_cast<size_t>(batch.targets_BT.data<int32_t>()[i])];
+    for (int64_t i = 0; i < 2; ++i) ranks.shard(local_2Bn.select(0, i), whole_2BT.select(0, i));
+    copy_blocking(device_2Bn, local_2Bn);
+    model.forward(ops, scratch, params, {device_2Bn.select(0, 0), device_2Bn.select(0, 1)},
+                  {.loss_1 = sums_2.slice(0, 0, 1), .count_1 = sums_2.slice(0, 1, 1), .loss_N = {}});
+    ops.synchronize();
+  }
+  // Tensor-parallel ranks all have the losses of the tokens they share; sequence ranks share the text.
+  double values[3] = {0, 0, at.sp == 0 ? bytes : 0};
+  copy_blocking(Tensor(values, {2}, DType::f64), sums_2);
+  if (at.tp != 0) std::fill_n(values, 3, 0.0);
+  world.all_reduce(Tensor(values, {3}, DType::f64), ReduceOp::sum).wait();
+  return {.nats = values[0], .tokens = static_cast<int64_t>(values[1]), .bytes = static_cast<int64_t>(values[2])};
+}
+
+}  // namespace tmamba

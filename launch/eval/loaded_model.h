@@ -1,0 +1,40 @@
+// A model loaded from a checkpoint for evaluation or generation.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "data/tokens/token_file.h"
+#include "data/tokens/tokenizer.h"
+#include "dist/world/world.h"
+#include "kernels/base/buffer.h"
+#include "kernels/ops/ops.h"
+#include "launch/config/config.h"
+#include "launch/state/run_state.h"
+#include "model/parameters.h"
+
+namespace tmamba {
+
+struct LoadedModel {
+  std::filesystem::path path;  // of the checkpoint
+  RunConfig config;
+  RunState state;
+  std::unique_ptr<Ops> ops;  // of the configuration's device
+  std::unique_ptr<ParameterTable> table;
+  Buffer buffer;
+  Tensor params;  // flat
+};
+
+// `path` is a checkpoint, a run folder or its checkpoints folder (then the newest whole checkpoint is taken; nothing is
+// renamed). Overrides as for load_config, of the configuration in the checkpoint. With `world` all ranks call it, and
+// each takes a device of its own.
+LoadedModel load_model(const std::filesystem::path& path, const std::vector<std::string>& overrides,
+                       World* world = nullptr);
+
+// The tokenizer of a token file: `override_name` where given, else "bytes" or the file kept beside it. Throws UserError
+// where it is not the one the file was made with.
+std::unique_ptr<Tokenizer> load_tokenizer_of(const TokenFile& file, const std::string& override_name);
+
+}  // namespace tmamba

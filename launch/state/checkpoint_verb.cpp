@@ -1,0 +1,173 @@
+#include <algorithm>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include "data/checkpoint/checkpoint_folder.h"
+#include "launch/state/checkpoint_tools.h"
+#include "launch/cli/command.h"
+#include "launch/cli/format.h"
+#include "launch/state/run_state.h"
+#include "launch/cli/exit_code.h"
+#include "launch/verbs.h"
+
+namespace tmamba {
+
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+json summary(const CheckpointReader& reader) {
+  int64_t parameters = 0;
+  for (const StoredTensor& tensor : reader.tensors()) {
+    int64_t size = 1;
+    for (int64_t n : tensor.shape) size *= n;
+    if (tensor.name.starts_with("model/")) parameters += size;
+  }
+  const RunState state = read_state(reader);
+  return {{"path", reader.path().string()}, {"step", reader.step()},   {"tokens", state.tokens},
+          {"parameters", parameters},       {"bytes", reader.bytes()}, {"tensors", reader.tensors().size()}};
+}
+
+// summary(), or what is wrong with the checkpoint as far as opening it tells.
+json entry_of(const fs::path& path) {
+  json entry = {{"path", path.string()}, {"damaged", false}};
+  const auto step = step_of_name(path.filename().string());
+  if (step) entry["step"] = *step;
+  try {
+    const CheckpointReader reader(path);
+    if (const std::string wrong = misplaced(reader); !wrong.empty()) throw DamagedCheckpoint(wrong);
+    entry.update(summary(reader));
+  } catch (const DamagedCheckpoint& error) {
+    entry["damaged"] = true, entry["problem"] = error.what();
+  } catch (const Error& error) {  // of another version, say
+    entry["problem"] = error.what();
+  }
+  return entry;
+}
+
+void print_entry(const json& entry) {
+  const std::string step = entry.contains("step") ? std::to_string(entry["step"].get<int64_t>()) : "?";
+  if (entry.contains("problem")) {
+    std::printf("step %-10s %s: %s\n", step.c_str(), entry["damaged"].get<bool>() ? "DAMAGED" : "cannot be read",
+                entry["problem"].get<std::string>().c_str());
+    return;
+  }
+  std::printf("step %-10s %10s tokens %12s  %s\n", step.c_str(), count_text(entry["tokens"].get<double>()).c_str(),
+              bytes_text(entry["bytes"].get<int64_t>()).c_str(), entry["path"].get<std::string>().c_str());
+}
+
+int list(const fs::path& dir, bool as_json) {
+  const bool one = fs::exists(dir / "manifest.json") || step_of_name(fs::absolute(dir).filename().string());
+  const fs::path folder = checkpoints_folder(dir);
+  json all = json::array();
+  for (const fs::path& path : one ? std::vector{dir} : list_checkpoints(folder)) all.push_back(entry_of(path));
+  if (as_json) {
+    std::printf("%s\n", all.dump(2).c_str());
+  } else if (all.empty()) {
+    std::printf("%s: no checkpoints\n", folder.c_str());
+  } else {
+    for (const json& entry : all) print_entry(entry);
+  }
+  const bool problems =
+      std::any_of(all.begin(), all.end(), [](const json& entry) { return entry.contains("problem"); });
+  return problems ? kFailed : kDone;
+}
+
+int inspect(const fs::path& path, bool as_json) {
+  const CheckpointReader reader(path);
+  json result = summary(reader);
+  json tensors = json::array();
+  for (const StoredTensor& t : reader.tensors())
+    tensors.push_back({{"name", t.name}, {"dtype", name_of(t.dtype)}, {"shape", t.shape}});
+  if (as_json) {
+    result["state"] = reader.state();
+    result["tensor_list"] = tensors;
+    std::printf("%s\n", result.dump(2).c_str());
+    return kDone;
+  }
+  std::printf("%s: step %lld, %s tokens, %s parameters, %s\n\n", path.c_str(), result["step"].get<long long>(),
+              count_text(result["tokens"].get<double>()).c_str(),
+              count_text(result["parameters"].get<double>()).c_str(),
+              bytes_text(result["bytes"].get<int64_t>()).c_str());
+  for (const json& t : tensors) {
+    std::printf("  %-52s %-9s %s\n", t["name"].get<std::string>().c_str(), t["dtype"].get<std::string>().c_str(),
+                t["shape"].dump().c_str());
+  }
+  std::printf("\nconfiguration:\n%s", indent(read_state(reader).config).c_str());
+  std::printf("\n");
+  return kDone;
+}
+
+int verify(const fs::path& path, bool as_json) {
+  const CheckpointReader reader(path);
+  std::vector<std::string> problems = reader.verify();
+  if (const std::string wrong = misplaced(reader); !wrong.empty()) problems.push_back(wrong);
+  if (as_json) {
+    std::printf("%s\n",
+                json({{"path", path.string()}, {"whole", problems.empty()}, {"problems", problems}}).dump(2).c_str());
+  } else {
+    for (const std::string& problem : problems) std::printf("%s\n", problem.c_str());
+    std::printf("%s: %s\n", path.c_str(), problems.empty() ? "every checksum is right" : "DAMAGED");
+  }
+  return problems.empty() ? kDone : kFailed;
+}
+
+}  // namespace
+
+namespace po = boost::program_options;
+
+int checkpoint_verb(const Arguments& arguments) {
+  Command command(
+      "checkpoint ls|inspect|verify|diff|prune|reshard|export|import PATH [PATH] [options]",
+      "A and B are checkpoints, or run folders, whose newest one is taken.\n\n"
+      "ls RUN            the checkpoints of a run folder; exit code 1 where one cannot be opened\n"
+      "inspect A         tensors, step and configuration of one checkpoint\n"
+      "verify A          reads everything and compares every checksum; exit code 1 where something is "
+      "damaged\n"
+      "diff A B          where two checkpoints differ; exit code 1 where they do\n"
+      "prune RUN         verifies the newest checkpoints and removes those before them (--keep, --keep-every, "
+      "--dry-run)\n"
+      "reshard A DIR     the same checkpoint in another number of files (--writers), in folder DIR\n"
+      "export A FILE     one FILE.h5 or FILE.safetensors, with config.json beside it (--weights)\n"
+      "import FILE DIR   a checkpoint of such a file, bit for bit, in folder DIR");
+  command.options()("writers", po::value<int64_t>()->default_value(0), "reshard: files; 0: of at most 1 GiB each")(
+      "keep", po::value<int64_t>()->default_value(3), "prune: newest checkpoints to keep")(
+      "keep-every", po::value<int64_t>()->default_value(0), "prune: keep those of steps divisible by this; 0: none")(
+      "dry-run", "prune: only say what would be removed")("weights", "export: the model's weights alone");
+  command.positional("action");
+  command.positional("path");
+  command.positional("second");
+  if (!command.parse(arguments)) return kDone;
+  const std::string action = command.required("action"), given = command.required("path");
+  const bool as_json = command.json();
+  const bool two = action == "diff" || action == "reshard" || action == "export" || action == "import";
+  const std::string second = two ? command.required("second") : "";
+  if (!two && command.has("second")) {
+    throw UserError(str("checkpoint ", action, " takes one path, not also ", command.get<std::string>("second")));
+  }
+  const bool reads_one =
+      action == "inspect" || action == "verify" || action == "diff" || action == "export" || action == "reshard";
+  const fs::path path = reads_one ? checkpoint_at(given) : fs::path(given);
+  if (action == "ls") return list(path, as_json);
+  if (action == "inspect") return inspect(path, as_json);
+  if (action == "verify") return verify(path, as_json);
+  if (action == "diff") return checkpoint_diff(path, checkpoint_at(second), as_json);
+  if (action == "export") return checkpoint_export(path, second, command.has("weights"), as_json);
+  if (action == "import") return checkpoint_import(path, second, as_json);
+  if (action == "reshard") {
+    const int64_t writers = command.get<int64_t>("writers");
+    if (writers < 0 || writers > 99999) throw UserError(str("--writers ", writers, ": must be from 0 to 99999"));
+    return checkpoint_reshard(path, second, writers, as_json);
+  }
+  if (action == "prune") {
+    const SaveOptions keep{.keep = command.get<int64_t>("keep"), .keep_every = command.get<int64_t>("keep-every")};
+    if (keep.keep < 1) throw UserError("--keep must be at least 1: the newest checkpoint stays");
+    if (keep.keep_every < 0) throw UserError("--keep-every must not be negative");
+    return checkpoint_prune(path, keep, command.has("dry-run"), as_json);
+  }
+  throw UserError(str("checkpoint ", action, ": there is no such action; one of ls, inspect, verify, diff, prune, ",
+                      "reshard, export, import"));
+}
+
+}  // namespace tmamba

@@ -1,0 +1,91 @@
+#include "launch/state/run_progress.h"
+
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include "data/io/fs.h"
+#include "data/io/sha256.h"
+
+namespace tmamba {
+
+namespace {
+
+constexpr int64_t kMaxBytes = 1 << 16;
+
+nlohmann::json read_json(const std::filesystem::path& file) {
+  if (!std::filesystem::exists(file)) return nlohmann::json::object();
+  const nlohmann::json value = nlohmann::json::parse(read_text(file, kMaxBytes), nullptr, false);
+  if (!value.is_object()) throw UserError(str(file.string(), ": damaged; delete it and start again"));
+  return value;
+}
+
+}  // namespace
+
+RunProgress::RunProgress(const std::filesystem::path& run, bool write)
+    : file_(run / "progress.json"), write_(write), nonce_(random_nonce()) {
+  if (!write_) return;
+  try {
+    const nlohmann::json value = read_json(file_);
+    config_ = value.value("config", "");
+    step_ = value.value("step", int64_t{-1});
+    starts_ = value.value("starts", 0);
+    back_step_ = value.value("went_back_to", int64_t{-1});
+    passed_over_ = value.value("passed_over", int64_t{0});
+  } catch (const nlohmann::json::exception&) {
+    throw UserError(str(file_.string(), ": damaged; delete it and start again"));
+  }
+}
+
+bool RunProgress::stuck(int64_t step, const std::string& config) {
+  if (!write_) return false;
+  const std::string hash = sha256_hex(config);
+  if (step != step_ || hash != config_) starts_ = 0;
+  if (starts_ >= kStarts) return true;
+  step_ = step;
+  config_ = hash;
+  ++starts_;
+  write();
+  return false;
+}
+
+void RunProgress::moved_on() {
+  if (!write_ || starts_ == 0) return;
+  starts_ = 0;
+  write_again();
+}
+
+void RunProgress::write_again() const {
+  if (!write_) return;
+  try {
+    write();
+  } catch (const FileError& error) {  // the next start would see the newer checkpoint all the same
+    std::fprintf(stderr, "%s\n", error.what());
+  }
+}
+
+void RunProgress::went_back(int64_t step, int64_t passed_over) {
+  back_step_ = step;
+  passed_over_ = passed_over;
+  if (write_) write();
+}
+
+std::string RunProgress::taken_over() const {
+  if (!write_ || !std::filesystem::exists(file_.parent_path())) return "";
+  const std::string owner = read_json(file_).value("start", nonce_);
+  if (owner == nonce_) return "";
+  return str(file_.parent_path().string(),
+             ": another start of this run has taken over its folder, so this one ends without writing. Make sure that ",
+             "one job at a time trains in a folder");
+}
+
+void RunProgress::require_ours() const {
+  if (const std::string problem = taken_over(); !problem.empty()) throw Error(problem);
+}
+
+void RunProgress::write() const {
+  const nlohmann::json value = {{"start", nonce_},   {"config", config_},          {"step", step_},
+                                {"starts", starts_}, {"went_back_to", back_step_}, {"passed_over", passed_over_}};
+  replace_text_durably(file_, value.dump(2) + "\n", nonce_);
+}
+
+}  // namespace tmamba

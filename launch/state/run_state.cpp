@@ -1,0 +1,165 @@
+#include "launch/state/run_state.h"
+
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "kernels/base/buffer.h"
+#include "launch/state/devices.h"
+
+namespace tmamba {
+
+namespace {
+
+// Calls f(stored range, its rows of `local`), for rows [begin, begin + rows) of a parameter held in `local`.
+template <class F>
+void each_range(const ParameterTable& table, const OwnedRows& owned, const Tensor& local, F&& f) {
+  for (const StoredRange& range : table.stored_ranges(*owned.parameter, owned.begin, owned.rows)) {
+    f(range, local.slice(0, range.local_row - owned.begin, range.rows));
+  }
+}
+
+void require_same_shape(const CheckpointReader& reader, const std::string& name, const StoredRange& range) {
+  for (const StoredTensor& stored : reader.tensors()) {
+    if (stored.name != name) continue;
+    if (stored.shape == range.shape) return;
+    auto text = [](const std::vector<int64_t>& shape) {
+      std::string out;
+      for (int64_t size : shape) out += (out.empty() ? "" : " x ") + std::to_string(size);
+      return out;
+    };
+    throw UserError(str(reader.path().string(), ": ", name, " is ", text(stored.shape), ", this configuration's is ",
+                        text(range.shape),
+                        ": the checkpoint is of another model; use its configuration or another run.dir"));
+  }
+  throw UserError(str(reader.path().string(), ": ", name, " is missing: the checkpoint is of another model; use its ",
+                      "configuration or another run.dir"));
+}
+
+// A tensor that nothing would load is of another model too, and would be missing in the next checkpoint.
+void require_no_others(const CheckpointReader& reader, const ParameterTable& table) {
+  std::set<std::string> known;
+  for (const Parameter& parameter : table.all()) {
+    for (const std::string& name : parameter.stored) known.insert("model/" + name);
+  }
+  for (const StoredTensor& stored : reader.tensors()) {
+    if (!stored.name.starts_with("model/") || known.contains(stored.name)) continue;
+    throw UserError(str(reader.path().string(), ": ", stored.name,
+                        " is no part of this configuration's model: the checkpoint is of another model; use its ",
+                        "configuration or another run.dir"));
+  }
+}
+
+void require_optimizer(const CheckpointReader& reader, const std::string& name) {
+  if (reader.has(name)) return;
+  throw Error(str(reader.path().string(), ": has no tensor ", name,
+                  ": it cannot be trained on, which takes the optimizer's state beside the weights. Where it is an "
+                  "import, export the checkpoint again without --weights; else remove it, and the run goes on from the "
+                  "checkpoint before it, or give another run.dir, and it begins anew"));
+}
+
+}  // namespace
+
+std::vector<TensorSlice> run_slices(const ParameterTable& table, const Tensor& params, const Optimizer& optimizer,
+                                    bool writes, bool writes_replicated,
+                                    const std::function<Tensor(const Tensor&)>& to_host) {
+  std::vector<TensorSlice> slices;
+  auto add = [&](const std::string& folder, const OwnedRows& owned, const Tensor& local) {
+    each_range(table, owned, to_host(local), [&](const StoredRange& range, const Tensor& rows) {
+      slices.push_back({.name = folder + range.name, .shape = range.shape, .offset = range.offset, .data = rows});
+    });
+  };
+  for (size_t i = 0; writes && i < optimizer.owned().size(); ++i) {
+    const OwnedRows& owned = optimizer.owned()[i];
+    if (owned.rows == 0 || (owned.parameter->shard == Shard::none && !writes_replicated)) continue;
+    add("model/", owned, Optimizer::rows_of(params, owned));
+    add("optim/m/", owned, optimizer.m(i));
+    add("optim/v/", owned, optimizer.v(i));
+    if (optimizer.has_master()) add("optim/master/", owned, optimizer.master(i));
+  }
+  return slices;
+}
+
+nlohmann::json state_json(const RunState& state) {
+  return {{"step", state.step},
+          {"tokens", state.tokens},
+          {"skipped", state.skipped},
+          {"seconds", state.seconds},
+          {"config", state.config},
+          {"tokenizer_hash", state.tokenizer_hash},
+          {"bytes_per_token", state.bytes_per_token},
+          {"passed_over", state.passed_over},
+          {"guard", state.guard}};
+}
+
+void initialize_run(Ops& ops, const ParameterTable& table, uint64_t seed, const Tensor& params, Optimizer& optimizer) {
+  const DType acc = accumulate_type(params.dtype());
+  const int64_t size = table.flat_size();
+  if (ops.device() == Device::cpu && params.dtype() == acc) return table.initialize(params, seed);
+  const Buffer host({size}, acc), exact({size}, acc, ops.device());
+  const Tensor host_flat = host.tensor({size}, acc), exact_flat = exact.tensor({size}, acc);
+  table.initialize(host_flat, seed);
+  copy_blocking(exact_flat, host_flat);
+  ops.copy(params, exact_flat);
+  optimizer.reset_master(ops, exact_flat);
+  ops.synchronize();
+}
+
+RunState read_state(const CheckpointReader& reader) {
+  try {
+    const nlohmann::json& j = reader.state();
+    return {.step = j.at("step").get<int64_t>(),
+            .tokens = j.at("tokens").get<int64_t>(),
+            .skipped = j.at("skipped").get<int64_t>(),
+            .seconds = j.at("seconds").get<double>(),
+            .config = j.at("config").get<std::string>(),
+            .tokenizer_hash = j.at("tokenizer_hash").get<std::string>(),
+            .bytes_per_token = j.at("bytes_per_token").get<double>(),
+            .passed_over = j.value("passed_over", int64_t{0}),  // not in checkpoints before it was kept
+            .guard = j.value("guard", nlohmann::json())};
+  } catch (const nlohmann::json::exception& error) {
+    throw UserError(str(reader.path().string(), "/manifest.json: the state is not one of a run: ", error.what()));
+  }
+}
+
+void load_params(const CheckpointReader& reader, const ParameterTable& table, const Tensor& params) {
+  require_no_others(reader, table);
+  for (const OwnedRows& all : all_rows(table)) {
+    each_range(table, all, Optimizer::rows_of(params, all), [&](const StoredRange& range, const Tensor& rows) {
+      const std::string name = "model/" + range.name;
+      require_same_shape(reader, name, range);
+      fill_from_host(rows, [&](const Tensor& host) { reader.read(name, range.offset, host); });
+    });
+  }
+}
+
+void load_optimizer(const CheckpointReader& reader, const ParameterTable& table, Optimizer& optimizer) {
+  for (size_t i = 0; i < optimizer.owned().size(); ++i) {
+    const OwnedRows& owned = optimizer.owned()[i];
+    if (owned.rows == 0) continue;
+    auto read = [&](const std::string& folder, const Tensor& local) {
+      each_range(table, owned, local, [&](const StoredRange& range, const Tensor& rows) {
+        require_optimizer(reader, folder + range.name);
+        fill_from_host(rows, [&](const Tensor& host) { reader.read(folder + range.name, range.offset, host); });
+      });
+    };
+    read("optim/m/", optimizer.m(i));
+    read("optim/v/", optimizer.v(i));
+    // A checkpoint of a run whose parameters were their own masters has none apart: the parameters are read as such.
+    const bool stored = reader.has("optim/master/" + owned.parameter->stored.front());
+    if (optimizer.has_master()) read(stored ? "optim/master/" : "model/", optimizer.master(i));
+  }
+}
+
+std::string broadcast_text(Communicator& comm, const std::string& text, int root) {
+  Buffer length({1}, DType::i64);
+  const Tensor length_1 = length.tensor({1}, DType::i64);
+  *length_1.data<int64_t>() = static_cast<int64_t>(text.size());
+  comm.broadcast(length_1, root).wait();
+  const int64_t size = item<int64_t>(length_1);
+  if (size == 0) return "";
+  std::string out = comm.rank() == root ? text : std::string(static_cast<size_t>(size), '\0');
+  comm.broadcast(Tensor(out.data(), {size}, DType::u8), root).wait();
+  return out;
+}
+
+}  // namespace tmamba

@@ -1,0 +1,162 @@
+#include "data/tokens/loader.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <set>
+
+#include "data/tokens/permutation.h"
+#include "data/tokens/tokenizer.h"
+#include "tests/data/temp_folder.h"
+
+namespace tmamba {
+namespace {
+using testing_files::TempFolder;
+
+// A file whose token i is i; the last is the document's end.
+class LoaderTest : public ::testing::Test {
+ protected:
+  static constexpr int32_t kTokens = 1000;
+  LoaderTest() {
+    TokenFileInfo info;
+    info.vocab_size = kTokens;
+    info.document_end = kTokens - 1;
+    info.tokenizer_kind = "test";
+    info.split = "train";
+    TokenFileWriter writer(folder_ / "t.h5", info, std::vector<uint16_t>(kTokens, 1));
+    std::vector<int32_t> tokens(kTokens - 1);
+    std::iota(tokens.begin(), tokens.end(), 0);
+    writer.append(tokens);
+    writer.close(kTokens, "");
+    file_ = std::make_unique<TokenFile>(folder_ / "t.h5");
+  }
+
+  static std::vector<int32_t> values(const Tensor& x) {
+    const int32_t* data = x.data<int32_t>();
+    return {data, data + x.numel()};
+  }
+
+  TempFolder folder_;
+  std::unique_ptr<TokenFile> file_;
+};
+
+TEST_F(LoaderTest, WindowsOverlapByOne) {
+  EXPECT_EQ(Loader(*file_, 37, 0).windows(), 27);  // 27 * 37 = 999
+  EXPECT_EQ(Loader(*file_, 999, 0).windows(), 1);
+  EXPECT_EQ(Loader(*file_, 500, 0).windows(), 1);
+  EXPECT_EQ(Loader(*file_, 333, 0).windows(), 3);
+}
+
+TEST_F(LoaderTest, TargetsAreTokensShiftedByOne) {
+  Loader loader(*file_, 37, 5);
+  const Batch batch = loader.load(3, 20);
+  EXPECT_EQ(batch.tokens_BT.shape(), "[20, 37]");
+  EXPECT_EQ(batch.targets_BT.shape(), "[20, 37]");
+  const auto tokens = values(batch.tokens_BT), targets = values(batch.targets_BT);
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    ASSERT_EQ(targets[i], tokens[i] + 1);
+    ASSERT_EQ(tokens[i], loader.window_of(3 + static_cast<int64_t>(i) / 37) * 37 + static_cast<int64_t>(i) % 37);
+  }
+}
+
+TEST_F(LoaderTest, EveryWindowOnceAnEpoch) {
+  const Loader loader(*file_, 37, 5);
+  std::set<std::vector<int64_t>> orders;
+  for (int64_t epoch = 0; epoch < 20; ++epoch) {
+    std::vector<int64_t> order;
+    for (int64_t i = 0; i < loader.windows(); ++i) order.push_back(loader.window_of(epoch * loader.windows() + i));
+    orders.insert(order);
+    std::sort(order.begin(), order.end());
+    for (int64_t i = 0; i < loader.windows(); ++i) ASSERT_EQ(order[static_cast<size_t>(i)], i) << "epoch " << epoch;
+  }
+  EXPECT_EQ(orders.size(), 20u);  // no two epochs alike
+}
+
+TEST_F(LoaderTest, SeedsDiffer) {
+  const Loader a(*file_, 37, 5), b(*file_, 37, 6), c(*file_, 37, 5);
+  int same = 0;
+  for (int64_t i = 0; i < 100; ++i) {
+    EXPECT_EQ(a.window_of(i), c.window_of(i));
+    same += a.window_of(i) == b.window_of(i) ? 1 : 0;
+  }
+  EXPECT_LT(same, 30);
+}
+
+TEST_F(LoaderTest, BatchSizeAndRanksDoNotMatter) {
+  Loader loader(*file_, 10, 7);
+  const auto all = values(loader.load(90, 24).tokens_BT);
+  for (int64_t each : {1, 2, 3, 8, 12}) {
+    std::vector<int32_t> pieces;
+    Loader other(*file_, 10, 7);
+    for (int64_t at = 0; at < 24; at += each) {
+      const auto piece = values(other.load(90 + at, each).tokens_BT);
+      pieces.insert(pieces.end(), piece.begin(), piece.end());
+    }
+    EXPECT_EQ(pieces, all) << each;
+  }
+}
+
+TEST_F(LoaderTest, SequentialOrder) {
+  Loader loader(*file_, 10, 7, Order::sequential);
+  for (int64_t i = 0; i < 250; ++i) EXPECT_EQ(loader.window_of(i), i % 99);
+  EXPECT_EQ(values(loader.load(98, 2).tokens_BT)[10], 0);  // the next epoch begins
+}
+
+TEST_F(LoaderTest, TooShortAFileIsRefused) {
+  EXPECT_MESSAGE(UserError, "has 1000 tokens, too few for one sequence of 1000 + 1", Loader(*file_, 1000, 0));
+  EXPECT_MESSAGE(UserError, "seq_len must be at least 1", Loader(*file_, 0, 0));
+  EXPECT_NO_THROW(Loader(*file_, 999, 0).load(0, 3));
+}
+
+TEST(Permutation, IsOneForEverySize) {
+  for (int64_t size = 1; size <= 300; ++size) {
+    const Philox random(11, static_cast<uint64_t>(size));
+    std::vector<bool> seen(static_cast<size_t>(size));
+    for (int64_t i = 0; i < size; ++i) {
+      const int64_t place = permute(i, size, random);
+      ASSERT_TRUE(place >= 0 && place < size && !seen[static_cast<size_t>(place)]) << "size " << size;
+      seen[static_cast<size_t>(place)] = true;
+    }
+  }
+}
+
+TEST(Permutation, LargeSizes) {
+  for (int64_t size : {int64_t{1} << 20, (int64_t{1} << 40) + 1, (int64_t{1} << 62) - 5}) {
+    const Philox random(1, 2);
+    std::set<int64_t> seen;
+    for (int64_t i = 0; i < 1000; ++i) {
+      const int64_t place = permute(i, size, random);
+      EXPECT_TRUE(place >= 0 && place < size);
+      EXPECT_TRUE(seen.insert(place).second);
+    }
+  }
+  EXPECT_THROW(permute(5, 5, Philox(0, 0)), Error);
+}
+
+// Every index must be as likely to land anywhere: chi-squared over many keys.
+TEST(Permutation, IsUniform) {
+  for (int64_t size : {2, 3, 5, 12, 40, 70}) {
+    constexpr int kKeys = 20'000;
+    std::vector<double> counts(static_cast<size_t>(size * size));
+    for (int key = 0; key < kKeys; ++key) {
+      const Philox random(static_cast<uint64_t>(key), 99);
+      for (int64_t i = 0; i < size; ++i) ++counts[static_cast<size_t>(i * size + permute(i, size, random))];
+    }
+    const double expected = static_cast<double>(kKeys) / static_cast<double>(size);
+    for (int64_t i = 0; i < size; ++i) {
+      double chi = 0;
+      for (int64_t j = 0; j < size; ++j) {
+        const double d = counts[static_cast<size_t>(i * size + j)] - expected;
+        chi += d * d / expected;
+      }
+      // Mean size - 1, variance 2 (size - 1): six standard deviations.
+      EXPECT_LT(chi, static_cast<double>(size - 1) + 6 * std::sqrt(2.0 * static_cast<double>(size)))
+          << "size " << size << " index " << i;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace tmamba

@@ -1,0 +1,7 @@
+#include "tests/dist/comm/mpi_main.h"
+
+namespace tmamba {
+
+Device test_device() { return Device::cuda; }
+
+}  // namespace tmamba

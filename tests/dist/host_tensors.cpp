@@ -1,7 +1,0 @@
-#include "tests/dist/mpi_main.h"
-
-namespace tmamba {
-
-Device test_device() { return Device::cpu; }
-
-}  // namespace tmamba
