@@ -1,6 +1,6 @@
-#include "kernels/ops/backends.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/gemm.h"
+#include "kernels/ops/backends.h"
 
 namespace tmamba {
 

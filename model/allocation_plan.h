@@ -1,7 +1,7 @@
 // Where the activations of a layer live. What backward finds as forward left it is kept: every layer has its own. What
 // backward computes again is needed by one layer at a time: all layers share one place. A layer lists its tensors once,
-// each with the first level of recomputation (dist/planner/recompute.h) that does not keep it, and is placed twice: first the
-// kept ones of every layer, then the shared ones.
+// each with the first level of recomputation (dist/planner/recompute.h) that does not keep it, and is placed twice:
+// first the kept ones of every layer, then the shared ones.
 #pragma once
 
 #include <initializer_list>
@@ -11,10 +11,10 @@
 
 namespace tmamba {
 
-class Placement {
+class AllocationPlan {
  public:
-  static Placement kept(Recompute level, Arena& arena) { return {level, arena, false}; }
-  static Placement shared(Recompute level, Arena& arena) { return {level, arena, true}; }
+  static AllocationPlan kept(Recompute level, Arena& arena) { return {level, arena, false}; }
+  static AllocationPlan shared(Recompute level, Arena& arena) { return {level, arena, true}; }
 
   // Kept at levels below `again`, where it is computed again (Recompute::none: needed in passing alone).
   void keep_below(Recompute again, Tensor& x, std::initializer_list<int64_t> sizes, DType dtype) const {
@@ -33,7 +33,7 @@ class Placement {
   }
 
  private:
-  Placement(Recompute level, Arena& arena, bool sharing) : level_(level), arena_(arena), sharing_(sharing) {}
+  AllocationPlan(Recompute level, Arena& arena, bool sharing) : level_(level), arena_(arena), sharing_(sharing) {}
 
   void take(Tensor& x, bool shared, std::initializer_list<int64_t> sizes, DType dtype) const {
     if (shared == sharing_) x = arena_.take(sizes, dtype);

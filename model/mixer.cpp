@@ -41,7 +41,7 @@ Mixer::Mixer(const ModelConfig& config, int layer, ModelRanks& ranks, int64_t lo
   }
 }
 
-void Mixer::place(const Placement& place) {
+void Mixer::place(const AllocationPlan& place) {
   const int64_t B = batch_, P = prefix_, S = suffix_, C = width();
   // Attention outputs are kept where they were made: head-parallel by heads.
   const auto place_o = [&](Tensor& x, int64_t rows) {

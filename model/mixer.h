@@ -2,9 +2,9 @@
 // (model/sequence_mixer.h), the gate and norm of SSM outputs (spec.md sections 2 and 3), and where the layer's
 // transport says so the all-to-all between "my tokens, all heads" and "all tokens, my heads".
 //
-// A rank holds n tokens of each of B sequences (dist/sequence/layout.h). The first P of them are attention tokens, the other S
-// SSM tokens. C model width, H heads and D head width of this tensor-parallel rank, X = 3 H D channels of q, k, v,
-// N = B n rows.
+// A rank holds n tokens of each of B sequences (dist/sequence/layout.h). The first P of them are attention tokens, the
+// other S SSM tokens. C model width, H heads and D head width of this tensor-parallel rank, X = 3 H D channels of q, k,
+// v, N = B n rows.
 #pragma once
 
 #include <optional>
@@ -12,10 +12,10 @@
 
 #include "kernels/base/buffer.h"
 #include "kernels/ops/ops.h"
+#include "model/allocation_plan.h"
 #include "model/config.h"
 #include "model/parallel.h"
 #include "model/parameters.h"
-#include "model/allocation_plan.h"
 #include "model/sequence_mixer.h"
 
 namespace tmamba {
@@ -31,7 +31,7 @@ class Mixer {
  public:
   Mixer(const ModelConfig& config, int layer, ModelRanks& ranks, int64_t local_heads, DType dtype, Recompute level);
   // Gives its activations their memory, before anything else.
-  void place(const Placement& place);
+  void place(const AllocationPlan& place);
 
   // out = mixer(u), both [N, C]. Under tensor parallelism `out` is this rank's summand.
   void forward(Ops& ops, Arena& scratch, const MixerParams& w, Tensor out_NC, ConstTensor u_NC);

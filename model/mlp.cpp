@@ -7,7 +7,7 @@ MlpParams MlpParams::of(const ParameterTable& table, const Tensor& flat, int64_t
           .down_CF = table.view(flat, str("layers.", layer, ".mlp.down.weight"))};
 }
 
-void Mlp::place(const Placement& place) {
+void Mlp::place(const AllocationPlan& place) {
   place.keep_below(Recompute::mlp, gate_up_N2F_, {rows_, 2 * ffn_}, dtype_);
   place.keep_below(Recompute::cheap, act_NF_, {rows_, ffn_}, dtype_);
 }

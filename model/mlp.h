@@ -3,8 +3,8 @@
 
 #include "kernels/base/buffer.h"
 #include "kernels/ops/ops.h"
-#include "model/parameters.h"
 #include "model/allocation_plan.h"
+#include "model/parameters.h"
 
 namespace tmamba {
 
@@ -19,7 +19,7 @@ class Mlp {
   Mlp(int64_t rows, int64_t local_ffn, DType dtype, Recompute level)
       : rows_(rows), ffn_(local_ffn), dtype_(dtype), level_(level) {}
   // Gives its activations their memory, before anything else.
-  void place(const Placement& place);
+  void place(const AllocationPlan& place);
 
   // out = mlp(u), both [N, C].
   void forward(Ops& ops, const MlpParams& w, Tensor out_NC, ConstTensor u_NC);

@@ -5,9 +5,9 @@
 #include <memory>
 #include <vector>
 
+#include "dist/comm/self_communicator.h"
 #include "dist/sequence/exchange.h"
 #include "dist/sequence/layout.h"
-#include "dist/comm/self_communicator.h"
 #include "kernels/ops/ops.h"
 
 namespace tmamba {

@@ -29,7 +29,7 @@ SequenceMixer::SequenceMixer(const ModelConfig& config, const LayerLayout& layer
   keys_ = layer.keys_needed(sequence.rank()).end;
 }
 
-void SequenceMixer::place(const Placement& place) {
+void SequenceMixer::place(const AllocationPlan& place) {
   const int64_t B = batch_, n = tokens_, s = std::ssize(sequence_.segments()), H = heads_, D = head_dim_;
   place.keep_below(Recompute::all, pre_BnX_, {B, n, 3 * H * D}, dtype_);
   place.keep_below(Recompute::cheap, qkv_BnX_, {B, n, 3 * H * D}, dtype_);

@@ -1,9 +1,9 @@
 // What mixes the tokens of one layer: the causal convolution, attention before the TransPoint P, the SSM scan from P
 // on, and the Memory Converter between them (spec.md sections 2 and 3). No weight matrices: those are the Mixer's.
 //
-// A rank holds n tokens of each of B sequences: its s segments back to back (dist/sequence/layout.h). The first P of them are
-// attention tokens, the other S SSM tokens. H heads and D head width of this rank, X = 3 H D channels of q, k, v, W - 1
-// halo rows.
+// A rank holds n tokens of each of B sequences: its s segments back to back (dist/sequence/layout.h). The first P of
+// them are attention tokens, the other S SSM tokens. H heads and D head width of this rank, X = 3 H D channels of q, k,
+// v, W - 1 halo rows.
 //
 // Exchanges with the other ranks of the sequence are started as soon as their inputs exist and finished where their
 // outputs are needed; the order in which they are started is the plan's (dist/planner/plan.h).
@@ -15,8 +15,8 @@
 #include "dist/sequence/layout.h"
 #include "kernels/base/buffer.h"
 #include "kernels/ops/ops.h"
-#include "model/config.h"
 #include "model/allocation_plan.h"
+#include "model/config.h"
 
 namespace tmamba {
 
@@ -31,7 +31,7 @@ class SequenceMixer {
                 int64_t batch, int64_t heads, DType dtype, Recompute level);
   // Gives its activations their memory, before anything else. Where its outputs go is the caller's: o_BPHD
   // (attention), which must live until backward, and y_BSHD (SSM).
-  void place(const Placement& place);
+  void place(const AllocationPlan& place);
   void set_outputs(const Tensor& o_BPHD, const Tensor& y_BSHD) { o_BPHD_ = o_BPHD, y_BSHD_ = y_BSHD; }
 
   // What forward reads, for the caller to fill: q, k, v before the convolution, and the raw step sizes where the layer

@@ -19,7 +19,7 @@ TransMamba::TransMamba(const ModelConfig& config, const ParameterTable& table, M
   for (int i = 0; i < static_cast<int>(config.layers); ++i) {
     layers_.push_back(
         {.mixer = Mixer(config, i, ranks, heads, dtype, level), .mlp = Mlp(all_rows_, ffn, dtype, level)});
-    place(layers_.back(), Placement::kept(level, saved));
+    place(layers_.back(), AllocationPlan::kept(level, saved));
   }
   h_out_rC_ = saved.take({rows_.size(), config.dim}, dtype);
   u_out_NC_ = saved.take({all_rows_, config.dim}, dtype);
@@ -28,13 +28,13 @@ TransMamba::TransMamba(const ModelConfig& config, const ParameterTable& table, M
   size_t end = shared;
   for (Layer& layer : layers_) {
     saved.rewind(shared);
-    place(layer, Placement::shared(level, saved));
+    place(layer, AllocationPlan::shared(level, saved));
     end = std::max(end, saved.used());
   }
   saved.rewind(end);
 }
 
-void TransMamba::place(Layer& layer, const Placement& place) const {
+void TransMamba::place(Layer& layer, const AllocationPlan& place) const {
   const int64_t r = rows_.size(), N = all_rows_, C = config_.dim;
   place.keep(layer.h_rC, {r, C}, dtype_);
   place.keep(layer.rstd_r, {r}, accumulate_type(dtype_));

@@ -57,7 +57,7 @@ class TransMamba {
     Tensor h_mid_rC = {}, u_mid_NC = {}, rstd_mid_r = {};  // before the MLP
   };
 
-  void place(Layer& layer, const Placement& place) const;
+  void place(Layer& layer, const AllocationPlan& place) const;
   // This rank's rows of a tensor of all rows.
   Tensor mine(const Tensor& x_NC) const { return x_NC.slice(0, rows_.begin, rows_.size()); }
   // u = norm(sum) of all rows, with sum = x + this rank's rows of the sum of `delta` over the tensor-parallel ranks.

@@ -1,5 +1,5 @@
-// The dependency order of the folders: reads every #include of every source file. What a folder may include follows from
-// the CMake targets: the headers of its own target and of those that it links, directly or through others.
+// The dependency order of the folders: reads every #include of every source file. What a folder may include follows
+// from the CMake targets: the headers of its own target and of those that it links, directly or through others.
 #include <gtest/gtest.h>
 
 #include <filesystem>
@@ -58,7 +58,8 @@ std::string folder_of(fs::path file, const std::map<std::string, Names>& folders
 }
 
 // Adds what `folder` links through others; a folder that is met on its own path is a cycle.
-void add_reachable(const std::string& folder, const std::map<std::string, Names>& folders, Names& path, Names& reached) {
+void add_reachable(const std::string& folder, const std::map<std::string, Names>& folders, Names& path,
+                   Names& reached) {
   ASSERT_TRUE(path.insert(folder).second) << folder << " links itself through other folders";
   for (const std::string& next : folders.at(folder)) {
     reached.insert(next);

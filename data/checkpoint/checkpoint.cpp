@@ -5,12 +5,12 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
-#include "data/checkpoint/collective_guard.h"
 #include "data/checkpoint/checkpoint_file.h"
 #include "data/checkpoint/checkpoint_folder.h"
-#include "data/io/fs.h"
 #include "data/checkpoint/manifest.h"
 #include "data/checkpoint/slice_relay.h"
+#include "data/io/fs.h"
+#include "dist/comm/collective_guard.h"
 #include "kernels/base/clock.h"
 
 namespace tmamba {
@@ -92,16 +92,16 @@ void check_request(int64_t step, std::span<const TensorSlice> slices, const json
 }
 
 // Takes apart what was written for nothing. What cannot be removed now is a left-over that the next save removes.
-void discard(Crew& crew, const fs::path& temporary) {
+void discard(CollectiveGuard& guard, const fs::path& temporary) {
   std::error_code ignored;
-  if (crew.first()) fs::remove_all(temporary, ignored);
+  if (guard.is_root()) fs::remove_all(temporary, ignored);
 }
 
 }  // namespace
 
 struct CheckpointSave::Impl {
   std::chrono::steady_clock::time_point start = std::chrono::steady_clock::now();
-  Crew crew;
+  CollectiveGuard guard;
   int64_t step;
   std::vector<TensorSlice> slices;
   json state;
@@ -119,7 +119,7 @@ struct CheckpointSave::Impl {
 
   Impl(Communicator& comm, int64_t save_step, std::vector<TensorSlice> own, const json& run_state,
        const SaveOptions& save_options)
-      : crew(comm),
+      : guard(comm),
         step(save_step),
         slices(std::move(own)),
         state(run_state),
@@ -132,7 +132,7 @@ struct CheckpointSave::Impl {
   void join_host() {
     relay.emplace(*options.host);
     relay->reset();
-    Crew host(options.host->ranks());
+    CollectiveGuard host(options.host->ranks());
     const auto announced = host.gather(announce(step, slices, nullptr).dump());
     if (!options.host->leads()) return;
     for (size_t i = 0; i < slices.size(); ++i) origins.emplace_back(0, static_cast<int64_t>(i));
@@ -173,22 +173,22 @@ struct CheckpointSave::Impl {
 CheckpointSave::CheckpointSave(Communicator& comm, const fs::path& checkpoints, int64_t step,
                                std::vector<TensorSlice> slices, const json& state, const SaveOptions& options)
     : impl_(std::make_unique<Impl>(comm, step, std::move(slices), state, options)) {
-  Crew& crew = impl_->crew;
-  crew.together([&] {
+  CollectiveGuard& guard = impl_->guard;
+  guard.on_all([&] {
     if (checkpoints.empty()) throw UserError("no folder for checkpoints is given");
     check_request(step, impl_->slices, state, options);
   });
   if (options.check_slices_first) {
-    const auto announcements = crew.gather(announce(step, impl_->slices, nullptr).dump());
-    crew.first_does([&] { check_tensors(assemble(announcements).tensors); });
+    const auto announcements = guard.gather(announce(step, impl_->slices, nullptr).dump());
+    guard.on_root([&] { check_tensors(assemble(announcements).tensors); });
   }
   // All ranks have reset their channels when the next agreement is through.
   if (options.host != nullptr) impl_->join_host();
-  impl_->nonce = crew.from_first(crew.first() ? random_nonce() : "");
+  impl_->nonce = guard.broadcast(guard.is_root() ? random_nonce() : "");
   const fs::path folder = fs::absolute(checkpoints);
   impl_->temporary = folder / temporary_name(step, impl_->nonce);
   impl_->final_path = folder / checkpoint_name(step);
-  crew.first_does([&] {
+  guard.on_root([&] {
     make_folders(folder);
     recover_set_aside(folder);
     make_folder(impl_->temporary);
@@ -207,42 +207,42 @@ void CheckpointSave::write() noexcept {
 }
 
 void CheckpointSave::agree() {
-  Crew& crew = impl_->crew;
+  CollectiveGuard& guard = impl_->guard;
   try {
-    crew.together([&] {
+    guard.on_all([&] {
       if (impl_->problem) std::rethrow_exception(impl_->problem);
     });
     const RankFile* written = impl_->written ? &*impl_->written : nullptr;
     const std::span<const TensorSlice> slices =
         impl_->writes() ? std::span<const TensorSlice>(impl_->slices) : std::span<const TensorSlice>();
-    impl_->announcements = crew.gather(announce(impl_->step, slices, written).dump());
+    impl_->announcements = guard.gather(announce(impl_->step, slices, written).dump());
   } catch (...) {
     // All ranks have come here and closed their files.
-    discard(crew, impl_->temporary);
+    discard(guard, impl_->temporary);
     throw;
   }
 }
 
 void CheckpointSave::commit() noexcept {
   try {
-    if (impl_->crew.first()) impl_->commit();
+    if (impl_->guard.is_root()) impl_->commit();
   } catch (...) {
     impl_->problem = std::current_exception();
   }
 }
 
 SaveReport CheckpointSave::report() {
-  Crew& crew = impl_->crew;
+  CollectiveGuard& guard = impl_->guard;
   try {
-    crew.first_does([&] {
+    guard.on_root([&] {
       if (impl_->problem) std::rethrow_exception(impl_->problem);
     });
   } catch (...) {
-    discard(crew, impl_->temporary);
+    discard(guard, impl_->temporary);
     throw;
   }
   json report = {{"bytes", impl_->bytes}, {"seconds", impl_->seconds}, {"warnings", impl_->warnings}};
-  report = json::parse(crew.from_first(report.dump(-1, ' ', false, json::error_handler_t::replace)));
+  report = json::parse(guard.broadcast(report.dump(-1, ' ', false, json::error_handler_t::replace)));
   return {impl_->final_path, report.at("bytes"), report.at("seconds"), report.at("warnings")};
 }
 
@@ -260,23 +260,23 @@ void try_checkpoint_space(Communicator& comm, const fs::path& checkpoints, int64
     host->ranks().all_reduce(Tensor(&bytes, {1}, DType::i64), ReduceOp::sum).wait();
     if (!host->leads()) bytes = 0;
   }
-  Crew crew(comm);
-  const std::string nonce = crew.from_first(crew.first() ? random_nonce() : "");
+  CollectiveGuard guard(comm);
+  const std::string nonce = guard.broadcast(guard.is_root() ? random_nonce() : "");
   const fs::path folder = fs::absolute(checkpoints), temporary = folder / temporary_name(0, nonce);
-  crew.first_does([&] {
+  guard.on_root([&] {
     make_folders(folder);
     make_folder(temporary);
   });
   try {
-    crew.together([&] {
+    guard.on_all([&] {
       if (bytes > 0) try_space(temporary / rank_file_name(comm.rank()), bytes);
-      if (crew.first()) write_text_durably(temporary / kManifestName, "{}\n");
+      if (guard.is_root()) write_text_durably(temporary / kManifestName, "{}\n");
     });
   } catch (...) {
-    discard(crew, temporary);
+    discard(guard, temporary);
     throw;
   }
-  discard(crew, temporary);
+  discard(guard, temporary);
 }
 
 }  // namespace tmamba

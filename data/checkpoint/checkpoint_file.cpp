@@ -8,9 +8,9 @@
 #include <iomanip>
 #include <numeric>
 
+#include "data/hdf5/h5.h"
 #include "data/io/crc32c.h"
 #include "data/io/fs.h"
-#include "data/hdf5/h5.h"
 #include "data/io/sha256.h"
 
 namespace tmamba {

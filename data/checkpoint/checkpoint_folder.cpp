@@ -4,8 +4,8 @@
 #include <iomanip>
 #include <system_error>
 
-#include "data/io/fs.h"
 #include "data/checkpoint/manifest.h"
+#include "data/io/fs.h"
 
 namespace tmamba {
 

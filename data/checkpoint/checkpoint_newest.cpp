@@ -1,8 +1,8 @@
 #include <algorithm>
 
-#include "data/checkpoint/collective_guard.h"
 #include "data/checkpoint/checkpoint_folder.h"
 #include "data/io/fs.h"
+#include "dist/comm/collective_guard.h"
 #include "dist/comm/self_communicator.h"
 
 namespace tmamba {
@@ -35,24 +35,24 @@ std::string damage_of(const fs::path& path, int64_t part, int64_t parts) {
 
 std::optional<fs::path> newest_checkpoint(Communicator& comm, const fs::path& checkpoints,
                                           const std::function<void(const fs::path&, const std::string&)>& on_damage) {
-  Crew crew(comm);
-  crew.first_does([&] { recover_set_aside(checkpoints); });
+  CollectiveGuard guard(comm);
+  guard.on_root([&] { recover_set_aside(checkpoints); });
   while (true) {
     // Rank 0's list counts: other nodes may see an older one.
     std::string name;
-    crew.first_does([&] {
+    guard.on_root([&] {
       const auto candidates = list_checkpoints(checkpoints);
       if (!candidates.empty()) name = candidates.back().filename().string();
     });
-    name = crew.from_first(name);
+    name = guard.broadcast(name);
     if (name.empty()) return std::nullopt;
     const fs::path path = checkpoints / name;
     std::string damage;
-    crew.together([&] { damage = damage_of(path, comm.rank(), comm.size()); });
-    const auto all = crew.gather(damage);
+    guard.on_all([&] { damage = damage_of(path, comm.rank(), comm.size()); });
+    const auto all = guard.gather(damage);
     const auto first = std::find_if(all.begin(), all.end(), [](const std::string& text) { return !text.empty(); });
     if (first == all.end()) return path;
-    crew.first_does([&] {
+    guard.on_root([&] {
       if (on_damage) on_damage(path, *first);
       rename_new(path, free_damaged_name(path));
       sync_folder(checkpoints);

@@ -5,10 +5,10 @@
 #include <thread>
 
 #include "data/checkpoint/checkpoint.h"
-#include "data/io/crc32c.h"
 #include "data/checkpoint/element_convert.h"
-#include "data/io/fs.h"
 #include "data/checkpoint/manifest.h"
+#include "data/io/crc32c.h"
+#include "data/io/fs.h"
 #include "data/io/sha256.h"
 
 namespace tmamba {

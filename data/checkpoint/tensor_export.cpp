@@ -3,13 +3,13 @@
 #include <charconv>
 #include <memory>
 
-#include "data/io/crc32c.h"
-#include "data/io/fs.h"
-#include "data/hdf5/h5.h"
 #include "data/checkpoint/manifest.h"
 #include "data/checkpoint/safetensors.h"
-#include "data/io/sha256.h"
 #include "data/checkpoint/tensor_source.h"
+#include "data/hdf5/h5.h"
+#include "data/io/crc32c.h"
+#include "data/io/fs.h"
+#include "data/io/sha256.h"
 
 namespace tmamba {
 

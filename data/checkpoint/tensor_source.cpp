@@ -5,9 +5,9 @@
 
 #include "data/checkpoint/checkpoint_file.h"
 #include "data/checkpoint/checkpoint_folder.h"
+#include "data/checkpoint/manifest.h"
 #include "data/io/crc32c.h"
 #include "data/io/fs.h"
-#include "data/checkpoint/manifest.h"
 
 namespace tmamba {
 

@@ -7,11 +7,11 @@
 #include <optional>
 #include <set>
 
-#include "data/tokens/corpus.h"
 #include "data/io/fs.h"
+#include "data/io/sha256.h"
+#include "data/tokens/corpus.h"
 #include "data/tokens/holdout.h"
 #include "data/tokens/prepare_folder.h"
-#include "data/io/sha256.h"
 #include "data/tokens/token_file.h"
 #include "data/tokens/tokenizer.h"
 #include "kernels/base/clock.h"

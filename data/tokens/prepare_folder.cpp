@@ -4,9 +4,9 @@
 #include <sys/file.h>
 #include <unistd.h>
 
-#include "data/tokens/corpus.h"
 #include "data/io/fs.h"
 #include "data/io/sha256.h"
+#include "data/tokens/corpus.h"
 #include "kernels/base/check.h"
 
 namespace tmamba {

@@ -6,8 +6,8 @@
 #include <queue>
 #include <unordered_map>
 
-#include "data/tokens/corpus.h"
 #include "data/io/fs.h"
+#include "data/tokens/corpus.h"
 #include "data/tokens/sentencepiece_tokenizer.h"
 #include "data/tokens/utf8.h"
 #include "kernels/base/rng.h"

@@ -4,8 +4,8 @@
 #include <nlohmann/json.hpp>
 
 #include "data/io/fs.h"
-#include "data/tokens/sentencepiece_tokenizer.h"
 #include "data/io/sha256.h"
+#include "data/tokens/sentencepiece_tokenizer.h"
 #include "kernels/base/check.h"
 
 namespace tmamba {

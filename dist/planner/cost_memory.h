@@ -1,6 +1,6 @@
 // Memory of a rank in closed form: what the model keeps of a layer for backward, and what it takes for the time of a
-// pass. The terms are the tensors of model/transmamba, mixer and sequence_mixer; tests/launch/plan/memory_test.cpp holds the
-// sums within 5 % of what dry runs of those find.
+// pass. The terms are the tensors of model/transmamba, mixer and sequence_mixer; tests/launch/plan/memory_test.cpp
+// holds the sums within 5 % of what dry runs of those find.
 #pragma once
 
 #include "dist/planner/cost_work.h"
@@ -18,8 +18,8 @@ struct SplitBytes {
   }
 };
 
-// The activations of one layer (model/allocation_plan.h): kept for backward, and what backward computes again of mixer and
-// MLP, which shares its place with other layers.
+// The activations of one layer (model/allocation_plan.h): kept for backward, and what backward computes again of mixer
+// and MLP, which shares its place with other layers.
 struct LayerBytes {
   SplitBytes kept, mixer, mlp;
   // Of the shared place: both halves at once at Recompute::all, else one after the other.

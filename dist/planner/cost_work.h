@@ -7,8 +7,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "dist/sequence/layout.h"
 #include "dist/planner/plan.h"
+#include "dist/sequence/layout.h"
 
 namespace tmamba {
 

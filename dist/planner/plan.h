@@ -27,8 +27,8 @@
 #include <vector>
 
 #include "dist/comm/communicator.h"
-#include "dist/sequence/layout.h"
 #include "dist/planner/recompute.h"
+#include "dist/sequence/layout.h"
 #include "dist/sequence/transport.h"
 
 namespace tmamba {

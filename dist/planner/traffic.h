@@ -6,9 +6,9 @@
 #include <span>
 
 #include "dist/comm/communicator.h"
+#include "dist/planner/plan.h"
 #include "dist/world/mesh.h"
 #include "dist/zero/ownership.h"
-#include "dist/planner/plan.h"
 
 namespace tmamba {
 

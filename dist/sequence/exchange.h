@@ -2,9 +2,9 @@
 // and between the shards of a layer (TensorExchange), know the layout and the order, and hide the transport; with one
 // rank they vanish. Nothing else of `dist` but the layout is seen by the model.
 //
-// B sequences, n local tokens (this rank's segments back to back, ascending: dist/sequence/layout.h), s local segments, W taps,
-// X channels before the convolution, H heads of this tensor-parallel rank, D head width, P local prefix tokens (those
-// of the attention parts: the first rows of the local tokens), S keys from position 0, C model width, N rows.
+// B sequences, n local tokens (this rank's segments back to back, ascending: dist/sequence/layout.h), s local segments,
+// W taps, X channels before the convolution, H heads of this tensor-parallel rank, D head width, P local prefix tokens
+// (those of the attention parts: the first rows of the local tokens), S keys from position 0, C model width, N rows.
 #pragma once
 
 #include <array>
@@ -16,8 +16,8 @@
 #include <vector>
 
 #include "dist/comm/communicator.h"
-#include "dist/sequence/layout.h"
 #include "dist/comm/shard.h"
+#include "dist/sequence/layout.h"
 #include "dist/sequence/transport.h"
 #include "kernels/base/buffer.h"
 

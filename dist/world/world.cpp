@@ -11,11 +11,11 @@
 #include <exception>
 #include <thread>
 
-#include "dist/world/launcher.h"
 #include "dist/comm/mpi_check.h"
 #include "dist/comm/mpi_communicator.h"
 #include "dist/comm/print_line.h"
 #include "dist/comm/self_communicator.h"
+#include "dist/world/launcher.h"
 #include "kernels/base/rng.h"
 
 namespace tmamba {

@@ -1,8 +1,8 @@
 #include <cmath>
 
-#include "kernels/ops/adamw_rule.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/ops/adamw_rule.h"
 #include "kernels/ops/check_step.h"
 #include "kernels/ops/op_checks.h"
 

@@ -3,11 +3,11 @@
 #include <array>
 
 #include "kernels/base/strided.h"
-#include "kernels/ops/conv_rope.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/partial_sums.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/vec_math.h"
+#include "kernels/ops/conv_rope.h"
 #include "kernels/ops/op_checks.h"
 
 namespace tmamba {

@@ -5,9 +5,9 @@
 // Each op runs on the device that was current when CudaOps was made; it must be current in the calling thread.
 #pragma once
 
-#include "kernels/cuda/gemm/gemm.h"
 #include "kernels/cuda/common/graph.h"
 #include "kernels/cuda/common/workspace.h"
+#include "kernels/cuda/gemm/gemm.h"
 #include "kernels/ops/ops.h"
 
 namespace tmamba::cuda {

@@ -1,5 +1,5 @@
-#include "kernels/ops/backends.h"
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/ops/backends.h"
 
 namespace tmamba {
 

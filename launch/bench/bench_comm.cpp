@@ -6,10 +6,10 @@
 #include "dist/world/mesh.h"
 #include "launch/bench/comm_sweep.h"
 #include "launch/cli/command.h"
+#include "launch/cli/exit_code.h"
+#include "launch/cli/format.h"
 #include "launch/config/config.h"
 #include "launch/state/devices.h"
-#include "launch/cli/format.h"
-#include "launch/cli/exit_code.h"
 #include "launch/verbs.h"
 
 namespace tmamba {

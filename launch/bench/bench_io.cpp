@@ -3,15 +3,15 @@
 #include <chrono>
 #include <nlohmann/json.hpp>
 
-#include "data/checkpoint/collective_guard.h"
 #include "data/io/fs.h"
+#include "dist/comm/collective_guard.h"
 #include "kernels/base/clock.h"
 #include "kernels/base/rng.h"
 #include "launch/bench/bench_step.h"
 #include "launch/cli/format.h"
+#include "launch/cli/statistics.h"
 #include "launch/state/saver.h"
 #include "launch/state/snapshot.h"
-#include "launch/cli/statistics.h"
 
 namespace tmamba {
 
@@ -53,7 +53,7 @@ double data_ms(const RunConfig& config, World& world, StepBench& bench, const fs
   constexpr int64_t kSteps = 5;
   const int64_t batch = bench.plan().dims.batch, micro_batches = bench.plan().dims.micro_batches();
   const fs::path path = folder / "tokens.h5";
-  Crew(world.comm()).first_does([&] { write_token_file(path, config, bench.sequences() + 1); });
+  CollectiveGuard(world.comm()).on_root([&] { write_token_file(path, config, bench.sequences() + 1); });
   const TokenFile file(path);
   Loader loader(file, config.data.seq_len, static_cast<uint64_t>(config.data.seed));
   std::vector<double> times;
@@ -99,15 +99,15 @@ json checkpoint_times(World& world, Ops& ops, StepBench& bench, const fs::path& 
 
 json bench_io(const RunConfig& config, World& world, Ops& ops, StepBench& bench, const std::string& folder) {
   const fs::path place = bench_io_folder(folder);
-  Crew crew(world.comm());
-  crew.first_does([&] {
+  CollectiveGuard guard(world.comm());
+  guard.on_root([&] {
     fs::remove_all(place);
     make_folders(place / "checkpoints");
   });
   json io = checkpoint_times(world, ops, bench, place);
   io["data_ms"] = data_ms(config, world, bench, place);
   world.comm().barrier();
-  crew.first_does([&] { fs::remove_all(place); });
+  guard.on_root([&] { fs::remove_all(place); });
   return io;
 }
 

@@ -16,11 +16,11 @@
 #include "kernels/base/device.h"
 #include "kernels/base/rng.h"
 #include "launch/bench/bench_io.h"
-#include "launch/state/devices.h"
-#include "launch/plan/memory_check.h"
 #include "launch/cli/format.h"
-#include "launch/state/run_state.h"
 #include "launch/cli/statistics.h"
+#include "launch/plan/memory_check.h"
+#include "launch/state/devices.h"
+#include "launch/state/run_state.h"
 
 namespace tmamba {
 

@@ -8,11 +8,11 @@
 
 #include "launch/bench/bench_step.h"
 #include "launch/cli/command.h"
+#include "launch/cli/exit_code.h"
+#include "launch/cli/format.h"
 #include "launch/config/config.h"
 #include "launch/state/devices.h"
 #include "launch/train/op_profile.h"
-#include "launch/cli/format.h"
-#include "launch/cli/exit_code.h"
 #include "launch/verbs.h"
 
 namespace tmamba {

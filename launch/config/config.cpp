@@ -12,8 +12,8 @@
 
 #include "dist/planner/plan.h"
 #include "kernels/base/check.h"
-#include "launch/config/config_text.h"
 #include "launch/cli/suggest.h"
+#include "launch/config/config_text.h"
 #include "launch/config/toml_value.h"
 
 namespace tmamba {

@@ -7,8 +7,8 @@
 #include "data/tokens/prepare.h"
 #include "data/tokens/tokenizer.h"
 #include "launch/cli/command.h"
-#include "launch/cli/format.h"
 #include "launch/cli/exit_code.h"
+#include "launch/cli/format.h"
 #include "launch/verbs.h"
 
 namespace tmamba {

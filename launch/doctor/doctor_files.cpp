@@ -12,12 +12,12 @@
 #include <system_error>
 #include <thread>
 
-#include "data/checkpoint/collective_guard.h"
 #include "data/io/fs.h"
+#include "dist/comm/collective_guard.h"
 #include "kernels/base/clock.h"
-#include "launch/doctor/doctor.h"
 #include "launch/cli/format.h"
 #include "launch/cli/statistics.h"
+#include "launch/doctor/doctor.h"
 
 namespace tmamba {
 
@@ -163,11 +163,11 @@ double visible_ms(World& world, const fs::path& file) {
 }  // namespace
 
 json probe_files(World& world, const fs::path& folder, std::vector<Finding>& findings) {
-  Crew crew(world.comm());
-  const std::string name = crew.from_first(world.rank() == 0 ? "doctor-" + random_nonce() : "");
+  CollectiveGuard guard(world.comm());
+  const std::string name = guard.broadcast(world.rank() == 0 ? "doctor-" + random_nonce() : "");
   const fs::path place = folder / name;
   json result = {{"path", folder.string()}};
-  crew.first_does([&] {
+  guard.on_root([&] {
     make_folders(place);
     result["type"] = type_of(place);
     add_space(result, place, findings);
@@ -189,7 +189,7 @@ json probe_files(World& world, const fs::path& folder, std::vector<Finding>& fin
     }
   }
   world.comm().barrier();
-  crew.first_does([&] { fs::remove_all(place); });
+  guard.on_root([&] { fs::remove_all(place); });
   return result;
 }
 

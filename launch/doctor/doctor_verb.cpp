@@ -2,13 +2,13 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
-#include "data/checkpoint/collective_guard.h"
+#include "dist/comm/collective_guard.h"
 #include "dist/world/device_world.h"
 #include "launch/bench/comm_sweep.h"
 #include "launch/cli/command.h"
-#include "launch/doctor/doctor.h"
-#include "launch/cli/format.h"
 #include "launch/cli/exit_code.h"
+#include "launch/cli/format.h"
+#include "launch/doctor/doctor.h"
 #include "launch/verbs.h"
 
 namespace tmamba {
@@ -21,7 +21,7 @@ using nlohmann::json;
 
 std::vector<json> of_all(World& world, const json& own) {
   std::vector<json> all;
-  for (const std::string& text : Crew(world.comm()).gather(own.dump())) all.push_back(json::parse(text));
+  for (const std::string& text : CollectiveGuard(world.comm()).gather(own.dump())) all.push_back(json::parse(text));
   return all;
 }
 

@@ -3,11 +3,11 @@
 
 #include "dist/world/device_world.h"
 #include "launch/cli/command.h"
+#include "launch/cli/exit_code.h"
+#include "launch/cli/format.h"
 #include "launch/eval/evaluator.h"
 #include "launch/eval/loaded_model.h"
-#include "launch/cli/format.h"
 #include "launch/eval/sampler.h"
-#include "launch/cli/exit_code.h"
 #include "launch/verbs.h"
 #include "model/measure.h"
 

@@ -5,8 +5,8 @@
 
 #include "dist/planner/plan_text.h"
 #include "kernels/base/device.h"
-#include "launch/plan/plan_memory.h"
 #include "launch/cli/format.h"
+#include "launch/plan/plan_memory.h"
 
 namespace tmamba {
 

@@ -10,10 +10,10 @@
 #include "dist/planner/cost.h"
 #include "dist/planner/plan_text.h"
 #include "launch/cli/command.h"
+#include "launch/cli/exit_code.h"
+#include "launch/cli/format.h"
 #include "launch/config/config.h"
 #include "launch/plan/plan_memory.h"
-#include "launch/cli/format.h"
-#include "launch/cli/exit_code.h"
 #include "launch/verbs.h"
 
 namespace tmamba {

@@ -5,6 +5,7 @@
 #include <fstream>
 #include <sstream>
 
+#include "dist/comm/collective_guard.h"
 #include "launch/state/run_state.h"
 #include "model/schedule.h"
 

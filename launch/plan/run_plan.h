@@ -9,8 +9,8 @@
 
 #include "dist/comm/communicator.h"
 #include "dist/planner/cost.h"
-#include "dist/world/mesh.h"
 #include "dist/planner/plan.h"
+#include "dist/world/mesh.h"
 #include "launch/config/config.h"
 #include "model/parallel.h"
 

@@ -1,7 +1,7 @@
 // Charts as SVG text: lines with bands over linear or logarithmic axes, and stacked bars. The same chart gives the same
-// bytes. A chart names its colours by class, so that a page (launch/report/html.h) gives them for light and for dark; as a
-// file of its own (standalone) it carries them along. Lengths are CSS pixels at the size a chart is drawn for; it grows
-// and shrinks with what it stands in.
+// bytes. A chart names its colours by class, so that a page (launch/report/html.h) gives them for light and for dark;
+// as a file of its own (standalone) it carries them along. Lengths are CSS pixels at the size a chart is drawn for; it
+// grows and shrinks with what it stands in.
 #pragma once
 
 #include <cstdint>

@@ -5,11 +5,11 @@
 #include <set>
 
 #include "kernels/base/check.h"
-#include "launch/train/comm_profile.h"
-#include "launch/report/html.h"
-#include "launch/train/op_profile.h"
 #include "launch/cli/format.h"
 #include "launch/cli/wall_time.h"
+#include "launch/report/html.h"
+#include "launch/train/comm_profile.h"
+#include "launch/train/op_profile.h"
 
 namespace tmamba {
 

@@ -7,9 +7,9 @@
 #include <map>
 
 #include "data/io/fs.h"
+#include "launch/cli/format.h"
 #include "launch/report/chart.h"
 #include "launch/report/html.h"
-#include "launch/cli/format.h"
 #include "launch/study/study_summary.h"
 
 namespace tmamba {

@@ -12,9 +12,9 @@
 
 #include "data/io/fs.h"
 #include "kernels/base/check.h"
-#include "launch/run/goodput.h"
 #include "launch/cli/format.h"
 #include "launch/cli/wall_time.h"
+#include "launch/run/goodput.h"
 
 namespace tmamba {
 
@@ -96,7 +96,7 @@ void write_file(const fs::path& file, const std::string& text) {
 
 }  // namespace
 
-void RunFolder::require_usable(const fs::path& dir) {
+void RunDirectory::require_usable(const fs::path& dir) {
   std::error_code ignored;
   const fs::file_status status = fs::status(dir, ignored);
   if (!fs::exists(status)) return;
@@ -105,14 +105,14 @@ void RunFolder::require_usable(const fs::path& dir) {
   throw UserError(str("run.dir: ", FileError("write in", dir, errno).what()));
 }
 
-RunFolder::RunFolder(const fs::path& dir, int64_t resumed_step, bool write, const MetricSinks& sinks)
+RunDirectory::RunDirectory(const fs::path& dir, int64_t resumed_step, bool write, const MetricSinks& sinks)
     : dir_(dir), write_(write), sinks_(sinks) {
   if (!write_) return;
   open_logs(resumed_step);
   if (!sinks.prometheus.empty()) prometheus_ = std::make_unique<PrometheusFile>(sinks.prometheus, dir_.string());
 }
 
-void RunFolder::open_logs(int64_t step) {
+void RunDirectory::open_logs(int64_t step) {
   std::error_code error;
   fs::create_directories(checkpoints(), error);
   if (error) throw UserError(str("run.dir: cannot create ", checkpoints().string(), ": ", error.message()));
@@ -123,9 +123,9 @@ void RunFolder::open_logs(int64_t step) {
   if (sinks_.tensorboard) tensorboard_ = std::make_unique<TensorBoardLog>(dir_ / "tensorboard", step);
 }
 
-bool RunFolder::lost() const { return write_ && (metrics_.gone() || events_.gone()); }
+bool RunDirectory::lost() const { return write_ && (metrics_.gone() || events_.gone()); }
 
-bool RunFolder::make_anew(int64_t step, int ranks) {
+bool RunDirectory::make_anew(int64_t step, int ranks) {
   if (!write_) return false;
   try {
     open_logs(step);
@@ -148,7 +148,7 @@ bool RunFolder::make_anew(int64_t step, int ranks) {
   return true;
 }
 
-std::string RunFolder::time_text() const {
+std::string RunDirectory::time_text() const {
   try {
     return goodput_text(goodput_of(read_run_logs(dir_)));
   } catch (const std::exception& error) {
@@ -156,13 +156,13 @@ std::string RunFolder::time_text() const {
   }
 }
 
-void RunFolder::write_config(const std::string& toml) {
+void RunDirectory::write_config(const std::string& toml) {
   if (!write_) return;
   config_ = toml;
   write_file(dir_ / "config.toml", toml);
 }
 
-void RunFolder::write_plan(const std::string& json) {
+void RunDirectory::write_plan(const std::string& json) {
   if (!write_) return;
   plan_ = json;
   const fs::path file = dir_ / "plan.json", written = dir_ / "plan.json.tmp";
@@ -174,7 +174,7 @@ void RunFolder::write_plan(const std::string& json) {
   fs::rename(written, file);
 }
 
-void RunFolder::metric(nlohmann::json line) {
+void RunDirectory::metric(nlohmann::json line) {
   if (!write_) return;
   line["time"] = std::round(unix_now() * 1e3) / 1e3;
   metrics_.append(line.dump());
@@ -182,7 +182,7 @@ void RunFolder::metric(nlohmann::json line) {
   if (prometheus_) prometheus_->metric(line);
 }
 
-void RunFolder::started(bool resumed, int64_t step, int ranks) {
+void RunDirectory::started(bool resumed, int64_t step, int ranks) {
   nlohmann::json details = {
       {"step", step}, {"ranks", ranks}, {"startup_s", std::round(process_age_seconds() * 1e3) / 1e3}};
   if (moved_.steps > 0) details["steps_again"] = moved_.steps;
@@ -190,7 +190,7 @@ void RunFolder::started(bool resumed, int64_t step, int ranks) {
   event(resumed ? "resume" : "start", details);
 }
 
-void RunFolder::append_event(const fs::path& dir, const std::string& kind, const nlohmann::json& details) {
+void RunDirectory::append_event(const fs::path& dir, const std::string& kind, const nlohmann::json& details) {
   try {
     if (fs::is_directory(dir)) LineLog(dir / "events.jsonl").append(event_line(unix_now(), kind, details));
   } catch (const std::exception& error) {
@@ -198,28 +198,28 @@ void RunFolder::append_event(const fs::path& dir, const std::string& kind, const
   }
 }
 
-void RunFolder::event(const std::string& kind, const nlohmann::json& details) {
+void RunDirectory::event(const std::string& kind, const nlohmann::json& details) {
   if (!write_) return;
   const double now = unix_now();
   events_.append(event_line(now, kind, details));
   if (prometheus_) prometheus_->event(kind, now, details);
 }
 
-void RunFolder::sample(int64_t step, const std::string& text) {
+void RunDirectory::sample(int64_t step, const std::string& text) {
   if (!write_) return;
   samples_.append(str("--- step ", step, "\n", text));
   // As it is, not as the Markdown that TensorBoard takes it for.
   if (tensorboard_) tensorboard_->text(step, unix_now(), "sample", indent(valid_utf8(text)));
 }
 
-void RunFolder::rewind(int64_t step) {
+void RunDirectory::rewind(int64_t step) {
   if (!write_) return;
   move_after(dir_ / "metrics.jsonl", step);
   metrics_ = LineLog(dir_ / "metrics.jsonl");
   if (tensorboard_) tensorboard_ = std::make_unique<TensorBoardLog>(dir_ / "tensorboard", step);
 }
 
-void RunFolder::write_goodput() {
+void RunDirectory::write_goodput() {
   if (!write_) return;
   // The run is at its end and safe: this must not make a failure of it.
   try {
@@ -229,7 +229,7 @@ void RunFolder::write_goodput() {
   }
 }
 
-nlohmann::json RunFolder::read_summary() const {
+nlohmann::json RunDirectory::read_summary() const {
   std::ifstream in(dir_ / "summary.json");
   const nlohmann::json summary = nlohmann::json::parse(in, nullptr, false);
   if (!summary.is_object())
@@ -237,7 +237,7 @@ nlohmann::json RunFolder::read_summary() const {
   return summary;
 }
 
-void RunFolder::write_summary(const nlohmann::json& summary) {
+void RunDirectory::write_summary(const nlohmann::json& summary) {
   if (!write_) return;
   write_file(dir_ / "summary.json", summary.dump(2));
 }

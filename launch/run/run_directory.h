@@ -27,7 +27,7 @@ struct MetricSinks {
   std::string prometheus;    // PrometheusFile; empty: none
 };
 
-class RunFolder {
+class RunDirectory {
  public:
   // Throws UserError where `dir` is there but is no folder, or none that can be written in.
   static void require_usable(const std::filesystem::path& dir);
@@ -36,7 +36,7 @@ class RunFolder {
   // left by a run that stopped after its last checkpoint, go to lost.jsonl: each step stands in metrics.jsonl once.
   // With write = false (every rank but 0) nothing is touched and every write is ignored. A line that cannot be logged
   // later is lost, and standard error says so; what else cannot be written throws.
-  RunFolder(const std::filesystem::path& dir, int64_t resumed_step, bool write, const MetricSinks& sinks = {});
+  RunDirectory(const std::filesystem::path& dir, int64_t resumed_step, bool write, const MetricSinks& sinks = {});
 
   const std::filesystem::path& dir() const { return dir_; }
   std::filesystem::path checkpoints() const { return dir_ / "checkpoints"; }

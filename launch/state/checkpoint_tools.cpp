@@ -9,11 +9,11 @@
 
 #include "data/checkpoint/checkpoint_folder.h"
 #include "data/checkpoint/element_convert.h"
-#include "data/io/fs.h"
 #include "data/checkpoint/tensor_source.h"
+#include "data/io/fs.h"
+#include "launch/cli/exit_code.h"
 #include "launch/cli/format.h"
 #include "launch/state/run_state.h"
-#include "launch/cli/exit_code.h"
 #include "model/schedule.h"
 
 namespace tmamba {

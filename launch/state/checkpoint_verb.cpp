@@ -3,11 +3,11 @@
 #include <nlohmann/json.hpp>
 
 #include "data/checkpoint/checkpoint_folder.h"
-#include "launch/state/checkpoint_tools.h"
 #include "launch/cli/command.h"
-#include "launch/cli/format.h"
-#include "launch/state/run_state.h"
 #include "launch/cli/exit_code.h"
+#include "launch/cli/format.h"
+#include "launch/state/checkpoint_tools.h"
+#include "launch/state/run_state.h"
 #include "launch/verbs.h"
 
 namespace tmamba {

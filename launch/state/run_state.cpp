@@ -150,16 +150,4 @@ void load_optimizer(const CheckpointReader& reader, const ParameterTable& table,
   }
 }
 
-std::string broadcast_text(Communicator& comm, const std::string& text, int root) {
-  Buffer length({1}, DType::i64);
-  const Tensor length_1 = length.tensor({1}, DType::i64);
-  *length_1.data<int64_t>() = static_cast<int64_t>(text.size());
-  comm.broadcast(length_1, root).wait();
-  const int64_t size = item<int64_t>(length_1);
-  if (size == 0) return "";
-  std::string out = comm.rank() == root ? text : std::string(static_cast<size_t>(size), '\0');
-  comm.broadcast(Tensor(out.data(), {size}, DType::u8), root).wait();
-  return out;
-}
-
 }  // namespace tmamba

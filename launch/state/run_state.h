@@ -51,7 +51,4 @@ void load_params(const CheckpointReader& reader, const ParameterTable& table, co
 // Fills the owned optimizer state.
 void load_optimizer(const CheckpointReader& reader, const ParameterTable& table, Optimizer& optimizer);
 
-// `text` of rank `root`, on every rank.
-std::string broadcast_text(Communicator& comm, const std::string& text, int root = 0);
-
 }  // namespace tmamba

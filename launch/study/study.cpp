@@ -9,8 +9,8 @@
 #include <sstream>
 
 #include "data/io/fs.h"
-#include "launch/config/config_text.h"
 #include "launch/cli/suggest.h"
+#include "launch/config/config_text.h"
 #include "launch/config/toml_value.h"
 
 namespace tmamba {

@@ -3,9 +3,9 @@
 #include <set>
 
 #include "data/io/fs.h"
+#include "launch/cli/subprocess.h"
 #include "launch/slurm/slurm_queue.h"
 #include "launch/study/study_run.h"
-#include "launch/cli/subprocess.h"
 
 namespace tmamba {
 

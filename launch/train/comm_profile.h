@@ -8,8 +8,8 @@
 #include <span>
 #include <string>
 
-#include "dist/world/mesh.h"
 #include "dist/planner/traffic.h"
+#include "dist/world/mesh.h"
 
 namespace tmamba {
 

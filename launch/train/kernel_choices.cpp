@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "data/io/fs.h"
+#include "dist/comm/collective_guard.h"
 #include "launch/state/run_state.h"
 
 namespace tmamba {

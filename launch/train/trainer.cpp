@@ -7,16 +7,16 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
-#include "data/checkpoint/collective_guard.h"
+#include "dist/comm/collective_guard.h"
 #include "dist/world/device_world.h"
 #include "kernels/base/device.h"
+#include "launch/cli/format.h"
+#include "launch/eval/loaded_model.h"
+#include "launch/eval/sampler.h"
+#include "launch/plan/memory_check.h"
 #include "launch/state/devices.h"
 #include "launch/train/kernel_choices.h"
-#include "launch/eval/loaded_model.h"
-#include "launch/plan/memory_check.h"
-#include "launch/cli/format.h"
 #include "launch/train/replica_check.h"
-#include "launch/eval/sampler.h"
 
 namespace tmamba {
 
@@ -34,7 +34,7 @@ Trainer::Trainer(RunConfig config, World& world, Checks)
                           ? static_cast<int>(config_.run.threads)
                           : std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / world.local_size());
   omp_set_num_threads(threads);
-  Crew(world_.comm()).first_does([&] { RunFolder::require_usable(config_.run.dir); });
+  CollectiveGuard(world_.comm()).on_root([&] { RunDirectory::require_usable(config_.run.dir); });
   open_data();
   plan_ = agree_plan(config_, shape_, world_.comm());
   ops_ = training_ops(config_, world_, micro_batches_);

@@ -7,23 +7,23 @@
 
 #include "data/tokens/loader.h"
 #include "data/tokens/tokenizer.h"
-#include "dist/zero/grad_reducer.h"
 #include "dist/world/mesh.h"
 #include "dist/world/world.h"
+#include "dist/zero/grad_reducer.h"
 #include "kernels/base/clock.h"
 #include "kernels/ops/timed_ops.h"
-#include "launch/train/comm_profile.h"
+#include "launch/cli/exit_code.h"
 #include "launch/config/config.h"
 #include "launch/eval/evaluator.h"
-#include "launch/cli/exit_code.h"
-#include "launch/train/spike_guard.h"
-#include "launch/run/run_directory.h"
 #include "launch/plan/run_plan.h"
+#include "launch/run/run_directory.h"
 #include "launch/state/run_progress.h"
 #include "launch/state/run_state.h"
 #include "launch/state/save_interval.h"
 #include "launch/state/saver.h"
 #include "launch/state/snapshot.h"
+#include "launch/train/comm_profile.h"
+#include "launch/train/spike_guard.h"
 #include "launch/train/training_step.h"
 
 namespace tmamba {
@@ -135,7 +135,7 @@ class Trainer {
   std::unique_ptr<Communicator> all_;  // all ranks, tensors of the device
   std::unique_ptr<TrainingStep> step_;
   std::unique_ptr<Loader> loader_;
-  std::unique_ptr<RunFolder> folder_;
+  std::unique_ptr<RunDirectory> folder_;
   RunState state_;
   std::unique_ptr<RunProgress> progress_;
   std::unique_ptr<HostGroup> host_;     // checkpoint.writers = "node": the ranks that one rank writes for

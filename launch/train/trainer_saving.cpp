@@ -3,9 +3,9 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
-#include "data/checkpoint/collective_guard.h"
-#include "data/io/fs.h"
 #include "data/checkpoint/slice_relay.h"
+#include "data/io/fs.h"
+#include "dist/comm/collective_guard.h"
 #include "launch/cli/format.h"
 #include "launch/cli/signals.h"
 #include "launch/train/trainer.h"
@@ -137,10 +137,10 @@ void Trainer::report_save(const SaveOutcome& outcome) {
 
 // A start whose folder another has taken must not be started again: it would take the folder back.
 void Trainer::leave_if_taken_over() {
-  Crew crew(world_.comm());
+  CollectiveGuard guard(world_.comm());
   std::string problem;
-  crew.first_does([&] { problem = progress_->taken_over(); });
-  problem = crew.from_first(problem);
+  guard.on_root([&] { problem = progress_->taken_over(); });
+  problem = guard.broadcast(problem);
   if (!problem.empty()) throw ExitError(problem, kNoProgress);
 }
 

@@ -2,12 +2,12 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
-#include "data/checkpoint/collective_guard.h"
 #include "data/io/fs.h"
-#include "launch/state/config_change.h"
+#include "dist/comm/collective_guard.h"
 #include "launch/cli/format.h"
-#include "launch/train/trainer.h"
 #include "launch/cli/wall_time.h"
+#include "launch/state/config_change.h"
+#include "launch/train/trainer.h"
 
 namespace tmamba {
 
@@ -29,7 +29,7 @@ std::optional<CheckpointReader> Trainer::find_newest() {
         if (folder_) {
           folder_->event("damaged", details);
         } else {
-          RunFolder::append_event(config_.run.dir, "damaged", details);
+          RunDirectory::append_event(config_.run.dir, "damaged", details);
         }
       });
   if (!newest) return std::nullopt;
@@ -57,7 +57,7 @@ std::optional<CheckpointReader> Trainer::begin_start() {
 
 // Training from step 0 beside checkpoints of which none is whole would throw away what they hold.
 void Trainer::require_nothing_lost() {
-  Crew(world_.comm()).first_does([&] {
+  CollectiveGuard(world_.comm()).on_root([&] {
     std::string names;
     for (const fs::path& path : folder_entries(fs::path(config_.run.dir) / "checkpoints")) {
       const std::string name = path.filename().string();
@@ -99,13 +99,13 @@ void Trainer::resume_or_initialize(const std::optional<CheckpointReader>& newest
     load(*newest);
     const bool went_back = progress_->has_gone_back_to(last_saved_);
     const std::string passed =
-        Crew(world_.comm()).from_first(went_back ? std::to_string(progress_->passed_over()) : "");
+        CollectiveGuard(world_.comm()).broadcast(went_back ? std::to_string(progress_->passed_over()) : "");
     if (!passed.empty()) state_.passed_over = std::stoll(passed);
   } else {
     initialize_run(*ops_, step_->table(), static_cast<uint64_t>(config_.train.seed), step_->params(),
                    step_->optimizer());
   }
-  folder_ = std::make_unique<RunFolder>(
+  folder_ = std::make_unique<RunDirectory>(
       config_.run.dir, state_.step, main_,
       MetricSinks{.tensorboard = config_.run.tensorboard, .prometheus = config_.run.prometheus});
   const std::string config_before = state_.config;
@@ -141,9 +141,9 @@ void Trainer::start_watchdog() {
 
 // Throws where the last starts have made no checkpoint that is newer than that of `step`, from which this one comes.
 void Trainer::count_start(int64_t step) {
-  Crew crew(world_.comm());
+  CollectiveGuard guard(world_.comm());
   bool in_vain = false;
-  crew.first_does([&] {
+  guard.on_root([&] {
     std::error_code error;
     fs::create_directories(config_.run.dir, error);
     if (error) throw UserError(str("run.dir: cannot create ", config_.run.dir, ": ", error.message()));
@@ -151,7 +151,7 @@ void Trainer::count_start(int64_t step) {
     in_vain = progress_->stuck(step, to_toml(config_));
   });
   if (!main_) progress_ = std::make_unique<RunProgress>(config_.run.dir, false);
-  if (crew.from_first(in_vain ? "yes" : "").empty()) return;
+  if (guard.broadcast(in_vain ? "yes" : "").empty()) return;
   log_early("no_progress", {{"step", std::max<int64_t>(step, 0)}, {"starts", RunProgress::kStarts}});
   const fs::path run = config_.run.dir;
   throw ExitError(str(RunProgress::kStarts, " starts of this run have ended before there was a ",
@@ -166,7 +166,7 @@ void Trainer::log_early(const std::string& kind, nlohmann::json details) const {
   if (!main_) return;
   details["ranks"] = world_.size();
   details["startup_s"] = process_age_seconds();
-  RunFolder::append_event(config_.run.dir, kind, details);
+  RunDirectory::append_event(config_.run.dir, kind, details);
 }
 
 // The last word of a run that an exception ends, so that it is not taken for one that was killed.

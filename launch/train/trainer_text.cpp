@@ -7,10 +7,10 @@
 #include <numbers>
 
 #include "kernels/base/device.h"
-#include "launch/train/op_profile.h"
 #include "launch/cli/format.h"
-#include "launch/state/sharding.h"
 #include "launch/cli/signals.h"
+#include "launch/state/sharding.h"
+#include "launch/train/op_profile.h"
 #include "launch/train/trainer.h"
 
 namespace tmamba {

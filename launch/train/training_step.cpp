@@ -4,8 +4,8 @@
 #include <cmath>
 #include <cstring>
 
-#include "launch/state/sharding.h"
 #include "launch/cli/wall_time.h"
+#include "launch/state/sharding.h"
 
 namespace tmamba {
 

@@ -10,8 +10,8 @@
 #include <memory>
 #include <vector>
 
-#include "dist/zero/grad_reducer.h"
 #include "dist/world/mesh.h"
+#include "dist/zero/grad_reducer.h"
 #include "launch/plan/run_plan.h"
 #include "model/measure.h"
 #include "model/optimizer.h"

@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "data/checkpoint/checkpoint.h"
-#include "data/io/crc32c.h"
 #include "data/checkpoint/manifest.h"
+#include "data/io/crc32c.h"
 #include "data/io/sha256.h"
 #include "tests/fuzz/target.h"
 

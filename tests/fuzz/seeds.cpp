@@ -9,9 +9,9 @@
 #include <vector>
 
 #include "data/checkpoint/checkpoint.h"
-#include "data/hdf5/h5.h"
 #include "data/checkpoint/manifest.h"
 #include "data/checkpoint/tensor_source.h"
+#include "data/hdf5/h5.h"
 #include "data/tokens/token_file.h"
 #include "data/tokens/tokenizer.h"
 #include "dist/comm/self_communicator.h"

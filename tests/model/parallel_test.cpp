@@ -6,8 +6,8 @@
 #include <cmath>
 #include <map>
 
-#include "dist/zero/grad_reducer.h"
 #include "dist/world/mesh.h"
+#include "dist/zero/grad_reducer.h"
 #include "launch/state/sharding.h"
 #include "model/optimizer.h"
 #include "tests/dist/comm/mpi_main.h"

@@ -1,8 +1,8 @@
 // The attention ops: choice of kernels, and do . o.
 #include "kernels/cuda/attention/attention.cuh"
-#include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/common/hopper.h"
 #include "kernels/cuda/common/views.h"
+#include "kernels/cuda/cuda_ops.h"
 #include "kernels/ops/op_checks.h"
 
 namespace tmamba::cuda {

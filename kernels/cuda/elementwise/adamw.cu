@@ -1,10 +1,10 @@
 // AdamW over a list of tensors, hundreds of them per launch.
 #include <algorithm>
 
-#include "kernels/ops/adamw_rule.h"
-#include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/common/device.cuh"
 #include "kernels/cuda/common/tensor_list.cuh"
+#include "kernels/cuda/cuda_ops.h"
+#include "kernels/ops/adamw_rule.h"
 #include "kernels/ops/check_step.h"
 #include "kernels/ops/op_checks.h"
 

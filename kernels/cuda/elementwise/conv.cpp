@@ -1,7 +1,7 @@
 #include "kernels/cuda/elementwise/conv.h"
 
-#include "kernels/ops/conv_rope.h"
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/ops/conv_rope.h"
 
 namespace tmamba::cuda {
 

@@ -10,10 +10,10 @@
 
 #include <cmath>
 
-#include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/common/device.cuh"
 #include "kernels/cuda/common/mma.cuh"
 #include "kernels/cuda/common/views.h"
+#include "kernels/cuda/cuda_ops.h"
 
 namespace tmamba::cuda {
 

@@ -1,6 +1,6 @@
+#include "kernels/cuda/common/partial_sums.cuh"
 #include "kernels/cuda/elementwise/conv.cuh"
 #include "kernels/cuda/elementwise/conv.h"
-#include "kernels/cuda/common/partial_sums.cuh"
 #include "kernels/ops/op_checks.h"
 
 namespace tmamba::cuda {

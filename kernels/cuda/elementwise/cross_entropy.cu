@@ -1,9 +1,9 @@
 // Cross-entropy: one block per row of logits, read once for the statistics and once, in place, for the gradient.
 #include <limits>
 
-#include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/common/device.cuh"
 #include "kernels/cuda/common/views.h"
+#include "kernels/cuda/cuda_ops.h"
 #include "kernels/ops/op_checks.h"
 
 namespace tmamba::cuda {

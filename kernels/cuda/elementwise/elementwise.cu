@@ -1,9 +1,9 @@
 // fill, copy, add, scale of tensors with any strides, and sum_squares over a list of tensors.
 #include <algorithm>
 
-#include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/common/device.cuh"
 #include "kernels/cuda/common/tensor_list.cuh"
+#include "kernels/cuda/cuda_ops.h"
 #include "kernels/ops/op_checks.h"
 
 namespace tmamba::cuda {

@@ -1,8 +1,8 @@
 // Embedding. The backward pass adds rows of one token in the order of the batch: the tokens are sorted together with
 // their places (numbers that differ, so that there is one order), and one block adds up each run of equal tokens.
-#include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/common/device.cuh"
 #include "kernels/cuda/common/views.h"
+#include "kernels/cuda/cuda_ops.h"
 #include "kernels/ops/op_checks.h"
 
 namespace tmamba::cuda {

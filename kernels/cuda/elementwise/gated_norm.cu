@@ -1,10 +1,10 @@
 // Gated norm per head: kLanes threads hold one token's head, kSteps pieces of 16 bytes each. A block takes kHeads
 // neighbouring heads (each of its groups always the same one) of a share of one sequence's tokens.
-#include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/common/device.cuh"
 #include "kernels/cuda/common/partial_sums.cuh"
 #include "kernels/cuda/common/ring.cuh"
 #include "kernels/cuda/common/views.h"
+#include "kernels/cuda/cuda_ops.h"
 #include "kernels/ops/op_checks.h"
 
 namespace tmamba::cuda {

@@ -1,10 +1,10 @@
 // RMSNorm. Forward: kGroup threads (a warp, or a whole block for wide rows) hold a row in registers. Backward: a block
 // holds several rows at once, each thread the same columns of all of them.
-#include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/common/device.cuh"
 #include "kernels/cuda/common/partial_sums.cuh"
 #include "kernels/cuda/common/ring.cuh"
 #include "kernels/cuda/common/views.h"
+#include "kernels/cuda/cuda_ops.h"
 #include "kernels/ops/op_checks.h"
 
 namespace tmamba::cuda {

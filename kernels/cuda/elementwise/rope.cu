@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <cmath>
 
-#include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/common/device.cuh"
 #include "kernels/cuda/common/views.h"
+#include "kernels/cuda/cuda_ops.h"
 #include "kernels/ops/op_checks.h"
 
 namespace tmamba::cuda {

@@ -1,7 +1,7 @@
 // Scans of whole states over segments, and states carried over tokens that add nothing.
-#include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/common/device.cuh"
 #include "kernels/cuda/common/views.h"
+#include "kernels/cuda/cuda_ops.h"
 #include "kernels/ops/op_checks.h"
 
 namespace tmamba::cuda {

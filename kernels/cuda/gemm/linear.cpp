@@ -1,7 +1,7 @@
 // y = x w^T and its gradients. cublasLt is column-major, where a row-major [rows, cols] is a [cols, rows]: every
 // product is written for the transposed output.
-#include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/common/views.h"
+#include "kernels/cuda/cuda_ops.h"
 #include "kernels/ops/op_checks.h"
 
 namespace tmamba::cuda {

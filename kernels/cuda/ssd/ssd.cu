@@ -2,9 +2,9 @@
 #include <algorithm>
 #include <limits>
 
+#include "kernels/cuda/common/views.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/ssd/ssd.cuh"
-#include "kernels/cuda/common/views.h"
 #include "kernels/ops/op_checks.h"
 #include "kernels/ops/ssd_empty.h"
 

@@ -1,8 +1,8 @@
 // What the SSM scan's kernels for Hopper share: where a chunk is, and its tiles.
 #pragma once
 
-#include "kernels/cuda/ssd/ssd_tiles.cuh"
 #include "kernels/cuda/common/wgmma.cuh"
+#include "kernels/cuda/ssd/ssd_tiles.cuh"
 
 namespace tmamba::cuda {
 

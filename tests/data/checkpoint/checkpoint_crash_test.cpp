@@ -8,8 +8,8 @@
 #include <set>
 #include <thread>
 
-#include "data/io/fs.h"
 #include "data/checkpoint/tensor_source.h"
+#include "data/io/fs.h"
 #include "dist/comm/self_communicator.h"
 #include "tests/data/checkpoint/checkpoint_fixture.h"
 #include "tests/data/checkpoint/syscall_tracer.h"

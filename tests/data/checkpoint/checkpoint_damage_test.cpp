@@ -7,9 +7,9 @@
 
 #include <cerrno>
 
+#include "data/checkpoint/tensor_source.h"
 #include "data/io/fs.h"
 #include "data/io/sha256.h"
-#include "data/checkpoint/tensor_source.h"
 #include "dist/comm/self_communicator.h"
 #include "kernels/base/buffer.h"
 #include "tests/data/checkpoint/checkpoint_fixture.h"

@@ -4,8 +4,8 @@
 
 #include <optional>
 
-#include "data/checkpoint/collective_guard.h"
 #include "data/checkpoint/slice_relay.h"
+#include "dist/comm/collective_guard.h"
 #include "tests/data/checkpoint/checkpoint_fixture.h"
 #include "tests/data/temp_folder.h"
 #include "tests/dist/comm/mpi_main.h"
@@ -20,9 +20,9 @@ using testing::IsEmpty;
 
 class CheckpointMpiTest : public testing::Test {
  protected:
-  CheckpointMpiTest() : comm(test_world().comm()), crew(comm) {
-    if (crew.first()) own = std::make_unique<TempFolder>();
-    folder = crew.from_first(own ? own->path().string() : "");
+  CheckpointMpiTest() : comm(test_world().comm()), guard(comm) {
+    if (guard.is_root()) own = std::make_unique<TempFolder>();
+    folder = guard.broadcast(own ? own->path().string() : "");
   }
   // The folder goes only when nobody looks at it any more.
   void TearDown() override { comm.barrier(); }
@@ -33,11 +33,11 @@ class CheckpointMpiTest : public testing::Test {
   }
   // All ranks must have thrown the same.
   void expect_same(const std::string& message) {
-    for (const std::string& other : crew.gather(message)) EXPECT_EQ(other, message);
+    for (const std::string& other : guard.gather(message)) EXPECT_EQ(other, message);
   }
 
   Communicator& comm;
-  Crew crew;
+  CollectiveGuard guard;
   std::unique_ptr<TempFolder> own;
   fs::path folder;
 };
@@ -178,7 +178,7 @@ TEST_F(CheckpointMpiTest, AllRanksAgreeOnTheNewestWholeOne) {
   const auto any = [](const fs::path&, const std::string&) {};
   EXPECT_EQ(newest_checkpoint(comm, folder / "absent", any), std::nullopt);
   for (int64_t step : {1, 2, 3, 4}) save(step, slices);
-  if (crew.first()) {
+  if (guard.is_root()) {
     const auto damage = [&](const std::string& name, int rank) {
       const fs::path file = folder / name / str("rank-0000", rank, ".h5");
       std::string text = file_text(file);
@@ -194,7 +194,7 @@ TEST_F(CheckpointMpiTest, AllRanksAgreeOnTheNewestWholeOne) {
   const auto found = newest_checkpoint(
       comm, folder, [&](const fs::path& path, const std::string&) { told.push_back(path.filename().string()); });
   EXPECT_EQ(found, folder / "step-00000001");
-  if (crew.first()) {
+  if (guard.is_root()) {
     EXPECT_THAT(told, ElementsAre("step-00000004", "step-00000003", "step-00000002"));
   }
   comm.barrier();
@@ -205,14 +205,14 @@ TEST_F(CheckpointMpiTest, AllRanksAgreeOnTheNewestWholeOne) {
 TEST_F(CheckpointMpiTest, TheKindOfAnErrorReachesAllRanks) {
   const int last = comm.size() - 1;
   const auto fail_on_last = [&](auto error) {
-    crew.together([&] {
+    guard.on_all([&] {
       if (comm.rank() == last) throw error;
     });
   };
   EXPECT_EQ(thrown<UserError>([&] { fail_on_last(UserError("no")); }), rank_prefix(last) + "no");
   EXPECT_EQ(thrown<Error>([&] { fail_on_last(std::bad_alloc()); }), rank_prefix(last) + "std::bad_alloc");
-  EXPECT_NO_THROW(crew.together([] {}));
-  const auto texts = crew.gather(std::string(static_cast<size_t>(comm.rank()), 'x'));
+  EXPECT_NO_THROW(guard.on_all([] {}));
+  const auto texts = guard.gather(std::string(static_cast<size_t>(comm.rank()), 'x'));
   for (size_t i = 0; i < texts.size(); ++i) EXPECT_EQ(texts[i], std::string(i, 'x'));
 }
 

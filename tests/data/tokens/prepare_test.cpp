@@ -9,8 +9,8 @@
 #include <numeric>
 #include <set>
 
-#include "data/tokens/corpus.h"
 #include "data/io/sha256.h"
+#include "data/tokens/corpus.h"
 #include "data/tokens/token_file.h"
 #include "data/tokens/tokenizer.h"
 #include "tests/data/text.h"

@@ -11,8 +11,8 @@
 
 #include "dist/planner/plan.h"
 #include "kernels/base/rng.h"
-#include "tests/dist/sequence/exchange_tools.h"
 #include "tests/dist/comm/mpi_main.h"
+#include "tests/dist/sequence/exchange_tools.h"
 
 namespace tmamba {
 namespace {

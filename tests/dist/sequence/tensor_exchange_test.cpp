@@ -5,8 +5,8 @@
 
 #include "dist/comm/shard.h"
 #include "kernels/base/rng.h"
-#include "tests/dist/sequence/exchange_tools.h"
 #include "tests/dist/comm/mpi_main.h"
+#include "tests/dist/sequence/exchange_tools.h"
 
 namespace tmamba {
 namespace {

@@ -4,11 +4,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "data/io/crc32c.h"
-#include "data/io/fs.h"
 #include "data/checkpoint/manifest.h"
 #include "data/checkpoint/safetensors.h"
 #include "data/checkpoint/tensor_source.h"
+#include "data/io/crc32c.h"
+#include "data/io/fs.h"
 #include "launch/cli/exit_code.h"
 #include "launch/state/run_state.h"
 #include "launch/verbs.h"

@@ -7,7 +7,6 @@
 
 #include "data/io/fs.h"
 #include "dist/comm/self_communicator.h"
-#include "launch/train/spike_guard.h"
 #include "launch/cli/line_log.h"
 #include "launch/state/run_progress.h"
 #include "launch/state/run_state.h"
@@ -15,6 +14,7 @@
 #include "launch/state/saver.h"
 #include "launch/state/sharding.h"
 #include "launch/state/snapshot.h"
+#include "launch/train/spike_guard.h"
 #include "model/schedule.h"
 #include "tests/data/checkpoint/checkpoint_fixture.h"
 #include "tests/data/temp_folder.h"

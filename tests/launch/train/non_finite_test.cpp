@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "data/tokens/prepare.h"
+#include "dist/comm/collective_guard.h"
 #include "launch/train/replica_check.h"
 #include "launch/train/trainer.h"
 #include "tests/dist/comm/mpi_main.h"

@@ -1,4 +1,4 @@
-#include "data/checkpoint/collective_guard.h"
+#include "dist/comm/collective_guard.h"
 
 #include <exception>
 
@@ -22,35 +22,33 @@ Tensor bytes_of(std::string& text) { return Tensor(text.data(), {static_cast<int
 
 }  // namespace
 
-void Crew::together(const std::function<void()>& step) {
+std::string broadcast_text(Communicator& comm, std::string text, int root) {
+  int64_t bytes = static_cast<int64_t>(text.size());
+  comm.broadcast(Tensor(&bytes, {1}, DType::i64), root).wait();
+  text.resize(static_cast<size_t>(bytes));
+  if (bytes > 0) comm.broadcast(bytes_of(text), root).wait();
+  return text;
+}
+
+void CollectiveGuard::on_all(const std::function<void()>& step) {
   const std::string problem = problem_of(step);
   int64_t failed = problem.empty() ? comm_.size() : comm_.rank();
   comm_.all_reduce(Tensor(&failed, {1}, DType::i64), ReduceOp::min).wait();
   if (failed == comm_.size()) return;
-  const std::string first_problem = from(static_cast<int>(failed), problem);
+  const std::string first_problem = broadcast_text(comm_, problem, static_cast<int>(failed));
   const std::string message =
       comm_.size() == 1 ? first_problem.substr(1) : str("rank ", failed, ": ", first_problem.substr(1));
   if (first_problem[0] == 'U') throw UserError(message);
   throw Error(message);
 }
 
-void Crew::first_does(const std::function<void()>& step) {
-  together([&] {
-    if (first()) step();
+void CollectiveGuard::on_root(const std::function<void()>& step) {
+  on_all([&] {
+    if (is_root()) step();
   });
 }
 
-std::string Crew::from_first(std::string text) { return from(0, std::move(text)); }
-
-std::string Crew::from(int root, std::string text) {
-  int64_t bytes = static_cast<int64_t>(text.size());
-  comm_.broadcast(Tensor(&bytes, {1}, DType::i64), root).wait();
-  text.resize(static_cast<size_t>(bytes));
-  if (bytes > 0) comm_.broadcast(bytes_of(text), root).wait();
-  return text;
-}
-
-std::vector<std::string> Crew::gather(const std::string& text) {
+std::vector<std::string> CollectiveGuard::gather(const std::string& text) {
   const size_t ranks = static_cast<size_t>(comm_.size());
   std::vector<int64_t> ones(ranks, 1), bytes(ranks);
   int64_t own = static_cast<int64_t>(text.size());
