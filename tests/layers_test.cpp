@@ -106,7 +106,9 @@ TEST(Layers, EveryIncludePointsDown) {
         Names path, reached;
         add_reachable(from, folders, path, reached);
         EXPECT_TRUE(reached.contains(to)) << where << ", but " << from << " does not link " << to;
-        if (from == "model" && to.starts_with("dist")) EXPECT_TRUE(kHeadersOfDistForModel.contains(header)) << where;
+        if (from == "model" && to.starts_with("dist")) {
+          EXPECT_TRUE(kHeadersOfDistForModel.contains(header)) << where;
+        }
       }
     }
   }

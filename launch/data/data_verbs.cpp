@@ -6,6 +6,7 @@
 
 #include "data/tokens/prepare.h"
 #include "data/tokens/tokenizer.h"
+#include "kernels/base/check.h"
 #include "launch/cli/command.h"
 #include "launch/cli/exit_code.h"
 #include "launch/cli/format.h"
