@@ -64,14 +64,12 @@ double LearningRate::at(int64_t step) const {
   return min + (peak - min) * 0.5 * (1 + std::cos(std::numbers::pi * progress));
 }
 
-std::array<double, kStepNumbers> step_numbers(int64_t step, double lr, const AdamwRule& rule, double grad_scale) {
-  std::array<double, kStepNumbers> numbers{};
-  numbers[kLr] = lr;
-  numbers[kBiasCorrection1] = 1 - std::pow(rule.beta1, static_cast<double>(step));
-  numbers[kBiasCorrection2] = 1 - std::pow(rule.beta2, static_cast<double>(step));
-  numbers[kGradScale] = grad_scale;
-  numbers[kTaken] = 1;
-  return numbers;
+StepScalars step_scalars(int64_t step, double lr, const AdamwRule& rule, double grad_scale) {
+  return {.lr = lr,
+          .bias_correction1 = 1 - std::pow(rule.beta1, static_cast<double>(step)),
+          .bias_correction2 = 1 - std::pow(rule.beta2, static_cast<double>(step)),
+          .grad_scale = grad_scale,
+          .applied = 1};
 }
 
 }  // namespace tmamba

@@ -2,12 +2,12 @@
 // ranks.
 #pragma once
 
-#include <array>
 #include <span>
 #include <vector>
 
 #include "kernels/base/buffer.h"
 #include "kernels/ops/ops.h"
+#include "kernels/ops/step_scalars.h"
 #include "model/parameters.h"
 
 namespace tmamba {
@@ -27,7 +27,8 @@ class Optimizer {
   Optimizer(std::vector<OwnedRows> owned, DType param_dtype, Device device);
 
   // Updates the state and the owned rows of `params` (a flat buffer of a ParameterTable). gradients[i] [acc] is that of
-  // owned()[i], in the shape of m(i). step_S: ops.h.
+  // owned()[i], in the shape of m(i). step_S: a
+  // StepScalars.
   void step(Ops& ops, const Tensor& params, std::span<const Tensor> gradients, const AdamwRule& rule,
             const ConstTensor& step_S);
 
@@ -63,7 +64,7 @@ struct LearningRate {
   double at(int64_t step) const;
 };
 
-// The numbers of one step (from 1) that is taken, on the host.
-std::array<double, kStepNumbers> step_numbers(int64_t step, double lr, const AdamwRule& rule, double grad_scale = 1);
+// The scalars of one step (from 1) that is applied, on the host.
+StepScalars step_scalars(int64_t step, double lr, const AdamwRule& rule, double grad_scale = 1);
 
 }  // namespace tmamba

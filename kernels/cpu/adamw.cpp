@@ -1,5 +1,3 @@
-#include <cmath>
-
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/ops/adamw_rule.h"
@@ -18,18 +16,15 @@ void update(T* master, T* m, T* v, const T* grad, int64_t count, T decay, const 
 
 }  // namespace
 
-void CpuOps::judge_step(Tensor step_S, ConstTensor sums_S, ConstTensor limits_L) {
-  check_judge_step(Device::cpu, step_S, sums_S, limits_L);
-  const double* sums = sums_S.data<double>();
-  const StepVerdict verdict =
-      judge(sums[kLossSum] / sums[kTokenCount], std::sqrt(sums[kSquares]), limits_L.data<double>());
-  step_S.data<double>()[kTaken] = verdict.taken ? 1 : 0;
-  step_S.data<double>()[kGradScale] = verdict.grad_scale;
+void CpuOps::check_step(Tensor step_S, ConstTensor sums_S, ConstTensor limits_S) {
+  check_check_step(Device::cpu, step_S, sums_S, limits_S);
+  decide_step(*scalars_in<StepScalars>(step_S), *scalars_in<StepSums>(sums_S), *scalars_in<StepLimits>(limits_S));
 }
 
 void CpuOps::adamw(std::span<const AdamwTensor> tensors, const AdamwRule& rule, ConstTensor step_S) {
   check_adamw(Device::cpu, tensors, step_S);
-  if (step_S.data<double>()[kTaken] == 0) return;
+  const StepScalars& step = *scalars_in<StepScalars>(step_S);
+  if (step.applied == 0) return;
   for (const AdamwTensor& x : tensors) {
     const int64_t count = x.master.numel();
     if (count == 0) continue;
@@ -38,7 +33,7 @@ void CpuOps::adamw(std::span<const AdamwTensor> tensors, const AdamwRule& rule, 
       T* m = x.m.data<T>();
       T* v = x.v.data<T>();
       const T* grad = x.grad.data<T>();
-      const AdamwCoefficients<T> k(rule, step_S.data<double>());
+      const AdamwCoefficients<T> k(rule, step);
       const T decay = x.decay ? k.decay : T(0);
       parallel_blocks(count, rows_per_block(1), [&](int64_t begin, int64_t end) {
         update(master + begin, m + begin, v + begin, grad + begin, end - begin, decay, k);

@@ -90,7 +90,7 @@ class CpuOps final : public Ops {
   void cross_entropy_gradient(Tensor logits_NV, ConstTensor max_N, ConstTensor sum_exp_N, ConstTensor targets_N,
                               int64_t vocab_begin, double scale) override;
 
-  void judge_step(Tensor step_S, ConstTensor sums_S, ConstTensor limits_L) override;
+  void check_step(Tensor step_S, ConstTensor sums_S, ConstTensor limits_S) override;
   void adamw(std::span<const AdamwTensor> tensors, const AdamwRule& rule, ConstTensor step_S) override;
 
  private:

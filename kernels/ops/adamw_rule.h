@@ -4,22 +4,23 @@
 #include <cmath>
 
 #include "kernels/ops/ops.h"
+#include "kernels/ops/step_scalars.h"
 
 namespace tmamba {
 
-// The numbers of a step, in the type T of the master.
+// The scalars of a step, in the type T of the master.
 template <class T>
 struct AdamwCoefficients {
   T grad_scale, beta1, beta2, step1, inverse_correction2, eps, decay;
 
-  constexpr AdamwCoefficients(const AdamwRule& rule, const double* step_S)
-      : grad_scale(static_cast<T>(step_S[kGradScale])),
+  constexpr AdamwCoefficients(const AdamwRule& rule, const StepScalars& step)
+      : grad_scale(static_cast<T>(step.grad_scale)),
         beta1(static_cast<T>(rule.beta1)),
         beta2(static_cast<T>(rule.beta2)),
-        step1(static_cast<T>(step_S[kLr] / step_S[kBiasCorrection1])),
-        inverse_correction2(static_cast<T>(1.0 / step_S[kBiasCorrection2])),
+        step1(static_cast<T>(step.lr / step.bias_correction1)),
+        inverse_correction2(static_cast<T>(1.0 / step.bias_correction2)),
         eps(static_cast<T>(rule.eps)),
-        decay(static_cast<T>(step_S[kLr] * rule.weight_decay)) {}
+        decay(static_cast<T>(step.lr * rule.weight_decay)) {}
 };
 
 // m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;

@@ -77,8 +77,8 @@ class CanonicalOps final : public Ops {
       }
     }
   }
-  void judge_step(Tensor step_S, ConstTensor sums_S, ConstTensor limits_L) override {
-    inner_->judge_step(step_S, sums_S, limits_L);
+  void check_step(Tensor step_S, ConstTensor sums_S, ConstTensor limits_S) override {
+    inner_->check_step(step_S, sums_S, limits_S);
   }
   void adamw(std::span<const AdamwTensor> tensors, const AdamwRule& rule, ConstTensor step_S) override {
     for (const AdamwTensor& x : tensors) {

@@ -126,7 +126,7 @@ class Counter final : public CountingOps {
   void cross_entropy_gradient(Tensor logits, ConstTensor, ConstTensor, ConstTensor, int64_t, double) override {
     counts_.elementwise += 4 * n(logits);
   }
-  void judge_step(Tensor, ConstTensor, ConstTensor) override {}
+  void check_step(Tensor, ConstTensor, ConstTensor) override {}
   void adamw(std::span<const AdamwTensor> tensors, const AdamwRule&, ConstTensor) override {
     for (const AdamwTensor& t : tensors) counts_.elementwise += 12 * n(t.master);
   }

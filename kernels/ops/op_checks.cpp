@@ -1,6 +1,7 @@
 #include "kernels/ops/op_checks.h"
 
 #include "kernels/ops/checks.h"
+#include "kernels/ops/step_scalars.h"
 
 namespace tmamba {
 
@@ -153,14 +154,14 @@ void check_cross_entropy_gradient(Device device, const Tensor& logits_NV, const 
   expect_on(device, targets_N, "cross_entropy targets_N", DType::i32, {N});
 }
 
-void check_judge_step(Device device, const Tensor& step_S, const ConstTensor& sums_S, const ConstTensor& limits_L) {
-  expect_on(device, step_S, "judge_step: step", DType::f64, {kStepNumbers});
-  expect_on(device, sums_S, "judge_step: sums", DType::f64, {kStepSums});
-  expect_on(device, limits_L, "judge_step: limits", DType::f64, {kStepLimits});
+void check_check_step(Device device, const Tensor& step_S, const ConstTensor& sums_S, const ConstTensor& limits_S) {
+  expect_on(device, step_S, "check_step: step", DType::f64, {kScalars<StepScalars>});
+  expect_on(device, sums_S, "check_step: sums", DType::f64, {kScalars<StepSums>});
+  expect_on(device, limits_S, "check_step: limits", DType::f64, {kScalars<StepLimits>});
 }
 
 void check_adamw(Device device, std::span<const AdamwTensor> tensors, const ConstTensor& step_S) {
-  expect_on(device, step_S, "adamw: step", DType::f64, {kStepNumbers});
+  expect_on(device, step_S, "adamw: step", DType::f64, {kScalars<StepScalars>});
   for (const AdamwTensor& x : tensors) {
     const DType acc = x.master.dtype();
     const int64_t count = x.master.numel();

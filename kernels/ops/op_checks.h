@@ -46,7 +46,7 @@ void check_cross_entropy_loss(Device device, const Tensor& loss_sum_1, const Ten
 void check_cross_entropy_gradient(Device device, const Tensor& logits_NV, const ConstTensor& max_N,
                                   const ConstTensor& sum_exp_N, const ConstTensor& targets_N);
 
-void check_judge_step(Device device, const Tensor& step_S, const ConstTensor& sums_S, const ConstTensor& limits_L);
+void check_check_step(Device device, const Tensor& step_S, const ConstTensor& sums_S, const ConstTensor& limits_S);
 void check_adamw(Device device, std::span<const AdamwTensor> tensors, const ConstTensor& step_S);
 
 // --- mixer_checks.cpp: what the mixers are made of -------------------------------------------------------------------

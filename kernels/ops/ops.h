@@ -129,15 +129,6 @@ struct AdamwRule {
   double beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0;
 };
 
-// The numbers that change from step to step: a float64 tensor step_S on the device, so that a recorded step, issued
-// again, finds new ones. kBiasCorrection{i} = 1 - beta_i^step; kGradScale multiplies every gradient; where kTaken is 0
-// the step is left out.
-enum StepNumber : int64_t { kLr, kBiasCorrection1, kBiasCorrection2, kGradScale, kTaken, kStepNumbers };
-// What a step is judged by, each a sum over all ranks: loss_sum_1 and count_1 of the tokens, squares of all gradients.
-enum StepSum : int64_t { kLossSum, kTokenCount, kSquares, kStepSums };
-// The gradient norm to clip at (0: never), and the loss per token and the gradient norm above which a step is left out.
-enum StepLimit : int64_t { kClip, kMostLoss, kMostGradNorm, kStepLimits };
-
 // One contiguous piece of the parameters. Where the parameter's type is the master's, `param` and `master` are the
 // same memory.
 struct AdamwTensor {
@@ -277,10 +268,9 @@ class Ops {
                                       int64_t vocab_begin, double scale) = 0;
 
   // --- Optimizer ---------------------------------------------------------------------------------------------------
-  // Sets kGradScale and kTaken of a step: it is taken where loss and gradient norm are finite and within their limits,
-  // with gradients scaled to the norm `clip` where they are longer. sums_S, limits_L float64.
-  virtual void judge_step(Tensor step_S, ConstTensor sums_S, ConstTensor limits_L) = 0;
-  // g = grad * grad_scale; m, v, master updated; param = master rounded. Nothing where the step is not taken.
+  // Sets grad_scale and applied of a StepScalars from StepSums and StepLimits (step_scalars.h, check_step.h).
+  virtual void check_step(Tensor step_S, ConstTensor sums_S, ConstTensor limits_S) = 0;
+  // g = grad * grad_scale; m, v, master updated; param = master rounded. Nothing where the step is skipped.
   virtual void adamw(std::span<const AdamwTensor> tensors, const AdamwRule& rule, ConstTensor step_S) = 0;
 };
 

@@ -180,8 +180,8 @@ class Timer final : public TimedOps {
     run("cross_entropy_gradient", bytes(logits_NV, max_N, sum_exp_N, targets_N),
         [&](Ops& ops) { ops.cross_entropy_gradient(logits_NV, max_N, sum_exp_N, targets_N, vocab_begin, scale); });
   }
-  void judge_step(Tensor step_S, ConstTensor sums_S, ConstTensor limits_L) override {
-    run("judge_step", bytes(step_S, sums_S, limits_L), [&](Ops& ops) { ops.judge_step(step_S, sums_S, limits_L); });
+  void check_step(Tensor step_S, ConstTensor sums_S, ConstTensor limits_S) override {
+    run("check_step", bytes(step_S, sums_S, limits_S), [&](Ops& ops) { ops.check_step(step_S, sums_S, limits_S); });
   }
   void adamw(std::span<const AdamwTensor> tensors, const AdamwRule& rule, ConstTensor step_S) override {
     run("adamw", sum_of(tensors, [](const AdamwTensor& t) { return bytes(t.param, t.master, t.m, t.v, t.grad); }),

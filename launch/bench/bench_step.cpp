@@ -144,7 +144,7 @@ void StepBench::mute(bool on) {
 
 void StepBench::step(Ops& ops) {
   StepOrders orders{.number = 1, .lr = 1e-4, .limits = {}};
-  orders.limits[kMostLoss] = orders.limits[kMostGradNorm] = std::numeric_limits<double>::infinity();
+  orders.limits.max_loss = orders.limits.max_grad_norm = std::numeric_limits<double>::infinity();
   step_.run(
       ops, orders, [this](int64_t, const Tensor& tokens_Bn, const Tensor& targets_Bn) { load(tokens_Bn, targets_Bn); },
       [] { return StepWishes{}; });

@@ -217,12 +217,12 @@ StepResult Trainer::train_step(int64_t step) {
   };
   const StepOrders orders{.number = step - state_.skipped, .lr = lr_schedule().at(step), .limits = limits()};
   const StepOutcome outcome = step_->run(timed_ops_ ? *timed_ops_ : *ops_, orders, load, wishes);
-  if (outcome.taken) guard_.took(outcome.loss, outcome.grad_norm);
+  if (outcome.applied) guard_.took(outcome.loss, outcome.grad_norm);
   return {.loss = outcome.loss,
           .grad_norm = outcome.grad_norm,
           .lr = orders.lr,
-          .skipped = !outcome.taken,
-          .spike = !outcome.taken && std::isfinite(outcome.loss) && std::isfinite(outcome.grad_norm),
+          .skipped = !outcome.applied,
+          .spike = !outcome.applied && std::isfinite(outcome.loss) && std::isfinite(outcome.grad_norm),
           .time_up = outcome.wishes[kTimeUp] > 0,
           .stop = outcome.wishes[kStop] > 0,
           .save = outcome.wishes[kSave] > 0,
@@ -230,12 +230,9 @@ StepResult Trainer::train_step(int64_t step) {
           .times = outcome.times};
 }
 
-std::array<double, kStepLimits> Trainer::limits() const {
+StepLimits Trainer::limits() const {
   const SpikeGuard::Limits most = guard_.limits();
-  std::array<double, kStepLimits> limits{};
-  limits[kClip] = config_.train.clip;
-  limits[kMostLoss] = most.loss, limits[kMostGradNorm] = most.grad_norm;
-  return limits;
+  return {.clip = config_.train.clip, .max_loss = most.loss, .max_grad_norm = most.grad_norm};
 }
 
 LearningRate Trainer::lr_schedule() const {

@@ -108,7 +108,7 @@ class Trainer {
   void finish_step(const StepResult& result, double step_seconds);
   void go_back();
   void finish();
-  std::array<double, kStepLimits> limits() const;
+  StepLimits limits() const;
   int stop_reason() const;
   bool wants_save() const;
   int stop_and_requeue();

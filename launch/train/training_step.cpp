@@ -49,12 +49,14 @@ int64_t TrainingStep::memory_bytes() const {
 }
 
 void TrainingStep::rehearse() {
-  const Tensor sums_S = numbers(kSums, kStepSums);
+  const Tensor sums_S = numbers(kSums, kScalars<StepSums>);
   std::memset(host_tokens_.data(), 0, host_tokens_.bytes());
   copy_blocking(tokens_2Bn_, host_tokens_2Bn_);
-  model_->forward_backward(
-      ops_, scratch_, params_, grads_, {tokens_2Bn_.select(0, 0), tokens_2Bn_.select(0, 1)}, 1,
-      {.loss_1 = sums_S.slice(0, kLossSum, 1), .count_1 = sums_S.slice(0, kTokenCount, 1), .loss_N = {}}, [](int) {});
+  model_->forward_backward(ops_, scratch_, params_, grads_, {tokens_2Bn_.select(0, 0), tokens_2Bn_.select(0, 1)}, 1,
+                           {.loss_1 = scalar_in(sums_S, &StepSums::loss_sum),
+                            .count_1 = scalar_in(sums_S, &StepSums::token_count),
+                            .loss_N = {}},
+                           [](int) {});
 }
 
 StepOutcome TrainingStep::run(Ops& ops, const StepOrders& orders, const Load& load,
@@ -72,18 +74,22 @@ StepOutcome TrainingStep::run(Ops& ops, const StepOrders& orders, const Load& lo
   ops.synchronize();
   times.compute += lap.next();
   std::array<double, kPlaces> host{};
+  const StepScalars scalars = step_scalars(orders.number, orders.lr, options_.rule);
   std::ranges::copy(wishes(), host.begin() + kWishes);
-  std::ranges::copy(step_numbers(orders.number, orders.lr, options_.rule), host.begin() + kStep);
-  std::ranges::copy(orders.limits, host.begin() + kLimits);
+  std::memcpy(host.data() + kStep, &scalars, sizeof(scalars));
+  std::memcpy(host.data() + kLimits, &orders.limits, sizeof(orders.limits));
   copy_blocking(numbers(kWishes, kSpare - kWishes), Tensor(host.data() + kWishes, {kSpare - kWishes}, DType::f64));
   issue(ops, Part::agree);
   times.agree = lap.next();
   issue(ops, Part::update);
   ops.synchronize();
-  copy_blocking(Tensor(host.data(), {kStep + kStepNumbers}, DType::f64), numbers(0, kStep + kStepNumbers));
-  StepOutcome outcome{.loss = host[kSums + kLossSum] / host[kSums + kTokenCount],
-                      .grad_norm = std::sqrt(host[kSums + kSquares]),
-                      .taken = host[kStep + kTaken] != 0};
+  copy_blocking(Tensor(host.data(), {kLimits}, DType::f64), numbers(0, kLimits));
+  const StepSums& sums = *scalars_in<StepSums>(Tensor(host.data() + kSums, {kScalars<StepSums>}, DType::f64));
+  const StepScalars& checked =
+      *scalars_in<StepScalars>(Tensor(host.data() + kStep, {kScalars<StepScalars>}, DType::f64));
+  StepOutcome outcome{.loss = sums.loss_sum / sums.token_count,
+                      .grad_norm = std::sqrt(sums.grad_squares),
+                      .applied = checked.applied != 0};
   times.update = lap.next();
   outcome.times = times;
   std::copy_n(host.begin() + kWishes, kStepWishes, outcome.wishes.begin());
@@ -119,33 +125,35 @@ bool TrainingStep::recorded() const {
 
 void TrainingStep::micro_batch(Ops& ops, bool first, bool last) {
   if (first) {
-    ops.fill(numbers(kSums, kStepSums), 0);
+    ops.fill(numbers(kSums, kScalars<StepSums>), 0);
     reducer_->begin_step();
   }
   // Where every micro-batch is summed over the ranks at once, the next one starts from zero.
   if (first || reduces(false)) ops.fill(grads_, 0);
   // All tensor-parallel ranks have the loss of the tokens they share; one counts it.
-  const Tensor loss_2 = numbers(ranks_.at.tp == 0 ? kSums : kSpare, 2);
-  model_->forward_backward(
-      ops, scratch_, params_, grads_, {tokens_2Bn_.select(0, 0), tokens_2Bn_.select(0, 1)}, grad_scale_,
-      {.loss_1 = loss_2.slice(0, kLossSum, 1), .count_1 = loss_2.slice(0, kTokenCount, 1), .loss_N = {}},
-      [&](int bucket) {
-        if (!reduces(last)) return;
-        const Slice range = reducer_->bucket_range(bucket);
-        reducer_->start(bucket, grads_.slice(0, range.begin, range.count));
-      });
+  const Tensor sums_S = numbers(ranks_.at.tp == 0 ? kSums : kSpare, kScalars<StepSums>);
+  model_->forward_backward(ops, scratch_, params_, grads_, {tokens_2Bn_.select(0, 0), tokens_2Bn_.select(0, 1)},
+                           grad_scale_,
+                           {.loss_1 = scalar_in(sums_S, &StepSums::loss_sum),
+                            .count_1 = scalar_in(sums_S, &StepSums::token_count),
+                            .loss_N = {}},
+                           [&](int bucket) {
+                             if (!reduces(last)) return;
+                             const Slice range = reducer_->bucket_range(bucket);
+                             reducer_->start(bucket, grads_.slice(0, range.begin, range.count));
+                           });
   if (reduces(last)) reducer_->finish();
 }
 
 void TrainingStep::agree(Ops& ops) {
   const std::vector<ConstTensor> counted = counted_gradients();
-  ops.sum_squares(numbers(kSums + kSquares, 1), counted);
+  ops.sum_squares(scalar_in(numbers(kSums, kScalars<StepSums>), &StepSums::grad_squares), counted);
   ranks_.all.all_reduce(numbers(kSums, kStep - kSums), ReduceOp::sum).wait();
 }
 
 void TrainingStep::update(Ops& ops) {
-  const Tensor step_S = numbers(kStep, kStepNumbers);
-  ops.judge_step(step_S, numbers(kSums, kStepSums), numbers(kLimits, kStepLimits));
+  const Tensor step_S = numbers(kStep, kScalars<StepScalars>);
+  ops.check_step(step_S, numbers(kSums, kScalars<StepSums>), numbers(kLimits, kScalars<StepLimits>));
   optimizer_->step(ops, params_, gradients_, options_.rule, step_S);
   reducer_->gather_parameters(params_);
 }

@@ -1,7 +1,7 @@
 // class TrainingStep: one optimizer step of this rank and all that it needs - parameters, gradients, activations,
 // optimizer state, the exchanges with other ranks - planned by a dry run and allocated once. On a device that can
-// record, a step is issued by a few calls (CUDA graphs): whether it is taken, and by what its gradients are scaled, is
-// decided on the device. Knows no data, no files, no logs.
+// record, a step is issued by a few calls (CUDA graphs): whether it is applied, and by what its gradients are scaled,
+// is decided on the device. Knows no data, no files, no logs.
 #pragma once
 
 #include <array>
@@ -40,7 +40,7 @@ using StepWishes = std::array<double, kStepWishes>;
 struct StepOrders {
   int64_t number = 1;  // among the steps taken, from 1
   double lr = 0;
-  std::array<double, kStepLimits> limits{};  // StepLimit
+  StepLimits limits;
 };
 
 // Where the host's time in a step went, in seconds. On a GPU the wait for the slowest rank is in `update`.
@@ -54,7 +54,7 @@ struct StepTimes {
 struct StepOutcome {
   double loss = 0;       // nats per token, over the global batch
   double grad_norm = 0;  // before clipping
-  bool taken = false;
+  bool applied = false;
   StepWishes wishes{};  // sums over ranks
   StepTimes times;
 };
@@ -96,8 +96,9 @@ class TrainingStep {
  private:
   // Where numbers stand on the device, float64: sums and wishes together, since one message agrees on both; last the
   // sums that another rank counts.
-  static constexpr int64_t kSums = 0, kWishes = kSums + kStepSums, kStep = kWishes + kStepWishes,
-                           kLimits = kStep + kStepNumbers, kSpare = kLimits + kStepLimits, kPlaces = kSpare + 2;
+  static constexpr int64_t kSums = 0, kWishes = kSums + kScalars<StepSums>, kStep = kWishes + kStepWishes,
+                           kLimits = kStep + kScalars<StepScalars>, kSpare = kLimits + kScalars<StepLimits>,
+                           kPlaces = kSpare + kScalars<StepSums>;
   // A part of the step that is issued at once; run once op by op, then recorded.
   struct Segment {
     bool ran = false;

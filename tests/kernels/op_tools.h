@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cstring>
 #include <deque>
 #include <map>
 #include <string>
@@ -12,6 +13,7 @@
 #include "kernels/base/buffer.h"
 #include "kernels/base/rng.h"
 #include "kernels/ops/ops.h"
+#include "kernels/ops/step_scalars.h"
 
 namespace tmamba::test {
 
@@ -39,6 +41,14 @@ struct Array {
 };
 
 using Arrays = std::map<std::string, Array>;
+
+// A struct of scalars (step_scalars.h) as an array.
+template <StructOfDoubles Scalars>
+Array array_of(const Scalars& scalars) {
+  Array out({kScalars<Scalars>});
+  std::memcpy(out.data.data(), &scalars, sizeof(scalars));
+  return out;
+}
 
 // Random arrays of float32 numbers, so that float32 and float64 runs see the same inputs. One seed, printed by
 // the checks below when they fail.

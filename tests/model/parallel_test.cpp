@@ -93,8 +93,8 @@ class LayoutRunner {
 
   void update(int64_t step) {
     const AdamwRule rule{.weight_decay = 0.1};
-    auto numbers = step_numbers(step, 1e-3, rule);
-    optimizer_->step(*ops_, params(), gradients_, rule, Tensor(numbers.data(), {kStepNumbers}, DType::f64));
+    StepScalars scalars = step_scalars(step, 1e-3, rule);
+    optimizer_->step(*ops_, params(), gradients_, rule, scalars_tensor(scalars));
     reducer_->gather_parameters(params());
   }
 
@@ -199,8 +199,8 @@ Alone train_alone(const GoldenFile& golden, DType dtype) {
     std::vector<Tensor> gradients;
     for (const OwnedRows& rows : optimizer.owned()) gradients.push_back(Optimizer::rows_of(runner.grads(), rows));
     const AdamwRule rule{.weight_decay = 0.1};
-    auto numbers = step_numbers(step, 1e-3, rule);
-    optimizer.step(runner.ops(), runner.params(), gradients, rule, Tensor(numbers.data(), {kStepNumbers}, DType::f64));
+    StepScalars scalars = step_scalars(step, 1e-3, rule);
+    optimizer.step(runner.ops(), runner.params(), gradients, rule, scalars_tensor(scalars));
   }
   alone.params = values(runner.params());
   return alone;

@@ -49,10 +49,10 @@ __device__ void store_rounded(void* param, int64_t at, const Raw<T, N>& master, 
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    adamw_kernel(const __grid_constant__ List<T> list, AdamwRule rule, const double* step_S) {
+    adamw_kernel(const __grid_constant__ List<T> list, AdamwRule rule, const StepScalars* step) {
   constexpr int V = kVec<T>;
-  if (step_S[kTaken] == 0) return;
-  const AdamwCoefficients<T> k(rule, step_S);
+  if (step->applied == 0) return;
+  const AdamwCoefficients<T> k(rule, *step);
   const typename List<T>::Entry& x = list.entry[entry_with_block(list, blockIdx.x)];
   const int64_t begin = (blockIdx.x - x.first_block) * kBlock;
   const int64_t end = begin + kBlock < x.count ? begin + kBlock : x.count;
@@ -82,10 +82,8 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-__global__ void judge_kernel(double* step_S, const double* sums_S, const double* limits_L) {
-  const StepVerdict verdict = judge(sums_S[kLossSum] / sums_S[kTokenCount], sqrt(sums_S[kSquares]), limits_L);
-  step_S[kTaken] = verdict.taken ? 1 : 0;
-  step_S[kGradScale] = verdict.grad_scale;
+__global__ void check_step_kernel(StepScalars* step, const StepSums* sums, const StepLimits* limits) {
+  decide_step(*step, *sums, *limits);
 }
 
 template <class T>
@@ -108,10 +106,10 @@ typename List<T>::Entry entry_of(const AdamwTensor& x, int64_t first_block) {
 }
 
 template <class T>
-void run(cudaStream_t stream, std::span<const AdamwTensor> tensors, const AdamwRule& rule, const double* step_S) {
+void run(cudaStream_t stream, std::span<const AdamwTensor> tensors, const AdamwRule& rule, const StepScalars* step) {
   List<T> list;
   const auto flush = [&] {
-    launch(stream, {list.blocks}, kThreads, 0, adamw_kernel<T>, list, rule, step_S);
+    launch(stream, {list.blocks}, kThreads, 0, adamw_kernel<T>, list, rule, step);
     list.entries = 0, list.blocks = 0;
   };
   for (const AdamwTensor& x : tensors) {
@@ -125,15 +123,16 @@ void run(cudaStream_t stream, std::span<const AdamwTensor> tensors, const AdamwR
 
 }  // namespace
 
-void CudaOps::judge_step(Tensor step_S, ConstTensor sums_S, ConstTensor limits_L) {
-  check_judge_step(Device::cuda, step_S, sums_S, limits_L);
-  launch(stream(), {}, 1, 0, judge_kernel, step_S.data<double>(), sums_S.data<double>(), limits_L.data<double>());
+void CudaOps::check_step(Tensor step_S, ConstTensor sums_S, ConstTensor limits_S) {
+  check_check_step(Device::cuda, step_S, sums_S, limits_S);
+  launch(stream(), {}, 1, 0, check_step_kernel, scalars_in<StepScalars>(step_S), scalars_in<StepSums>(sums_S),
+         scalars_in<StepLimits>(limits_S));
 }
 
 void CudaOps::adamw(std::span<const AdamwTensor> tensors, const AdamwRule& rule, ConstTensor step_S) {
   check_adamw(Device::cuda, tensors, step_S);
-  run<float>(stream(), tensors, rule, step_S.data<double>());
-  run<double>(stream(), tensors, rule, step_S.data<double>());
+  run<float>(stream(), tensors, rule, scalars_in<StepScalars>(step_S));
+  run<double>(stream(), tensors, rule, scalars_in<StepScalars>(step_S));
 }
 
 }  // namespace tmamba::cuda

@@ -66,8 +66,8 @@ TEST(CudaGraph, ReplayGivesTheSameBits) {
   EXPECT_EQ(joined, 1);
 }
 
-// A step's numbers lie on the device: a replay takes those that are there by then.
-TEST(CudaGraph, ReplayReadsTheNumbersOfItsStep) {
+// The scalars of a step lie on the device: a replay reads those that are there when it runs.
+TEST(CudaGraph, ReplayReadsTheScalarsOfItsStep) {
   Tensors t(gpu(), DType::bf16, 0);
   Inputs inputs(42);
   const Array start = inputs.f32({1000}), grad = inputs.f32({1000});
@@ -75,14 +75,17 @@ TEST(CudaGraph, ReplayReadsTheNumbersOfItsStep) {
     const Tensor master = t.in_acc(start), param = t.out({1000}), m = t.in_acc(Array({1000})),
                  v = t.in_acc(Array({1000}));
     const AdamwTensor tensor{param, master, m, v, t.in_acc(grad), true};
-    Buffer numbers({kStepNumbers}, DType::f64, Device::cuda);
-    const Tensor step_S = numbers.tensor({kStepNumbers}, DType::f64);
+    Buffer scalars({kScalars<StepScalars>}, DType::f64, Device::cuda);
+    const Tensor step_S = scalars.tensor({kScalars<StepScalars>}, DType::f64);
     const auto work = [&] { gpu().adamw({&tensor, 1}, {.weight_decay = 0.1}, step_S); };
     const auto recording = gpu().record(work);
     for (int step = 1; step <= 3; ++step) {
-      double host[kStepNumbers] = {/*lr*/ 0.1 * step, 1 - std::pow(0.9, step), 1 - std::pow(0.95, step), /*scale*/ 1,
-                                   /*taken*/ step == 2 ? 0.0 : 1.0};
-      copy_blocking(step_S, Tensor(host, {kStepNumbers}, DType::f64));
+      StepScalars host{.lr = 0.1 * step,
+                       .bias_correction1 = 1 - std::pow(0.9, step),
+                       .bias_correction2 = 1 - std::pow(0.95, step),
+                       .grad_scale = 1,
+                       .applied = step == 2 ? 0.0 : 1.0};
+      copy_blocking(step_S, scalars_tensor(host));
       replayed ? recording->replay() : work();
       gpu().synchronize();
     }

@@ -401,9 +401,11 @@ TEST(CudaAdamw, ManyTensors) {
     parameters.push_back({inputs.bf16({size}), inputs.bf16({size}, -0.1, 0.1), inputs.bf16({size}, 0, 0.01),
                           inputs.bf16({size}), parameters.size() % 2 == 0});
   }
-  Array step({kStepNumbers});
-  step(kLr) = 1e-2, step(kGradScale) = 0.5, step(kTaken) = 1;
-  step(kBiasCorrection1) = 1 - std::pow(0.9, 3), step(kBiasCorrection2) = 1 - std::pow(0.95, 3);
+  const Array step = array_of(StepScalars{.lr = 1e-2,
+                                          .bias_correction1 = 1 - std::pow(0.9, 3),
+                                          .bias_correction2 = 1 - std::pow(0.95, 3),
+                                          .grad_scale = 0.5,
+                                          .applied = 1});
   check_body({.name = "adamw", .acc_error = 64 * 0x1p-24}, [&](Tensors& t) {
     std::vector<AdamwTensor> list;
     for (const Parameter& p : parameters) {

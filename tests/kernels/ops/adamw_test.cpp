@@ -9,11 +9,13 @@ namespace {
 constexpr AdamwRule kRule{.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-3, .weight_decay = 0.1};
 constexpr double kStepLr = 0.01, kCorrection1 = 0.19, kCorrection2 = 0.0975, kScale = 0.5;
 
-Tensor numbers(Runner& r, bool taken) {
-  Array step({kStepNumbers});
-  step(kLr) = kStepLr, step(kBiasCorrection1) = kCorrection1, step(kBiasCorrection2) = kCorrection2;
-  step(kGradScale) = kScale, step(kTaken) = taken ? 1 : 0;
-  return r.make(step, DType::f64);
+Tensor scalars(Runner& r, bool applied) {
+  return r.make(array_of(StepScalars{.lr = kStepLr,
+                                     .bias_correction1 = kCorrection1,
+                                     .bias_correction2 = kCorrection2,
+                                     .grad_scale = kScale,
+                                     .applied = applied ? 1.0 : 0.0}),
+                DType::f64);
 }
 
 struct State {
@@ -44,7 +46,7 @@ TEST(Adamw, MatchesPlainLoops) {
       const Tensor master = r.in(states[i].master);
       tensors.push_back({master, master, r.in(states[i].m), r.in(states[i].v), r.in(states[i].grad), i % 2 == 0});
     }
-    r.ops().adamw(tensors, kRule, numbers(r, true));
+    r.ops().adamw(tensors, kRule, scalars(r, true));
     const double tolerance = dtype == DType::f32 ? 4e-7 : 1e-15;
     for (size_t i = 0; i < states.size(); ++i) {
       const State expected = stepped(states[i], tensors[i].decay);
@@ -60,27 +62,27 @@ TEST(Adamw, ParameterIsTheMasterRounded) {
   const State s(100);
   const Tensor param = r.out({100}), master = r.in(s.master);
   const AdamwTensor tensor{param, master, r.in(s.m), r.in(s.v), r.in(s.grad), true};
-  r.ops().adamw({&tensor, 1}, kRule, numbers(r, true));
+  r.ops().adamw({&tensor, 1}, kRule, scalars(r, true));
   EXPECT_EQ(relative_error(r.get(param), r.get(master)), 0.0);
 }
 
-TEST(Adamw, AStepThatIsNotTakenChangesNothing) {
+TEST(Adamw, ASkippedStepChangesNothing) {
   Runner r(test_ops(), DType::f32);
   const State s(100);
   const Tensor master = r.in(s.master), m = r.in(s.m), v = r.in(s.v);
   const Array before = r.get(master), m_before = r.get(m), v_before = r.get(v);
   const AdamwTensor tensor{master, master, m, v, r.in(s.grad), true};
-  r.ops().adamw({&tensor, 1}, kRule, numbers(r, false));
+  r.ops().adamw({&tensor, 1}, kRule, scalars(r, false));
   EXPECT_EQ(relative_error(r.get(master), before), 0.0);
   EXPECT_EQ(relative_error(r.get(m), m_before), 0.0);
   EXPECT_EQ(relative_error(r.get(v), v_before), 0.0);
 }
 
-TEST(JudgeStep, TakesWhatIsFiniteAndWithinItsLimits) {
+TEST(CheckStep, AppliesWhatIsFiniteAndWithinItsLimits) {
   constexpr double inf = std::numeric_limits<double>::infinity(), nan = std::numeric_limits<double>::quiet_NaN();
   struct Case {
-    double loss_sum, count, squares, clip, most_loss, most_norm;
-    bool taken;
+    double loss_sum, count, squares, clip, max_loss, max_norm;
+    bool applied;
     double scale;
   };
   // Loss 3, norm 2.
@@ -93,15 +95,15 @@ TEST(JudgeStep, TakesWhatIsFiniteAndWithinItsLimits) {
   for (size_t i = 0; i < cases.size(); ++i) {
     const Case& c = cases[i];
     Runner r(test_ops(), DType::f32);
-    Array sums({kStepSums}), limits({kStepLimits});
-    sums(kLossSum) = c.loss_sum, sums(kTokenCount) = c.count, sums(kSquares) = c.squares;
-    limits(kClip) = c.clip, limits(kMostLoss) = c.most_loss, limits(kMostGradNorm) = c.most_norm;
-    const Tensor step = numbers(r, !c.taken);
-    r.ops().judge_step(step, r.make(sums, DType::f64), r.make(limits, DType::f64));
-    const Array judged = r.get(step);
-    EXPECT_EQ(judged(kTaken), c.taken ? 1 : 0) << "case " << i;
-    EXPECT_EQ(judged(kGradScale), c.scale) << "case " << i;
-    EXPECT_EQ(judged(kLr), kStepLr) << "case " << i;
+    const Array sums = array_of(StepSums{c.loss_sum, c.count, c.squares});
+    const Array limits = array_of(StepLimits{c.clip, c.max_loss, c.max_norm});
+    const Tensor step = scalars(r, !c.applied);
+    r.ops().check_step(step, r.make(sums, DType::f64), r.make(limits, DType::f64));
+    Array checked = r.get(step);
+    const StepScalars& result = *scalars_in<StepScalars>(Tensor(checked.data.data(), {checked.numel()}, DType::f64));
+    EXPECT_EQ(result.applied, c.applied ? 1 : 0) << "case " << i;
+    EXPECT_EQ(result.grad_scale, c.scale) << "case " << i;
+    EXPECT_EQ(result.lr, kStepLr) << "case " << i;
   }
 }
 
@@ -110,7 +112,7 @@ TEST(Adamw, RefusesAGradientOfAnotherSize) {
   const State s(10);
   const Tensor master = r.in(s.master);
   const AdamwTensor tensor{master, master, r.in(s.m), r.in(s.v), r.in(Array({9})), true};
-  EXPECT_THROW(r.ops().adamw({&tensor, 1}, kRule, numbers(r, true)), Error);
+  EXPECT_THROW(r.ops().adamw({&tensor, 1}, kRule, scalars(r, true)), Error);
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <functional>
 #include <limits>
 
+#include "kernels/ops/step_scalars.h"
 #include "tests/kernels/op_tools.h"
 
 namespace tmamba::test {
@@ -206,8 +207,8 @@ Arrays optimizer(Runner& r, Random& random) {
                        .grad = g,
                        .decay = g.dims() == 2});
   }
-  double step[kStepNumbers] = {/*lr*/ 0.1, 1, 1, /*grad_scale*/ 0.5, /*taken*/ 1};
-  r.ops().adamw(tensors, {.weight_decay = 0.1}, Tensor(step, {kStepNumbers}, DType::f64));
+  StepScalars step{.lr = 0.1, .bias_correction1 = 1, .bias_correction2 = 1, .grad_scale = 0.5, .applied = 1};
+  r.ops().adamw(tensors, {.weight_decay = 0.1}, scalars_tensor(step));
   return {{"squares", r.get(squares)},
           {"matrix", r.get(tensors[0].param)},
           {"vector", r.get(tensors[1].param)},
