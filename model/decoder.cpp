@@ -106,27 +106,40 @@ void Decoder::feed_chunk(Ops& ops, const Tensor& params, ConstTensor tokens_Bn) 
   const Tensor h_NC = work_.h.tensor({N, C}, dtype_), delta_NC = work_.delta.tensor({N, C}, dtype_);
   const Tensor u_NC = work_.u.tensor({N, C}, dtype_), rstd_N = work_.rstd.tensor({N}, acc_);
   for (int64_t b = 0; b < B; ++b) {
-    ops.embedding_forward(h_NC.slice(0, b * n, n), table_.view(params, "embedding.weight"), tokens_Bn.select(0, b), 0);
+    ops.embedding_forward({.y_NC = h_NC.slice(0, b * n, n),
+                           .table_VC = table_.view(params, "embedding.weight"),
+                           .tokens_N = tokens_Bn.select(0, b),
+                           .vocab_begin = 0});
   }
   for (size_t i = 0; i < layers_.size(); ++i) {
-    ops.rmsnorm_forward(u_NC, rstd_N, {}, h_NC, {}, table_.view(params, str("layers.", i, ".mixer.norm.weight")), eps);
+    ops.rmsnorm_forward({.y_NC = u_NC,
+                         .rstd_N = rstd_N,
+                         .x_NC = h_NC,
+                         .w_C = table_.view(params, str("layers.", i, ".mixer.norm.weight")),
+                         .eps = eps});
     mixer(ops, params, i, delta_NC, u_NC, n);
-    ops.add(h_NC, delta_NC);
-    ops.rmsnorm_forward(u_NC, rstd_N, {}, h_NC, {}, table_.view(params, str("layers.", i, ".mlp.norm.weight")), eps);
+    ops.add({h_NC, delta_NC});
+    ops.rmsnorm_forward({.y_NC = u_NC,
+                         .rstd_N = rstd_N,
+                         .x_NC = h_NC,
+                         .w_C = table_.view(params, str("layers.", i, ".mlp.norm.weight")),
+                         .eps = eps});
     const MlpParams mlp = MlpParams::of(table_, params, static_cast<int64_t>(i));
     const Tensor gate_up_N2F = work_.gate_up.tensor({N, 2 * ffn_}, dtype_),
                  act_NF = work_.act.tensor({N, ffn_}, dtype_);
-    ops.linear_forward(gate_up_N2F, u_NC, mlp.gate_up_2FC);
-    ops.swiglu_forward(act_NF, gate_up_N2F);
-    ops.linear_forward(delta_NC, act_NF, mlp.down_CF);
-    ops.add(h_NC, delta_NC);
+    ops.linear_forward({.y_NO = gate_up_N2F, .x_NI = u_NC, .w_OI = mlp.gate_up_2FC});
+    ops.swiglu_forward({.h_NF = act_NF, .gate_up_N2F = gate_up_N2F});
+    ops.linear_forward({.y_NO = delta_NC, .x_NI = act_NF, .w_OI = mlp.down_CF});
+    ops.add({h_NC, delta_NC});
   }
   position_ += n;
-  ops.rmsnorm_forward(u_NC, rstd_N, {}, h_NC, {}, table_.view(params, "norm.weight"), eps);
+  ops.rmsnorm_forward(
+      {.y_NC = u_NC, .rstd_N = rstd_N, .x_NC = h_NC, .w_C = table_.view(params, "norm.weight"), .eps = eps});
   const Tensor last_BC = work_.last.tensor({B, C}, dtype_);
-  ops.copy(last_BC, u_NC.view({B, n, C}).select(1, n - 1));
-  ops.linear_forward(work_.logits.tensor({B, config_.vocab}, dtype_), last_BC,
-                     table_.view(params, config_.tied_head ? "embedding.weight" : "head.weight"));
+  ops.copy({last_BC, u_NC.view({B, n, C}).select(1, n - 1)});
+  ops.linear_forward({.y_NO = work_.logits.tensor({B, config_.vocab}, dtype_),
+                      .x_NI = last_BC,
+                      .w_OI = table_.view(params, config_.tied_head ? "embedding.weight" : "head.weight")});
 }
 
 void Decoder::mixer(Ops& ops, const Tensor& params, size_t index, Tensor out_NC, ConstTensor u_NC, int64_t n) {
@@ -135,19 +148,26 @@ void Decoder::mixer(Ops& ops, const Tensor& params, size_t index, Tensor out_NC,
   const int64_t B = batch_, N = B * n, C = config_.dim, H = heads_;
   const int64_t attention = std::clamp<int64_t>(layer.transpoint - position_, 0, n);
   const Tensor pre_BnX = acts(work_.pre, n, 3 * C);
-  ops.linear_forward(pre_BnX.view({N, 3 * C}), u_NC, w.qkv_XC);
-  ops.conv_silu_forward(acts(work_.qkv, n, 3 * C), pre_BnX, layer.tail_BWX.tensor({B, config_.conv - 1, 3 * C}, dtype_),
-                        w.conv_XW, w.conv_bias_X);
+  ops.linear_forward({.y_NO = pre_BnX.view({N, 3 * C}), .x_NI = u_NC, .w_OI = w.qkv_XC});
+  ops.conv_silu_forward({.y_BTC = acts(work_.qkv, n, 3 * C),
+                         .x_BTC = pre_BnX,
+                         .halo_BWC = layer.tail_BWX.tensor({B, config_.conv - 1, 3 * C}, dtype_),
+                         .w_CW = w.conv_XW,
+                         .b_C = w.conv_bias_X});
   shift_tail(ops, layer, pre_BnX);
   const Tensor raw_NH = work_.raw.tensor({N, H}, dtype_);
-  ops.linear_forward(raw_NH, u_NC, w.dt_HC);
-  ops.dt_forward(work_.dt.tensor({N, H}, acc_), work_.log_a.tensor({N, H}, acc_), raw_NH, w.dt_bias_H, w.A_log_H);
+  ops.linear_forward({.y_NO = raw_NH, .x_NI = u_NC, .w_OI = w.dt_HC});
+  ops.dt_forward({.dt_NH = work_.dt.tensor({N, H}, acc_),
+                  .log_a_NH = work_.log_a.tensor({N, H}, acc_),
+                  .raw_NH = raw_NH,
+                  .bias_H = w.dt_bias_H,
+                  .A_log_H = w.A_log_H});
   if (attention > 0) {
     attend(ops, layer, n, attention);
     if (position_ + attention == layer.transpoint) collapse(ops, layer);
   }
   if (attention < n) scan(ops, layer, n, attention, params, index, u_NC);
-  ops.linear_forward(out_NC, acts(work_.mixed, n, C).view({N, C}), w.out_CC);
+  ops.linear_forward({.y_NO = out_NC, .x_NI = acts(work_.mixed, n, C).view({N, C}), .w_OI = w.out_CC});
 }
 
 // The tail becomes the last W-1 rows of (tail, pre).
@@ -155,9 +175,9 @@ void Decoder::shift_tail(Ops& ops, Layer& layer, const Tensor& pre_BnX) {
   const int64_t rows = config_.conv - 1, n = pre_BnX.size(1), fresh = std::min(n, rows);
   const Tensor tail = layer.tail_BWX.tensor({batch_, rows, pre_BnX.size(2)}, dtype_);
   const Tensor next = work_.tail.tensor({batch_, rows, pre_BnX.size(2)}, dtype_);
-  if (fresh < rows) ops.copy(next.slice(1, 0, rows - fresh), tail.slice(1, fresh, rows - fresh));
-  ops.copy(next.slice(1, rows - fresh, fresh), pre_BnX.slice(1, n - fresh, fresh));
-  ops.copy(tail, next);
+  if (fresh < rows) ops.copy({next.slice(1, 0, rows - fresh), tail.slice(1, fresh, rows - fresh)});
+  ops.copy({next.slice(1, rows - fresh, fresh), pre_BnX.slice(1, n - fresh, fresh)});
+  ops.copy({tail, next});
 }
 
 // The first `count` of the n new tokens attend to the cache, which they join.
@@ -165,13 +185,16 @@ void Decoder::attend(Ops& ops, Layer& layer, int64_t n, int64_t count) {
   const int64_t B = batch_;
   const Tensor q = part(n, 0, 0, count);
   const Tensor keys = cached(layer.keys_BPHD, layer), values = cached(layer.values_BPHD, layer);
-  ops.rope_forward(q, q, position_, config_.rope_theta);
-  ops.rope_forward(keys.slice(1, position_, count), part(n, 1, 0, count), position_, config_.rope_theta);
-  ops.copy(values.slice(1, position_, count), part(n, 2, 0, count));
-  ops.copy(layer.dt_BPH.tensor({B, layer.capacity, heads_}, acc_).slice(1, position_, count),
-           heads_of(work_.dt, n).slice(1, 0, count));
-  ops.copy(layer.log_a_BPH.tensor({B, layer.capacity, heads_}, acc_).slice(1, position_, count),
-           heads_of(work_.log_a, n).slice(1, 0, count));
+  ops.rope_forward({.y_BTHD = q, .x_BTHD = q, .position = position_, .theta = config_.rope_theta});
+  ops.rope_forward({.y_BTHD = keys.slice(1, position_, count),
+                    .x_BTHD = part(n, 1, 0, count),
+                    .position = position_,
+                    .theta = config_.rope_theta});
+  ops.copy({values.slice(1, position_, count), part(n, 2, 0, count)});
+  ops.copy({layer.dt_BPH.tensor({B, layer.capacity, heads_}, acc_).slice(1, position_, count),
+            heads_of(work_.dt, n).slice(1, 0, count)});
+  ops.copy({layer.log_a_BPH.tensor({B, layer.capacity, heads_}, acc_).slice(1, position_, count),
+            heads_of(work_.log_a, n).slice(1, 0, count)});
   ops.attention_forward({.o_BTHD = acts(work_.mixed, n, config_.dim).slice(1, 0, count).split(2, heads_, head_dim_),
                          .lse_BTH = heads_of(work_.lse, count),
                          .q_BTHD = q,
@@ -187,7 +210,7 @@ void Decoder::collapse(Ops& ops, Layer& layer) {
   layer.state_BHDD = Buffer({B, heads_, head_dim_, head_dim_}, acc_, device_);
   if (config_.converter == Converter::exact) {
     const Tensor keys = cached(layer.keys_BPHD, layer);
-    ops.rope_backward(keys, keys, 0, config_.rope_theta);
+    ops.rope_backward({.dx_BTHD = keys, .dy_BTHD = keys, .position = 0, .theta = config_.rope_theta});
     ops.ssd_forward({.y_BTHD = {},
                      .final_state_BHKD = layer.state_BHDD.tensor({B, heads_, head_dim_, head_dim_}, acc_),
                      .log_decay_BH = {},
@@ -225,11 +248,16 @@ void Decoder::scan(Ops& ops, Layer& layer, int64_t n, int64_t begin, const Tenso
   Tensor z;
   if (config_.z_gate) {
     const Tensor z_BnC = acts(work_.z, count, C);
-    for (int64_t b = 0; b < B; ++b) ops.linear_forward(z_BnC.select(0, b), u_NC.slice(0, b * n + begin, count), w.z_CC);
+    for (int64_t b = 0; b < B; ++b)
+      ops.linear_forward({.y_NO = z_BnC.select(0, b), .x_NI = u_NC.slice(0, b * n + begin, count), .w_OI = w.z_CC});
     z = z_BnC.split(2, heads_, head_dim_);
   }
-  ops.gated_norm_forward(acts(work_.mixed, n, C).slice(1, begin, count).split(2, heads_, head_dim_),
-                         heads_of(work_.gate_rstd, count), y, z, w.out_norm_HD, config_.norm_eps);
+  ops.gated_norm_forward({.out_BTHD = acts(work_.mixed, n, C).slice(1, begin, count).split(2, heads_, head_dim_),
+                          .rstd_BTH = heads_of(work_.gate_rstd, count),
+                          .y_BTHD = y,
+                          .z_BTHD = z,
+                          .w_HD = w.out_norm_HD,
+                          .eps = config_.norm_eps});
 }
 
 }  // namespace tmamba

@@ -10,9 +10,9 @@ namespace {
 void combine_shards(Ops& ops, TensorExchange& tensor, const Tensor& max_n, const Tensor& local_max_n,
                     const Tensor& sum_exp_n, const Tensor& target_n) {
   if (tensor.size() == 1) return;
-  ops.copy(local_max_n, max_n);
+  ops.copy({local_max_n, max_n});
   tensor.all_max(max_n);
-  ops.cross_entropy_rescale(sum_exp_n, local_max_n, max_n);
+  ops.cross_entropy_rescale({.sum_exp_N = sum_exp_n, .max_N = local_max_n, .global_max_N = max_n});
   tensor.all_sum(sum_exp_n);
   tensor.all_sum(target_n);
 }
@@ -40,15 +40,32 @@ void head_loss(Ops& ops, Arena& scratch, TensorExchange& tensor, const HeadLoss&
     const Tensor logits_nV = logits.slice(0, 0, n);
     const Tensor max_n = max.slice(0, 0, n), sum_exp_n = sum_exp.slice(0, 0, n), target_n = target.slice(0, 0, n);
     const ConstTensor x_nC = args.x_NC.slice(0, begin, n), targets_n = args.targets_N.slice(0, begin, n);
-    ops.linear_forward(logits_nV, x_nC, args.head_VC);
-    ops.cross_entropy_stats(max_n, sum_exp_n, target_n, logits_nV, targets_n, args.vocab_begin);
+    ops.linear_forward({.y_NO = logits_nV, .x_NI = x_nC, .w_OI = args.head_VC});
+    ops.cross_entropy_stats({.max_N = max_n,
+                             .sum_exp_N = sum_exp_n,
+                             .target_N = target_n,
+                             .logits_NV = logits_nV,
+                             .targets_N = targets_n,
+                             .vocab_begin = args.vocab_begin});
     combine_shards(ops, tensor, max_n, local_max.slice(0, 0, n), sum_exp_n, target_n);
     const Tensor loss_n = sums.loss_N.dims() == 0 ? Tensor() : sums.loss_N.slice(0, begin, n);
-    ops.cross_entropy_loss(sums.loss_1, sums.count_1, loss_n, max_n, sum_exp_n, target_n, targets_n);
+    ops.cross_entropy_loss({.loss_sum_1 = sums.loss_1,
+                            .count_1 = sums.count_1,
+                            .loss_N = loss_n,
+                            .max_N = max_n,
+                            .sum_exp_N = sum_exp_n,
+                            .target_N = target_n,
+                            .targets_N = targets_n});
     if (args.dx_NC.dims() == 0) continue;
-    ops.cross_entropy_gradient(logits_nV, max_n, sum_exp_n, targets_n, args.vocab_begin, args.grad_scale);
-    ops.linear_backward_input(args.dx_NC.slice(0, begin, n), logits_nV, args.head_VC, false);
-    ops.linear_backward_weight(args.dhead_VC, logits_nV, x_nC);
+    ops.cross_entropy_gradient({.logits_NV = logits_nV,
+                                .max_N = max_n,
+                                .sum_exp_N = sum_exp_n,
+                                .targets_N = targets_n,
+                                .vocab_begin = args.vocab_begin,
+                                .scale = args.grad_scale});
+    ops.linear_backward_input(
+        {.dx_NI = args.dx_NC.slice(0, begin, n), .dy_NO = logits_nV, .w_OI = args.head_VC, .accumulate = false});
+    ops.linear_backward_weight({.dw_OI = args.dhead_VC, .dy_NO = logits_nV, .x_NI = x_nC});
   }
   scratch.rewind(mark);
 }

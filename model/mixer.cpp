@@ -118,9 +118,9 @@ Pending Mixer::project(Ops& ops, Arena& scratch, const MixerParams& w, ConstTens
   const Tensor pre_BnX = head_parallel_ ? scratch.take({B, n, 3 * width()}, dtype_) : mixer.pre_BnX();
   const Tensor raw_BnH = !has_ssm() || !head_parallel_ ? mixer.raw_BnH() : scratch.take({B, n, H}, dtype_);
   Pending arrival;
-  ops.linear_forward(pre_BnX.view({N, 3 * width()}), u_NC, w.qkv_XC);
+  ops.linear_forward({.y_NO = pre_BnX.view({N, 3 * width()}), .x_NI = u_NC, .w_OI = w.qkv_XC});
   if (!head_parallel_ && !again) arrival = mixer.begin_forward(scratch);
-  if (has_ssm()) ops.linear_forward(raw_BnH.view({N, H}), u_NC, w.dt_HC);
+  if (has_ssm()) ops.linear_forward({.y_NO = raw_BnH.view({N, H}), .x_NI = u_NC, .w_OI = w.dt_HC});
   if (head_parallel_) {
     arrival = sequence_.to_heads(scratch, inputs_by_head(mixer.pre_BnX(), mixer.raw_BnH(), pre_BnX, raw_BnH));
   }
@@ -130,20 +130,26 @@ Pending Mixer::project(Ops& ops, Arena& scratch, const MixerParams& w, ConstTens
 
 // The mixed rows, from the outputs of both halves.
 void Mixer::gate(Ops& ops, const Tensor& out_norm_HD) {
-  if (keeps_o_apart()) ops.copy(mixed_BnC_.slice(1, 0, prefix_), o_BPC_);
+  if (keeps_o_apart()) ops.copy({mixed_BnC_.slice(1, 0, prefix_), o_BPC_});
   if (suffix_ == 0) return;
   const Tensor z = config_.z_gate ? z_BSC_.split(2, heads_, head_dim_) : Tensor();
-  ops.gated_norm_forward(heads(mixed_BnC_, prefix_, suffix_), rstd_BSH_, y_BSHD_, z, out_norm_HD, config_.norm_eps);
+  ops.gated_norm_forward({.out_BTHD = heads(mixed_BnC_, prefix_, suffix_),
+                          .rstd_BTH = rstd_BSH_,
+                          .y_BTHD = y_BSHD_,
+                          .z_BTHD = z,
+                          .w_HD = out_norm_HD,
+                          .eps = config_.norm_eps});
 }
 
 void Mixer::project_out(Ops& ops, const MixerParams& w, Tensor out_NC) const {
-  ops.linear_forward(out_NC, mixed_BnC_.view({batch_ * tokens_, width()}), w.out_CC);
+  ops.linear_forward({.y_NO = out_NC, .x_NI = mixed_BnC_.view({batch_ * tokens_, width()}), .w_OI = w.out_CC});
 }
 
 // z of the SSM tokens alone: their rows of every sequence.
 void Mixer::project_suffix(Ops& ops, ConstTensor u_NC, const Tensor& w_CC) {
   for (int64_t b = 0; b < batch_; ++b)
-    ops.linear_forward(z_BSC_.select(0, b), u_NC.slice(0, b * tokens_ + prefix_, suffix_), w_CC);
+    ops.linear_forward(
+        {.y_NO = z_BSC_.select(0, b), .x_NI = u_NC.slice(0, b * tokens_ + prefix_, suffix_), .w_OI = w_CC});
 }
 
 void Mixer::backward(Ops& ops, Arena& scratch, const MixerParams& w, const MixerParams& grad, Tensor du_NC,
@@ -159,12 +165,19 @@ void Mixer::backward(Ops& ops, Arena& scratch, const MixerParams& w, const Mixer
   const SequenceMixerParams params = params_by_head(ops, scratch, w), grads = zero_grads_by_head(ops, scratch, grad);
 
   SequenceMixer::Keys keys = mixer.begin_backward(scratch);
-  ops.linear_backward_input(dmixed_BnC.view({N, width()}), dout_NC, w.out_CC, false);
+  ops.linear_backward_input(
+      {.dx_NI = dmixed_BnC.view({N, width()}), .dy_NO = dout_NC, .w_OI = w.out_CC, .accumulate = false});
   if (suffix_ > 0) {
     const Tensor z = config_.z_gate ? z_BSC_.split(2, H, D) : Tensor(),
                  dz = config_.z_gate ? dz_BSC.split(2, H, D) : Tensor();
-    ops.gated_norm_backward(dy_BSHD, dz, grad.out_norm_HD, heads(dmixed_BnC, prefix_, suffix_), y_BSHD_, z, rstd_BSH_,
-                            w.out_norm_HD);
+    ops.gated_norm_backward({.dy_BTHD = dy_BSHD,
+                             .dz_BTHD = dz,
+                             .dw_HD = grad.out_norm_HD,
+                             .dout_BTHD = heads(dmixed_BnC, prefix_, suffix_),
+                             .y_BTHD = y_BSHD_,
+                             .z_BTHD = z,
+                             .rstd_BTH = rstd_BSH_,
+                             .w_HD = w.out_norm_HD});
   }
   Pending arrival;
   if (head_parallel_) {
@@ -173,7 +186,7 @@ void Mixer::backward(Ops& ops, Arena& scratch, const MixerParams& w, const Mixer
     const Tensor draw_BTH = has_ssm() ? scratch.take({B, T, h}, dtype_) : Tensor();
     arrival = sequence_.to_heads(scratch, outputs_by_head(dout_BTC.slice(1, 0, P), dout_BTC.slice(1, P, T - P),
                                                           dmixed_BnC.slice(1, 0, prefix_), dy_BSHD));
-    ops.linear_backward_weight(grad.out_CC, dout_NC, mixed_BnC_.view({N, width()}));
+    ops.linear_backward_weight({.dw_OI = grad.out_CC, .dy_NO = dout_NC, .x_NI = mixed_BnC_.view({N, width()})});
     arrival.finish();
     const Tensor dout_BThD = dout_BTC.split(2, h, D);
     mixer
@@ -183,24 +196,28 @@ void Mixer::backward(Ops& ops, Arena& scratch, const MixerParams& w, const Mixer
     add_grads_by_head(ops, grad, grads);
     arrival = sequence_.to_tokens(scratch, inputs_by_head(dpre_BTX, draw_BTH, dpre_BnX, draw_BnH));
   } else {
-    ops.linear_backward_weight(grad.out_CC, dout_NC, mixed_BnC_.view({N, width()}));
+    ops.linear_backward_weight({.dw_OI = grad.out_CC, .dy_NO = dout_NC, .x_NI = mixed_BnC_.view({N, width()})});
     arrival = mixer.backward(ops, scratch, params, grads, dpre_BnX, draw_BnH, heads(dmixed_BnC, 0, prefix_), dy_BSHD,
                              std::move(keys));
   }
 
   for (int64_t b = 0; b < B && gates(); ++b) {
-    ops.linear_backward_weight(grad.z_CC, dz_BSC.select(0, b), u_NC.slice(0, b * n + prefix_, suffix_));
+    ops.linear_backward_weight(
+        {.dw_OI = grad.z_CC, .dy_NO = dz_BSC.select(0, b), .x_NI = u_NC.slice(0, b * n + prefix_, suffix_)});
   }
   arrival.finish();
   const Tensor dpre_NX = dpre_BnX.view({N, 3 * width()});
-  ops.linear_backward_input(du_NC, dpre_NX, w.qkv_XC, false);
-  ops.linear_backward_weight(grad.qkv_XC, dpre_NX, u_NC);
+  ops.linear_backward_input({.dx_NI = du_NC, .dy_NO = dpre_NX, .w_OI = w.qkv_XC, .accumulate = false});
+  ops.linear_backward_weight({.dw_OI = grad.qkv_XC, .dy_NO = dpre_NX, .x_NI = u_NC});
   if (has_ssm()) {
-    ops.linear_backward_input(du_NC, draw_BnH.view({N, H}), w.dt_HC, true);
-    ops.linear_backward_weight(grad.dt_HC, draw_BnH.view({N, H}), u_NC);
+    ops.linear_backward_input({.dx_NI = du_NC, .dy_NO = draw_BnH.view({N, H}), .w_OI = w.dt_HC, .accumulate = true});
+    ops.linear_backward_weight({.dw_OI = grad.dt_HC, .dy_NO = draw_BnH.view({N, H}), .x_NI = u_NC});
   }
   for (int64_t b = 0; b < B && gates(); ++b) {
-    ops.linear_backward_input(du_NC.slice(0, b * n + prefix_, suffix_), dz_BSC.select(0, b), w.z_CC, true);
+    ops.linear_backward_input({.dx_NI = du_NC.slice(0, b * n + prefix_, suffix_),
+                               .dy_NO = dz_BSC.select(0, b),
+                               .w_OI = w.z_CC,
+                               .accumulate = true});
   }
   scratch.rewind(mark);
 }
@@ -246,8 +263,8 @@ SequenceMixerParams Mixer::params_by_head(Ops& ops, Arena& scratch, const MixerP
                            .D_H = w.D_H.slice(0, first, h)};
   for (int64_t i = 0; i < 3; ++i) {
     const int64_t begin = i * width() + first * head_dim_;
-    ops.copy(part.conv_XW.slice(0, i * share, share), w.conv_XW.slice(0, begin, share));
-    ops.copy(part.conv_bias_X.slice(0, i * share, share), w.conv_bias_X.slice(0, begin, share));
+    ops.copy({part.conv_XW.slice(0, i * share, share), w.conv_XW.slice(0, begin, share)});
+    ops.copy({part.conv_bias_X.slice(0, i * share, share), w.conv_bias_X.slice(0, begin, share)});
   }
   return part;
 }
@@ -256,7 +273,7 @@ SequenceMixerParams Mixer::params_by_head(Ops& ops, Arena& scratch, const MixerP
 // lie apart.
 SequenceMixerParams Mixer::zero_grads_by_head(Ops& ops, Arena& scratch, const MixerParams& grad) const {
   SequenceMixerParams part = params_by_head(ops, scratch, grad);
-  if (head_parallel_) ops.fill(part.conv_XW, 0), ops.fill(part.conv_bias_X, 0);
+  if (head_parallel_) ops.fill({part.conv_XW, 0}), ops.fill({part.conv_bias_X, 0});
   return part;
 }
 
@@ -264,8 +281,8 @@ void Mixer::add_grads_by_head(Ops& ops, const MixerParams& grad, const SequenceM
   const int64_t share = part.conv_XW.size(0) / 3;
   for (int64_t i = 0; i < 3; ++i) {
     const int64_t begin = i * width() + sequence_.rank() * share;
-    ops.add(grad.conv_XW.slice(0, begin, share), part.conv_XW.slice(0, i * share, share));
-    ops.add(grad.conv_bias_X.slice(0, begin, share), part.conv_bias_X.slice(0, i * share, share));
+    ops.add({grad.conv_XW.slice(0, begin, share), part.conv_XW.slice(0, i * share, share)});
+    ops.add({grad.conv_bias_X.slice(0, begin, share), part.conv_bias_X.slice(0, i * share, share)});
   }
 }
 

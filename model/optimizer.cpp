@@ -50,11 +50,11 @@ void Optimizer::step(Ops& ops, const Tensor& params, std::span<const Tensor> gra
                        .grad = gradients[i],
                        .decay = owned_[i].parameter->decay});
   }
-  ops.adamw(tensors, rule, step_S);
+  ops.adamw({.tensors = tensors, .rule = rule, .step_S = step_S});
 }
 
 void Optimizer::reset_master(Ops& ops, const Tensor& params) {
-  for (size_t i = 0; has_master_ && i < owned_.size(); ++i) ops.copy(master(i), rows_of(params, owned_[i]));
+  for (size_t i = 0; has_master_ && i < owned_.size(); ++i) ops.copy({master(i), rows_of(params, owned_[i])});
 }
 
 double LearningRate::at(int64_t step) const {

@@ -6,11 +6,22 @@
 namespace tmamba {
 
 ExchangeOps exchange_ops(Ops& ops) {
-  return {.copy = [&ops](Tensor y, ConstTensor x) { ops.copy(y, x); },
-          .add = [&ops](Tensor y, ConstTensor x) { ops.add(y, x); },
-          .zero = [&ops](Tensor x) { ops.fill(x, 0); },
-          .scan = [&ops](Tensor out, ConstTensor in, ConstTensor decay,
-                         bool reverse) { ops.segment_scan(out, in, decay, reverse); }};
+  return {.copy =
+              [&ops](Tensor y, ConstTensor x) {
+                ops.copy({y, x});
+              },
+          .add =
+              [&ops](Tensor y, ConstTensor x) {
+                ops.add({y, x});
+              },
+          .zero =
+              [&ops](Tensor x) {
+                ops.fill({x, 0});
+              },
+          .scan =
+              [&ops](Tensor out, ConstTensor in, ConstTensor decay, bool reverse) {
+                ops.segment_scan({.out_KBHE = out, .in_KBHE = in, .decay_KBH = decay, .reverse = reverse});
+              }};
 }
 
 namespace {

@@ -99,7 +99,11 @@ void SequenceMixer::recompute(Ops& ops, const SequenceMixerParams& w) {
 void SequenceMixer::step_sizes(Ops& ops, const SequenceMixerParams& w) {
   if (!has_ssm()) return;
   const int64_t N = batch_ * tokens_, H = heads_;
-  ops.dt_forward(dt_BnH_.view({N, H}), log_a_BnH_.view({N, H}), raw_BnH_.view({N, H}), w.dt_bias_H, w.A_log_H);
+  ops.dt_forward({.dt_NH = dt_BnH_.view({N, H}),
+                  .log_a_NH = log_a_BnH_.view({N, H}),
+                  .raw_NH = raw_BnH_.view({N, H}),
+                  .bias_H = w.dt_bias_H,
+                  .A_log_H = w.A_log_H});
 }
 
 void SequenceMixer::convolve(Ops& ops, const SequenceMixerParams& w) {
@@ -151,7 +155,7 @@ Pending SequenceMixer::summarize_segments(Ops& ops, Arena& scratch) {
     const Segment& segment = segments[static_cast<size_t>(i)];
     const TokenRange tokens = exact() ? segment.range() : layer_.ssm_part(segment);
     if (tokens.empty()) {
-      ops.fill(state_sBHDD.select(0, i), 0), ops.fill(decay_sBH.select(0, i), 0);
+      ops.fill({state_sBHDD.select(0, i), 0}), ops.fill({decay_sBH.select(0, i), 0});
       continue;
     }
     SsdForward args = scan_args<SsdForward>(segment.row(tokens.begin), tokens.size());
@@ -178,9 +182,9 @@ void SequenceMixer::enter_ssm(Ops& ops) {
   if (splits && exact()) {
     converter_forward(ops, attention_.back());
   } else if (!alone() && exact()) {
-    ops.copy(state_BHDD_, of_segment(inflow_sBHDD_, p.segment));
+    ops.copy({state_BHDD_, of_segment(inflow_sBHDD_, p.segment)});
   } else {
-    ops.fill(state_BHDD_, 0);
+    ops.fill({state_BHDD_, 0});
   }
 }
 

@@ -26,7 +26,7 @@ Pending SequenceMixer::backward(Ops& ops, Arena& scratch, const SequenceMixerPar
 
   Tensor dk = dk_rot_BPHD, dv = local_dv;
   if (layer_.exchanges_keys()) dk = all_keys(scratch), dv = all_keys(scratch);
-  if (prefix_ > 0) ops.fill(dk, 0), ops.fill(dv, 0);
+  if (prefix_ > 0) ops.fill({dk, 0}), ops.fill({dv, 0});
   keys.arrival.finish();
   attention_backward(ops, dqkv_BnX, do_BPHD, keys, dk, dv);
   outflow.issue_last();
@@ -50,8 +50,8 @@ Pending SequenceMixer::backward(Ops& ops, Arena& scratch, const SequenceMixerPar
   for (const Part& p : attention_) {
     if (!has_ssm()) continue;
     if (!exact()) {
-      ops.fill(part(dqkv_BnX, 1, p.row, p.count), 0);
-      ops.fill(ddt_BnH.slice(1, p.row, p.count), 0), ops.fill(dlog_a_BnH.slice(1, p.row, p.count), 0);
+      ops.fill({part(dqkv_BnX, 1, p.row, p.count), 0});
+      ops.fill({ddt_BnH.slice(1, p.row, p.count), 0}), ops.fill({dlog_a_BnH.slice(1, p.row, p.count), 0});
       continue;
     }
     // Through the converter, gradients reach the prefix's plain keys, and its values beside those from attention.
@@ -64,8 +64,14 @@ Pending SequenceMixer::backward(Ops& ops, Arena& scratch, const SequenceMixerPar
   }
   Pending halo = convolve_backward(ops, scratch, w, grad, dpre_BnX, dqkv_BnX, dk_apart_BPHD);
   if (has_ssm()) {
-    ops.dt_backward(draw_BnH.view({N, H}), grad.dt_bias_H, grad.A_log_H, ddt_BnH.view({N, H}), dlog_a_BnH.view({N, H}),
-                    raw_BnH_.view({N, H}), w.dt_bias_H, w.A_log_H);
+    ops.dt_backward({.draw_NH = draw_BnH.view({N, H}),
+                     .dbias_H = grad.dt_bias_H,
+                     .dA_log_H = grad.A_log_H,
+                     .ddt_NH = ddt_BnH.view({N, H}),
+                     .dlog_a_NH = dlog_a_BnH.view({N, H}),
+                     .raw_NH = raw_BnH_.view({N, H}),
+                     .bias_H = w.dt_bias_H,
+                     .A_log_H = w.A_log_H});
   }
   return halo;
 }
@@ -92,16 +98,21 @@ void SequenceMixer::attention_backward(Ops& ops, const Tensor& dqkv_BnX, const C
 Pending SequenceMixer::segment_outflows(Ops& ops, Arena& scratch, const Tensor& outflow_sBHDD,
                                         const ConstTensor& dy_BSHD) {
   const Tensor adjoint_sBHDD = scratch.take({outflow_sBHDD.size(0), batch_, heads_, head_dim_, head_dim_}, acc_);
-  ops.fill(adjoint_sBHDD, 0);
+  ops.fill({adjoint_sBHDD, 0});
   for (const Part& p : ssm_) {
     // Behind a TransPoint inside its segment a part delivers to the state there, which its own prefix carries on: the
     // segment's adjoint is that, decayed over the prefix.
     const bool splits = !attention_.empty() && attention_.back().segment == p.segment;
     const Tensor adjoint = of_segment(adjoint_sBHDD, p.segment);
     if (splits && !exact()) continue;
-    ops.ssd_adjoint(adjoint, {}, part(qkv_BnX_, 0, p.row, p.count), dy_BSHD.slice(1, p.row - prefix_, p.count),
-                    log_a_BnH_.slice(1, p.row, p.count), config_.chunk);
-    if (splits) ops.ssd_decay(adjoint, log_a_BnH_.slice(1, attention_.back().row, attention_.back().count));
+    ops.ssd_adjoint({.dinitial_BHKD = adjoint,
+                     .q_BTHD = part(qkv_BnX_, 0, p.row, p.count),
+                     .dy_BTHD = dy_BSHD.slice(1, p.row - prefix_, p.count),
+                     .log_a_BTH = log_a_BnH_.slice(1, p.row, p.count),
+                     .chunk = config_.chunk});
+    if (splits)
+      ops.ssd_decay(
+          {.state_BHKD = adjoint, .log_a_BTH = log_a_BnH_.slice(1, attention_.back().row, attention_.back().count)});
   }
   return sequence_.scan_adjoints(scratch, layer_, transport_.state, flat_states(outflow_sBHDD),
                                  flat_states(adjoint_sBHDD), decays_KBH_);

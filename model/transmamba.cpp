@@ -53,12 +53,18 @@ void TransMamba::place(Layer& layer, const AllocationPlan& place) const {
 void TransMamba::add_norm(Ops& ops, const Tensor& u_NC, const Tensor& rstd_r, const Tensor& sum_rC, const Tensor& x_rC,
                           const Tensor& delta_NC, const Tensor& w_C) {
   ranks_.tensor().scatter_sum(mine(delta_NC), delta_NC);
-  ops.rmsnorm_forward(mine(u_NC), rstd_r, sum_rC, x_rC, mine(delta_NC), w_C, config_.norm_eps);
+  ops.rmsnorm_forward({.y_NC = mine(u_NC),
+                       .rstd_N = rstd_r,
+                       .sum_NC = sum_rC,
+                       .x_NC = x_rC,
+                       .delta_NC = mine(delta_NC),
+                       .w_C = w_C,
+                       .eps = config_.norm_eps});
   ranks_.tensor().gather_rows(u_NC, mine(u_NC));
 }
 
 void TransMamba::norm(Ops& ops, const Tensor& u_NC, const Tensor& rstd_r, const Tensor& x_rC, const Tensor& w_C) {
-  ops.rmsnorm_forward(mine(u_NC), rstd_r, {}, x_rC, {}, w_C, config_.norm_eps);
+  ops.rmsnorm_forward({.y_NC = mine(u_NC), .rstd_N = rstd_r, .x_NC = x_rC, .w_C = w_C, .eps = config_.norm_eps});
   ranks_.tensor().gather_rows(u_NC, mine(u_NC));
 }
 
@@ -67,10 +73,12 @@ void TransMamba::layers_forward(Ops& ops, Arena& scratch, const Tensor& params, 
   const Tensor out_NC =
       scratch.take({all_rows_, config_.dim}, dtype_);  // what the layer before adds, summed over ranks later
   auto weight = [&](int64_t i, const char* name) { return table_.view(params, str("layers.", i, name)); };
-  ops.embedding_forward(out_NC, table_.view(params, "embedding.weight"), batch.tokens_Bn.view({all_rows_}),
-                        vocab_begin());
+  ops.embedding_forward({.y_NC = out_NC,
+                         .table_VC = table_.view(params, "embedding.weight"),
+                         .tokens_N = batch.tokens_Bn.view({all_rows_}),
+                         .vocab_begin = vocab_begin()});
   ranks_.tensor().scatter_sum(mine(out_NC), out_NC);
-  ops.copy(layers_[0].h_rC, mine(out_NC));
+  ops.copy({layers_[0].h_rC, mine(out_NC)});
   for (int64_t i = 0; i < config_.layers; ++i) {
     Layer& layer = layers_[static_cast<size_t>(i)];
     if (i == 0) {
@@ -128,8 +136,10 @@ void TransMamba::forward_backward(Ops& ops, Arena& scratch, const Tensor& params
     on_bucket(static_cast<int>(i) + 1);
   }
   ranks_.tensor().gather_rows(dh_NC, mine(dh_NC));
-  ops.embedding_backward(table_.view(grads, "embedding.weight"), dh_NC, batch.tokens_Bn.view({all_rows_}),
-                         vocab_begin());
+  ops.embedding_backward({.dtable_VC = table_.view(grads, "embedding.weight"),
+                          .dy_NC = dh_NC,
+                          .tokens_N = batch.tokens_Bn.view({all_rows_}),
+                          .vocab_begin = vocab_begin()});
   on_bucket(0);
   scratch.rewind(mark);
 }
@@ -139,8 +149,13 @@ void TransMamba::norm_backward(Ops& ops, const Tensor& dh_NC, const Tensor& du_N
                                const Tensor& rstd_r, const std::string& name, const Tensor& params, const Tensor& grads,
                                bool add_residual) {
   ranks_.tensor().scatter_sum(mine(du_NC), du_NC);
-  ops.rmsnorm_backward(mine(dh_NC), table_.view(grads, name), mine(du_NC), x_rC, rstd_r, table_.view(params, name),
-                       add_residual ? ConstTensor(mine(dh_NC)) : ConstTensor());
+  ops.rmsnorm_backward({.dx_NC = mine(dh_NC),
+                        .dw_C = table_.view(grads, name),
+                        .dy_NC = mine(du_NC),
+                        .x_NC = x_rC,
+                        .rstd_N = rstd_r,
+                        .w_C = table_.view(params, name),
+                        .dresidual_NC = add_residual ? ConstTensor(mine(dh_NC)) : ConstTensor()});
 }
 
 // What backward of the mixer needs and forward did not keep.

@@ -2,7 +2,6 @@
 #include "kernels/cpu/parallel.h"
 #include "kernels/ops/adamw_rule.h"
 #include "kernels/ops/check_step.h"
-#include "kernels/ops/op_checks.h"
 
 namespace tmamba {
 
@@ -16,16 +15,17 @@ void update(T* master, T* m, T* v, const T* grad, int64_t count, T decay, const 
 
 }  // namespace
 
-void CpuOps::check_step(Tensor step_S, ConstTensor sums_S, ConstTensor limits_S) {
-  check_check_step(Device::cpu, step_S, sums_S, limits_S);
-  decide_step(*scalars_in<StepScalars>(step_S), *scalars_in<StepSums>(sums_S), *scalars_in<StepLimits>(limits_S));
+void CpuOps::check_step(const CheckStep& args) {
+  check_args(Device::cpu, args);
+  decide_step(*scalars_in<StepScalars>(args.step_S), *scalars_in<StepSums>(args.sums_S),
+              *scalars_in<StepLimits>(args.limits_S));
 }
 
-void CpuOps::adamw(std::span<const AdamwTensor> tensors, const AdamwRule& rule, ConstTensor step_S) {
-  check_adamw(Device::cpu, tensors, step_S);
-  const StepScalars& step = *scalars_in<StepScalars>(step_S);
+void CpuOps::adamw(const Adamw& args) {
+  check_args(Device::cpu, args);
+  const StepScalars& step = *scalars_in<StepScalars>(args.step_S);
   if (step.applied == 0) return;
-  for (const AdamwTensor& x : tensors) {
+  for (const AdamwTensor& x : args.tensors) {
     const int64_t count = x.master.numel();
     if (count == 0) continue;
     dispatch_float(x.master.dtype(), [&]<class T>() {
@@ -33,13 +33,13 @@ void CpuOps::adamw(std::span<const AdamwTensor> tensors, const AdamwRule& rule, 
       T* m = x.m.data<T>();
       T* v = x.v.data<T>();
       const T* grad = x.grad.data<T>();
-      const AdamwCoefficients<T> k(rule, step);
+      const AdamwCoefficients<T> k(args.rule, step);
       const T decay = x.decay ? k.decay : T(0);
       parallel_blocks(count, rows_per_block(1), [&](int64_t begin, int64_t end) {
         update(master + begin, m + begin, v + begin, grad + begin, end - begin, decay, k);
       });
     });
-    if (x.param.raw() != x.master.raw()) copy(x.param.view({count}), ConstTensor(x.master).view({count}));
+    if (x.param.raw() != x.master.raw()) copy({x.param.view({count}), ConstTensor(x.master).view({count})});
   }
 }
 

@@ -7,7 +7,6 @@
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/scratch.h"
-#include "kernels/ops/op_checks.h"
 
 namespace tmamba {
 
@@ -147,7 +146,7 @@ void backward(Backward<A> f) {
 
 void CpuOps::attention_backward(const AttentionBackward& args) {
   const int64_t B = args.q_BTHD.size(0), T = args.q_BTHD.size(1), H = args.q_BTHD.size(2), D = args.q_BTHD.size(3);
-  check_attention_backward(Device::cpu, args);
+  check_args(Device::cpu, args);
   if (B * T * H * D == 0) return;
   dispatch_float(args.q_BTHD.dtype(), [&]<class A>() {
     backward(Backward<A>{cubes<A>(args.dq_BTHD), cubes<A>(args.dk_BSHD), cubes<A>(args.dv_BSHD), cubes<A>(args.do_BTHD),

@@ -8,7 +8,6 @@
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/scratch.h"
-#include "kernels/ops/op_checks.h"
 
 namespace tmamba {
 
@@ -114,7 +113,7 @@ void forward_tile(const Forward<A>& f, int64_t b, int64_t h, const TileRange& qu
 
 void CpuOps::attention_forward(const AttentionForward& args) {
   const int64_t B = args.q_BTHD.size(0), T = args.q_BTHD.size(1), H = args.q_BTHD.size(2), D = args.q_BTHD.size(3);
-  check_attention_forward(Device::cpu, args);
+  check_args(Device::cpu, args);
   if (B * T * H * D == 0) return;
   dispatch_float(args.q_BTHD.dtype(), [&]<class A>() {
     Forward<A> f{.o = cubes<A>(args.o_BTHD),

@@ -8,7 +8,6 @@
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/vec_math.h"
 #include "kernels/ops/conv_rope.h"
-#include "kernels/ops/op_checks.h"
 
 namespace tmamba {
 
@@ -162,15 +161,14 @@ void backward_block(const Conv<A>& conv, const ConvGradients<A>& d, int64_t b, i
 
 }  // namespace
 
-void CpuOps::conv_silu_forward(Tensor y_BTC, ConstTensor x_BTC, ConstTensor halo_BWC, ConstTensor w_CW,
-                               ConstTensor b_C) {
-  const int64_t B = x_BTC.size(0), T = x_BTC.size(1), C = x_BTC.size(2);
+void CpuOps::conv_silu_forward(const ConvSiluForward& args) {
+  const int64_t B = args.x_BTC.size(0), T = args.x_BTC.size(1), C = args.x_BTC.size(2);
   if (B * T * C == 0) return;
-  check_conv_silu_forward(Device::cpu, y_BTC, x_BTC, halo_BWC, w_CW, b_C);
-  dispatch_float(x_BTC.dtype(), [&]<class A>() {
+  check_args(Device::cpu, args);
+  dispatch_float(args.x_BTC.dtype(), [&]<class A>() {
     ScratchFrame frame;
-    const Conv<A> conv = make_conv<A>(frame, x_BTC, halo_BWC, w_CW, b_C);
-    const auto y = planes<A>(y_BTC);
+    const Conv<A> conv = make_conv<A>(frame, args.x_BTC, args.halo_BWC, args.w_CW, args.b_C);
+    const auto y = planes<A>(args.y_BTC);
     const int64_t blocks = ceil_div(T, kTokens), slices = ceil_div(C, kChannels);
     parallel_tasks(B * blocks * slices, [&](int64_t task) {
       const int64_t c = task % slices * kChannels, count = std::min(kChannels, C - c);
@@ -185,16 +183,15 @@ void CpuOps::conv_silu_forward(Tensor y_BTC, ConstTensor x_BTC, ConstTensor halo
   });
 }
 
-void CpuOps::conv_silu_backward(Tensor dx_BTC, Tensor dhalo_BWC, Tensor dw_CW, Tensor db_C, ConstTensor dy_BTC,
-                                ConstTensor x_BTC, ConstTensor halo_BWC, ConstTensor w_CW, ConstTensor b_C) {
-  const int64_t B = x_BTC.size(0), T = x_BTC.size(1), C = x_BTC.size(2), W = w_CW.size(1);
-  if (!dhalo_BWC.empty() && T == 0) fill(dhalo_BWC, 0);
+void CpuOps::conv_silu_backward(const ConvSiluBackward& args) {
+  const int64_t B = args.x_BTC.size(0), T = args.x_BTC.size(1), C = args.x_BTC.size(2), W = args.w_CW.size(1);
+  if (!args.dhalo_BWC.empty() && T == 0) fill({args.dhalo_BWC, 0});
   if (B * T * C == 0) return;
-  check_conv_silu_backward(Device::cpu, dx_BTC, dhalo_BWC, dw_CW, db_C, dy_BTC, x_BTC, halo_BWC, w_CW, b_C);
-  dispatch_float(x_BTC.dtype(), [&]<class A>() {
+  check_args(Device::cpu, args);
+  dispatch_float(args.x_BTC.dtype(), [&]<class A>() {
     ScratchFrame frame;
-    const Conv<A> conv = make_conv<A>(frame, x_BTC, halo_BWC, w_CW, b_C);
-    const ConvGradients<A> d{planes<A>(dx_BTC), planes<A>(dhalo_BWC), planes<A>(dy_BTC)};
+    const Conv<A> conv = make_conv<A>(frame, args.x_BTC, args.halo_BWC, args.w_CW, args.b_C);
+    const ConvGradients<A> d{planes<A>(args.dx_BTC), planes<A>(args.dhalo_BWC), planes<A>(args.dy_BTC)};
     const int64_t blocks = ceil_div(T, kTokens), slices = ceil_div(C, kChannels);
     const RowGroups groups(B * blocks, 1);
     // One line per group and tap, the bias last.
@@ -211,8 +208,8 @@ void CpuOps::conv_silu_backward(Tensor dx_BTC, Tensor dhalo_BWC, Tensor dw_CW, T
     });
     A* sum = frame.take_zeros<A>(lines * C);
     add_lines(sum, partial, groups.count, lines * C);
-    const auto dw = rows<A>(dw_CW);
-    A* db = db_C.data<A>();
+    const auto dw = rows<A>(args.dw_CW);
+    A* db = args.db_C.data<A>();
     for (int64_t c = 0; c < C; ++c) {
       for (int64_t j = 0; j < W; ++j) dw[c][j] += sum[j * C + c];
       db[c] += sum[W * C + c];

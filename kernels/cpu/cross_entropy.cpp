@@ -6,7 +6,6 @@
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/vec_math.h"
-#include "kernels/ops/op_checks.h"
 
 namespace tmamba {
 
@@ -39,49 +38,47 @@ A row_sum_exp(const A* x, A max, int64_t count) {
 
 }  // namespace
 
-void CpuOps::cross_entropy_stats(Tensor max_N, Tensor sum_exp_N, Tensor target_N, ConstTensor logits_NV,
-                                 ConstTensor targets_N, int64_t vocab_begin) {
-  const int64_t N = logits_NV.size(0), V = logits_NV.size(1);
-  check_cross_entropy_stats(Device::cpu, max_N, sum_exp_N, target_N, logits_NV, targets_N);
+void CpuOps::cross_entropy_stats(const CrossEntropyStats& args) {
+  const int64_t N = args.logits_NV.size(0), V = args.logits_NV.size(1);
+  check_args(Device::cpu, args);
   if (N == 0) return;
-  dispatch_float(logits_NV.dtype(), [&]<class A>() {
-    const auto logits = rows<A>(logits_NV);
-    A* max = max_N.data<A>();
-    A* sum_exp = sum_exp_N.data<A>();
-    A* target = target_N.data<A>();
-    const int32_t* targets = targets_N.data<int32_t>();
+  dispatch_float(args.logits_NV.dtype(), [&]<class A>() {
+    const auto logits = rows<A>(args.logits_NV);
+    A* max = args.max_N.data<A>();
+    A* sum_exp = args.sum_exp_N.data<A>();
+    A* target = args.target_N.data<A>();
+    const int32_t* targets = args.targets_N.data<int32_t>();
     parallel_blocks(N, rows_per_block(V), [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
         max[n] = row_max(logits[n], V);
         sum_exp[n] = row_sum_exp(logits[n], max[n], V);
-        const int64_t column = targets[n] - vocab_begin;
+        const int64_t column = targets[n] - args.vocab_begin;
         target[n] = targets[n] >= 0 && column >= 0 && column < V ? logits[n][column] : A(0);
       }
     });
   });
 }
 
-void CpuOps::cross_entropy_rescale(Tensor sum_exp_N, ConstTensor max_N, ConstTensor global_max_N) {
-  const int64_t N = max_N.size(0);
-  check_cross_entropy_rescale(Device::cpu, sum_exp_N, max_N, global_max_N);
-  dispatch_float(max_N.dtype(), [&]<class A>() {
-    A* sum_exp = sum_exp_N.data<A>();
-    const A *max = max_N.data<A>(), *global_max = global_max_N.data<A>();
+void CpuOps::cross_entropy_rescale(const CrossEntropyRescale& args) {
+  const int64_t N = args.max_N.size(0);
+  check_args(Device::cpu, args);
+  dispatch_float(args.max_N.dtype(), [&]<class A>() {
+    A* sum_exp = args.sum_exp_N.data<A>();
+    const A *max = args.max_N.data<A>(), *global_max = args.global_max_N.data<A>();
     for (int64_t n = 0; n < N; ++n) sum_exp[n] *= std::exp(max[n] - global_max[n]);
   });
 }
 
-void CpuOps::cross_entropy_loss(Tensor loss_sum_1, Tensor count_1, Tensor loss_N, ConstTensor max_N,
-                                ConstTensor sum_exp_N, ConstTensor target_N, ConstTensor targets_N) {
-  const int64_t N = max_N.size(0);
-  check_cross_entropy_loss(Device::cpu, loss_sum_1, count_1, loss_N, max_N, sum_exp_N, target_N, targets_N);
+void CpuOps::cross_entropy_loss(const CrossEntropyLoss& args) {
+  const int64_t N = args.max_N.size(0);
+  check_args(Device::cpu, args);
   if (N == 0) return;
-  dispatch_float(max_N.dtype(), [&]<class A>() {
-    const A* max = max_N.data<A>();
-    const A* sum_exp = sum_exp_N.data<A>();
-    const A* target = target_N.data<A>();
-    const int32_t* targets = targets_N.data<int32_t>();
-    A* loss = vector_of<A>(loss_N);
+  dispatch_float(args.max_N.dtype(), [&]<class A>() {
+    const A* max = args.max_N.data<A>();
+    const A* sum_exp = args.sum_exp_N.data<A>();
+    const A* target = args.target_N.data<A>();
+    const int32_t* targets = args.targets_N.data<int32_t>();
+    A* loss = vector_of<A>(args.loss_N);
     const int64_t blocks = ceil_div(N, kTokens);
     ScratchFrame frame;
     double* partial = frame.take<double>(blocks);
@@ -99,22 +96,21 @@ void CpuOps::cross_entropy_loss(Tensor loss_sum_1, Tensor count_1, Tensor loss_N
       counted[begin / kTokens] = count;
     });
     for (int64_t block = 0; block < blocks; ++block) {
-      *loss_sum_1.data<double>() += partial[block];
-      *count_1.data<double>() += counted[block];
+      *args.loss_sum_1.data<double>() += partial[block];
+      *args.count_1.data<double>() += counted[block];
     }
   });
 }
 
-void CpuOps::cross_entropy_gradient(Tensor logits_NV, ConstTensor max_N, ConstTensor sum_exp_N, ConstTensor targets_N,
-                                    int64_t vocab_begin, double scale) {
-  const int64_t N = logits_NV.size(0), V = logits_NV.size(1);
-  check_cross_entropy_gradient(Device::cpu, logits_NV, max_N, sum_exp_N, targets_N);
+void CpuOps::cross_entropy_gradient(const CrossEntropyGradient& args) {
+  const int64_t N = args.logits_NV.size(0), V = args.logits_NV.size(1);
+  check_args(Device::cpu, args);
   if (N == 0) return;
-  dispatch_float(logits_NV.dtype(), [&]<class A>() {
-    const auto logits = rows<A>(logits_NV);
-    const A* max = max_N.data<A>();
-    const A* sum_exp = sum_exp_N.data<A>();
-    const int32_t* targets = targets_N.data<int32_t>();
+  dispatch_float(args.logits_NV.dtype(), [&]<class A>() {
+    const auto logits = rows<A>(args.logits_NV);
+    const A* max = args.max_N.data<A>();
+    const A* sum_exp = args.sum_exp_N.data<A>();
+    const int32_t* targets = args.targets_N.data<int32_t>();
     parallel_blocks(N, rows_per_block(V), [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
         A* row = logits[n];
@@ -122,11 +118,11 @@ void CpuOps::cross_entropy_gradient(Tensor logits_NV, ConstTensor max_N, ConstTe
           std::fill_n(row, V, A(0));
           continue;
         }
-        const A factor = static_cast<A>(scale) / sum_exp[n], shift = max[n];
+        const A factor = static_cast<A>(args.scale) / sum_exp[n], shift = max[n];
 #pragma omp simd
         for (int64_t v = 0; v < V; ++v) row[v] = fast_exp(row[v] - shift) * factor;
-        const int64_t column = targets[n] - vocab_begin;
-        if (column >= 0 && column < V) row[column] -= static_cast<A>(scale);
+        const int64_t column = targets[n] - args.vocab_begin;
+        if (column >= 0 && column < V) row[column] -= static_cast<A>(args.scale);
       }
     });
   });

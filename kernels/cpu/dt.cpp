@@ -5,7 +5,6 @@
 #include "kernels/cpu/partial_sums.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/vec_math.h"
-#include "kernels/ops/op_checks.h"
 
 namespace tmamba {
 
@@ -19,16 +18,16 @@ A* rates(ScratchFrame& frame, const A* A_log, int64_t H) {
 }
 }  // namespace
 
-void CpuOps::dt_forward(Tensor dt_NH, Tensor log_a_NH, ConstTensor raw_NH, ConstTensor bias_H, ConstTensor A_log_H) {
-  const int64_t N = raw_NH.size(0), H = raw_NH.size(1);
-  check_dt_forward(Device::cpu, dt_NH, log_a_NH, raw_NH, bias_H, A_log_H);
+void CpuOps::dt_forward(const DtForward& args) {
+  const int64_t N = args.raw_NH.size(0), H = args.raw_NH.size(1);
+  check_args(Device::cpu, args);
   if (N == 0) return;
-  dispatch_float(raw_NH.dtype(), [&]<class A>() {
-    const auto dt = rows<A>(dt_NH), log_a = rows<A>(log_a_NH);
-    const auto raw = rows<A>(raw_NH);
-    const A* bias = bias_H.data<A>();
+  dispatch_float(args.raw_NH.dtype(), [&]<class A>() {
+    const auto dt = rows<A>(args.dt_NH), log_a = rows<A>(args.log_a_NH);
+    const auto raw = rows<A>(args.raw_NH);
+    const A* bias = args.bias_H.data<A>();
     ScratchFrame frame;
-    const A* rate = rates(frame, A_log_H.data<A>(), H);
+    const A* rate = rates(frame, args.A_log_H.data<A>(), H);
     parallel_blocks(N, rows_per_block(16 * H), [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
         for (int64_t h = 0; h < H; ++h) {
@@ -41,18 +40,17 @@ void CpuOps::dt_forward(Tensor dt_NH, Tensor log_a_NH, ConstTensor raw_NH, Const
   });
 }
 
-void CpuOps::dt_backward(Tensor draw_NH, Tensor dbias_H, Tensor dA_log_H, ConstTensor ddt_NH, ConstTensor dlog_a_NH,
-                         ConstTensor raw_NH, ConstTensor bias_H, ConstTensor A_log_H) {
-  const int64_t N = raw_NH.size(0), H = raw_NH.size(1);
-  check_dt_backward(Device::cpu, draw_NH, dbias_H, dA_log_H, ddt_NH, dlog_a_NH, raw_NH, bias_H, A_log_H);
+void CpuOps::dt_backward(const DtBackward& args) {
+  const int64_t N = args.raw_NH.size(0), H = args.raw_NH.size(1);
+  check_args(Device::cpu, args);
   if (N == 0) return;
-  dispatch_float(raw_NH.dtype(), [&]<class A>() {
-    const auto draw = rows<A>(draw_NH);
-    const auto ddt = rows<A>(ddt_NH), dlog_a = rows<A>(dlog_a_NH), raw = rows<A>(raw_NH);
-    const A* bias = bias_H.data<A>();
+  dispatch_float(args.raw_NH.dtype(), [&]<class A>() {
+    const auto draw = rows<A>(args.draw_NH);
+    const auto ddt = rows<A>(args.ddt_NH), dlog_a = rows<A>(args.dlog_a_NH), raw = rows<A>(args.raw_NH);
+    const A* bias = args.bias_H.data<A>();
     const RowGroups groups(N);
     ScratchFrame frame;
-    const A* rate = rates(frame, A_log_H.data<A>(), H);
+    const A* rate = rates(frame, args.A_log_H.data<A>(), H);
     A* dbias = frame.take_zeros<A>(groups.count * H);
     A* dA_log = frame.take_zeros<A>(groups.count * H);
     parallel_tasks(groups.count, [&](int64_t g) {
@@ -69,8 +67,8 @@ void CpuOps::dt_backward(Tensor draw_NH, Tensor dbias_H, Tensor dA_log_H, ConstT
         }
       }
     });
-    add_lines(dbias_H.data<A>(), dbias, groups.count, H);
-    add_lines(dA_log_H.data<A>(), dA_log, groups.count, H);
+    add_lines(args.dbias_H.data<A>(), dbias, groups.count, H);
+    add_lines(args.dA_log_H.data<A>(), dA_log, groups.count, H);
   });
 }
 

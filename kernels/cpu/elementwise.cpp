@@ -5,7 +5,6 @@
 #include "kernels/base/strided.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/parallel.h"
-#include "kernels/ops/op_checks.h"
 
 namespace tmamba {
 
@@ -124,42 +123,42 @@ void update(const Tensor& y, const ConstTensor& x, const F& f) {
 
 }  // namespace
 
-void CpuOps::fill(Tensor x, double value) {
-  check_elementwise(Device::cpu, "fill", x);
-  dispatch_storage(x.dtype(), [&]<class T>() {
-    T* data = x.data<T>();
-    const T filler = narrow<T>(value);
-    Runs(x).for_each([&](int64_t offset, int64_t, int64_t length) { std::fill_n(data + offset, length, filler); });
+void CpuOps::fill(const Fill& args) {
+  check_args(Device::cpu, args);
+  dispatch_storage(args.x.dtype(), [&]<class T>() {
+    T* data = args.x.data<T>();
+    const T filler = narrow<T>(args.value);
+    Runs(args.x).for_each([&](int64_t offset, int64_t, int64_t length) { std::fill_n(data + offset, length, filler); });
   });
 }
 
-void CpuOps::copy(Tensor y, ConstTensor x) {
-  check_elementwise(Device::cpu, "copy", y, x);
-  update(y, x, [](auto, auto value) { return value; });
+void CpuOps::copy(const Copy& args) {
+  check_args(Device::cpu, args);
+  update(args.y, args.x, [](auto, auto value) { return value; });
 }
 
-void CpuOps::add(Tensor y, ConstTensor x) {
-  check_elementwise(Device::cpu, "add", y, x);
-  update(y, x, [](auto sum, auto value) { return sum + value; });
+void CpuOps::add(const Add& args) {
+  check_args(Device::cpu, args);
+  update(args.y, args.x, [](auto sum, auto value) { return sum + value; });
 }
 
-void CpuOps::scale(Tensor x, double factor) {
-  check_elementwise(Device::cpu, "scale", x);
-  dispatch_storage(x.dtype(), [&]<class T>() {
-    T* data = x.data<T>();
+void CpuOps::scale(const Scale& args) {
+  check_args(Device::cpu, args);
+  dispatch_storage(args.x.dtype(), [&]<class T>() {
+    T* data = args.x.data<T>();
     using Wide = decltype(widen(T{}));
-    const Wide by = static_cast<Wide>(factor);
-    Runs(x).for_each([&](int64_t offset, int64_t, int64_t length) {
+    const Wide by = static_cast<Wide>(args.factor);
+    Runs(args.x).for_each([&](int64_t offset, int64_t, int64_t length) {
       T* piece = data + offset;
       for (int64_t i = 0; i < length; ++i) piece[i] = narrow<T>(widen(piece[i]) * by);
     });
   });
 }
 
-void CpuOps::sum_squares(Tensor out_1, std::span<const ConstTensor> tensors) {
-  check_sum_squares(Device::cpu, out_1, tensors);
+void CpuOps::sum_squares(const SumSquares& args) {
+  check_args(Device::cpu, args);
   double total = 0;
-  for (const ConstTensor& x : tensors) {
+  for (const ConstTensor& x : args.tensors) {
     std::vector<double> partial(static_cast<size_t>(ceil_div(x.numel(), kBlock)));
     dispatch_float(x.dtype(), [&]<class T>() {
       const T* data = x.data<T>();
@@ -169,7 +168,7 @@ void CpuOps::sum_squares(Tensor out_1, std::span<const ConstTensor> tensors) {
     });
     for (double sum : partial) total += sum;
   }
-  *out_1.data<double>() = total;
+  *args.out_1.data<double>() = total;
 }
 
 }  // namespace tmamba

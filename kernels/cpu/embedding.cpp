@@ -1,7 +1,6 @@
 #include "kernels/base/strided.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/parallel.h"
-#include "kernels/ops/op_checks.h"
 
 namespace tmamba {
 
@@ -10,17 +9,17 @@ namespace {
 constexpr int64_t kChannels = 64;
 }  // namespace
 
-void CpuOps::embedding_forward(Tensor y_NC, ConstTensor table_VC, ConstTensor tokens_N, int64_t vocab_begin) {
-  const int64_t N = y_NC.size(0), C = y_NC.size(1), V = table_VC.size(0);
-  check_embedding_forward(Device::cpu, y_NC, table_VC, tokens_N);
+void CpuOps::embedding_forward(const EmbeddingForward& args) {
+  const int64_t N = args.y_NC.size(0), C = args.y_NC.size(1), V = args.table_VC.size(0);
+  check_args(Device::cpu, args);
   if (N == 0) return;
-  dispatch_float(y_NC.dtype(), [&]<class A>() {
-    const auto y = rows<A>(y_NC);
-    const auto table = rows<A>(table_VC);
-    const int32_t* tokens = tokens_N.data<int32_t>();
+  dispatch_float(args.y_NC.dtype(), [&]<class A>() {
+    const auto y = rows<A>(args.y_NC);
+    const auto table = rows<A>(args.table_VC);
+    const int32_t* tokens = args.tokens_N.data<int32_t>();
     parallel_blocks(N, rows_per_block(C), [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
-        const int64_t row = tokens[n] - vocab_begin;
+        const int64_t row = tokens[n] - args.vocab_begin;
         if (row >= 0 && row < V) {
           std::copy_n(table[row], C, y[n]);
         } else {
@@ -31,17 +30,17 @@ void CpuOps::embedding_forward(Tensor y_NC, ConstTensor table_VC, ConstTensor to
   });
 }
 
-void CpuOps::embedding_backward(Tensor dtable_VC, ConstTensor dy_NC, ConstTensor tokens_N, int64_t vocab_begin) {
-  const int64_t N = dy_NC.size(0), C = dy_NC.size(1), V = dtable_VC.size(0);
-  check_embedding_backward(Device::cpu, dtable_VC, dy_NC, tokens_N);
+void CpuOps::embedding_backward(const EmbeddingBackward& args) {
+  const int64_t N = args.dy_NC.size(0), C = args.dy_NC.size(1), V = args.dtable_VC.size(0);
+  check_args(Device::cpu, args);
   if (N == 0) return;
-  dispatch_float(dy_NC.dtype(), [&]<class A>() {
-    const auto dtable = rows<A>(dtable_VC);
-    const auto dy = rows<A>(dy_NC);
-    const int32_t* tokens = tokens_N.data<int32_t>();
+  dispatch_float(args.dy_NC.dtype(), [&]<class A>() {
+    const auto dtable = rows<A>(args.dtable_VC);
+    const auto dy = rows<A>(args.dy_NC);
+    const int32_t* tokens = args.tokens_N.data<int32_t>();
     parallel_blocks(C, kChannels, [&](int64_t begin, int64_t end) {
       for (int64_t n = 0; n < N; ++n) {
-        const int64_t row = tokens[n] - vocab_begin;
+        const int64_t row = tokens[n] - args.vocab_begin;
         if (row < 0 || row >= V) continue;
         A* to = dtable[row];
         const A* from = dy[n];

@@ -5,7 +5,6 @@
 #include "kernels/cpu/partial_sums.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/vec_math.h"
-#include "kernels/ops/op_checks.h"
 
 namespace tmamba {
 
@@ -57,41 +56,39 @@ void backward_row(A* dy, A* dz, A* dw, const A* dout, const A* y, const A* z, A 
 
 }  // namespace
 
-void CpuOps::gated_norm_forward(Tensor out_BTHD, Tensor rstd_BTH, ConstTensor y_BTHD, ConstTensor z_BTHD,
-                                ConstTensor w_HD, double eps) {
-  const int64_t B = y_BTHD.size(0), T = y_BTHD.size(1), H = y_BTHD.size(2), D = y_BTHD.size(3);
+void CpuOps::gated_norm_forward(const GatedNormForward& args) {
+  const int64_t B = args.y_BTHD.size(0), T = args.y_BTHD.size(1), H = args.y_BTHD.size(2), D = args.y_BTHD.size(3);
   if (B * T * H * D == 0) return;
-  check_gated_norm_forward(Device::cpu, out_BTHD, rstd_BTH, y_BTHD, z_BTHD, w_HD);
-  const bool gated = !z_BTHD.empty();
-  dispatch_float(y_BTHD.dtype(), [&]<class A>() {
-    const auto out = cubes<A>(out_BTHD);
-    const auto rstd = planes<A>(rstd_BTH);
-    const auto y = cubes<A>(y_BTHD), z = cubes<A>(z_BTHD);
-    const auto w = rows<A>(w_HD);
+  check_args(Device::cpu, args);
+  const bool gated = !args.z_BTHD.empty();
+  dispatch_float(args.y_BTHD.dtype(), [&]<class A>() {
+    const auto out = cubes<A>(args.out_BTHD);
+    const auto rstd = planes<A>(args.rstd_BTH);
+    const auto y = cubes<A>(args.y_BTHD), z = cubes<A>(args.z_BTHD);
+    const auto w = rows<A>(args.w_HD);
     parallel_blocks(B * T, rows_per_block(H * D), [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
         const int64_t b = n / T, t = n % T;
         for (int64_t h = 0; h < H; ++h) {
           A* out_row = out.at(b, t, h);
-          rstd.at(b, t)[h] = gated ? forward_row<true, A>(out_row, y.at(b, t, h), z.at(b, t, h), w[h], D, eps)
-                                   : forward_row<false, A>(out_row, y.at(b, t, h), nullptr, w[h], D, eps);
+          rstd.at(b, t)[h] = gated ? forward_row<true, A>(out_row, y.at(b, t, h), z.at(b, t, h), w[h], D, args.eps)
+                                   : forward_row<false, A>(out_row, y.at(b, t, h), nullptr, w[h], D, args.eps);
         }
       }
     });
   });
 }
 
-void CpuOps::gated_norm_backward(Tensor dy_BTHD, Tensor dz_BTHD, Tensor dw_HD, ConstTensor dout_BTHD,
-                                 ConstTensor y_BTHD, ConstTensor z_BTHD, ConstTensor rstd_BTH, ConstTensor w_HD) {
-  const int64_t B = y_BTHD.size(0), T = y_BTHD.size(1), H = y_BTHD.size(2), D = y_BTHD.size(3);
+void CpuOps::gated_norm_backward(const GatedNormBackward& args) {
+  const int64_t B = args.y_BTHD.size(0), T = args.y_BTHD.size(1), H = args.y_BTHD.size(2), D = args.y_BTHD.size(3);
   if (B * T * H * D == 0) return;
-  check_gated_norm_backward(Device::cpu, dy_BTHD, dz_BTHD, dw_HD, dout_BTHD, y_BTHD, z_BTHD, rstd_BTH, w_HD);
-  const bool gated = !z_BTHD.empty();
-  dispatch_float(y_BTHD.dtype(), [&]<class A>() {
-    const auto dy = cubes<A>(dy_BTHD), dz = cubes<A>(dz_BTHD);
-    const auto dout = cubes<A>(dout_BTHD), y = cubes<A>(y_BTHD), z = cubes<A>(z_BTHD);
-    const auto rstd = planes<A>(rstd_BTH);
-    const auto w = rows<A>(w_HD);
+  check_args(Device::cpu, args);
+  const bool gated = !args.z_BTHD.empty();
+  dispatch_float(args.y_BTHD.dtype(), [&]<class A>() {
+    const auto dy = cubes<A>(args.dy_BTHD), dz = cubes<A>(args.dz_BTHD);
+    const auto dout = cubes<A>(args.dout_BTHD), y = cubes<A>(args.y_BTHD), z = cubes<A>(args.z_BTHD);
+    const auto rstd = planes<A>(args.rstd_BTH);
+    const auto w = rows<A>(args.w_HD);
     const RowGroups groups(B * T);
     ScratchFrame frame;
     A* partial = frame.take_zeros<A>(groups.count * H * D);
@@ -115,7 +112,7 @@ void CpuOps::gated_norm_backward(Tensor dy_BTHD, Tensor dz_BTHD, Tensor dw_HD, C
     });
     A* sum = frame.take_zeros<A>(H * D);
     add_lines(sum, partial, groups.count, H * D);
-    const auto dw = rows<A>(dw_HD);
+    const auto dw = rows<A>(args.dw_HD);
     for (int64_t h = 0; h < H; ++h) {
       for (int64_t i = 0; i < D; ++i) dw[h][i] += sum[h * D + i];
     }

@@ -4,7 +4,6 @@
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/scratch.h"
-#include "kernels/ops/op_checks.h"
 
 namespace tmamba {
 
@@ -70,37 +69,38 @@ void weight_gradient(Rows<A> dw, Rows<const A> dy, Rows<const A> x, int64_t N, i
 
 }  // namespace
 
-void CpuOps::linear_forward(Tensor y_NO, ConstTensor x_NI, ConstTensor w_OI) {
-  const int64_t N = x_NI.size(0), I = x_NI.size(1), O = w_OI.size(0);
-  check_linear_forward(Device::cpu, y_NO, x_NI, w_OI);
-  dispatch_float(x_NI.dtype(), [&]<class A>() {
-    const auto y = rows<A>(y_NO);
-    const auto x = rows<A>(x_NI), w = rows<A>(w_OI);
+void CpuOps::linear_forward(const LinearForward& args) {
+  const int64_t N = args.x_NI.size(0), I = args.x_NI.size(1), O = args.w_OI.size(0);
+  check_args(Device::cpu, args);
+  dispatch_float(args.x_NI.dtype(), [&]<class A>() {
+    const auto y = rows<A>(args.y_NO);
+    const auto x = rows<A>(args.x_NI), w = rows<A>(args.w_OI);
     parallel_tiles(N, O, kTileRows, kTileCols, [&](int64_t n, int64_t n_count, int64_t o, int64_t o_count) {
       gemm(n_count, o_count, I, 1.0, {x[n], x.stride}, transposed(w[o], w.stride), 0.0, y[n] + o, y.stride);
     });
   });
 }
 
-void CpuOps::linear_backward_input(Tensor dx_NI, ConstTensor dy_NO, ConstTensor w_OI, bool accumulate) {
-  const int64_t N = dy_NO.size(0), O = dy_NO.size(1), I = w_OI.size(1);
-  check_linear_backward_input(Device::cpu, dx_NI, dy_NO, w_OI);
-  dispatch_float(dy_NO.dtype(), [&]<class A>() {
-    const auto dx = rows<A>(dx_NI);
-    const auto dy = rows<A>(dy_NO), w = rows<A>(w_OI);
+void CpuOps::linear_backward_input(const LinearBackwardInput& args) {
+  const int64_t N = args.dy_NO.size(0), O = args.dy_NO.size(1), I = args.w_OI.size(1);
+  check_args(Device::cpu, args);
+  dispatch_float(args.dy_NO.dtype(), [&]<class A>() {
+    const auto dx = rows<A>(args.dx_NI);
+    const auto dy = rows<A>(args.dy_NO), w = rows<A>(args.w_OI);
     parallel_tiles(N, I, kTileRows, kTileCols, [&](int64_t n, int64_t n_count, int64_t i, int64_t i_count) {
-      gemm(n_count, i_count, O, 1.0, {dy[n], dy.stride}, {w.data + i, w.stride}, accumulate ? 1.0 : 0.0, dx[n] + i,
+      gemm(n_count, i_count, O, 1.0, {dy[n], dy.stride}, {w.data + i, w.stride}, args.accumulate ? 1.0 : 0.0, dx[n] + i,
            dx.stride);
     });
   });
 }
 
-void CpuOps::linear_backward_weight(Tensor dw_OI, ConstTensor dy_NO, ConstTensor x_NI) {
-  const int64_t N = dy_NO.size(0), O = dy_NO.size(1), I = x_NI.size(1);
-  check_linear_backward_weight(Device::cpu, dw_OI, dy_NO, x_NI);
+void CpuOps::linear_backward_weight(const LinearBackwardWeight& args) {
+  const int64_t N = args.dy_NO.size(0), O = args.dy_NO.size(1), I = args.x_NI.size(1);
+  check_args(Device::cpu, args);
   if (N == 0) return;
-  dispatch_float(dy_NO.dtype(),
-                 [&]<class A>() { weight_gradient(rows<A>(dw_OI), rows<A>(dy_NO), rows<A>(x_NI), N, O, I); });
+  dispatch_float(args.dy_NO.dtype(), [&]<class A>() {
+    weight_gradient(rows<A>(args.dw_OI), rows<A>(args.dy_NO), rows<A>(args.x_NI), N, O, I);
+  });
 }
 
 }  // namespace tmamba

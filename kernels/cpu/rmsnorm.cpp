@@ -4,7 +4,6 @@
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/partial_sums.h"
 #include "kernels/cpu/scratch.h"
-#include "kernels/ops/op_checks.h"
 
 namespace tmamba {
 
@@ -42,35 +41,33 @@ void norm_row_backward(A* dx, A* dw, const A* dy, const A* x, A rstd, const A* w
 
 }  // namespace
 
-void CpuOps::rmsnorm_forward(Tensor y_NC, Tensor rstd_N, Tensor sum_NC, ConstTensor x_NC, ConstTensor delta_NC,
-                             ConstTensor w_C, double eps) {
-  const int64_t N = x_NC.size(0), C = x_NC.size(1);
+void CpuOps::rmsnorm_forward(const RmsnormForward& args) {
+  const int64_t N = args.x_NC.size(0), C = args.x_NC.size(1);
   if (N == 0) return;
-  check_rmsnorm_forward(Device::cpu, y_NC, rstd_N, sum_NC, x_NC, delta_NC, w_C);
-  dispatch_float(x_NC.dtype(), [&]<class A>() {
-    const auto y = rows<A>(y_NC), sum = rows<A>(sum_NC);
-    const auto x = rows<A>(x_NC), delta = rows<A>(delta_NC);
-    const A* w = w_C.data<A>();
-    A* rstd = rstd_N.data<A>();
+  check_args(Device::cpu, args);
+  dispatch_float(args.x_NC.dtype(), [&]<class A>() {
+    const auto y = rows<A>(args.y_NC), sum = rows<A>(args.sum_NC);
+    const auto x = rows<A>(args.x_NC), delta = rows<A>(args.delta_NC);
+    const A* w = args.w_C.data<A>();
+    A* rstd = args.rstd_N.data<A>();
     parallel_blocks(N, rows_per_block(C), [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
         const bool adds = delta.data != nullptr;
-        rstd[n] = norm_row(y[n], adds ? sum[n] : nullptr, x[n], adds ? delta[n] : nullptr, w, C, eps);
+        rstd[n] = norm_row(y[n], adds ? sum[n] : nullptr, x[n], adds ? delta[n] : nullptr, w, C, args.eps);
       }
     });
   });
 }
 
-void CpuOps::rmsnorm_backward(Tensor dx_NC, Tensor dw_C, ConstTensor dy_NC, ConstTensor x_NC, ConstTensor rstd_N,
-                              ConstTensor w_C, ConstTensor dresidual_NC) {
-  const int64_t N = x_NC.size(0), C = x_NC.size(1);
+void CpuOps::rmsnorm_backward(const RmsnormBackward& args) {
+  const int64_t N = args.x_NC.size(0), C = args.x_NC.size(1);
   if (N == 0) return;
-  check_rmsnorm_backward(Device::cpu, dx_NC, dw_C, dy_NC, x_NC, rstd_N, w_C, dresidual_NC);
-  dispatch_float(x_NC.dtype(), [&]<class A>() {
-    const auto dx = rows<A>(dx_NC);
-    const auto dy = rows<A>(dy_NC), x = rows<A>(x_NC), dresidual = rows<A>(dresidual_NC);
-    const A* w = w_C.data<A>();
-    const A* rstd = rstd_N.data<A>();
+  check_args(Device::cpu, args);
+  dispatch_float(args.x_NC.dtype(), [&]<class A>() {
+    const auto dx = rows<A>(args.dx_NC);
+    const auto dy = rows<A>(args.dy_NC), x = rows<A>(args.x_NC), dresidual = rows<A>(args.dresidual_NC);
+    const A* w = args.w_C.data<A>();
+    const A* rstd = args.rstd_N.data<A>();
     const RowGroups groups(N);
     ScratchFrame frame;
     A* partial = frame.take_zeros<A>(groups.count * C);
@@ -80,7 +77,7 @@ void CpuOps::rmsnorm_backward(Tensor dx_NC, Tensor dw_C, ConstTensor dy_NC, Cons
                           dresidual.data != nullptr ? dresidual[n] : nullptr, C);
       }
     });
-    add_lines(dw_C.data<A>(), partial, groups.count, C);
+    add_lines(args.dw_C.data<A>(), partial, groups.count, C);
   });
 }
 

@@ -4,7 +4,6 @@
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/scratch.h"
-#include "kernels/ops/op_checks.h"
 
 namespace tmamba {
 
@@ -72,7 +71,6 @@ void rotate(const Tensor& y_BTHD, const ConstTensor& x_BTHD, const RopeTable& ta
 void rope(RopeTable& table, const Tensor& y_BTHD, const ConstTensor& x_BTHD, int64_t position, double theta,
           int direction) {
   const int64_t B = x_BTHD.size(0), T = x_BTHD.size(1), H = x_BTHD.size(2), D = x_BTHD.size(3);
-  check_rope(Device::cpu, y_BTHD, x_BTHD, position);
   if (B * T * H * D == 0) return;
   table.prepare(position + T, D / 2, theta);
   dispatch_float(x_BTHD.dtype(),
@@ -81,12 +79,14 @@ void rope(RopeTable& table, const Tensor& y_BTHD, const ConstTensor& x_BTHD, int
 
 }  // namespace
 
-void CpuOps::rope_forward(Tensor y_BTHD, ConstTensor x_BTHD, int64_t position, double theta) {
-  rope(rope_table_, y_BTHD, x_BTHD, position, theta, 1);
+void CpuOps::rope_forward(const RopeForward& args) {
+  check_args(Device::cpu, args);
+  rope(rope_table_, args.y_BTHD, args.x_BTHD, args.position, args.theta, 1);
 }
 
-void CpuOps::rope_backward(Tensor dx_BTHD, ConstTensor dy_BTHD, int64_t position, double theta) {
-  rope(rope_table_, dx_BTHD, dy_BTHD, position, theta, -1);
+void CpuOps::rope_backward(const RopeBackward& args) {
+  check_args(Device::cpu, args);
+  rope(rope_table_, args.dx_BTHD, args.dy_BTHD, args.position, args.theta, -1);
 }
 
 }  // namespace tmamba

@@ -3,7 +3,6 @@
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/ssd_chunk.h"
-#include "kernels/ops/op_checks.h"
 #include "kernels/ops/ssd_empty.h"
 
 namespace tmamba {
@@ -246,7 +245,7 @@ void backward(const Scan<A>& scan, const SpanGrid& grid, const Gradients<A>& out
 
 void CpuOps::ssd_backward(const SsdBackward& args) {
   const int64_t B = args.k_BTHD.size(0), T = args.k_BTHD.size(1), H = args.k_BTHD.size(2);
-  check_ssd_backward(Device::cpu, args);
+  check_args(Device::cpu, args);
   if (T == 0) return ssd_of_no_tokens(*this, args);
   if (B * H == 0) return;
   dispatch_float(args.k_BTHD.dtype(), [&]<class A>() {

@@ -2,7 +2,6 @@
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/ssd_chunk.h"
-#include "kernels/ops/op_checks.h"
 #include "kernels/ops/ssd_empty.h"
 
 namespace tmamba {
@@ -85,7 +84,7 @@ void forward(const Scan<A>& scan, const SpanGrid& grid, const Cubes<A>& y, const
 
 void CpuOps::ssd_forward(const SsdForward& args) {
   const int64_t B = args.k_BTHD.size(0), T = args.k_BTHD.size(1), H = args.k_BTHD.size(2);
-  check_ssd_forward(Device::cpu, args);
+  check_args(Device::cpu, args);
   if (T == 0) return ssd_of_no_tokens(*this, args);
   if (B * H == 0) return;
   dispatch_float(args.k_BTHD.dtype(), [&]<class A>() {

@@ -2,7 +2,6 @@
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/ssd_chunk.h"
-#include "kernels/ops/op_checks.h"
 
 namespace tmamba {
 
@@ -101,20 +100,20 @@ void adjoint(const Scan<A>& scan, const SpanGrid& grid, const Cubes<A>& dinitial
 
 }  // namespace
 
-void CpuOps::ssd_adjoint(Tensor dinitial_BHKD, Tensor log_decay_BH, ConstTensor q_BTHD, ConstTensor dy_BTHD,
-                         ConstTensor log_a_BTH, int64_t chunk) {
-  const int64_t B = q_BTHD.size(0), T = q_BTHD.size(1), H = q_BTHD.size(2), K = q_BTHD.size(3), D = dy_BTHD.size(3);
-  check_ssd_adjoint(Device::cpu, dinitial_BHKD, log_decay_BH, q_BTHD, dy_BTHD, log_a_BTH, chunk);
+void CpuOps::ssd_adjoint(const SsdAdjoint& args) {
+  const int64_t B = args.q_BTHD.size(0), T = args.q_BTHD.size(1), H = args.q_BTHD.size(2), K = args.q_BTHD.size(3),
+                D = args.dy_BTHD.size(3);
+  check_args(Device::cpu, args);
   if (T == 0) {
-    fill(dinitial_BHKD, 0);
-    if (!log_decay_BH.empty()) fill(log_decay_BH, 0);
+    fill({args.dinitial_BHKD, 0});
+    if (!args.log_decay_BH.empty()) fill({args.log_decay_BH, 0});
     return;
   }
-  dispatch_float(q_BTHD.dtype(), [&]<class A>() {
-    Scan<A> scan{B, T, H, K, D, cubes<A>(q_BTHD), {}, {}, cubes<A>(dy_BTHD), {}, planes<A>(log_a_BTH)};
+  dispatch_float(args.q_BTHD.dtype(), [&]<class A>() {
+    Scan<A> scan{B, T, H, K, D, cubes<A>(args.q_BTHD), {}, {}, cubes<A>(args.dy_BTHD), {}, planes<A>(args.log_a_BTH)};
     Planes<A> log_decay;
-    if (!log_decay_BH.empty()) log_decay = {log_decay_BH.data<A>(), log_decay_BH.stride(0), 0};
-    adjoint(scan, SpanGrid(T, chunk, B * H), cubes<A>(dinitial_BHKD), log_decay);
+    if (!args.log_decay_BH.empty()) log_decay = {args.log_decay_BH.data<A>(), args.log_decay_BH.stride(0), 0};
+    adjoint(scan, SpanGrid(T, args.chunk, B * H), cubes<A>(args.dinitial_BHKD), log_decay);
   });
 }
 

@@ -2,16 +2,15 @@
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/vec_math.h"
-#include "kernels/ops/op_checks.h"
 
 namespace tmamba {
 
-void CpuOps::swiglu_forward(Tensor h_NF, ConstTensor gate_up_N2F) {
-  const int64_t N = h_NF.size(0), F = h_NF.size(1);
-  check_swiglu_forward(Device::cpu, h_NF, gate_up_N2F);
-  dispatch_float(h_NF.dtype(), [&]<class A>() {
-    const auto h = rows<A>(h_NF);
-    const auto gate_up = rows<A>(gate_up_N2F);
+void CpuOps::swiglu_forward(const SwigluForward& args) {
+  const int64_t N = args.h_NF.size(0), F = args.h_NF.size(1);
+  check_args(Device::cpu, args);
+  dispatch_float(args.h_NF.dtype(), [&]<class A>() {
+    const auto h = rows<A>(args.h_NF);
+    const auto gate_up = rows<A>(args.gate_up_N2F);
     parallel_blocks(N, rows_per_block(F), [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
         const A* gate = gate_up[n];
@@ -24,12 +23,12 @@ void CpuOps::swiglu_forward(Tensor h_NF, ConstTensor gate_up_N2F) {
   });
 }
 
-void CpuOps::swiglu_backward(Tensor dgate_up_N2F, ConstTensor dh_NF, ConstTensor gate_up_N2F) {
-  const int64_t N = dh_NF.size(0), F = dh_NF.size(1);
-  check_swiglu_backward(Device::cpu, dgate_up_N2F, dh_NF, gate_up_N2F);
-  dispatch_float(dh_NF.dtype(), [&]<class A>() {
-    const auto dgate_up = rows<A>(dgate_up_N2F);
-    const auto dh = rows<A>(dh_NF), gate_up = rows<A>(gate_up_N2F);
+void CpuOps::swiglu_backward(const SwigluBackward& args) {
+  const int64_t N = args.dh_NF.size(0), F = args.dh_NF.size(1);
+  check_args(Device::cpu, args);
+  dispatch_float(args.dh_NF.dtype(), [&]<class A>() {
+    const auto dgate_up = rows<A>(args.dgate_up_N2F);
+    const auto dh = rows<A>(args.dh_NF), gate_up = rows<A>(args.gate_up_N2F);
     parallel_blocks(N, rows_per_block(F), [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
         const A* gate = gate_up[n];

@@ -15,45 +15,59 @@ template <class Args>
 void check(const Args& args, const Tensor& k_rot_BPHD) {
   const ConstTensor& x = args.x_BTC;
   const int64_t H = args.heads, P = args.prefix;
-  TM_CHECK(x.dims() == 3 && H >= 1 && x.size(2) % (3 * H) == 0, "conv_silu_rope x_BTC ", x.shape(),
+  TM_CHECK(x.dims() == 3 && H >= 1 && x.size(2) % (3 * H) == 0, Args::kName, " x_BTC ", x.shape(),
            " is not q, k and v of ", H, " heads");
-  const int64_t D = x.size(2) / (3 * H);
-  TM_CHECK(P >= 0 && P <= x.size(1) && args.position >= 0, "conv_silu_rope: a prefix of ", P, " of ", x.size(1),
+  const int64_t D = rope_head_width(x.size(2), H);
+  TM_CHECK(P >= 0 && P <= x.size(1) && args.position >= 0, Args::kName, ": a prefix of ", P, " of ", x.size(1),
            " tokens from position ", args.position);
-  TM_CHECK(P == 0 || D % 2 == 0, "conv_silu_rope needs an even head width, got ", D);
-  if (k_rot_BPHD.empty()) return;
-  const Tensor& k = k_rot_BPHD;
-  TM_CHECK(k.dims() == 4 && k.size(0) == x.size(0) && k.size(1) == P && k.size(2) == H && k.size(3) == D &&
-               k.dtype() == x.dtype() && k.device() == x.device() && k.stride(3) == 1,
-           "conv_silu_rope: the rotated keys are ", k.shape(), " ", name_of(k.dtype()), ", expected [", x.size(0), ", ",
-           P, ", ", H, ", ", D, "] ", name_of(x.dtype()), ", last dimension contiguous, beside x");
+  TM_CHECK(P == 0 || D % 2 == 0, Args::kName, " needs an even head width, got ", D);
+  if (!k_rot_BPHD.empty()) {
+    check_tensor(x.device(), Args::kName, k_rot_BPHD, {"k_rot_BPHD", x.dtype(), {x.size(0), P, H, D}});
+  }
+}
+
+// Elements of q and k that are rotated: two thirds of the channels of the prefix.
+template <class Args>
+double rotated(const Args& args) {
+  return static_cast<double>(args.x_BTC.size(0) * args.prefix * (args.x_BTC.size(2) / 3 * 2));
+}
+
+template <class Args>
+OpCounts counts(const Args& args) {
+  OpCounts out = args.conv().counts();
+  out.elementwise += 3 * rotated(args);
+  return out;
 }
 
 }  // namespace
 
-void check_conv_rope(const ConvRopeForward& args) { check(args, args.k_rot_BPHD); }
-void check_conv_rope(const ConvRopeBackward& args) { check(args, args.dk_rot_BPHD); }
+void ConvRopeForward::check_rest() const { check(*this, k_rot_BPHD); }
+void ConvRopeBackward::check_rest() const { check(*this, dk_rot_BPHD); }
+OpCounts ConvRopeForward::counts() const { return tmamba::counts(*this); }
+OpCounts ConvRopeBackward::counts() const { return tmamba::counts(*this); }
 
 void conv_rope_in_passes(Ops& ops, const ConvRopeForward& args) {
-  check_conv_rope(args);
-  ops.conv_silu_forward(args.y_BTC, args.x_BTC, args.halo_BWC, args.w_CW, args.b_C);
+  args.check_rest();
+  ops.conv_silu_forward(args.conv());
   if (args.prefix == 0) return;
   const Tensor q = part(args, args.y_BTC, 0), k = part(args, args.y_BTC, 1);
-  ops.rope_forward(q, q, args.position, args.theta);
-  ops.rope_forward(args.k_rot_BPHD.empty() ? k : args.k_rot_BPHD, k, args.position, args.theta);
+  ops.rope_forward({.y_BTHD = q, .x_BTHD = q, .position = args.position, .theta = args.theta});
+  ops.rope_forward({.y_BTHD = args.k_rot_BPHD.empty() ? k : args.k_rot_BPHD,
+                    .x_BTHD = k,
+                    .position = args.position,
+                    .theta = args.theta});
 }
 
 void conv_rope_in_passes(Ops& ops, const ConvRopeBackward& args) {
-  check_conv_rope(args);
+  args.check_rest();
   if (args.prefix > 0) {
     const Tensor dq = part(args, args.dy_BTC, 0), dk = part(args, args.dy_BTC, 1);
     const Tensor dk_rot = args.dk_rot_BPHD.empty() ? dk : args.dk_rot_BPHD;
-    ops.rope_backward(dq, dq, args.position, args.theta);
-    ops.rope_backward(dk_rot, dk_rot, args.position, args.theta);
-    if (!args.dk_rot_BPHD.empty()) ops.add(dk, dk_rot);
+    ops.rope_backward({.dx_BTHD = dq, .dy_BTHD = dq, .position = args.position, .theta = args.theta});
+    ops.rope_backward({.dx_BTHD = dk_rot, .dy_BTHD = dk_rot, .position = args.position, .theta = args.theta});
+    if (!args.dk_rot_BPHD.empty()) ops.add({dk, dk_rot});
   }
-  ops.conv_silu_backward(args.dx_BTC, args.dhalo_BWC, args.dw_CW, args.db_C, args.dy_BTC, args.x_BTC, args.halo_BWC,
-                         args.w_CW, args.b_C);
+  ops.conv_silu_backward(args.conv());
 }
 
 }  // namespace tmamba

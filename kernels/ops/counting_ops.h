@@ -8,16 +8,6 @@
 
 namespace tmamba {
 
-// Floating-point operations (a multiply-add is two), causal attention counted exactly.
-struct OpCounts {
-  double linear = 0;       // matrix products with weights
-  double attention = 0;    // scores and values over the prefix
-  double ssd = 0;          // scan, converter and their chunk products
-  double elementwise = 0;  // everything else, a few per element
-
-  double matmul() const { return linear + attention + ssd; }
-};
-
 class CountingOps : public Ops {
  public:
   virtual const OpCounts& counts() const = 0;

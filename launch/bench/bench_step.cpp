@@ -83,9 +83,10 @@ Roof measure_roof(Ops& ops, DType dtype) {
   std::vector<double> product, copy;
   for (int i = 0; i < 6; ++i) {
     product.push_back(seconds_of(ops, [&] {
-      ops.linear_forward(c.tensor({n, n}, dtype), a.tensor({n, n}, dtype), b.tensor({n, n}, dtype));
+      ops.linear_forward(
+          {.y_NO = c.tensor({n, n}, dtype), .x_NI = a.tensor({n, n}, dtype), .w_OI = b.tensor({n, n}, dtype)});
     }));
-    copy.push_back(seconds_of(ops, [&] { ops.copy(to.tensor({copied}, dtype), from.tensor({copied}, dtype)); }));
+    copy.push_back(seconds_of(ops, [&] { ops.copy({to.tensor({copied}, dtype), from.tensor({copied}, dtype)}); }));
   }
   return {.flops = 2.0 * static_cast<double>(n * n * n) / median_of(product),
           .bytes = 2.0 * static_cast<double>(copied) * static_cast<double>(size_of(dtype)) / median_of(copy)};

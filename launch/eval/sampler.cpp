@@ -58,7 +58,7 @@ std::vector<int32_t> sample(Ops& ops, const ModelConfig& config, const Parameter
     const int64_t n = static_cast<int64_t>(input.size());
     const Tensor tokens = device_tokens.tensor({1, n}, DType::i32);
     copy_blocking(tokens, ConstTensor(input.data(), {1, n}, DType::i32));
-    ops.copy(wide, decoder.feed(ops, params, tokens));
+    ops.copy({wide, decoder.feed(ops, params, tokens)});
     ops.synchronize();
     copy_blocking(host, wide);
     dispatch_float(acc, [&]<class T>() { std::copy_n(host.data<T>(), drawn, logits.begin()); });

@@ -41,7 +41,7 @@ void copy_from_host(Ops& ops, const Tensor& flat, const ConstTensor& host) {
   const Buffer staged({host.numel()}, host.dtype(), ops.device());
   const Tensor staged_flat = staged.tensor({host.numel()}, host.dtype());
   copy_blocking(staged_flat, host);
-  ops.copy(flat, staged_flat);
+  ops.copy({flat, staged_flat});
   ops.synchronize();
 }
 

@@ -99,7 +99,7 @@ void initialize_run(Ops& ops, const ParameterTable& table, uint64_t seed, const 
   const Tensor host_flat = host.tensor({size}, acc), exact_flat = exact.tensor({size}, acc);
   table.initialize(host_flat, seed);
   copy_blocking(exact_flat, host_flat);
-  ops.copy(params, exact_flat);
+  ops.copy({params, exact_flat});
   optimizer.reset_master(ops, exact_flat);
   ops.synchronize();
 }

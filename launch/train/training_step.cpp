@@ -35,7 +35,7 @@ TrainingStep::TrainingStep(const RunConfig& config, const RunPlan& plan, const S
   reducer_ = std::make_unique<GradReducer>(
       ranks.zero, ranks.tp, reduction_buckets(table_),
       GradReducerOptions{.stage = options.zero, .dtype = acc, .device = device, .add = [this](Tensor y, ConstTensor x) {
-                           ops_.add(y, x);
+                           ops_.add({y, x});
                          }});
   optimizer_ = std::make_unique<Optimizer>(owned_rows(table_, *reducer_), dtype, device);
   gradients_ = owned_gradients(table_, *reducer_, grads_);
@@ -125,11 +125,11 @@ bool TrainingStep::recorded() const {
 
 void TrainingStep::micro_batch(Ops& ops, bool first, bool last) {
   if (first) {
-    ops.fill(numbers(kSums, kScalars<StepSums>), 0);
+    ops.fill({numbers(kSums, kScalars<StepSums>), 0});
     reducer_->begin_step();
   }
   // Where every micro-batch is summed over the ranks at once, the next one starts from zero.
-  if (first || reduces(false)) ops.fill(grads_, 0);
+  if (first || reduces(false)) ops.fill({grads_, 0});
   // All tensor-parallel ranks have the loss of the tokens they share; one counts it.
   const Tensor sums_S = numbers(ranks_.at.tp == 0 ? kSums : kSpare, kScalars<StepSums>);
   model_->forward_backward(ops, scratch_, params_, grads_, {tokens_2Bn_.select(0, 0), tokens_2Bn_.select(0, 1)},
@@ -147,13 +147,15 @@ void TrainingStep::micro_batch(Ops& ops, bool first, bool last) {
 
 void TrainingStep::agree(Ops& ops) {
   const std::vector<ConstTensor> counted = counted_gradients();
-  ops.sum_squares(scalar_in(numbers(kSums, kScalars<StepSums>), &StepSums::grad_squares), counted);
+  ops.sum_squares({scalar_in(numbers(kSums, kScalars<StepSums>), &StepSums::grad_squares), counted});
   ranks_.all.all_reduce(numbers(kSums, kStep - kSums), ReduceOp::sum).wait();
 }
 
 void TrainingStep::update(Ops& ops) {
   const Tensor step_S = numbers(kStep, kScalars<StepScalars>);
-  ops.check_step(step_S, numbers(kSums, kScalars<StepSums>), numbers(kLimits, kScalars<StepLimits>));
+  ops.check_step({.step_S = step_S,
+                  .sums_S = numbers(kSums, kScalars<StepSums>),
+                  .limits_S = numbers(kLimits, kScalars<StepLimits>)});
   optimizer_->step(ops, params_, gradients_, options_.rule, step_S);
   reducer_->gather_parameters(params_);
 }

@@ -31,8 +31,8 @@ std::vector<double> full_logits(const ModelConfig& config, std::vector<int64_t> 
   runner.run(with_target, false);
   Buffer logits({1, config.vocab}, DType::f64);
   const Tensor logits_1V = logits.tensor({1, config.vocab}, DType::f64);
-  runner.ops().linear_forward(logits_1V, runner.model().normed_output().slice(0, T - 1, 1),
-                              runner.table().view(runner.params(), "head.weight"));
+  runner.ops().linear_forward({logits_1V, runner.model().normed_output().slice(0, T - 1, 1),
+                               runner.table().view(runner.params(), "head.weight")});
   return values_of(logits_1V);
 }
 

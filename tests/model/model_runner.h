@@ -54,7 +54,7 @@ class ModelRunner {
     copy_blocking(tokens_2BT, ConstTensor(host.data(), {2, B, T}, DType::i32));
     const TokenBatch batch{tokens_2BT.select(0, 0), tokens_2BT.select(0, 1)};
     const Tensor sums = sums_buffer_.tensor({2}, DType::f64);
-    ops_->fill(sums, 0), ops_->fill(grads(), 0);
+    ops_->fill({sums, 0}), ops_->fill({grads(), 0});
     const LossSums to{sums.slice(0, 0, 1), sums.slice(0, 1, 1), {}};
     buckets_.clear();
     if (backward) {
@@ -76,7 +76,7 @@ class ModelRunner {
     const Buffer host({size}, acc()), staged({size}, acc(), shape_.device);
     fill(host.tensor({size}, acc()));
     copy_blocking(staged.tensor({size}, acc()), host.tensor({size}, acc()));
-    ops_->copy(params(), staged.tensor({size}, acc()));
+    ops_->copy({params(), staged.tensor({size}, acc())});
     ops_->synchronize();
   }
 

@@ -65,8 +65,9 @@ class LayoutRunner {
     model_ = std::make_unique<TransMamba>(config_, table_, ranks_, dtype, saved_, level);
     reducer_ = std::make_unique<GradReducer>(
         mesh_.zero(), mesh_.tp(), reduction_buckets(table_),
-        GradReducerOptions{
-            .stage = layout.zero, .dtype = acc, .add = [this](Tensor y, ConstTensor x) { ops_->add(y, x); }});
+        GradReducerOptions{.stage = layout.zero, .dtype = acc, .add = [this](Tensor y, ConstTensor x) {
+                             ops_->add({y, x});
+                           }});
     optimizer_ = std::make_unique<Optimizer>(owned_rows(table_, *reducer_), dtype, Device::cpu);
     gradients_ = owned_gradients(table_, *reducer_, grads_.tensor({size}, acc));
     cut_tokens();
@@ -76,7 +77,7 @@ class LayoutRunner {
   double forward_backward() {
     const Tensor sums = sums_.tensor({2}, DType::f64),
                  grads = grads_.tensor({table_.flat_size()}, accumulate_type(dtype_));
-    ops_->fill(sums, 0), ops_->fill(grads, 0);
+    ops_->fill({sums, 0}), ops_->fill({grads, 0});
     reducer_->begin_step();
     model_->forward_backward(*ops_, scratch_, params(), grads, {tokens_.select(0, 0), tokens_.select(0, 1)},
                              1.0 / static_cast<double>(golden_.batch() * golden_.seq_len()),

@@ -3,7 +3,6 @@
 #include "kernels/cuda/common/hopper.h"
 #include "kernels/cuda/common/views.h"
 #include "kernels/cuda/cuda_ops.h"
-#include "kernels/ops/op_checks.h"
 
 namespace tmamba::cuda {
 
@@ -40,7 +39,7 @@ bool takes_wgmma(const AttentionSizes& s) { return s.scale > 0 && runs_wgmma(); 
 void CudaOps::attention_forward(const AttentionForward& args) {
   const int64_t B = args.q_BTHD.size(0), T = args.q_BTHD.size(1), H = args.q_BTHD.size(2), D = args.q_BTHD.size(3);
   const DType dtype = args.q_BTHD.dtype();
-  check_attention_forward(Device::cuda, args);
+  check_args(Device::cuda, args);
   check_width(D);
   const AttentionSizes size{
       B, T, H, D, args.q_begin, args.scale, wide_rows({args.o_BTHD, args.q_BTHD, args.k_BSHD, args.v_BSHD})};
@@ -64,7 +63,7 @@ void CudaOps::attention_forward(const AttentionForward& args) {
 void CudaOps::attention_backward(const AttentionBackward& args) {
   const int64_t B = args.q_BTHD.size(0), T = args.q_BTHD.size(1), H = args.q_BTHD.size(2), D = args.q_BTHD.size(3);
   const DType dtype = args.q_BTHD.dtype();
-  check_attention_backward(Device::cuda, args);
+  check_args(Device::cuda, args);
   check_width(D);
   const AttentionSizes size{B,
                             T,

@@ -6,7 +6,6 @@
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/ops/adamw_rule.h"
 #include "kernels/ops/check_step.h"
-#include "kernels/ops/op_checks.h"
 
 namespace tmamba::cuda {
 
@@ -123,16 +122,16 @@ void run(cudaStream_t stream, std::span<const AdamwTensor> tensors, const AdamwR
 
 }  // namespace
 
-void CudaOps::check_step(Tensor step_S, ConstTensor sums_S, ConstTensor limits_S) {
-  check_check_step(Device::cuda, step_S, sums_S, limits_S);
-  launch(stream(), {}, 1, 0, check_step_kernel, scalars_in<StepScalars>(step_S), scalars_in<StepSums>(sums_S),
-         scalars_in<StepLimits>(limits_S));
+void CudaOps::check_step(const CheckStep& args) {
+  check_args(Device::cuda, args);
+  launch(stream(), {}, 1, 0, check_step_kernel, scalars_in<StepScalars>(args.step_S), scalars_in<StepSums>(args.sums_S),
+         scalars_in<StepLimits>(args.limits_S));
 }
 
-void CudaOps::adamw(std::span<const AdamwTensor> tensors, const AdamwRule& rule, ConstTensor step_S) {
-  check_adamw(Device::cuda, tensors, step_S);
-  run<float>(stream(), tensors, rule, scalars_in<StepScalars>(step_S));
-  run<double>(stream(), tensors, rule, scalars_in<StepScalars>(step_S));
+void CudaOps::adamw(const Adamw& args) {
+  check_args(Device::cuda, args);
+  run<float>(stream(), args.tensors, args.rule, scalars_in<StepScalars>(args.step_S));
+  run<double>(stream(), args.tensors, args.rule, scalars_in<StepScalars>(args.step_S));
 }
 
 }  // namespace tmamba::cuda

@@ -17,32 +17,37 @@ bool one_pass(const Args& args) {
 
 }  // namespace
 
-void CudaOps::conv_silu_forward(Tensor y_BTC, ConstTensor x_BTC, ConstTensor halo_BWC, ConstTensor w_CW,
-                                ConstTensor b_C) {
-  ConvRopeForward args;
-  args.y_BTC = y_BTC, args.x_BTC = x_BTC, args.halo_BWC = halo_BWC, args.w_CW = w_CW, args.b_C = b_C;
-  conv_forward(stream(), args);
+void CudaOps::conv_silu_forward(const ConvSiluForward& args) {
+  conv_forward(
+      stream(),
+      {.y_BTC = args.y_BTC, .x_BTC = args.x_BTC, .halo_BWC = args.halo_BWC, .w_CW = args.w_CW, .b_C = args.b_C});
 }
 
-void CudaOps::conv_silu_backward(Tensor dx_BTC, Tensor dhalo_BWC, Tensor dw_CW, Tensor db_C, ConstTensor dy_BTC,
-                                 ConstTensor x_BTC, ConstTensor halo_BWC, ConstTensor w_CW, ConstTensor b_C) {
-  if (!dhalo_BWC.empty() && x_BTC.size(1) == 0) fill(dhalo_BWC, 0);
-  ConvRopeBackward args;
-  args.dx_BTC = dx_BTC, args.dhalo_BWC = dhalo_BWC, args.dw_CW = dw_CW, args.db_C = db_C;
-  args.x_BTC = x_BTC, args.halo_BWC = halo_BWC, args.w_CW = w_CW, args.b_C = b_C;
-  conv_backward(stream(), workspace_, args, dy_BTC);
+void CudaOps::conv_silu_backward(const ConvSiluBackward& args) {
+  if (!args.dhalo_BWC.empty() && args.x_BTC.size(1) == 0) fill({args.dhalo_BWC, 0});
+  conv_backward(stream(), workspace_,
+                {.dx_BTC = args.dx_BTC,
+                 .dhalo_BWC = args.dhalo_BWC,
+                 .dw_CW = args.dw_CW,
+                 .db_C = args.db_C,
+                 .dy_BTC = {},
+                 .x_BTC = args.x_BTC,
+                 .halo_BWC = args.halo_BWC,
+                 .w_CW = args.w_CW,
+                 .b_C = args.b_C},
+                args.dy_BTC);
 }
 
 void CudaOps::conv_silu_rope_forward(const ConvRopeForward& args) {
   if (!one_pass(args)) return conv_rope_in_passes(*this, args);
-  check_conv_rope(args);
+  args.check_rest();
   conv_forward(stream(), args);
 }
 
 void CudaOps::conv_silu_rope_backward(const ConvRopeBackward& args) {
   if (!one_pass(args)) return conv_rope_in_passes(*this, args);
-  check_conv_rope(args);
-  if (!args.dhalo_BWC.empty() && args.x_BTC.size(1) == 0) fill(args.dhalo_BWC, 0);
+  args.check_rest();
+  if (!args.dhalo_BWC.empty() && args.x_BTC.size(1) == 0) fill({args.dhalo_BWC, 0});
   conv_backward(stream(), workspace_, args, args.dy_BTC);
 }
 

@@ -1,7 +1,6 @@
 #include "kernels/cuda/common/partial_sums.cuh"
 #include "kernels/cuda/elementwise/conv.cuh"
 #include "kernels/cuda/elementwise/conv.h"
-#include "kernels/ops/op_checks.h"
 
 namespace tmamba::cuda {
 
@@ -199,8 +198,9 @@ void conv_backward(cudaStream_t stream, Workspace& workspace, const ConvRopeBack
   const int64_t B = x_BTC.size(0), T = x_BTC.size(1), C = x_BTC.size(2), W = args.w_CW.size(1);
   const DType dtype = x_BTC.dtype();
   if (B * T * C == 0) return;
-  check_conv_silu_backward(Device::cuda, args.dx_BTC, args.dhalo_BWC, args.dw_CW, args.db_C, dy_BTC, x_BTC,
-                           args.halo_BWC, args.w_CW, args.b_C);
+  ConvSiluBackward conv = args.conv();
+  conv.dy_BTC = dy_BTC;
+  check_args(Device::cuda, conv);
   const bool wide = wide_rows({args.dx_BTC, args.dhalo_BWC, dy_BTC, x_BTC, args.halo_BWC});
   dispatch_activation(dtype, [&]<class A>() {
     const Rotation<A> rotation = make_rotation<A>(args, args.dk_rot_BPHD);

@@ -1,6 +1,5 @@
 #include "kernels/cuda/elementwise/conv.cuh"
 #include "kernels/cuda/elementwise/conv.h"
-#include "kernels/ops/op_checks.h"
 
 namespace tmamba::cuda {
 
@@ -97,7 +96,7 @@ void conv_forward(cudaStream_t stream, const ConvRopeForward& args) {
   const ConstTensor& x_BTC = args.x_BTC;
   const int64_t B = x_BTC.size(0), T = x_BTC.size(1), C = x_BTC.size(2);
   if (B * T * C == 0) return;
-  check_conv_silu_forward(Device::cuda, args.y_BTC, x_BTC, args.halo_BWC, args.w_CW, args.b_C);
+  check_args(Device::cuda, args.conv());
   const bool wide = wide_rows({args.y_BTC, x_BTC, args.halo_BWC});
   dispatch_activation(x_BTC.dtype(), [&]<class A>() {
     const Rotation<A> rotation = make_rotation<A>(args, args.k_rot_BPHD);

@@ -4,7 +4,6 @@
 #include "kernels/cuda/common/device.cuh"
 #include "kernels/cuda/common/views.h"
 #include "kernels/cuda/cuda_ops.h"
-#include "kernels/ops/op_checks.h"
 
 namespace tmamba::cuda {
 
@@ -175,60 +174,59 @@ __global__ void __launch_bounds__(kThreads, sizeof(A) == 2 ? kTogether : 1)
 
 }  // namespace
 
-void CudaOps::cross_entropy_stats(Tensor max_N, Tensor sum_exp_N, Tensor target_N, ConstTensor logits_NV,
-                                  ConstTensor targets_N, int64_t vocab_begin) {
-  const int64_t N = logits_NV.size(0), V = logits_NV.size(1);
-  check_cross_entropy_stats(Device::cuda, max_N, sum_exp_N, target_N, logits_NV, targets_N);
+void CudaOps::cross_entropy_stats(const CrossEntropyStats& args) {
+  const int64_t N = args.logits_NV.size(0), V = args.logits_NV.size(1);
+  check_args(Device::cuda, args);
   if (N == 0) return;
-  const bool wide = wide_rows({logits_NV});
-  dispatch_activation(logits_NV.dtype(), [&]<class A>() {
-    const Stats<A> f{max_N.data<Acc<A>>(),
-                     sum_exp_N.data<Acc<A>>(),
-                     target_N.data<Acc<A>>(),
-                     rows<A>(logits_NV),
-                     targets_N.data<int32_t>(),
+  const bool wide = wide_rows({args.logits_NV});
+  dispatch_activation(args.logits_NV.dtype(), [&]<class A>() {
+    const Stats<A> f{args.max_N.data<Acc<A>>(),
+                     args.sum_exp_N.data<Acc<A>>(),
+                     args.target_N.data<Acc<A>>(),
+                     rows<A>(args.logits_NV),
+                     args.targets_N.data<int32_t>(),
                      V,
-                     vocab_begin,
+                     args.vocab_begin,
                      wide};
     launch(stream(), {N}, kThreads, 0, stats_kernel<A>, f);
   });
 }
 
-void CudaOps::cross_entropy_rescale(Tensor sum_exp_N, ConstTensor max_N, ConstTensor global_max_N) {
-  const int64_t N = max_N.size(0);
-  check_cross_entropy_rescale(Device::cuda, sum_exp_N, max_N, global_max_N);
-  dispatch_float(max_N.dtype(), [&]<class T>() {
-    launch(stream(), {ceil_div(N, kThreads)}, kThreads, 0, rescale_kernel<T>, sum_exp_N.data<T>(), max_N.data<T>(),
-           global_max_N.data<T>(), N);
+void CudaOps::cross_entropy_rescale(const CrossEntropyRescale& args) {
+  const int64_t N = args.max_N.size(0);
+  check_args(Device::cuda, args);
+  dispatch_float(args.max_N.dtype(), [&]<class T>() {
+    launch(stream(), {ceil_div(N, kThreads)}, kThreads, 0, rescale_kernel<T>, args.sum_exp_N.data<T>(),
+           args.max_N.data<T>(), args.global_max_N.data<T>(), N);
   });
 }
 
-void CudaOps::cross_entropy_loss(Tensor loss_sum_1, Tensor count_1, Tensor loss_N, ConstTensor max_N,
-                                 ConstTensor sum_exp_N, ConstTensor target_N, ConstTensor targets_N) {
-  const int64_t N = max_N.size(0);
-  check_cross_entropy_loss(Device::cuda, loss_sum_1, count_1, loss_N, max_N, sum_exp_N, target_N, targets_N);
+void CudaOps::cross_entropy_loss(const CrossEntropyLoss& args) {
+  const int64_t N = args.max_N.size(0);
+  check_args(Device::cuda, args);
   if (N == 0) return;
-  dispatch_float(max_N.dtype(), [&]<class T>() {
-    const Loss<T> f{loss_sum_1.data<double>(), count_1.data<double>(), vector_of<T>(loss_N),      max_N.data<T>(),
-                    sum_exp_N.data<T>(),       target_N.data<T>(),     targets_N.data<int32_t>(), N};
+  dispatch_float(args.max_N.dtype(), [&]<class T>() {
+    const Loss<T> f{args.loss_sum_1.data<double>(), args.count_1.data<double>(),
+                    vector_of<T>(args.loss_N),      args.max_N.data<T>(),
+                    args.sum_exp_N.data<T>(),       args.target_N.data<T>(),
+                    args.targets_N.data<int32_t>(), N};
     launch(stream(), {}, kLossThreads, 0, loss_kernel<T>, f);
   });
 }
 
-void CudaOps::cross_entropy_gradient(Tensor logits_NV, ConstTensor max_N, ConstTensor sum_exp_N, ConstTensor targets_N,
-                                     int64_t vocab_begin, double scale) {
-  const int64_t N = logits_NV.size(0), V = logits_NV.size(1);
-  check_cross_entropy_gradient(Device::cuda, logits_NV, max_N, sum_exp_N, targets_N);
+void CudaOps::cross_entropy_gradient(const CrossEntropyGradient& args) {
+  const int64_t N = args.logits_NV.size(0), V = args.logits_NV.size(1);
+  check_args(Device::cuda, args);
   if (N == 0) return;
-  const bool wide = wide_rows({logits_NV});
-  dispatch_activation(logits_NV.dtype(), [&]<class A>() {
-    const Gradient<A> f{rows<A>(logits_NV),
-                        max_N.data<Acc<A>>(),
-                        sum_exp_N.data<Acc<A>>(),
-                        targets_N.data<int32_t>(),
+  const bool wide = wide_rows({args.logits_NV});
+  dispatch_activation(args.logits_NV.dtype(), [&]<class A>() {
+    const Gradient<A> f{rows<A>(args.logits_NV),
+                        args.max_N.data<Acc<A>>(),
+                        args.sum_exp_N.data<Acc<A>>(),
+                        args.targets_N.data<int32_t>(),
                         V,
-                        vocab_begin,
-                        static_cast<Acc<A>>(scale),
+                        args.vocab_begin,
+                        static_cast<Acc<A>>(args.scale),
                         wide};
     launch(stream(), {N}, kThreads, 0, gradient_kernel<A>, f);
   });

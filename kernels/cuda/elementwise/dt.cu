@@ -2,7 +2,6 @@
 #include "kernels/cuda/common/partial_sums.cuh"
 #include "kernels/cuda/common/views.h"
 #include "kernels/cuda/cuda_ops.h"
-#include "kernels/ops/op_checks.h"
 
 namespace tmamba::cuda {
 
@@ -87,30 +86,29 @@ Grid grid_of(const Inputs<A>& in) {
 
 }  // namespace
 
-void CudaOps::dt_forward(Tensor dt_NH, Tensor log_a_NH, ConstTensor raw_NH, ConstTensor bias_H, ConstTensor A_log_H) {
-  const int64_t N = raw_NH.size(0), H = raw_NH.size(1);
-  check_dt_forward(Device::cuda, dt_NH, log_a_NH, raw_NH, bias_H, A_log_H);
+void CudaOps::dt_forward(const DtForward& args) {
+  const int64_t N = args.raw_NH.size(0), H = args.raw_NH.size(1);
+  check_args(Device::cuda, args);
   if (N * H == 0) return;
-  dispatch_activation(raw_NH.dtype(), [&]<class A>() {
-    const Inputs<A> in = make_inputs<A>(raw_NH, bias_H, A_log_H);
-    launch(stream(), grid_of(in), dim3(kHeads, kRows), 0, forward_kernel<A>, in, rows<Acc<A>>(dt_NH),
-           rows<Acc<A>>(log_a_NH));
+  dispatch_activation(args.raw_NH.dtype(), [&]<class A>() {
+    const Inputs<A> in = make_inputs<A>(args.raw_NH, args.bias_H, args.A_log_H);
+    launch(stream(), grid_of(in), dim3(kHeads, kRows), 0, forward_kernel<A>, in, rows<Acc<A>>(args.dt_NH),
+           rows<Acc<A>>(args.log_a_NH));
   });
 }
 
-void CudaOps::dt_backward(Tensor draw_NH, Tensor dbias_H, Tensor dA_log_H, ConstTensor ddt_NH, ConstTensor dlog_a_NH,
-                          ConstTensor raw_NH, ConstTensor bias_H, ConstTensor A_log_H) {
-  const int64_t N = raw_NH.size(0), H = raw_NH.size(1);
-  check_dt_backward(Device::cuda, draw_NH, dbias_H, dA_log_H, ddt_NH, dlog_a_NH, raw_NH, bias_H, A_log_H);
+void CudaOps::dt_backward(const DtBackward& args) {
+  const int64_t N = args.raw_NH.size(0), H = args.raw_NH.size(1);
+  check_args(Device::cuda, args);
   if (N * H == 0) return;
-  dispatch_activation(raw_NH.dtype(), [&]<class A>() {
-    const Inputs<A> in = make_inputs<A>(raw_NH, bias_H, A_log_H);
+  dispatch_activation(args.raw_NH.dtype(), [&]<class A>() {
+    const Inputs<A> in = make_inputs<A>(args.raw_NH, args.bias_H, args.A_log_H);
     const Grid grid = grid_of(in);
     Acc<A>* partial = workspace_.take<Acc<A>>(grid.x * 2 * H);
-    const Backward<A> f{in, rows<A>(draw_NH), rows<Acc<A>>(ddt_NH), rows<Acc<A>>(dlog_a_NH), partial};
+    const Backward<A> f{in, rows<A>(args.draw_NH), rows<Acc<A>>(args.ddt_NH), rows<Acc<A>>(args.dlog_a_NH), partial};
     launch(stream(), grid, dim3(kHeads, kRows), 0, backward_kernel<A>, f);
-    add_lines(stream(), SumTarget<Acc<A>>{dbias_H.data<Acc<A>>(), H, H, 1}, partial, grid.x, H, 2 * H);
-    add_lines(stream(), SumTarget<Acc<A>>{dA_log_H.data<Acc<A>>(), H, H, 1}, partial + H, grid.x, H, 2 * H);
+    add_lines(stream(), SumTarget<Acc<A>>{args.dbias_H.data<Acc<A>>(), H, H, 1}, partial, grid.x, H, 2 * H);
+    add_lines(stream(), SumTarget<Acc<A>>{args.dA_log_H.data<Acc<A>>(), H, H, 1}, partial + H, grid.x, H, 2 * H);
   });
 }
 

@@ -4,7 +4,6 @@
 #include "kernels/cuda/common/device.cuh"
 #include "kernels/cuda/common/tensor_list.cuh"
 #include "kernels/cuda/cuda_ops.h"
-#include "kernels/ops/op_checks.h"
 
 namespace tmamba::cuda {
 
@@ -146,43 +145,46 @@ __global__ void __launch_bounds__(kSumThreads) sum_kernel(double* out, const dou
 
 }  // namespace
 
-void CudaOps::fill(Tensor x, double value) {
-  check_elementwise(Device::cuda, "fill", x);
-  if (value == 0 && x.contiguous()) {  // of all floating types, zero is zero bytes
-    if (x.numel() > 0) TM_CUDA(cudaMemsetAsync(x.raw(), 0, static_cast<size_t>(x.bytes()), stream()));
+void CudaOps::fill(const Fill& args) {
+  check_args(Device::cuda, args);
+  if (args.value == 0 && args.x.contiguous()) {  // of all floating types, zero is zero bytes
+    if (args.x.numel() > 0) TM_CUDA(cudaMemsetAsync(args.x.raw(), 0, static_cast<size_t>(args.x.bytes()), stream()));
     return;
   }
-  dispatch_activation(x.dtype(), [&]<class T>() { update<T, T, Update::fill>(stream(), x, x, value); });
+  dispatch_activation(args.x.dtype(),
+                      [&]<class T>() { update<T, T, Update::fill>(stream(), args.x, args.x, args.value); });
 }
 
-void CudaOps::scale(Tensor x, double factor) {
-  check_elementwise(Device::cuda, "scale", x);
-  dispatch_activation(x.dtype(), [&]<class T>() { update<T, T, Update::scale>(stream(), x, x, factor); });
+void CudaOps::scale(const Scale& args) {
+  check_args(Device::cuda, args);
+  dispatch_activation(args.x.dtype(),
+                      [&]<class T>() { update<T, T, Update::scale>(stream(), args.x, args.x, args.factor); });
 }
 
-void CudaOps::copy(Tensor y, ConstTensor x) {
-  check_elementwise(Device::cuda, "copy", y, x);
-  dispatch_activation(y.dtype(), [&]<class Y>() {
-    dispatch_activation(x.dtype(), [&]<class X>() { update<Y, X, Update::copy>(stream(), y, x, 0); });
+void CudaOps::copy(const Copy& args) {
+  check_args(Device::cuda, args);
+  dispatch_activation(args.y.dtype(), [&]<class Y>() {
+    dispatch_activation(args.x.dtype(), [&]<class X>() { update<Y, X, Update::copy>(stream(), args.y, args.x, 0); });
   });
 }
 
-void CudaOps::add(Tensor y, ConstTensor x) {
-  check_elementwise(Device::cuda, "add", y, x);
-  dispatch_activation(y.dtype(), [&]<class Y>() {
-    dispatch_activation(x.dtype(), [&]<class X>() { update<Y, X, Update::add>(stream(), y, x, 0); });
+void CudaOps::add(const Add& args) {
+  check_args(Device::cuda, args);
+  dispatch_activation(args.y.dtype(), [&]<class Y>() {
+    dispatch_activation(args.x.dtype(), [&]<class X>() { update<Y, X, Update::add>(stream(), args.y, args.x, 0); });
   });
 }
 
-void CudaOps::sum_squares(Tensor out_1, std::span<const ConstTensor> tensors) {
-  check_sum_squares(Device::cuda, out_1, tensors);
+void CudaOps::sum_squares(const SumSquares& args) {
+  check_args(Device::cuda, args);
   int64_t blocks = 0;
-  for (const ConstTensor& x : tensors) blocks += ceil_div(x.numel(), kSumBlock);
+  for (const ConstTensor& x : args.tensors) blocks += ceil_div(x.numel(), kSumBlock);
   double* partial = workspace_.take<double>(blocks);
   double* next = partial;
-  for (size_t begin = 0; begin < tensors.size(); begin += kSumTensors) {
+  for (size_t begin = 0; begin < args.tensors.size(); begin += kSumTensors) {
     SumList list;
-    for (const ConstTensor& x : tensors.subspan(begin, std::min<size_t>(kSumTensors, tensors.size() - begin))) {
+    for (const ConstTensor& x :
+         args.tensors.subspan(begin, std::min<size_t>(kSumTensors, args.tensors.size() - begin))) {
       if (x.numel() == 0) continue;
       const bool wide = reinterpret_cast<uint64_t>(x.raw()) % 16 == 0;
       list.entry[list.entries++] = {x.raw(), x.numel(), list.blocks, x.dtype(), wide};
@@ -191,7 +193,8 @@ void CudaOps::sum_squares(Tensor out_1, std::span<const ConstTensor> tensors) {
     launch(stream(), {list.blocks}, kSumThreads, 0, sum_squares_kernel, next, list);
     next += list.blocks;
   }
-  launch(stream(), {}, kSumThreads, 0, sum_kernel, out_1.data<double>(), static_cast<const double*>(partial), blocks);
+  launch(stream(), {}, kSumThreads, 0, sum_kernel, args.out_1.data<double>(), static_cast<const double*>(partial),
+         blocks);
 }
 
 }  // namespace tmamba::cuda

@@ -3,7 +3,6 @@
 #include "kernels/cuda/common/device.cuh"
 #include "kernels/cuda/common/views.h"
 #include "kernels/cuda/cuda_ops.h"
-#include "kernels/ops/op_checks.h"
 
 namespace tmamba::cuda {
 
@@ -125,31 +124,32 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(Rows<Acc<A>> dtable,
 
 }  // namespace
 
-void CudaOps::embedding_forward(Tensor y_NC, ConstTensor table_VC, ConstTensor tokens_N, int64_t vocab_begin) {
-  const int64_t N = y_NC.size(0), C = y_NC.size(1), V = table_VC.size(0);
-  check_embedding_forward(Device::cuda, y_NC, table_VC, tokens_N);
+void CudaOps::embedding_forward(const EmbeddingForward& args) {
+  const int64_t N = args.y_NC.size(0), C = args.y_NC.size(1), V = args.table_VC.size(0);
+  check_args(Device::cuda, args);
   if (N * C == 0) return;
-  const bool wide = wide_rows({y_NC, table_VC});
-  dispatch_activation(y_NC.dtype(), [&]<class A>() {
-    launch(stream(), {N}, kThreads, 0, forward_kernel<A>, rows<A>(y_NC), rows<A>(table_VC), tokens_N.data<int32_t>(), C,
-           V, vocab_begin, wide);
+  const bool wide = wide_rows({args.y_NC, args.table_VC});
+  dispatch_activation(args.y_NC.dtype(), [&]<class A>() {
+    launch(stream(), {N}, kThreads, 0, forward_kernel<A>, rows<A>(args.y_NC), rows<A>(args.table_VC),
+           args.tokens_N.data<int32_t>(), C, V, args.vocab_begin, wide);
   });
 }
 
-void CudaOps::embedding_backward(Tensor dtable_VC, ConstTensor dy_NC, ConstTensor tokens_N, int64_t vocab_begin) {
-  const int64_t N = dy_NC.size(0), C = dy_NC.size(1), V = dtable_VC.size(0);
-  check_embedding_backward(Device::cuda, dtable_VC, dy_NC, tokens_N);
+void CudaOps::embedding_backward(const EmbeddingBackward& args) {
+  const int64_t N = args.dy_NC.size(0), C = args.dy_NC.size(1), V = args.dtable_VC.size(0);
+  check_args(Device::cuda, args);
   TM_CHECK(V < kNoRow && N < kNoRow, "embedding: ", V, " rows and ", N, " tokens; fewer than 2^32 are supported");
   if (N * C * V == 0) return;
   const int64_t count = round_up(N, kTile);
   uint64_t* keys = workspace_.take<uint64_t>(2 * count);
-  const uint64_t* sorted = sort_tokens(stream(), keys, keys + count, tokens_N.data<int32_t>(), N, V, vocab_begin);
-  dispatch_activation(dy_NC.dtype(), [&]<class A>() {
+  const uint64_t* sorted =
+      sort_tokens(stream(), keys, keys + count, args.tokens_N.data<int32_t>(), N, V, args.vocab_begin);
+  dispatch_activation(args.dy_NC.dtype(), [&]<class A>() {
     // Vectors of dtable hold kVec<A> accumulators: rows of dy decide how C is cut.
-    const bool wide = wide_rows({dy_NC}), wide_table = wide_rows({dtable_VC}) && C % kVec<A> == 0;
+    const bool wide = wide_rows({args.dy_NC}), wide_table = wide_rows({args.dtable_VC}) && C % kVec<A> == 0;
     const Grid grid{N, std::min<int64_t>(ceil_div(C, kThreads * kVec<A>), 64)};
-    launch(stream(), grid, kThreads, 0, backward_kernel<A>, rows<Acc<A>>(dtable_VC), rows<A>(dy_NC), sorted, N, C, wide,
-           wide_table);
+    launch(stream(), grid, kThreads, 0, backward_kernel<A>, rows<Acc<A>>(args.dtable_VC), rows<A>(args.dy_NC), sorted,
+           N, C, wide, wide_table);
   });
 }
 

@@ -5,7 +5,6 @@
 #include "kernels/cuda/common/ring.cuh"
 #include "kernels/cuda/common/views.h"
 #include "kernels/cuda/cuda_ops.h"
-#include "kernels/ops/op_checks.h"
 
 namespace tmamba::cuda {
 
@@ -320,38 +319,37 @@ Grid grid_of(const Problem<A>& p) {
 
 }  // namespace
 
-void CudaOps::gated_norm_forward(Tensor out_BTHD, Tensor rstd_BTH, ConstTensor y_BTHD, ConstTensor z_BTHD,
-                                 ConstTensor w_HD, double eps) {
-  const int64_t B = y_BTHD.size(0), T = y_BTHD.size(1), H = y_BTHD.size(2), D = y_BTHD.size(3);
-  const DType dtype = y_BTHD.dtype();
+void CudaOps::gated_norm_forward(const GatedNormForward& args) {
+  const int64_t B = args.y_BTHD.size(0), T = args.y_BTHD.size(1), H = args.y_BTHD.size(2), D = args.y_BTHD.size(3);
+  const DType dtype = args.y_BTHD.dtype();
   if (B * T * H * D == 0) return;
-  check_gated_norm_forward(Device::cuda, out_BTHD, rstd_BTH, y_BTHD, z_BTHD, w_HD);
-  const bool wide = wide_rows({out_BTHD, y_BTHD, z_BTHD, w_HD});
+  check_args(Device::cuda, args);
+  const bool wide = wide_rows({args.out_BTHD, args.y_BTHD, args.z_BTHD, args.w_HD});
   dispatch_activation(dtype, [&]<class A>() {
     dispatch_lanes<A>(D, [&]<int kLanes, int kSteps>() {
-      const Problem<A> p = make_problem<A, kLanes>(y_BTHD, z_BTHD, w_HD, kForwardBlocks, wide);
-      const Forward<A> f{p, cubes<A>(out_BTHD), planes<Acc<A>>(rstd_BTH), eps};
+      const Problem<A> p = make_problem<A, kLanes>(args.y_BTHD, args.z_BTHD, args.w_HD, kForwardBlocks, wide);
+      const Forward<A> f{p, cubes<A>(args.out_BTHD), planes<Acc<A>>(args.rstd_BTH), args.eps};
       launch(stream(), grid_of(p), kThreads, ForwardRing<A, kSteps>::kBytes, forward_kernel<A, kLanes, kSteps>, f);
     });
   });
 }
 
-void CudaOps::gated_norm_backward(Tensor dy_BTHD, Tensor dz_BTHD, Tensor dw_HD, ConstTensor dout_BTHD,
-                                  ConstTensor y_BTHD, ConstTensor z_BTHD, ConstTensor rstd_BTH, ConstTensor w_HD) {
-  const int64_t B = y_BTHD.size(0), T = y_BTHD.size(1), H = y_BTHD.size(2), D = y_BTHD.size(3);
-  const DType dtype = y_BTHD.dtype();
+void CudaOps::gated_norm_backward(const GatedNormBackward& args) {
+  const int64_t B = args.y_BTHD.size(0), T = args.y_BTHD.size(1), H = args.y_BTHD.size(2), D = args.y_BTHD.size(3);
+  const DType dtype = args.y_BTHD.dtype();
   if (B * T * H * D == 0) return;
-  check_gated_norm_backward(Device::cuda, dy_BTHD, dz_BTHD, dw_HD, dout_BTHD, y_BTHD, z_BTHD, rstd_BTH, w_HD);
-  const bool wide = wide_rows({dy_BTHD, dz_BTHD, dout_BTHD, y_BTHD, z_BTHD, w_HD});
+  check_args(Device::cuda, args);
+  const bool wide = wide_rows({args.dy_BTHD, args.dz_BTHD, args.dout_BTHD, args.y_BTHD, args.z_BTHD, args.w_HD});
   dispatch_activation(dtype, [&]<class A>() {
     dispatch_lanes<A>(D, [&]<int kLanes, int kSteps>() {
-      const Problem<A> p = make_problem<A, kLanes>(y_BTHD, z_BTHD, w_HD, kBackwardBlocks, wide);
+      const Problem<A> p = make_problem<A, kLanes>(args.y_BTHD, args.z_BTHD, args.w_HD, kBackwardBlocks, wide);
       const Grid grid = grid_of(p);
       Acc<A>* partial = workspace_.take<Acc<A>>(grid.x * H * D);
-      const Backward<A> f{p,       cubes<A>(dy_BTHD),   cubes<A>(dz_BTHD),
-                          partial, cubes<A>(dout_BTHD), planes<Acc<A>>(rstd_BTH)};
+      const Backward<A> f{p,       cubes<A>(args.dy_BTHD),   cubes<A>(args.dz_BTHD),
+                          partial, cubes<A>(args.dout_BTHD), planes<Acc<A>>(args.rstd_BTH)};
       launch(stream(), grid, kThreads, BackwardRing<A, kSteps>::kBytes, backward_kernel<A, kLanes, kSteps>, f);
-      add_lines(stream(), SumTarget<Acc<A>>{dw_HD.data<Acc<A>>(), D, dw_HD.stride(0), 1}, partial, grid.x, H * D);
+      add_lines(stream(), SumTarget<Acc<A>>{args.dw_HD.data<Acc<A>>(), D, args.dw_HD.stride(0), 1}, partial, grid.x,
+                H * D);
     });
   });
 }

@@ -5,7 +5,6 @@
 #include "kernels/cuda/common/ring.cuh"
 #include "kernels/cuda/common/views.h"
 #include "kernels/cuda/cuda_ops.h"
-#include "kernels/ops/op_checks.h"
 
 namespace tmamba::cuda {
 
@@ -246,63 +245,61 @@ void dispatch_steps(int64_t C, const F& f) {
 
 }  // namespace
 
-void CudaOps::rmsnorm_forward(Tensor y_NC, Tensor rstd_N, Tensor sum_NC, ConstTensor x_NC, ConstTensor delta_NC,
-                              ConstTensor w_C, double eps) {
-  const int64_t N = x_NC.size(0), C = x_NC.size(1);
-  const DType dtype = x_NC.dtype();
+void CudaOps::rmsnorm_forward(const RmsnormForward& args) {
+  const int64_t N = args.x_NC.size(0), C = args.x_NC.size(1);
+  const DType dtype = args.x_NC.dtype();
   if (N == 0) return;
-  check_rmsnorm_forward(Device::cuda, y_NC, rstd_N, sum_NC, x_NC, delta_NC, w_C);
+  check_args(Device::cuda, args);
   dispatch_activation(dtype, [&]<class A>() {
-    const Forward<A> f{rows<A>(y_NC),
-                       rows<A>(sum_NC),
-                       rstd_N.data<Acc<A>>(),
-                       rows<A>(x_NC),
-                       rows<A>(delta_NC),
-                       w_C.data<A>(),
+    const Forward<A> f{rows<A>(args.y_NC),
+                       rows<A>(args.sum_NC),
+                       args.rstd_N.data<Acc<A>>(),
+                       rows<A>(args.x_NC),
+                       rows<A>(args.delta_NC),
+                       args.w_C.data<A>(),
                        N,
                        C,
-                       eps,
-                       wide_rows({y_NC, sum_NC, x_NC, delta_NC, w_C})};
+                       args.eps,
+                       wide_rows({args.y_NC, args.sum_NC, args.x_NC, args.delta_NC, args.w_C})};
     dispatch_group<A>(C, [&]<int kGroup>() {
-      const auto kernel = delta_NC.empty() ? forward_kernel<A, kGroup, false> : forward_kernel<A, kGroup, true>;
+      const auto kernel = args.delta_NC.empty() ? forward_kernel<A, kGroup, false> : forward_kernel<A, kGroup, true>;
       launch(stream(), {ceil_div(N, kBlock<kGroup> / kGroup)}, kBlock<kGroup>, 0, kernel, f);
     });
   });
 }
 
-void CudaOps::rmsnorm_backward(Tensor dx_NC, Tensor dw_C, ConstTensor dy_NC, ConstTensor x_NC, ConstTensor rstd_N,
-                               ConstTensor w_C, ConstTensor dresidual_NC) {
-  const int64_t N = x_NC.size(0), C = x_NC.size(1);
-  const DType dtype = x_NC.dtype();
+void CudaOps::rmsnorm_backward(const RmsnormBackward& args) {
+  const int64_t N = args.x_NC.size(0), C = args.x_NC.size(1);
+  const DType dtype = args.x_NC.dtype();
   if (N == 0) return;
-  check_rmsnorm_backward(Device::cuda, dx_NC, dw_C, dy_NC, x_NC, rstd_N, w_C, dresidual_NC);
+  check_args(Device::cuda, args);
   dispatch_activation(dtype, [&]<class A>() {
     // Lines, that is blocks: three or two on each multiprocessor of an H200.
-    const int64_t lines = partial_lines(N, 8, dresidual_NC.empty() ? 396 : 264);
+    const int64_t lines = partial_lines(N, 8, args.dresidual_NC.empty() ? 396 : 264);
     Acc<A>* partial = workspace_.take<Acc<A>>(lines * C);
-    const Backward<A> f{rows<A>(dx_NC),
+    const Backward<A> f{rows<A>(args.dx_NC),
                         partial,
-                        rows<A>(dy_NC),
-                        rows<A>(x_NC),
-                        rstd_N.data<Acc<A>>(),
-                        w_C.data<A>(),
-                        rows<A>(dresidual_NC),
+                        rows<A>(args.dy_NC),
+                        rows<A>(args.x_NC),
+                        args.rstd_N.data<Acc<A>>(),
+                        args.w_C.data<A>(),
+                        rows<A>(args.dresidual_NC),
                         N,
                         C,
-                        wide_rows({dx_NC, dy_NC, x_NC, w_C, dresidual_NC})};
+                        wide_rows({args.dx_NC, args.dy_NC, args.x_NC, args.w_C, args.dresidual_NC})};
     dispatch_steps<A>(C, [&]<int kSteps, int kThreads>() {
       const int64_t threads = round_up(ceil_div(C, kSteps * kVec<A>), kWarp);
       const auto run = [&]<bool kResidual>() {
         launch(stream(), {lines}, static_cast<unsigned>(threads), BackwardRing<A, kSteps, kThreads, kResidual>::kBytes,
                backward_kernel<A, kSteps, kThreads, kResidual>, f);
       };
-      if (dresidual_NC.empty()) {
+      if (args.dresidual_NC.empty()) {
         run.template operator()<false>();
       } else {
         run.template operator()<true>();
       }
     });
-    add_lines(stream(), SumTarget<Acc<A>>{dw_C.data<Acc<A>>(), C, C, 1}, partial, lines, C);
+    add_lines(stream(), SumTarget<Acc<A>>{args.dw_C.data<Acc<A>>(), C, C, 1}, partial, lines, C);
   });
 }
 

@@ -6,7 +6,6 @@
 #include "kernels/cuda/common/device.cuh"
 #include "kernels/cuda/common/views.h"
 #include "kernels/cuda/cuda_ops.h"
-#include "kernels/ops/op_checks.h"
 
 namespace tmamba::cuda {
 
@@ -69,7 +68,6 @@ __global__ void __launch_bounds__(kThreads) rope_kernel(Rope<A> f) {
 void rope(cudaStream_t stream, const Tensor& y_BTHD, const ConstTensor& x_BTHD, int64_t position, double theta,
           int direction) {
   const int64_t B = x_BTHD.size(0), T = x_BTHD.size(1), H = x_BTHD.size(2), D = x_BTHD.size(3);
-  check_rope(Device::cuda, y_BTHD, x_BTHD, position);
   if (B * T * H * D == 0) return;
   dispatch_activation(x_BTHD.dtype(), [&]<class A>() {
     const int64_t pairs = D / 2;
@@ -92,12 +90,14 @@ void rope(cudaStream_t stream, const Tensor& y_BTHD, const ConstTensor& x_BTHD, 
 
 }  // namespace
 
-void CudaOps::rope_forward(Tensor y_BTHD, ConstTensor x_BTHD, int64_t position, double theta) {
-  rope(stream(), y_BTHD, x_BTHD, position, theta, 1);
+void CudaOps::rope_forward(const RopeForward& args) {
+  check_args(Device::cuda, args);
+  rope(stream(), args.y_BTHD, args.x_BTHD, args.position, args.theta, 1);
 }
 
-void CudaOps::rope_backward(Tensor dx_BTHD, ConstTensor dy_BTHD, int64_t position, double theta) {
-  rope(stream(), dx_BTHD, dy_BTHD, position, theta, -1);
+void CudaOps::rope_backward(const RopeBackward& args) {
+  check_args(Device::cuda, args);
+  rope(stream(), args.dx_BTHD, args.dy_BTHD, args.position, args.theta, -1);
 }
 
 }  // namespace tmamba::cuda

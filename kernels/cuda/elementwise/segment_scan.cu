@@ -2,7 +2,6 @@
 #include "kernels/cuda/common/device.cuh"
 #include "kernels/cuda/common/views.h"
 #include "kernels/cuda/cuda_ops.h"
-#include "kernels/ops/op_checks.h"
 
 namespace tmamba::cuda {
 
@@ -56,23 +55,26 @@ __global__ void __launch_bounds__(kThreads) scan_kernel(Scan<T> f) {
 
 }  // namespace
 
-void CudaOps::ssd_decay(Tensor state_BHKD, ConstTensor log_a_BTH) {
-  const int64_t B = state_BHKD.size(0), H = state_BHKD.size(1), K = state_BHKD.size(2), D = state_BHKD.size(3);
-  const int64_t T = log_a_BTH.size(1);
-  check_ssd_decay(Device::cuda, state_BHKD, log_a_BTH);
+void CudaOps::ssd_decay(const SsdDecay& args) {
+  const int64_t B = args.state_BHKD.size(0), H = args.state_BHKD.size(1), K = args.state_BHKD.size(2),
+                D = args.state_BHKD.size(3);
+  const int64_t T = args.log_a_BTH.size(1);
+  check_args(Device::cuda, args);
   if (K * D * T == 0) return;
-  dispatch_float(state_BHKD.dtype(), [&]<class A>() {
-    const Decay<A> f{cubes<A>(state_BHKD), planes<A>(log_a_BTH), H, K, D, T};
+  dispatch_float(args.state_BHKD.dtype(), [&]<class A>() {
+    const Decay<A> f{cubes<A>(args.state_BHKD), planes<A>(args.log_a_BTH), H, K, D, T};
     launch(stream(), {B * H}, kThreads, 0, decay_kernel<A>, f);
   });
 }
 
-void CudaOps::segment_scan(Tensor out_KBHE, ConstTensor in_KBHE, ConstTensor decay_KBH, bool reverse) {
-  const int64_t K = out_KBHE.size(0), B = out_KBHE.size(1), H = out_KBHE.size(2), E = out_KBHE.size(3);
-  check_segment_scan(Device::cuda, out_KBHE, in_KBHE, decay_KBH);
+void CudaOps::segment_scan(const SegmentScan& args) {
+  const int64_t K = args.out_KBHE.size(0), B = args.out_KBHE.size(1), H = args.out_KBHE.size(2),
+                E = args.out_KBHE.size(3);
+  check_args(Device::cuda, args);
   const int64_t blocks = ceil_div(E, kThreads);
-  dispatch_float(out_KBHE.dtype(), [&]<class A>() {
-    const Scan<A> f{cubes<A>(out_KBHE), cubes<A>(in_KBHE), planes<A>(decay_KBH), K, H, E, blocks, reverse};
+  dispatch_float(args.out_KBHE.dtype(), [&]<class A>() {
+    const Scan<A> f{
+        cubes<A>(args.out_KBHE), cubes<A>(args.in_KBHE), planes<A>(args.decay_KBH), K, H, E, blocks, args.reverse};
     launch(stream(), {B * H * blocks}, kThreads, 0, scan_kernel<A>, f);
   });
 }

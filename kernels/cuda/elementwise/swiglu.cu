@@ -3,7 +3,6 @@
 #include "kernels/cuda/common/device.cuh"
 #include "kernels/cuda/common/views.h"
 #include "kernels/cuda/cuda_ops.h"
-#include "kernels/ops/op_checks.h"
 
 namespace tmamba::cuda {
 
@@ -54,24 +53,25 @@ Grid grid_of(int64_t N, int64_t F) {
 
 }  // namespace
 
-void CudaOps::swiglu_forward(Tensor h_NF, ConstTensor gate_up_N2F) {
-  const int64_t N = h_NF.size(0), F = h_NF.size(1);
-  check_swiglu_forward(Device::cuda, h_NF, gate_up_N2F);
+void CudaOps::swiglu_forward(const SwigluForward& args) {
+  const int64_t N = args.h_NF.size(0), F = args.h_NF.size(1);
+  check_args(Device::cuda, args);
   if (N * F == 0) return;
-  const bool wide = wide_rows({h_NF, gate_up_N2F});
-  dispatch_activation(h_NF.dtype(), [&]<class A>() {
-    launch(stream(), grid_of<A>(N, F), kThreads, 0, forward_kernel<A>, rows<A>(h_NF), rows<A>(gate_up_N2F), N, F, wide);
+  const bool wide = wide_rows({args.h_NF, args.gate_up_N2F});
+  dispatch_activation(args.h_NF.dtype(), [&]<class A>() {
+    launch(stream(), grid_of<A>(N, F), kThreads, 0, forward_kernel<A>, rows<A>(args.h_NF), rows<A>(args.gate_up_N2F), N,
+           F, wide);
   });
 }
 
-void CudaOps::swiglu_backward(Tensor dgate_up_N2F, ConstTensor dh_NF, ConstTensor gate_up_N2F) {
-  const int64_t N = dh_NF.size(0), F = dh_NF.size(1);
-  check_swiglu_backward(Device::cuda, dgate_up_N2F, dh_NF, gate_up_N2F);
+void CudaOps::swiglu_backward(const SwigluBackward& args) {
+  const int64_t N = args.dh_NF.size(0), F = args.dh_NF.size(1);
+  check_args(Device::cuda, args);
   if (N * F == 0) return;
-  const bool wide = wide_rows({dgate_up_N2F, dh_NF, gate_up_N2F});
-  dispatch_activation(dh_NF.dtype(), [&]<class A>() {
-    launch(stream(), grid_of<A>(N, F), kThreads, 0, backward_kernel<A>, rows<A>(dgate_up_N2F), rows<A>(dh_NF),
-           rows<A>(gate_up_N2F), N, F, wide);
+  const bool wide = wide_rows({args.dgate_up_N2F, args.dh_NF, args.gate_up_N2F});
+  dispatch_activation(args.dh_NF.dtype(), [&]<class A>() {
+    launch(stream(), grid_of<A>(N, F), kThreads, 0, backward_kernel<A>, rows<A>(args.dgate_up_N2F), rows<A>(args.dh_NF),
+           rows<A>(args.gate_up_N2F), N, F, wide);
   });
 }
 

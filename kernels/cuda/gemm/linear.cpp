@@ -2,7 +2,6 @@
 // product is written for the transposed output.
 #include "kernels/cuda/common/views.h"
 #include "kernels/cuda/cuda_ops.h"
-#include "kernels/ops/op_checks.h"
 
 namespace tmamba::cuda {
 
@@ -31,30 +30,33 @@ GemmProblem problem_of(const ConstTensor& a, bool transpose_a, const ConstTensor
 
 }  // namespace
 
-void CudaOps::linear_forward(Tensor y_NO, ConstTensor x_NI, ConstTensor w_OI) {
-  const int64_t N = x_NI.size(0), I = x_NI.size(1), O = w_OI.size(0);
-  check_linear_forward(Device::cuda, y_NO, x_NI, w_OI);
+void CudaOps::linear_forward(const LinearForward& args) {
+  const int64_t N = args.x_NI.size(0), I = args.x_NI.size(1), O = args.w_OI.size(0);
+  check_args(Device::cuda, args);
   if (N * O == 0) return;
-  if (I == 0) return fill(y_NO, 0);
-  gemm_.run(problem_of(w_OI, true, x_NI, false, y_NO, I, false), w_OI.raw(), x_NI.raw(), y_NO.raw());
+  if (I == 0) return fill({args.y_NO, 0});
+  gemm_.run(problem_of(args.w_OI, true, args.x_NI, false, args.y_NO, I, false), args.w_OI.raw(), args.x_NI.raw(),
+            args.y_NO.raw());
 }
 
-void CudaOps::linear_backward_input(Tensor dx_NI, ConstTensor dy_NO, ConstTensor w_OI, bool accumulate) {
-  const int64_t N = dy_NO.size(0), O = dy_NO.size(1), I = w_OI.size(1);
-  check_linear_backward_input(Device::cuda, dx_NI, dy_NO, w_OI);
+void CudaOps::linear_backward_input(const LinearBackwardInput& args) {
+  const int64_t N = args.dy_NO.size(0), O = args.dy_NO.size(1), I = args.w_OI.size(1);
+  check_args(Device::cuda, args);
   if (N * I == 0) return;
   if (O == 0) {
-    if (!accumulate) fill(dx_NI, 0);
+    if (!args.accumulate) fill({args.dx_NI, 0});
     return;
   }
-  gemm_.run(problem_of(w_OI, false, dy_NO, false, dx_NI, O, accumulate), w_OI.raw(), dy_NO.raw(), dx_NI.raw());
+  gemm_.run(problem_of(args.w_OI, false, args.dy_NO, false, args.dx_NI, O, args.accumulate), args.w_OI.raw(),
+            args.dy_NO.raw(), args.dx_NI.raw());
 }
 
-void CudaOps::linear_backward_weight(Tensor dw_OI, ConstTensor dy_NO, ConstTensor x_NI) {
-  const int64_t N = dy_NO.size(0), O = dy_NO.size(1), I = x_NI.size(1);
-  check_linear_backward_weight(Device::cuda, dw_OI, dy_NO, x_NI);
+void CudaOps::linear_backward_weight(const LinearBackwardWeight& args) {
+  const int64_t N = args.dy_NO.size(0), O = args.dy_NO.size(1), I = args.x_NI.size(1);
+  check_args(Device::cuda, args);
   if (N * O * I == 0) return;
-  gemm_.run(problem_of(x_NI, false, dy_NO, true, dw_OI, N, true), x_NI.raw(), dy_NO.raw(), dw_OI.raw());
+  gemm_.run(problem_of(args.x_NI, false, args.dy_NO, true, args.dw_OI, N, true), args.x_NI.raw(), args.dy_NO.raw(),
+            args.dw_OI.raw());
 }
 
 }  // namespace tmamba::cuda

@@ -5,7 +5,6 @@
 #include "kernels/cuda/common/views.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/ssd/ssd.cuh"
-#include "kernels/ops/op_checks.h"
 #include "kernels/ops/ssd_empty.h"
 
 namespace tmamba::cuda {
@@ -286,7 +285,7 @@ void backward(cudaStream_t stream, Workspace& workspace, const SsdBackward& args
 void CudaOps::ssd_forward(const SsdForward& args) {
   const int64_t B = args.k_BTHD.size(0), T = args.k_BTHD.size(1), H = args.k_BTHD.size(2), K = args.k_BTHD.size(3);
   const int64_t D = args.v_BTHD.size(3);
-  check_ssd_forward(Device::cuda, args);
+  check_args(Device::cuda, args);
   if (T == 0) return ssd_of_no_tokens(*this, args);
   if (B * H * K * D == 0) return;
   dispatch_activation(args.k_BTHD.dtype(), [&]<class A>() { forward<A>(stream(), workspace_, args); });
@@ -295,42 +294,42 @@ void CudaOps::ssd_forward(const SsdForward& args) {
 void CudaOps::ssd_backward(const SsdBackward& args) {
   const int64_t B = args.k_BTHD.size(0), T = args.k_BTHD.size(1), H = args.k_BTHD.size(2), K = args.k_BTHD.size(3);
   const int64_t D = args.v_BTHD.size(3);
-  check_ssd_backward(Device::cuda, args);
+  check_args(Device::cuda, args);
   if (T == 0) return ssd_of_no_tokens(*this, args);
   if (B * H * K * D == 0) return;
   dispatch_activation(args.k_BTHD.dtype(), [&]<class A>() { backward<A>(stream(), workspace_, args); });
 }
 
-void CudaOps::ssd_adjoint(Tensor dinitial_BHKD, Tensor log_decay_BH, ConstTensor q_BTHD, ConstTensor dy_BTHD,
-                          ConstTensor log_a_BTH, int64_t chunk) {
-  const int64_t B = q_BTHD.size(0), T = q_BTHD.size(1), H = q_BTHD.size(2), K = q_BTHD.size(3), D = dy_BTHD.size(3);
-  check_ssd_adjoint(Device::cuda, dinitial_BHKD, log_decay_BH, q_BTHD, dy_BTHD, log_a_BTH, chunk);
+void CudaOps::ssd_adjoint(const SsdAdjoint& args) {
+  const int64_t B = args.q_BTHD.size(0), T = args.q_BTHD.size(1), H = args.q_BTHD.size(2), K = args.q_BTHD.size(3),
+                D = args.dy_BTHD.size(3);
+  check_args(Device::cuda, args);
   if (T == 0) {
-    fill(dinitial_BHKD, 0);
-    if (!log_decay_BH.empty()) fill(log_decay_BH, 0);
+    fill({args.dinitial_BHKD, 0});
+    if (!args.log_decay_BH.empty()) fill({args.log_decay_BH, 0});
     return;
   }
   if (B * H * K * D == 0) return;
-  dispatch_activation(q_BTHD.dtype(), [&]<class A>() {
+  dispatch_activation(args.q_BTHD.dtype(), [&]<class A>() {
     const SsdInputs<A> in{.B = B,
                           .T = T,
                           .H = H,
                           .K = K,
                           .D = D,
-                          .q = cubes<A>(q_BTHD),
+                          .q = cubes<A>(args.q_BTHD),
                           .k = {},
                           .v = {},
-                          .dy = cubes<A>(dy_BTHD),
+                          .dy = cubes<A>(args.dy_BTHD),
                           .dt = {},
-                          .log_a = planes<Acc<A>>(log_a_BTH),
+                          .log_a = planes<Acc<A>>(args.log_a_BTH),
                           .skip_H = nullptr,
-                          .wide = wide_rows({q_BTHD, dy_BTHD})};
+                          .wide = wide_rows({args.q_BTHD, args.dy_BTHD})};
     Scan<A> scan(stream(), in, false);
-    sum_log_decays<Acc<A>>(stream(), log_decay_BH, in.log_a, T);
+    sum_log_decays<Acc<A>>(stream(), args.log_decay_BH, in.log_a, T);
     const auto memory = workspace_.take(std::array{scan.segment_bytes(), scan.decay_bytes(), scan.chunk_decay_bytes()});
     scan.make_decays(memory[2]);
     scan.enter_segments(true, reinterpret_cast<Acc<A>*>(memory[0]), reinterpret_cast<Acc<A>*>(memory[1]), {},
-                        cubes<Acc<A>>(dinitial_BHKD));
+                        cubes<Acc<A>>(args.dinitial_BHKD));
   });
 }
 

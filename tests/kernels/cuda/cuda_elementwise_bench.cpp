@@ -24,7 +24,7 @@ struct ElementwiseBench {
   Tensor out(std::initializer_list<int64_t> sizes) { return bench.tensor(sizes, kType); }
   Tensor sums(std::initializer_list<int64_t> sizes) {
     const Tensor x = bench.tensor(sizes, DType::f32);
-    bench.ops().fill(x, 0);
+    bench.ops().fill({x, 0});
     return x;
   }
   bool wanted(const char* name) const { return std::string(name).rfind(only, 0) == 0; }
@@ -41,13 +41,13 @@ struct ElementwiseBench {
   void copy() {
     const int64_t n = int64_t{1} << 29;
     const Tensor x = bench.tensor({n}, kType), y = bench.tensor({n}, kType);
-    bench.ops().fill(x, 0.5);
-    const double ms = bench.time([&] { bench.ops().copy(y, x); });
+    bench.ops().fill({x, 0.5});
+    const double ms = bench.time([&] { bench.ops().copy({y, x}); });
     roof = 4.0 * static_cast<double>(n) / ms * 1e3;
     std::printf("%-34s %8.4f ms %7.1f GB/s\n", "copy of 2^29 elements", ms, roof * 1e-9);
     bench.clear();
     const Tensor a = in({B * T, H * D}), b = out({B * T, H * D});
-    report("copy_of_activations", {a, b}, [&] { bench.ops().copy(b, a); });
+    report("copy_of_activations", {a, b}, [&] { bench.ops().copy({b, a}); });
     bench.clear();
   }
 
@@ -56,8 +56,8 @@ struct ElementwiseBench {
     Ops& ops = bench.ops();
     const Tensor x = in({B, T, C}), y = out({B, T, C}), w = in({C, W}), bias = in({C}), dx = out({B, T, C});
     const Tensor dy = in({B, T, C}), k_rot = in({B, T, H, D}), dw = sums({C, W}), db = sums({C});
-    report("conv_silu_forward", {x, y}, [&] { ops.conv_silu_forward(y, x, {}, w, bias); });
-    report("conv_silu_backward", {x, dy, dx}, [&] { ops.conv_silu_backward(dx, {}, dw, db, dy, x, {}, w, bias); });
+    report("conv_silu_forward", {x, y}, [&] { ops.conv_silu_forward({y, x, {}, w, bias}); });
+    report("conv_silu_backward", {x, dy, dx}, [&] { ops.conv_silu_backward({dx, {}, dw, db, dy, x, {}, w, bias}); });
     const Tensor half = k_rot.slice(1, 0, T / 2);
     report("conv_silu_rope_forward P=T", {x, y}, [&] {
       ops.conv_silu_rope_forward({y, {}, x, {}, w, bias, H, T, 0, 1e4});
@@ -72,7 +72,7 @@ struct ElementwiseBench {
       ops.conv_silu_rope_backward({dx, {}, dw, db, dy, half, x, {}, w, bias, H, T / 2, 0, 1e4});
     });
     const Tensor q = x.slice(2, 0, H * D).split(2, H, D), q_rot = y.slice(2, 0, H * D).split(2, H, D);
-    report("rope_forward", {q, q_rot}, [&] { ops.rope_forward(q_rot, q, 0, 1e4); });
+    report("rope_forward", {q, q_rot}, [&] { ops.rope_forward({q_rot, q, 0, 1e4}); });
     bench.clear();
   }
 
@@ -81,18 +81,21 @@ struct ElementwiseBench {
     Ops& ops = bench.ops();
     const Tensor x = in({N, C}), delta = in({N, C}), y = out({N, C}), sum = out({N, C}), w = in({C});
     const Tensor rstd = sums({N}), dw = sums({C});
-    report("rmsnorm_forward", {x, y, rstd}, [&] { ops.rmsnorm_forward(y, rstd, {}, x, {}, w, 1e-5); });
-    report("rmsnorm_forward residual", {x, delta, sum, y, rstd},
-           [&] { ops.rmsnorm_forward(y, rstd, sum, x, delta, w, 1e-5); });
-    report("rmsnorm_backward", {x, delta, y, rstd}, [&] { ops.rmsnorm_backward(y, dw, delta, x, rstd, w, {}); });
-    report("rmsnorm_backward residual", {x, delta, sum, y, rstd},
-           [&] { ops.rmsnorm_backward(y, dw, delta, x, rstd, w, sum); });
+    report("rmsnorm_forward", {x, y, rstd}, [&] { ops.rmsnorm_forward({y, rstd, {}, x, {}, w, 1e-5}); });
+    report("rmsnorm_forward residual", {x, delta, sum, y, rstd}, [&] {
+      ops.rmsnorm_forward({y, rstd, sum, x, delta, w, 1e-5});
+    });
+    report("rmsnorm_backward", {x, delta, y, rstd}, [&] { ops.rmsnorm_backward({y, dw, delta, x, rstd, w, {}}); });
+    report("rmsnorm_backward residual", {x, delta, sum, y, rstd}, [&] {
+      ops.rmsnorm_backward({y, dw, delta, x, rstd, w, sum});
+    });
     const auto heads = [&](const Tensor& t) { return t.view({B, T, H, D}); };
     const Tensor z = in({N, C}), dz = out({N, C}), rstd_BTH = sums({B, T, H}), w_HD = w.view({H, D});
-    report("gated_norm_forward", {x, z, y, rstd_BTH},
-           [&] { ops.gated_norm_forward(heads(y), rstd_BTH, heads(x), heads(z), w_HD, 1e-5); });
+    report("gated_norm_forward", {x, z, y, rstd_BTH}, [&] {
+      ops.gated_norm_forward({heads(y), rstd_BTH, heads(x), heads(z), w_HD, 1e-5});
+    });
     report("gated_norm_backward", {x, z, delta, y, dz, rstd_BTH}, [&] {
-      ops.gated_norm_backward(heads(y), heads(dz), dw.view({H, D}), heads(delta), heads(x), heads(z), rstd_BTH, w_HD);
+      ops.gated_norm_backward({heads(y), heads(dz), dw.view({H, D}), heads(delta), heads(x), heads(z), rstd_BTH, w_HD});
     });
     bench.clear();
   }
@@ -101,8 +104,8 @@ struct ElementwiseBench {
     const int64_t N = B * T;
     Ops& ops = bench.ops();
     const Tensor gate_up = in({N, 2 * F}), h = in({N, F}), d = out({N, 2 * F});
-    report("swiglu_forward", {gate_up, h}, [&] { ops.swiglu_forward(h, gate_up); });
-    report("swiglu_backward", {gate_up, h, d}, [&] { ops.swiglu_backward(d, h, gate_up); });
+    report("swiglu_forward", {gate_up, h}, [&] { ops.swiglu_forward({h, gate_up}); });
+    report("swiglu_backward", {gate_up, h, d}, [&] { ops.swiglu_backward({d, h, gate_up}); });
     bench.clear();
   }
 
@@ -115,13 +118,17 @@ struct ElementwiseBench {
     std::vector<int32_t> ids(static_cast<size_t>(N));
     for (size_t n = 0; n < ids.size(); ++n) ids[n] = static_cast<int32_t>(n * 7919 % static_cast<size_t>(V));
     copy_blocking(targets, Tensor(ids.data(), {N}, DType::i32, Device::cpu));
-    ops.fill(total, 0), ops.fill(count, 0);
-    ops.cross_entropy_stats(max, sum_exp, target, logits, targets, 0);
-    report("cross_entropy_stats", {logits}, [&] { ops.cross_entropy_stats(max, sum_exp, target, logits, targets, 0); });
-    report("cross_entropy_loss", {max, sum_exp, target, targets},
-           [&] { ops.cross_entropy_loss(total, count, {}, max, sum_exp, target, targets); });
-    report("cross_entropy_gradient", {logits, logits},
-           [&] { ops.cross_entropy_gradient(logits, max, sum_exp, targets, 0, 1e-4); });
+    ops.fill({total, 0}), ops.fill({count, 0});
+    ops.cross_entropy_stats({max, sum_exp, target, logits, targets, 0});
+    report("cross_entropy_stats", {logits}, [&] {
+      ops.cross_entropy_stats({max, sum_exp, target, logits, targets, 0});
+    });
+    report("cross_entropy_loss", {max, sum_exp, target, targets}, [&] {
+      ops.cross_entropy_loss({total, count, {}, max, sum_exp, target, targets});
+    });
+    report("cross_entropy_gradient", {logits, logits}, [&] {
+      ops.cross_entropy_gradient({logits, max, sum_exp, targets, 0, 1e-4});
+    });
     bench.clear();
   }
 

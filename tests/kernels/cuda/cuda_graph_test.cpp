@@ -25,15 +25,15 @@ struct Step {
 
   void run() {
     Ops& ops = t.ops();
-    ops.rmsnorm_forward(u, rstd, {}, x, {}, norm_w, 1e-5);
-    ops.linear_forward(qkv.view({B * T, 3 * C}), u, w);
+    ops.rmsnorm_forward({u, rstd, {}, x, {}, norm_w, 1e-5});
+    ops.linear_forward({qkv.view({B * T, 3 * C}), u, w});
     const auto part = [&](int64_t which) { return qkv.slice(2, which * C, C).split(2, H, D); };
-    ops.fill(dk, 0), ops.fill(dv, 0), ops.fill(dw, 0), ops.fill(dnorm_w, 0);
+    ops.fill({dk, 0}), ops.fill({dv, 0}), ops.fill({dw, 0}), ops.fill({dnorm_w, 0});
     ops.attention_forward({o, lse, part(0), part(1), part(2), 0, 0.1});
     ops.attention_backward({dq, dk, dv, o, o, lse, part(0), part(1), part(2), 0, 0.1});
     ops.ssd_forward({y, state, {}, part(0), part(1), part(2), dt, log_a, {}, {}, 64});
-    ops.linear_backward_weight(dw, qkv.view({B * T, 3 * C}), u);
-    ops.rmsnorm_backward(dx, dnorm_w, u, x, rstd, norm_w, {});
+    ops.linear_backward_weight({dw, qkv.view({B * T, 3 * C}), u});
+    ops.rmsnorm_backward({dx, dnorm_w, u, x, rstd, norm_w, {}});
   }
 
   Arrays read() {
@@ -48,7 +48,7 @@ TEST(CudaGraph, ReplayGivesTheSameBits) {
   Step step;
   step.run();
   const Arrays expected = step.read();
-  for (const Tensor& out : {step.o, step.dq, step.y, step.state, step.dx}) ops.fill(out, -1.0);
+  for (const Tensor& out : {step.o, step.dq, step.y, step.state, step.dx}) ops.fill({out, -1.0});
   int counted = 0, joined = 0;
   const auto recording = ops.record([&] {
     step.run();
@@ -77,7 +77,7 @@ TEST(CudaGraph, ReplayReadsTheScalarsOfItsStep) {
     const AdamwTensor tensor{param, master, m, v, t.in_acc(grad), true};
     Buffer scalars({kScalars<StepScalars>}, DType::f64, Device::cuda);
     const Tensor step_S = scalars.tensor({kScalars<StepScalars>}, DType::f64);
-    const auto work = [&] { gpu().adamw({&tensor, 1}, {.weight_decay = 0.1}, step_S); };
+    const auto work = [&] { gpu().adamw({{&tensor, 1}, {.weight_decay = 0.1}, step_S}); };
     const auto recording = gpu().record(work);
     for (int step = 1; step <= 3; ++step) {
       StepScalars host{.lr = 0.1 * step,

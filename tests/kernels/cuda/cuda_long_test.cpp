@@ -11,7 +11,7 @@ Array end_of(Tensors& t, const Tensor& x) {
   std::vector<int64_t> sizes{1, kEnd};
   for (int i = 2; i < x.dims(); ++i) sizes.push_back(x.size(i));
   const Tensor end = t.out(sizes);
-  t.ops().copy(end, x.slice(1, T - kEnd, kEnd));
+  t.ops().copy({end, x.slice(1, T - kEnd, kEnd)});
   return t.read(end);
 }
 
@@ -47,7 +47,7 @@ struct Long {
     // The queries at the end see every key.
     const Tensor q = t.out({1, kEnd, H, D}), o = t.out({1, kEnd, H, D});
     const Tensor lse = t.out_acc({1, kEnd, H}), dq = t.out({1, kEnd, H, D});
-    ops.copy(q, part(0).slice(1, T - kEnd, kEnd));
+    ops.copy({q, part(0).slice(1, T - kEnd, kEnd)});
     ops.attention_forward({o, lse, q, k, part(2), T - kEnd, 0.125});
     results["attention"] = t.read(o), results["lse"] = t.read(lse);
     const Tensor dk = t.in(Array({1, T, H, D})), dv = t.in(Array({1, T, H, D}));

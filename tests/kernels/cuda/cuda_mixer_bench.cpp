@@ -49,7 +49,7 @@ struct MixerBench {
     const Tensor dq = tensor({B, T, H, D}, DType::bf16), dk = tensor({B, T, H, D}, DType::bf16);
     const Tensor dv = tensor({B, T, H, D}, DType::bf16), ddt = tensor({B, T, H}, DType::f32);
     const Tensor dlog_a = tensor({B, T, H}, DType::f32), dskip = tensor({H}, DType::f32);
-    ops.fill(dskip, 0);
+    ops.fill({dskip, 0});
     for (bool hopper : {true, false}) {
       cuda::allow_wgmma(hopper);
       const double forward = time([&] { ops.ssd_forward({y, {}, {}, q, k, v, dt, log_a, skip, {}, 64}); });

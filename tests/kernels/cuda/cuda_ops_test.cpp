@@ -16,10 +16,10 @@ TEST(CudaElementwise, FillScaleCopyAdd) {
     const Array x = inputs.bf16(sizes), y = inputs.bf16(sizes);
     check_body({.name = str("elementwise of ", sizes.size(), " dimensions"), .f32_units = 2}, [&](Tensors& t) {
       const Tensor filled = t.out(sizes), scaled = t.in(x), copied = t.out(sizes), added = t.in(y);
-      t.ops().fill(filled, 0.3125);
-      t.ops().scale(scaled, 0.7);
-      t.ops().copy(copied, t.in(x));
-      t.ops().add(added, t.in(x));
+      t.ops().fill({filled, 0.3125});
+      t.ops().scale({scaled, 0.7});
+      t.ops().copy({copied, t.in(x)});
+      t.ops().add({added, t.in(x)});
       t.result("filled", filled), t.result("scaled", scaled), t.result("copied", copied), t.result("added", added);
     });
   }
@@ -33,8 +33,8 @@ TEST(CudaElementwise, TypesMix) {
       Tensors t(gpu(), DType::f32, 0);
       const Tensor copied = t.make(Array({37, 24}), to), added = t.make(y, to);
       const Tensor source = t.make(x, from);
-      gpu().copy(copied, source);
-      gpu().add(added, source);
+      gpu().copy({copied, source});
+      gpu().add({added, source});
       const Array stored = from == DType::bf16 ? round_bf16(x) : x, copy = t.read(copied), sum = t.read(added);
       for (size_t i = 0; i < x.data.size(); ++i) {
         const double expected = to == DType::bf16 ? round_bf16(stored.data[i]) : stored.data[i];
@@ -61,7 +61,7 @@ TEST(CudaElementwise, SumSquares) {
       std::vector<ConstTensor> tensors;
       for (const Array& x : arrays) tensors.push_back(t.in(x));
       const Tensor out = t.make(Array({1}, 77.0), DType::f64);
-      gpu().sum_squares(out, tensors);
+      gpu().sum_squares({out, tensors});
       total = t.read(out)(0);
     }
     double expected = 0;
@@ -71,17 +71,17 @@ TEST(CudaElementwise, SumSquares) {
   }
   Tensors t(gpu(), DType::f32, 0);
   const Tensor out = t.make(Array({1}, 77.0), DType::f64);
-  gpu().sum_squares(out, {});
+  gpu().sum_squares({out, {}});
   EXPECT_EQ(t.read(out)(0), 0.0);
 }
 
 TEST(CudaElementwise, RefusesTensorsOfTheHost) {
   Tensors host(cpu(), DType::f32, 0), device(gpu(), DType::f32, 0);
   const Tensor x = host.in(Array({4, 8}, 1.0)), y = device.in(Array({4, 8}, 1.0));
-  EXPECT_THROW(gpu().fill(x, 0), Error);
-  EXPECT_THROW(gpu().copy(y, x), Error);
-  EXPECT_THROW(gpu().swiglu_forward(device.out({4, 4}), x), Error);
-  EXPECT_THROW(gpu().linear_forward(device.out({4, 4}), y, x.slice(0, 0, 4)), Error);
+  EXPECT_THROW(gpu().fill({x, 0}), Error);
+  EXPECT_THROW(gpu().copy({y, x}), Error);
+  EXPECT_THROW(gpu().swiglu_forward({device.out({4, 4}), x}), Error);
+  EXPECT_THROW(gpu().linear_forward({device.out({4, 4}), y, x.slice(0, 0, 4)}), Error);
 }
 
 // --- Embedding
@@ -98,8 +98,8 @@ TEST(CudaEmbedding, ForwardAndBackward) {
     const Array tokens = inputs.tokens(N, 0, begin > 0 ? begin + V + 50 : V);  // some of other shards
     check_body({.name = str("embedding N ", N, " V ", V, " C ", C)}, [&](Tensors& t) {
       const Tensor y = t.out({N, C}), dtable = t.in_acc(start), ids = t.ints(tokens);
-      t.ops().embedding_forward(y, t.in(table), ids, begin);
-      t.ops().embedding_backward(dtable, t.in(dy), ids, begin);
+      t.ops().embedding_forward({y, t.in(table), ids, begin});
+      t.ops().embedding_backward({dtable, t.in(dy), ids, begin});
       t.result("y", y), t.result("dtable", dtable);
     });
   }
@@ -121,11 +121,12 @@ TEST(CudaRmsnorm, ForwardAndBackward) {
       check_body({.name = str("rmsnorm N ", N, " C ", C, residual ? " residual" : "")}, [&](Tensors& t) {
         const Tensor y = t.out({N, C}), rstd = t.out_acc({N}), dx = t.in(dres), dw = t.in_acc(start), weight = t.in(w);
         const Tensor sum = residual ? t.out({N, C}) : Tensor(), input = t.in(x);
-        t.ops().rmsnorm_forward(y, rstd, sum, input, residual ? t.in(delta) : Tensor(), weight, 1e-5);
+        t.ops().rmsnorm_forward({y, rstd, sum, input, residual ? t.in(delta) : Tensor(), weight, 1e-5});
         // The backward pass starts from inputs of its own: what forward rounds is checked with `sum`.
         const Tensor rstd_own = t.out_acc({N}), y_own = t.out({N, C});
-        t.ops().rmsnorm_forward(y_own, rstd_own, {}, input, {}, weight, 1e-5);
-        t.ops().rmsnorm_backward(dx, dw, t.in(dy), input, rstd_own, weight, residual ? ConstTensor(dx) : ConstTensor());
+        t.ops().rmsnorm_forward({y_own, rstd_own, {}, input, {}, weight, 1e-5});
+        t.ops().rmsnorm_backward(
+            {dx, dw, t.in(dy), input, rstd_own, weight, residual ? ConstTensor(dx) : ConstTensor()});
         t.result("y", y), t.result("dx", dx), t.result("dw", dw), t.result("rstd_own", rstd_own);
         if (residual) t.result("sum", sum);
       });
@@ -148,10 +149,10 @@ TEST(CudaLinear, ForwardAndBackward) {
     check_body({.name = str("linear N ", N, " O ", O, " I ", I), .padded_same = false}, [&](Tensors& t) {
       const Tensor y = t.out({N, O}), dx = t.out({N, I}), dx_added = t.in(dx_start), dw = t.in_acc(dw_start);
       const Tensor weight = t.in(w), grad = t.in(dy), input = t.in(x);
-      t.ops().linear_forward(y, input, weight);
-      t.ops().linear_backward_input(dx, grad, weight, false);
-      t.ops().linear_backward_input(dx_added, grad, weight, true);
-      t.ops().linear_backward_weight(dw, grad, input);
+      t.ops().linear_forward({y, input, weight});
+      t.ops().linear_backward_input({dx, grad, weight, false});
+      t.ops().linear_backward_input({dx_added, grad, weight, true});
+      t.ops().linear_backward_weight({dw, grad, input});
       t.result("y", y), t.result("dx", dx), t.result("dx_added", dx_added), t.result("dw", dw);
     });
   }
@@ -177,8 +178,8 @@ TEST(CudaConv, ForwardAndBackward) {
       const Tensor y = t.out({B, T, C}), dx = t.out({B, T, C}), dw = t.in_acc(dw_start), db = t.in_acc(db_start);
       const Tensor dhalo = halo ? t.out({B, W - 1, C}) : Tensor();
       const Tensor input = t.in(x), rows = t.in(before), taps = t.in(w), bias = t.in(b);
-      t.ops().conv_silu_forward(y, input, rows, taps, bias);
-      t.ops().conv_silu_backward(dx, dhalo, dw, db, t.in(dy), input, rows, taps, bias);
+      t.ops().conv_silu_forward({y, input, rows, taps, bias});
+      t.ops().conv_silu_backward({dx, dhalo, dw, db, t.in(dy), input, rows, taps, bias});
       t.result("y", y), t.result("dx", dx), t.result("dw", dw), t.result("db", db);
       if (halo) t.result("dhalo", dhalo);
     });
@@ -188,7 +189,7 @@ TEST(CudaConv, ForwardAndBackward) {
 TEST(CudaConv, RefusesMoreTapsThanItHas) {
   Tensors t(gpu(), DType::f32, 0);
   EXPECT_THROW(
-      gpu().conv_silu_forward(t.out({1, 4, 8}), t.in(Array({1, 4, 8})), {}, t.in(Array({8, 9})), t.in(Array({8}))),
+      gpu().conv_silu_forward({t.out({1, 4, 8}), t.in(Array({1, 4, 8})), {}, t.in(Array({8, 9})), t.in(Array({8}))}),
       Error);
 }
 
@@ -247,9 +248,9 @@ TEST(CudaRope, ForwardAndBackward) {
     const Check check{.name = str("rope T ", T, " H ", H, " D ", D, " from ", position), .f64_error = 1e-9};
     check_body(check, [&](Tensors& t) {
       const Tensor y = t.out({B, T, H, D}), in_place = t.in(dy), dx = t.out({B, T, H, D});
-      t.ops().rope_forward(y, t.in(x), position, 10000.0);
-      t.ops().rope_backward(dx, in_place, position, 10000.0);
-      t.ops().rope_forward(in_place, in_place, position, 10000.0);
+      t.ops().rope_forward({y, t.in(x), position, 10000.0});
+      t.ops().rope_backward({dx, in_place, position, 10000.0});
+      t.ops().rope_forward({in_place, in_place, position, 10000.0});
       t.result("y", y), t.result("dx", dx), t.result("in_place", in_place);
     });
   }
@@ -269,8 +270,8 @@ TEST(CudaDt, ForwardAndBackward) {
     check_body({.name = str("dt N ", N, " H ", H)}, [&](Tensors& t) {
       const Tensor dt = t.out_acc({N, H}), log_a = t.out_acc({N, H}), draw = t.out({N, H});
       const Tensor dbias = t.in_acc(start), dA_log = t.in_acc(start), x = t.in(raw), b = t.in(bias), a = t.in(A_log);
-      t.ops().dt_forward(dt, log_a, x, b, a);
-      t.ops().dt_backward(draw, dbias, dA_log, t.in_acc(ddt), t.in_acc(dlog_a), x, b, a);
+      t.ops().dt_forward({dt, log_a, x, b, a});
+      t.ops().dt_backward({draw, dbias, dA_log, t.in_acc(ddt), t.in_acc(dlog_a), x, b, a});
       t.result("dt", dt), t.result("log_a", log_a), t.result("draw", draw);
       t.result("dbias", dbias), t.result("dA_log", dA_log);
     });
@@ -302,8 +303,8 @@ TEST(CudaGatedNorm, ForwardAndBackward) {
       const Tensor out = t.out({B, T, H, D}), rstd = t.out_acc({B, T, H}), dw = t.in_acc(start);
       const Tensor dz = gated ? t.out({B, T, H, D}) : Tensor();
       const Tensor dy = t.in(dout), y_in = t.in(y), z_in = t.in(z), weight = t.in(w);  // dy in place of dout
-      t.ops().gated_norm_forward(out, rstd, y_in, z_in, weight, 1e-5);
-      t.ops().gated_norm_backward(dy, dz, dw, dy, y_in, z_in, rstd, weight);
+      t.ops().gated_norm_forward({out, rstd, y_in, z_in, weight, 1e-5});
+      t.ops().gated_norm_backward({dy, dz, dw, dy, y_in, z_in, rstd, weight});
       t.result("out", out), t.result("rstd", rstd), t.result("dy", dy), t.result("dw", dw);
       if (gated) t.result("dz", dz);
     });
@@ -323,8 +324,8 @@ TEST(CudaSwiglu, ForwardAndBackward) {
     const Array gate_up = inputs.bf16({N, 2 * F}, -4, 4), dh = inputs.bf16({N, F});
     check_body({.name = str("swiglu N ", N, " F ", F)}, [&](Tensors& t) {
       const Tensor h = t.out({N, F}), dgate_up = t.out({N, 2 * F}), x = t.in(gate_up);
-      t.ops().swiglu_forward(h, x);
-      t.ops().swiglu_backward(dgate_up, t.in(dh), x);
+      t.ops().swiglu_forward({h, x});
+      t.ops().swiglu_backward({dgate_up, t.in(dh), x});
       t.result("h", h), t.result("dgate_up", dgate_up);
     });
   }
@@ -347,11 +348,11 @@ TEST(CudaCrossEntropy, StatsLossGradient) {
       const Tensor max = t.out_acc({N}), sum_exp = t.out_acc({N}), target = t.out_acc({N}), loss = t.out_acc({N});
       const Tensor total = t.make(Array({1}, 0.5), DType::f64), count = t.make(Array({1}, 2.0), DType::f64);
       const Tensor x = t.in(logits), ids = t.ints(targets);
-      t.ops().cross_entropy_stats(max, sum_exp, target, x, ids, begin);
-      t.ops().cross_entropy_loss(total, count, loss, max, sum_exp, target, ids);
+      t.ops().cross_entropy_stats({max, sum_exp, target, x, ids, begin});
+      t.ops().cross_entropy_loss({total, count, loss, max, sum_exp, target, ids});
       t.result("max", max), t.result("sum_exp", sum_exp), t.result("target", target), t.result("loss", loss);
       t.result("total", total), t.result("count", count);
-      t.ops().cross_entropy_gradient(x, max, sum_exp, ids, begin, 0.125);
+      t.ops().cross_entropy_gradient({x, max, sum_exp, ids, begin, 0.125});
       t.result("gradient", x);
     });
   }
@@ -365,7 +366,7 @@ TEST(CudaCrossEntropy, Rescale) {
     for (int64_t n = 0; n < N; n += 3) global_max(n) = max(n);
     check_body({.name = str("cross_entropy_rescale N ", N)}, [&](Tensors& t) {
       const Tensor rescaled = t.in_acc(sum_exp);
-      t.ops().cross_entropy_rescale(rescaled, t.in_acc(max), t.in_acc(global_max));
+      t.ops().cross_entropy_rescale({rescaled, t.in_acc(max), t.in_acc(global_max)});
       t.result("sum_exp", rescaled);
     });
   }
@@ -378,9 +379,9 @@ TEST(CudaCrossEntropy, LargeLogits) {
   check_body({.name = "cross_entropy of large logits"}, [&](Tensors& t) {
     const Tensor max = t.out_acc({20}), sum_exp = t.out_acc({20}), target = t.out_acc({20}), x = t.in(logits);
     const Tensor ids = t.ints(targets);
-    t.ops().cross_entropy_stats(max, sum_exp, target, x, ids, 0);
+    t.ops().cross_entropy_stats({max, sum_exp, target, x, ids, 0});
     t.result("max", max), t.result("sum_exp", sum_exp);
-    t.ops().cross_entropy_gradient(x, max, sum_exp, ids, 0, 1.0);
+    t.ops().cross_entropy_gradient({x, max, sum_exp, ids, 0, 1.0});
     t.result("gradient", x);
   });
 }
@@ -413,7 +414,7 @@ TEST(CudaAdamw, ManyTensors) {
       const Tensor param = t.dtype() == t.acc() ? master : t.out(p.master.sizes);
       list.push_back({param, master, t.in_acc(p.m), t.in_acc(p.v), t.in_acc(p.grad), p.decay});
     }
-    t.ops().adamw(list, {.weight_decay = 0.1}, t.make(step, DType::f64));
+    t.ops().adamw({list, {.weight_decay = 0.1}, t.make(step, DType::f64)});
     for (size_t i = 0; i < list.size(); i += i < 5 ? 1 : 100) {  // 0 .. 5 and some of the small ones
       t.result(str("master", i), list[i].master), t.result(str("m", i), list[i].m), t.result(str("v", i), list[i].v);
       if (t.dtype() != t.acc()) {
@@ -437,28 +438,28 @@ TEST(CudaOps, IndicesAreSixtyFourBits) {
   const auto expect_same_ends = [&](const Tensor& rows_of_it, const char* what) {
     const int64_t width = rows_of_it.size(1);
     const Tensor first = small.out({3, width}), last = small.out({3, width});
-    gpu().copy(first, rows_of_it.slice(0, 3, 3));
-    gpu().copy(last, rows_of_it.slice(0, N - 3, 3));
+    gpu().copy({first, rows_of_it.slice(0, 3, 3)});
+    gpu().copy({last, rows_of_it.slice(0, N - 3, 3)});
     EXPECT_EQ(relative_error(small.read(last), small.read(first)), 0.0) << what;
     EXPECT_GT(norm(small.read(first)), 0.0) << what;
   };
-  gpu().fill(x, 0.25);
-  gpu().copy(x.slice(0, 0, 6), rows.slice(0, 0, 6));
-  gpu().copy(x.slice(0, N - 6, 6), rows.slice(0, 0, 6));
+  gpu().fill({x, 0.25});
+  gpu().copy({x.slice(0, 0, 6), rows.slice(0, 0, 6)});
+  gpu().copy({x.slice(0, N - 6, 6), rows.slice(0, 0, 6)});
   expect_same_ends(x, "copy");
 
   const Tensor taps = small.in(inputs.bf16({C, 4})), bias = small.in(inputs.bf16({C}));
-  gpu().conv_silu_forward(y.view({1, N, C}), x.view({1, N, C}), {}, taps, bias);
+  gpu().conv_silu_forward({y.view({1, N, C}), x.view({1, N, C}), {}, taps, bias});
   expect_same_ends(y, "conv_silu_forward");
   const Tensor h = Tensor(y.raw(), {N, F}, DType::bf16, Device::cuda);
-  gpu().swiglu_forward(h, x);
+  gpu().swiglu_forward({h, x});
   expect_same_ends(h, "swiglu_forward");
   const Tensor rstd = small.out_acc({N});
-  gpu().rmsnorm_forward(y, rstd, {}, x, {}, bias, 1e-5);
+  gpu().rmsnorm_forward({y, rstd, {}, x, {}, bias, 1e-5});
   expect_same_ends(y, "rmsnorm_forward");
   const Tensor heads = x.view({1, N, 48, 96});
-  gpu().rope_forward(heads.slice(1, 0, 6), heads.slice(1, 0, 6), 7, 1e4);
-  gpu().rope_forward(heads.slice(1, N - 6, 6), heads.slice(1, N - 6, 6), 7, 1e4);
+  gpu().rope_forward({heads.slice(1, 0, 6), heads.slice(1, 0, 6), 7, 1e4});
+  gpu().rope_forward({heads.slice(1, N - 6, 6), heads.slice(1, N - 6, 6), 7, 1e4});
   expect_same_ends(x, "rope_forward");
 }
 

@@ -54,7 +54,7 @@ struct SsdCase {
     if (!outputs) return;
     t.result("y", y), t.result("dq", dq), t.result("dD", dskip);
     const Tensor adjoint = t.out_acc(state), decay = t.out_acc({B, H});
-    t.ops().ssd_adjoint(adjoint, decay, q_in, t.in(dy), log_a_in, 64);
+    t.ops().ssd_adjoint({adjoint, decay, q_in, t.in(dy), log_a_in, 64});
     t.result("adjoint", adjoint), t.result("adjoint_decay", decay);
   }
 
@@ -266,7 +266,7 @@ TEST(CudaSsd, DecayOverTokensThatAddNothing) {
     const Array state = inputs.f32({B, H, K, D}), log_a = inputs.f32({B, T, H}, -0.01, 0);
     check_body({.name = str("ssd_decay T ", T, " K ", K, " D ", D)}, [&](Tensors& t) {
       const Tensor decayed = t.in_acc(state);
-      t.ops().ssd_decay(decayed, t.in_acc(log_a));
+      t.ops().ssd_decay({decayed, t.in_acc(log_a)});
       t.result("state", decayed);
     });
   }
@@ -281,7 +281,7 @@ TEST(CudaSsd, SegmentScan) {
     for (bool reverse : {false, true}) {
       check_body({.name = str("segment_scan K ", K, " E ", E, reverse ? " reversed" : "")}, [&](Tensors& t) {
         const Tensor out = t.out_acc({K, B, H, E});
-        t.ops().segment_scan(out, t.in_acc(in), t.in_acc(decay), reverse);
+        t.ops().segment_scan({out, t.in_acc(in), t.in_acc(decay), reverse});
         t.result("out", out);
       });
     }

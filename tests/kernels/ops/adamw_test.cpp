@@ -46,7 +46,7 @@ TEST(Adamw, MatchesPlainLoops) {
       const Tensor master = r.in(states[i].master);
       tensors.push_back({master, master, r.in(states[i].m), r.in(states[i].v), r.in(states[i].grad), i % 2 == 0});
     }
-    r.ops().adamw(tensors, kRule, scalars(r, true));
+    r.ops().adamw({tensors, kRule, scalars(r, true)});
     const double tolerance = dtype == DType::f32 ? 4e-7 : 1e-15;
     for (size_t i = 0; i < states.size(); ++i) {
       const State expected = stepped(states[i], tensors[i].decay);
@@ -62,7 +62,7 @@ TEST(Adamw, ParameterIsTheMasterRounded) {
   const State s(100);
   const Tensor param = r.out({100}), master = r.in(s.master);
   const AdamwTensor tensor{param, master, r.in(s.m), r.in(s.v), r.in(s.grad), true};
-  r.ops().adamw({&tensor, 1}, kRule, scalars(r, true));
+  r.ops().adamw({{&tensor, 1}, kRule, scalars(r, true)});
   EXPECT_EQ(relative_error(r.get(param), r.get(master)), 0.0);
 }
 
@@ -72,7 +72,7 @@ TEST(Adamw, ASkippedStepChangesNothing) {
   const Tensor master = r.in(s.master), m = r.in(s.m), v = r.in(s.v);
   const Array before = r.get(master), m_before = r.get(m), v_before = r.get(v);
   const AdamwTensor tensor{master, master, m, v, r.in(s.grad), true};
-  r.ops().adamw({&tensor, 1}, kRule, scalars(r, false));
+  r.ops().adamw({{&tensor, 1}, kRule, scalars(r, false)});
   EXPECT_EQ(relative_error(r.get(master), before), 0.0);
   EXPECT_EQ(relative_error(r.get(m), m_before), 0.0);
   EXPECT_EQ(relative_error(r.get(v), v_before), 0.0);
@@ -98,7 +98,7 @@ TEST(CheckStep, AppliesWhatIsFiniteAndWithinItsLimits) {
     const Array sums = array_of(StepSums{c.loss_sum, c.count, c.squares});
     const Array limits = array_of(StepLimits{c.clip, c.max_loss, c.max_norm});
     const Tensor step = scalars(r, !c.applied);
-    r.ops().check_step(step, r.make(sums, DType::f64), r.make(limits, DType::f64));
+    r.ops().check_step({step, r.make(sums, DType::f64), r.make(limits, DType::f64)});
     Array checked = r.get(step);
     const StepScalars& result = *scalars_in<StepScalars>(Tensor(checked.data.data(), {checked.numel()}, DType::f64));
     EXPECT_EQ(result.applied, c.applied ? 1 : 0) << "case " << i;
@@ -112,7 +112,7 @@ TEST(Adamw, RefusesAGradientOfAnotherSize) {
   const State s(10);
   const Tensor master = r.in(s.master);
   const AdamwTensor tensor{master, master, r.in(s.m), r.in(s.v), r.in(Array({9})), true};
-  EXPECT_THROW(r.ops().adamw({&tensor, 1}, kRule, scalars(r, true)), Error);
+  EXPECT_THROW(r.ops().adamw({{&tensor, 1}, kRule, scalars(r, true)}), Error);
 }
 
 }  // namespace

@@ -115,10 +115,10 @@ TEST(ConvRope, CountsBothOps) {
   const Tensor taps = memory.tensor({C, c.W}, DType::f32), qk = memory.tensor({c.B, c.P, 2 * c.H, c.D}, DType::f32);
   one->conv_silu_rope_forward({x, {}, x, {}, taps, {}, c.H, c.P, 0, kTheta});
   one->conv_silu_rope_backward({x, {}, taps, {}, x, {}, x, {}, taps, {}, c.H, c.P, 0, kTheta});
-  two->conv_silu_forward(x, x, {}, taps, {});
-  two->conv_silu_backward(x, {}, taps, {}, x, x, {}, taps, {});
-  two->rope_forward(qk, qk, 0, kTheta);
-  two->rope_backward(qk, qk, 0, kTheta);
+  two->conv_silu_forward({x, x, {}, taps, {}});
+  two->conv_silu_backward({x, {}, taps, {}, x, x, {}, taps, {}});
+  two->rope_forward({qk, qk, 0, kTheta});
+  two->rope_backward({qk, qk, 0, kTheta});
   EXPECT_EQ(one->counts().elementwise, two->counts().elementwise);
   EXPECT_GT(one->counts().elementwise, 0.0);
 }

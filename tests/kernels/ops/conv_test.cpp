@@ -24,8 +24,8 @@ struct ConvCase : OpCase {
     const Tensor y = r.out({B, T, C}), dx = r.out({B, T, C}), dw = r.added_acc({C, W}), db = r.added_acc({C});
     Tensor before, dbefore;
     if (halo) before = r.in(in.at("halo")), dbefore = r.out({B, W - 1, C});
-    r.ops().conv_silu_forward(y, x, before, w, bias);
-    r.ops().conv_silu_backward(dx, dbefore, dw, db, dy, x, before, w, bias);
+    r.ops().conv_silu_forward({y, x, before, w, bias});
+    r.ops().conv_silu_backward({dx, dbefore, dw, db, dy, x, before, w, bias});
     Arrays out{{"y", r.get(y)}, {"dx", r.get(dx)}, {"dw", r.get_added(dw)}, {"db", r.get_added(db)}};
     if (halo) out["dhalo"] = r.get(dbefore);
     return out;

@@ -27,9 +27,9 @@ struct CrossEntropyCase : OpCase {
     const Tensor logits = r.in(in.at("logits")), targets = r.ints(in.at("targets"));
     const Tensor max = r.out_acc({N}), sum_exp = r.out_acc({N}), target = r.out_acc({N}), loss = r.out_acc({N});
     const Tensor loss_sum = r.make(Array({1}, 0.25), DType::f64), count = r.make(Array({1}, 0.25), DType::f64);
-    r.ops().cross_entropy_stats(max, sum_exp, target, logits, targets, 0);
-    r.ops().cross_entropy_loss(loss_sum, count, loss, max, sum_exp, target, targets);
-    r.ops().cross_entropy_gradient(logits, max, sum_exp, targets, 0, kScale);
+    r.ops().cross_entropy_stats({max, sum_exp, target, logits, targets, 0});
+    r.ops().cross_entropy_loss({loss_sum, count, loss, max, sum_exp, target, targets});
+    r.ops().cross_entropy_gradient({logits, max, sum_exp, targets, 0, kScale});
     return {{"max", r.get(max)},
             {"loss", r.get(loss)},
             {"loss_sum", r.get_added(loss_sum)},
@@ -104,7 +104,7 @@ TEST(CrossEntropy, ShardsCombineToTheWhole) {
   std::vector<Array> maxima, sums, hits;
   for (const auto& [begin, count] : shards) {
     const Tensor max = r.out({50}), sum = r.out({50}), hit = r.out({50});
-    r.ops().cross_entropy_stats(max, sum, hit, r.in(whole.in.at("logits").slice(1, begin, count)), targets, begin);
+    r.ops().cross_entropy_stats({max, sum, hit, r.in(whole.in.at("logits").slice(1, begin, count)), targets, begin});
     maxima.push_back(r.get(max)), sums.push_back(r.get(sum)), hits.push_back(r.get(hit));
   }
   Array max({50}, -1e300), sum({50}), hit({50});
@@ -116,12 +116,12 @@ TEST(CrossEntropy, ShardsCombineToTheWhole) {
     }
   }
   const Tensor loss = r.out({50}), loss_sum = r.make(Array({1}), DType::f64), count = r.make(Array({1}), DType::f64);
-  r.ops().cross_entropy_loss(loss_sum, count, loss, r.in(max), r.in(sum), r.in(hit), targets);
+  r.ops().cross_entropy_loss({loss_sum, count, loss, r.in(max), r.in(sum), r.in(hit), targets});
   EXPECT_LT(relative_error(r.get(loss), all.at("loss")), 1e-14);
   EXPECT_LT(relative_error(r.get(loss_sum), all.at("loss_sum")), 1e-14);
   for (const auto& [begin, columns] : shards) {
     const Tensor logits = r.in(whole.in.at("logits").slice(1, begin, columns));
-    r.ops().cross_entropy_gradient(logits, r.in(max), r.in(sum), targets, begin, CrossEntropyCase::kScale);
+    r.ops().cross_entropy_gradient({logits, r.in(max), r.in(sum), targets, begin, CrossEntropyCase::kScale});
     EXPECT_LT(relative_error(r.get(logits), all.at("dlogits").slice(1, begin, columns)), 1e-14);
   }
 }
@@ -129,8 +129,13 @@ TEST(CrossEntropy, ShardsCombineToTheWhole) {
 TEST(CrossEntropy, LossPerTokenIsOptional) {
   Runner r(test_ops(), DType::f32);
   const Tensor loss_sum = r.make(Array({1}), DType::f64), count = r.make(Array({1}), DType::f64);
-  r.ops().cross_entropy_loss(loss_sum, count, {}, r.in(Array({2}, 1.0)), r.in(Array({2}, 1.0)), r.in(Array({2}, 0.5)),
-                             r.ints(Array({2}, 0.0)));
+  r.ops().cross_entropy_loss({loss_sum,
+                              count,
+                              {},
+                              r.in(Array({2}, 1.0)),
+                              r.in(Array({2}, 1.0)),
+                              r.in(Array({2}, 0.5)),
+                              r.ints(Array({2}, 0.0))});
   EXPECT_EQ(r.get(loss_sum)(0), 1.0);
   EXPECT_EQ(r.get(count)(0), 2.0);
 }

@@ -24,8 +24,8 @@ struct DtCase : OpCase {
     const Tensor ddt = r.in_acc(in.at("grad_dt")), dlog_a = r.in_acc(in.at("grad_log_a"));
     const Tensor dt = r.out_acc({N, H}), log_a = r.out_acc({N, H}), draw = r.out({N, H});
     const Tensor dbias = r.added_acc({H}), dA_log = r.added_acc({H});
-    r.ops().dt_forward(dt, log_a, raw, bias, A_log);
-    r.ops().dt_backward(draw, dbias, dA_log, ddt, dlog_a, raw, bias, A_log);
+    r.ops().dt_forward({dt, log_a, raw, bias, A_log});
+    r.ops().dt_backward({draw, dbias, dA_log, ddt, dlog_a, raw, bias, A_log});
     return {{"dt", r.get(dt)},
             {"log_a", r.get(log_a)},
             {"draw", r.get(draw)},

@@ -19,11 +19,11 @@ TEST(Elementwise, FillScaleCopyAdd) {
           Runner r(test_ops(), DType::f64, pad);
           const Tensor x_tensor = r.make(x, from), copied = r.make(Array(sizes, NAN), to), sum = r.make(y, to),
                        filled = r.make(Array(sizes, NAN), to);
-          r.ops().copy(copied, x_tensor);
-          r.ops().add(sum, x_tensor);
-          r.ops().fill(filled, -1.5);
+          r.ops().copy({copied, x_tensor});
+          r.ops().add({sum, x_tensor});
+          r.ops().fill({filled, -1.5});
           const Array sum_now = r.get(sum);
-          r.ops().scale(sum, -0.5);
+          r.ops().scale({sum, -0.5});
           const Array scaled = r.get(sum);
           EXPECT_EQ(relative_error(r.get(copied), x), 0.0);
           for (size_t i = 0; i < x.data.size(); ++i) {
@@ -47,15 +47,15 @@ TEST(Elementwise, Bfloat16) {
   const Tensor half = buffer.tensor({1000}, DType::bf16);
   Runner r(test_ops(), DType::f32);
   const Tensor back = r.out({1000});
-  r.ops().copy(half, r.in(x));
-  r.ops().copy(back, half);
+  r.ops().copy({half, r.in(x)});
+  r.ops().copy({back, half});
   EXPECT_LT(relative_error(r.get(back), x), 0x1p-9);
   for (int64_t i = 0; i < 1000; ++i) EXPECT_LE(std::abs(r.get(back)(i) - x(i)), std::abs(x(i)) * 0x1p-8);
-  r.ops().add(half, half);
-  r.ops().copy(back, half);
+  r.ops().add({half, half});
+  r.ops().copy({back, half});
   const Array doubled = r.get(back);
-  r.ops().scale(half, 0.5);
-  r.ops().copy(back, half);
+  r.ops().scale({half, 0.5});
+  r.ops().copy({back, half});
   for (int64_t i = 0; i < 1000; ++i) EXPECT_EQ(doubled(i), 2 * r.get(back)(i));
 }
 
@@ -77,18 +77,18 @@ TEST(Elementwise, SumOfSquares) {
     Runner r(test_ops(), dtype);
     const Tensor out = r.make(Array({1}, NAN), DType::f64);
     const std::vector<ConstTensor> tensors{r.in(a), r.in(Array({0})), r.in(b)};
-    r.ops().sum_squares(out, tensors);
+    r.ops().sum_squares({out, tensors});
     EXPECT_NEAR(r.get(out)(0) / expected, 1, 1e-12);
-    r.ops().sum_squares(out, {});
+    r.ops().sum_squares({out, {}});
     EXPECT_EQ(r.get(out)(0), 0.0);
   }
 }
 
 TEST(Elementwise, RefusesOtherSizes) {
   Runner r(test_ops(), DType::f32);
-  EXPECT_THROW(r.ops().copy(r.out({2, 3}), r.in(Array({3, 2}))), Error);
-  EXPECT_THROW(r.ops().add(r.out({6}), r.in(Array({2, 3}))), Error);
-  EXPECT_THROW(r.ops().fill(r.ints(Array({6})), 1), Error);
+  EXPECT_THROW(r.ops().copy({r.out({2, 3}), r.in(Array({3, 2}))}), Error);
+  EXPECT_THROW(r.ops().add({r.out({6}), r.in(Array({2, 3}))}), Error);
+  EXPECT_THROW(r.ops().fill({r.ints(Array({6})), 1}), Error);
 }
 
 }  // namespace

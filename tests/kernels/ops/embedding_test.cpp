@@ -21,8 +21,8 @@ struct EmbeddingCase : OpCase {
   Arrays run(Runner& r) const override {
     const Tensor table = r.in(in.at("table")), tokens = r.ints(in.at("tokens")), dy = r.in(in.at("grad_y"));
     const Tensor y = r.out({N, C}), dtable = r.added_acc({V, C});
-    r.ops().embedding_forward(y, table, tokens, begin);
-    r.ops().embedding_backward(dtable, dy, tokens, begin);
+    r.ops().embedding_forward({y, table, tokens, begin});
+    r.ops().embedding_backward({dtable, dy, tokens, begin});
     return {{"y", r.get(y)}, {"dtable", r.get_added(dtable)}};
   }
 

@@ -24,10 +24,10 @@ struct GatedNormCase : OpCase {
     const std::vector<int64_t> sizes{B, T, H, D};
     const Tensor out = r.out(sizes), rstd = r.out_acc({B, T, H}), dy = r.out(sizes), dz = r.out(sizes);
     const Tensor dw = r.added_acc({H, D}), dw_again = r.added_acc({H, D}), dz_again = r.out(sizes);
-    r.ops().gated_norm_forward(out, rstd, y, z, w, kEps);
-    r.ops().gated_norm_backward(dy, dz, dw, dout, y, z, rstd, w);
+    r.ops().gated_norm_forward({out, rstd, y, z, w, kEps});
+    r.ops().gated_norm_backward({dy, dz, dw, dout, y, z, rstd, w});
     // Again, with dy in place over dout.
-    r.ops().gated_norm_backward(dout, dz_again, dw_again, dout, y, z, rstd, w);
+    r.ops().gated_norm_backward({dout, dz_again, dw_again, dout, y, z, rstd, w});
     EXPECT_EQ(relative_error(r.get(dout), r.get(dy)), 0.0) << "dy in place";
     return {{"out", r.get(out)}, {"rstd", r.get(rstd)}, {"dy", r.get(dy)}, {"dz", r.get(dz)}, {"dw", r.get_added(dw)}};
   }

@@ -18,10 +18,10 @@ struct LinearCase : OpCase {
   Arrays run(Runner& r) const override {
     const Tensor x = r.in(in.at("x")), w = r.in(in.at("w")), dy = r.in(in.at("grad_y"));
     const Tensor y = r.out({N, O}), dx = r.out({N, I}), dx_added = r.added({N, I}), dw = r.added_acc({O, I});
-    r.ops().linear_forward(y, x, w);
-    r.ops().linear_backward_input(dx, dy, w, false);
-    r.ops().linear_backward_input(dx_added, dy, w, true);
-    r.ops().linear_backward_weight(dw, dy, x);
+    r.ops().linear_forward({y, x, w});
+    r.ops().linear_backward_input({dx, dy, w, false});
+    r.ops().linear_backward_input({dx_added, dy, w, true});
+    r.ops().linear_backward_weight({dw, dy, x});
     const double units = r.dtype() == DType::f32 ? 1e-5 : 1e-13;
     EXPECT_LT(relative_error(r.get_added(dx_added), r.get(dx)), units) << name;
     return {{"y", r.get(y)}, {"dx", r.get(dx)}, {"dw", r.get_added(dw)}};
@@ -60,7 +60,7 @@ TEST(Linear, NoRows) { EXPECT_EQ(norm(run(LinearCase(0, 8, 4), DType::f32).at("d
 TEST(Linear, NamesTheTensorThatDoesNotFit) {
   Runner r(test_ops(), DType::f32);
   try {
-    r.ops().linear_forward(r.out({3, 5}), r.in(Array({3, 4})), r.in(Array({5, 6})));
+    r.ops().linear_forward({r.out({3, 5}), r.in(Array({3, 4})), r.in(Array({5, 6}))});
     FAIL() << "a weight of 6 inputs took rows of 4";
   } catch (const Error& e) {
     EXPECT_NE(std::string(e.what()).find("w_OI is [5, 6] float32, expected [5, 4]"), std::string::npos) << e.what();

@@ -26,16 +26,16 @@ struct RmsnormCase : OpCase {
     const Tensor x = r.in(in.at("x")), w = r.in(in.at("w")), dy = r.in(in.at("grad_y"));
     const Tensor y = r.out({N, C}), rstd = r.out_acc({N}), dx = r.out({N, C}), dw = r.added_acc({C});
     if (!residual) {
-      r.ops().rmsnorm_forward(y, rstd, {}, x, {}, w, kEps);
-      r.ops().rmsnorm_backward(dx, dw, dy, x, rstd, w, {});
+      r.ops().rmsnorm_forward({y, rstd, {}, x, {}, w, kEps});
+      r.ops().rmsnorm_backward({dx, dw, dy, x, rstd, w, {}});
       return {{"y", r.get(y)}, {"rstd", r.get(rstd)}, {"dx", r.get(dx)}, {"dw", r.get_added(dw)}};
     }
     const Tensor delta = r.in(in.at("delta")), sum = r.out({N, C}), dsum = r.in(in.at("grad_sum"));
-    r.ops().rmsnorm_forward(y, rstd, sum, x, delta, w, kEps);
-    r.ops().rmsnorm_backward(dx, dw, dy, sum, rstd, w, dsum);
+    r.ops().rmsnorm_forward({y, rstd, sum, x, delta, w, kEps});
+    r.ops().rmsnorm_backward({dx, dw, dy, sum, rstd, w, dsum});
     // Again, in place over dresidual.
     const Tensor dw_again = r.added_acc({C});
-    r.ops().rmsnorm_backward(dsum, dw_again, dy, sum, rstd, w, dsum);
+    r.ops().rmsnorm_backward({dsum, dw_again, dy, sum, rstd, w, dsum});
     return {{"y", r.get(y)},   {"rstd", r.get(rstd)},   {"sum", r.get(sum)},
             {"dx", r.get(dx)}, {"ddelta", r.get(dsum)}, {"dw", r.get_added(dw)}};
   }
@@ -77,8 +77,8 @@ TEST(Rmsnorm, NoRows) { EXPECT_EQ(norm(run(RmsnormCase(0, 8, true), DType::f32).
 
 TEST(Rmsnorm, RefusesASumWithoutDelta) {
   Runner r(test_ops(), DType::f32);
-  EXPECT_THROW(r.ops().rmsnorm_forward(r.out({2, 4}), r.out({2}), r.out({2, 4}), r.in(Array({2, 4})), {},
-                                       r.in(Array({4})), 1e-5),
+  EXPECT_THROW(r.ops().rmsnorm_forward(
+                   {r.out({2, 4}), r.out({2}), r.out({2, 4}), r.in(Array({2, 4})), {}, r.in(Array({4})), 1e-5}),
                Error);
 }
 

@@ -20,11 +20,11 @@ struct RopeCase : OpCase {
 
   Arrays run(Runner& r) const override {
     const Tensor x = r.in(in.at("x")), dy = r.in(in.at("grad_y")), y = r.out({B, T, H, D}), dx = r.out({B, T, H, D});
-    r.ops().rope_forward(y, x, position, theta);
-    r.ops().rope_backward(dx, dy, position, theta);
+    r.ops().rope_forward({y, x, position, theta});
+    r.ops().rope_backward({dx, dy, position, theta});
     const Arrays out{{"y", r.get(y)}, {"dx", r.get(dx)}};
-    r.ops().rope_forward(x, x, position, theta);
-    r.ops().rope_backward(dy, dy, position, theta);
+    r.ops().rope_forward({x, x, position, theta});
+    r.ops().rope_backward({dy, dy, position, theta});
     expect_same_bits({{"y", r.get(x)}, {"dx", r.get(dy)}}, out, name + " in place");
     return out;
   }

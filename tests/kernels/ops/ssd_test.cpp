@@ -192,8 +192,8 @@ TEST(Ssd, ConverterGradientsAreThoseOfAScanWithoutOutputGradient) {
 Array adjoint(const SsdCase& c, DType dtype, Array* log_decay) {
   Runner r(test_ops(), dtype, 2);
   const Tensor dinitial = r.out_acc({c.B, c.H, c.K, c.D}), decay = r.out_acc({c.B, c.H});
-  r.ops().ssd_adjoint(dinitial, decay, r.in(c.in.at("q")), r.in(c.in.at("grad_y")), r.in_acc(c.in.at("log_a")),
-                      c.chunk);
+  r.ops().ssd_adjoint(
+      {dinitial, decay, r.in(c.in.at("q")), r.in(c.in.at("grad_y")), r.in_acc(c.in.at("log_a")), c.chunk});
   r.expect_padding_untouched();
   *log_decay = r.get(decay);
   return r.get(dinitial);

@@ -17,8 +17,8 @@ struct SwigluCase : OpCase {
   Arrays run(Runner& r) const override {
     const Tensor gate_up = r.in(in.at("gate_up")), dh = r.in(in.at("grad_h"));
     const Tensor h = r.out({N, F}), dgate_up = r.out({N, 2 * F});
-    r.ops().swiglu_forward(h, gate_up);
-    r.ops().swiglu_backward(dgate_up, dh, gate_up);
+    r.ops().swiglu_forward({h, gate_up});
+    r.ops().swiglu_backward({dgate_up, dh, gate_up});
     return {{"h", r.get(h)}, {"dgate_up", r.get(dgate_up)}};
   }
 
