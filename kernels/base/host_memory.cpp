@@ -1,5 +1,6 @@
-// The host half of device_memory(): what Linux says is available, less where a control group (a container, a batch job)
-// may have less. Groups lie in a tree; each of the branch that this process is on may have a limit.
+// The host half of device_memory(): the memory that Linux reports as available, less where a control group (a
+// container, a batch job) may have less. Groups lie in a tree; each of the branch that this process is on may have a
+// limit.
 #include <algorithm>
 #include <fstream>
 #include <limits>
@@ -20,7 +21,7 @@ std::optional<size_t> number_in(const std::string& file) {
   return std::nullopt;
 }
 
-// The number behind `key` in a file of "key number" lines.
+// The number that follows `key` in a file of "key number" lines.
 std::optional<size_t> number_behind(const std::string& file, const std::string& key) {
   std::ifstream in(file);
   for (std::string line; std::getline(in, line);) {

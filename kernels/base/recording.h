@@ -12,7 +12,7 @@ class Recording {
   virtual ~Recording() = default;
   // Issues the work again, on the memory it was recorded with.
   virtual void replay() = 0;
-  // False once memory that it uses has moved: record anew.
+  // False once memory that it uses has moved: it must be recorded again.
   virtual bool valid() const = 0;
 };
 
@@ -24,7 +24,7 @@ class Recorder {
 
   // What the host has to do each time the work is issued, in order.
   void on_replay(std::function<void()> action) { on_replay_.push_back(std::move(action)); }
-  // What `who` does at the end of the recording, once: to join a stream of its own to the recorded one.
+  // What `who` does at the end of the recording, once, such as making the recorded stream wait for a stream of its own.
   void at_end(const void* who, std::function<void()> action);
 
  protected:

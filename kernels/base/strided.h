@@ -1,4 +1,5 @@
-// Typed pointers with strides, to walk tensors on a host and in a CUDA kernel: constexpr functions run in both.
+// Typed pointers with strides, for loops over tensors on the host and in CUDA kernels (constexpr functions run in
+// both).
 #pragma once
 
 #include "kernels/base/tensor.h"
@@ -13,7 +14,7 @@ struct Rows {
   constexpr T* operator[](int64_t row) const { return data + row * stride; }
 };
 
-// [B, T, C] rows or [B, T, H] numbers.
+// [B, T, C] rows or [B, T, H] scalars.
 template <class T>
 struct Planes {
   T* data = nullptr;

@@ -1,5 +1,5 @@
 // Attention backward, tile by tile: the probabilities are computed again from lse. A task owns a head and every n-th
-// tile of keys, whose dk and dv it alone writes; it walks the queries that see a tile in order. dq gathers over tiles
+// tile of keys, whose dk and dv it alone writes; it visits the queries that see a tile in order. dq gathers over tiles
 // of keys: the first task of a head writes it in place, the others into parts that are added in order.
 #include "kernels/base/strided.h"
 #include "kernels/cpu/attention_tiles.h"
@@ -12,7 +12,7 @@ namespace tmamba {
 
 namespace {
 
-// A head's keys are shared out among enough tasks to make about this many in all.
+// The keys of each head are split over as many tasks as make about this many in all.
 constexpr int64_t kTasks = 16;
 
 template <class A>

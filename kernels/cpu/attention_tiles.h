@@ -1,4 +1,4 @@
-// What attention forward and backward share: the grid of tiles and the masking of its diagonal.
+// Shared by attention forward and backward: the grid of tiles and the masking of its diagonal.
 //
 // Queries are cut into tiles at multiples of kQueryTile counted from position 0, keys at multiples of kKeyTile. So a
 // call for some of the queries, begun at a multiple of kQueryTile, does exactly what the call for all of them does for

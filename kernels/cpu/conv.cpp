@@ -127,7 +127,7 @@ void pre_gradient(A* dpre, const A* dy, int64_t count) {
 }
 
 // The tokens [begin, end) of one sequence and `count` channels from c on: dx of these tokens (dhalo, where they are
-// the first), and their share of dw and db (`lines`: one per tap, then the bias). dpre: (end - begin + W - 1) x count
+// the first), and their part of dw and db (`lines`: one per tap, then the bias). dpre: (end - begin + W - 1) x count
 // of scratch.
 template <class A>
 void backward_block(const Conv<A>& conv, const ConvGradients<A>& d, int64_t b, int64_t begin, int64_t end, int64_t c,
@@ -207,7 +207,7 @@ void CpuOps::conv_silu_backward(const ConvSiluBackward& args) {
       }
     });
     A* sum = frame.take_zeros<A>(lines * C);
-    add_lines(sum, partial, groups.count, lines * C);
+    add_partial_rows(sum, partial, groups.count, lines * C);
     const auto dw = rows<A>(args.dw_CW);
     A* db = args.db_C.data<A>();
     for (int64_t c = 0; c < C; ++c) {

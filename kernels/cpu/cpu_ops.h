@@ -1,5 +1,5 @@
 // class CpuOps: every op on the host, in float32 and float64. It is the specification that other backends are tested
-// against. One file per group of ops; matrix products go through gemm.h, loops over threads through parallel.h.
+// against. One file per group of ops; GEMMs go through gemm.h, loops over threads through parallel.h.
 #pragma once
 
 #include <vector>

@@ -67,8 +67,8 @@ void CpuOps::dt_backward(const DtBackward& args) {
         }
       }
     });
-    add_lines(args.dbias_H.data<A>(), dbias, groups.count, H);
-    add_lines(args.dA_log_H.data<A>(), dA_log, groups.count, H);
+    add_partial_rows(args.dbias_H.data<A>(), dbias, groups.count, H);
+    add_partial_rows(args.dA_log_H.data<A>(), dA_log, groups.count, H);
   });
 }
 

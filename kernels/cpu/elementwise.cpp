@@ -13,7 +13,7 @@ namespace {
 constexpr int64_t kBlock = 16384;
 
 // One or two tensors of the same sizes as equally long runs of consecutive elements: trailing dimensions that are
-// contiguous in both become one run, the others are walked.
+// contiguous in both become one run, loops run over the others.
 class Runs {
  public:
   explicit Runs(const ConstTensor& x) : Runs(x, x) {}
@@ -32,7 +32,7 @@ class Runs {
     if (y.numel() == 0) count_ = 0;
   }
 
-  // Calls f(y_offset, x_offset, length) for pieces of the runs, on any threads.
+  // Calls f(y_offset, x_offset, length) for parts of the runs, on any threads.
   template <class F>
   void for_each(const F& f) const {
     if (length_ >= kBlock) {

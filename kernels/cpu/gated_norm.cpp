@@ -111,7 +111,7 @@ void CpuOps::gated_norm_backward(const GatedNormBackward& args) {
       }
     });
     A* sum = frame.take_zeros<A>(H * D);
-    add_lines(sum, partial, groups.count, H * D);
+    add_partial_rows(sum, partial, groups.count, H * D);
     const auto dw = rows<A>(args.dw_HD);
     for (int64_t h = 0; h < H; ++h) {
       for (int64_t i = 0; i < D; ++i) dw[h][i] += sum[h * D + i];

@@ -25,7 +25,7 @@ void gemm(int64_t m, int64_t n, int64_t k, double alpha, Matrix<float> a, Matrix
 void gemm(int64_t m, int64_t n, int64_t k, double alpha, Matrix<double> a, Matrix<double> b, double beta, double* c,
           int64_t c_stride);
 
-// Tells BLAS to use one thread. Called once, before the first product.
+// Makes BLAS use one thread. Called once, before the first GEMM.
 void use_one_blas_thread();
 
 }  // namespace tmamba

@@ -8,7 +8,7 @@ namespace tmamba {
 
 // out_i += sum over lines g of partial[g * width + i]
 template <class T>
-void add_lines(T* out, const T* partial, int64_t lines, int64_t width) {
+void add_partial_rows(T* out, const T* partial, int64_t lines, int64_t width) {
   parallel_blocks(width, 256, [&](int64_t begin, int64_t end) {
     for (int64_t g = 0; g < lines; ++g) {
       const T* line = partial + g * width;

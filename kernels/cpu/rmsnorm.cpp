@@ -77,7 +77,7 @@ void CpuOps::rmsnorm_backward(const RmsnormBackward& args) {
                           dresidual.data != nullptr ? dresidual[n] : nullptr, C);
       }
     });
-    add_lines(args.dw_C.data<A>(), partial, groups.count, C);
+    add_partial_rows(args.dw_C.data<A>(), partial, groups.count, C);
   });
 }
 

@@ -1,5 +1,5 @@
-// The SSM scan backward: states before every chunk by a forward walk, then the chunks backward with G, the gradient of
-// the state. All recurrences end at a chunk's border; what crosses it goes through the state and G.
+// The SSM scan backward: a forward pass rebuilds the state before every chunk, then the chunks run backward with G, the
+// gradient of the state. All recurrences end at a chunk's border; what crosses it goes through the state and G.
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/ssd_chunk.h"
@@ -63,9 +63,9 @@ struct ChunkTask {
   const A* dy() const { return scan.dy.at(b, first, h); }
 };
 
-// Through the state behind the chunk: dk_s and dv_s from G; by_key_s = their share of dlog_a.
+// Through the state after the chunk: dk_s and dv_s from G; by_key_s is their part of dlog_a.
 template <class A>
-void through_state_behind(const ChunkTask<A>& c, const A* G) {
+void through_state_after(const ChunkTask<A>& c, const A* G) {
   const int64_t K = c.scan.K, D = c.scan.D;
   Workspace<A>& w = c.work;
   scale_rows(w.values, c.v(), c.scan.v.t, c.L, D, [&](int64_t s) { return w.decays.to_end(s) * w.dt[s]; });
@@ -75,7 +75,7 @@ void through_state_behind(const ChunkTask<A>& c, const A* G) {
   for (int64_t s = 0; s < c.L; ++s) w.by_key[s] = dot(c.k() + s * c.scan.k.t, w.dk + s * K, K);
 }
 
-// Through the state before the chunk: dq_t; by_query_t = their share of dlog_a.
+// Through the state before the chunk: dq_t; by_query_t is their part of dlog_a.
 template <class A>
 void through_state_before(const ChunkTask<A>& c, const A* state) {
   const int64_t K = c.scan.K, D = c.scan.D;
@@ -119,7 +119,7 @@ void within_chunk(const ChunkTask<A>& c) {
 }
 
 // dlog_a_j = all pairs (s, t) with s < j <= t, queries at or after j through the state before the chunk, keys before j
-// through the state behind it, and the state before through the chunk to the state behind (`through`). Sums of
+// through the state after it, and the state before through the chunk to the state after (`through`). Sums of
 // products of one sign pattern only: no difference of long sums.
 template <class A>
 void decay_gradient(const ChunkTask<A>& c, A through, bool outputs) {
@@ -175,14 +175,14 @@ A store_gradients(const ChunkTask<A>& c, bool outputs) {
   return dskip;
 }
 
-// One chunk: all its gradients, and G carried from behind it to before it. Returns the chunk's part of dD.
+// One chunk: all its gradients, and G carried from after it to before it. Returns the chunk's part of dD.
 template <class A>
 A backward_chunk(const ChunkTask<A>& c, const TokenRange& tokens, const A* state, A* G) {
   const bool outputs = c.scan.q.data != nullptr;
   Workspace<A>& w = c.work;
   c.scan.load(w.decays, c.b, c.h, tokens);
   for (int64_t s = 0; s < c.L; ++s) w.dt[s] = c.scan.dt.at(c.b, c.first + s)[c.h];
-  through_state_behind(c, G);
+  through_state_after(c, G);
   const A through = w.decays.total() * dot(state, static_cast<const A*>(G), c.scan.state_size());
   if (outputs) {
     through_state_before(c, state);
@@ -227,13 +227,13 @@ void backward(const Scan<A>& scan, const SpanGrid& grid, const Gradients<A>& out
   const int64_t heads = scan.B * scan.H;
   ScratchFrame frame;
   const SpanStates<A> before(frame, heads, grid.count, scan.state_size());
-  const SpanStates<A> behind(frame, heads, grid.count, scan.state_size());
+  const SpanStates<A> after(frame, heads, grid.count, scan.state_size());
   A* dskip = frame.take<A>(heads * grid.count);
   states_before_spans(scan, grid, initial, before);
-  gradients_behind_spans(scan, grid, dfinal, behind);
+  gradients_after_spans(scan, grid, dfinal, after);
   parallel_tasks(heads * grid.count, [&](int64_t task) {
     const int64_t head = task / grid.count, span = task % grid.count, b = head / scan.H, h = head % scan.H;
-    A* G = behind.state(head, span);
+    A* G = after.state(head, span);
     dskip[task] = backward_span(scan, grid, out, b, h, span, before.state(head, span), G);
     if (span == 0 && out.dinitial.data != nullptr) store_state(out.dinitial, b, h, G, scan.K, scan.D);
   });

@@ -1,4 +1,4 @@
-// What the SSM scan's forward, backward and adjoint share: the decays of one chunk, the walk of a state over chunks,
+// Shared by the SSM scan's forward, backward and adjoint: the decays of one chunk, the pass of a state over chunks,
 // and the cut of a sequence into spans of chunks that tasks work on side by side.
 //
 // Within a chunk c_t = log_a of its tokens 0 .. t summed, so decays between two tokens are exp(c_t - c_s), t >= s.
@@ -152,7 +152,7 @@ Scan<A> scan_of(const Args& args) {
           planes<A>(args.dt_BTH), planes<A>(args.log_a_BTH), vector_of<A>(args.D_H)};
 }
 
-// The state before each span of each head, or the gradient of the state behind it: [B * H, spans, K * D], and the
+// The state before each span of each head, or the gradient of the state after it: [B * H, spans, K * D], and the
 // log-decay of each span.
 template <class A>
 struct SpanStates {
@@ -168,7 +168,7 @@ struct SpanStates {
   double& log_decay(int64_t head, int64_t span) const { return log_decays[head * spans + span]; }
 };
 
-// out = contribution + exp(log_decay) * out's neighbour: joins the summaries of two spans.
+// out = contribution + exp(log_decay) * out's neighbour: combines the summaries of two spans.
 template <class A>
 void add_decayed(A* out, const A* neighbour, double log_decay, int64_t size) {
   const A keep = static_cast<A>(std::exp(log_decay));
@@ -191,9 +191,9 @@ void store_state(const Cubes<A>& to, int64_t b, int64_t h, const A* from, int64_
 template <class A>
 void states_before_spans(const Scan<A>& scan, const SpanGrid& grid, const Cubes<const A>& initial,
                          const SpanStates<A>& out);
-// The gradients of the states behind every span, given the one behind the last: the outputs' part walks backward.
+// The gradients of the states after every span, given the one after the last: the outputs' part is passed backward.
 template <class A>
-void gradients_behind_spans(const Scan<A>& scan, const SpanGrid& grid, const Cubes<const A>& dfinal,
-                            const SpanStates<A>& out);
+void gradients_after_spans(const Scan<A>& scan, const SpanGrid& grid, const Cubes<const A>& dfinal,
+                           const SpanStates<A>& out);
 
 }  // namespace tmamba

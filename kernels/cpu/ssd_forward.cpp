@@ -52,7 +52,7 @@ void forward(const Scan<A>& scan, const SpanGrid& grid, const Cubes<A>& y, const
   ScratchFrame frame;
   const SpanStates<A> before(frame, heads, grid.count, scan.state_size());
   states_before_spans(scan, grid, initial, before);
-  // Without outputs only the last span is still to be walked: to the final state.
+  // Without outputs only the last span remains: it yields the final state.
   const int64_t first_span = y.data == nullptr ? grid.count - 1 : 0, spans = grid.count - first_span;
   parallel_tasks(heads * spans, [&](int64_t task) {
     const int64_t head = task / spans, span = first_span + task % spans, b = head / scan.H, h = head % scan.H;

@@ -1,4 +1,5 @@
-// The scan over spans: summaries side by side, then joined in order. And the adjoint op, which is the backward summary.
+// The scan over spans: the summaries of spans in parallel, then combined in order. Also the adjoint op, which is the
+// backward summary.
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/ssd_chunk.h"
@@ -9,7 +10,7 @@ template <class A>
 void states_before_spans(const Scan<A>& scan, const SpanGrid& grid, const Cubes<const A>& initial,
                          const SpanStates<A>& out) {
   const int64_t heads = scan.B * scan.H, size = scan.state_size();
-  // Span s leaves its summary where the state before span s + 1 will stand.
+  // Span s leaves its summary where the state before span s + 1 will be.
   parallel_tasks(heads * (grid.count - 1), [&](int64_t task) {
     const int64_t head = task / (grid.count - 1), span = task % (grid.count - 1), b = head / scan.H, h = head % scan.H;
     ScratchFrame frame;
@@ -34,10 +35,10 @@ void states_before_spans(const Scan<A>& scan, const SpanGrid& grid, const Cubes<
 }
 
 template <class A>
-void gradients_behind_spans(const Scan<A>& scan, const SpanGrid& grid, const Cubes<const A>& dfinal,
-                            const SpanStates<A>& out) {
+void gradients_after_spans(const Scan<A>& scan, const SpanGrid& grid, const Cubes<const A>& dfinal,
+                           const SpanStates<A>& out) {
   const int64_t heads = scan.B * scan.H, size = scan.state_size();
-  // Span s leaves its summary where the gradient behind span s - 1 will stand.
+  // Span s leaves its summary where the gradient after span s - 1 will be.
   parallel_tasks(heads * (grid.count - 1), [&](int64_t task) {
     const int64_t head = task / (grid.count - 1), span = task % (grid.count - 1) + 1, b = head / scan.H,
                   h = head % scan.H;
@@ -66,33 +67,33 @@ template void states_before_spans(const Scan<float>&, const SpanGrid&, const Cub
                                   const SpanStates<float>&);
 template void states_before_spans(const Scan<double>&, const SpanGrid&, const Cubes<const double>&,
                                   const SpanStates<double>&);
-template void gradients_behind_spans(const Scan<float>&, const SpanGrid&, const Cubes<const float>&,
-                                     const SpanStates<float>&);
-template void gradients_behind_spans(const Scan<double>&, const SpanGrid&, const Cubes<const double>&,
-                                     const SpanStates<double>&);
+template void gradients_after_spans(const Scan<float>&, const SpanGrid&, const Cubes<const float>&,
+                                    const SpanStates<float>&);
+template void gradients_after_spans(const Scan<double>&, const SpanGrid&, const Cubes<const double>&,
+                                    const SpanStates<double>&);
 
 namespace {
 
-// The outputs' gradient at the start of span 0: what is behind it, carried back over it.
+// The outputs' gradient at the start of span 0: the gradient after the span, carried back over it.
 template <class A>
 void adjoint(const Scan<A>& scan, const SpanGrid& grid, const Cubes<A>& dinitial, const Planes<A>& log_decay_BH) {
   const int64_t heads = scan.B * scan.H;
   ScratchFrame frame;
-  const SpanStates<A> behind(frame, heads, std::max<int64_t>(grid.count, 1), scan.state_size());
-  gradients_behind_spans(scan, grid, Cubes<const A>{}, behind);
+  const SpanStates<A> after(frame, heads, std::max<int64_t>(grid.count, 1), scan.state_size());
+  gradients_after_spans(scan, grid, Cubes<const A>{}, after);
   parallel_tasks(heads, [&](int64_t head) {
     const int64_t b = head / scan.H, h = head % scan.H;
     ScratchFrame task_frame;
     ChunkDecays<A> decays(task_frame, grid.chunk);
     A* queries = task_frame.take<A>(grid.chunk * scan.K);
-    A* state = behind.state(head, 0);
+    A* state = after.state(head, 0);
     double log_decay = 0;
     for (int64_t chunk = grid.last_chunk(0) - 1; chunk >= 0; --chunk) {
       scan.load(decays, b, h, grid.tokens(chunk));
       scan.retreat(state, decays, b, h, grid.tokens(chunk), queries);
       log_decay += decays.log_total();
     }
-    for (int64_t span = 1; span < grid.count; ++span) log_decay += behind.log_decay(head, span);
+    for (int64_t span = 1; span < grid.count; ++span) log_decay += after.log_decay(head, span);
     store_state(dinitial, b, h, state, scan.K, scan.D);
     if (log_decay_BH.data != nullptr) log_decay_BH.at(b, 0)[h] = static_cast<A>(log_decay);
   });

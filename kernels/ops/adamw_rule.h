@@ -1,4 +1,4 @@
-// What Ops::adamw does to one number, for all backends (spec.md section 7).
+// The update of one parameter by Ops::adamw, for all backends (model/SPEC.md section 7).
 #pragma once
 
 #include <cmath>

@@ -160,7 +160,7 @@ struct LinearBackwardWeight {
   OpCounts counts() const { return {.linear = 2 * elements(dw_OI) * static_cast<double>(dy_NO.size(0))}; }
 };
 
-// h = SiLU(gate) * up; gate_up_N2F has the gate's channels, then those of up.
+// h = SiLU(gate) * up; gate_up has the gate's channels, then those of up.
 struct SwigluForward {
   static constexpr const char* kName = "swiglu_forward";
   static constexpr Split kSplit = Split::rows;

@@ -1,6 +1,14 @@
 #include "kernels/ops/op_args.h"
 
+#include <string_view>
+
+#include "kernels/ops/ops.h"
+
 namespace tmamba {
+
+#define TMAMBA_NAME_IS_METHOD(method, Args) static_assert(std::string_view(Args::kName) == #method);
+TMAMBA_FOR_EACH_OP(TMAMBA_NAME_IS_METHOD)
+#undef TMAMBA_NAME_IS_METHOD
 
 bool TensorSizes::match(const ConstTensor& x) const {
   if (x.dims() != dims_) return false;

@@ -91,7 +91,7 @@ TEST(Attention, KeysBehindTheQueriesAreNotReadAndGetNoGradient) {
     }
   }
   const Arrays poisoned = run(c, DType::f64);
-  expect_same_bits(poisoned, clean, "attention with NaN behind the queries");
+  expect_same_bits(poisoned, clean, "attention with NaN after the queries");
   EXPECT_EQ(norm(clean.at("dk").slice(1, 27, 23)), 0.0);
   EXPECT_GT(norm(clean.at("dk").slice(1, 26, 1)), 0.0);
 }

@@ -210,7 +210,7 @@ TEST(Ssd, AdjointIsTheGradientOfTheInitialStateWhenNothingFollows) {
   }
 }
 
-// The identity of the decay gradient: dlog_a_t = <G, S> behind the segment + sum_{s >= t} (q_s . dq_s - k_s . dk_s).
+// The identity of the decay gradient: dlog_a_t = <G, S> after the segment + sum_{s >= t} (q_s . dq_s - k_s . dk_s).
 TEST(Ssd, DecayGradientFollowsFromTheOthers) {
   const SsdCase c(2, 100, 2, 8, 24, 16);
   const Arrays out = run(c, DType::f64);
