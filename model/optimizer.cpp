@@ -11,42 +11,82 @@ std::vector<OwnedRows> all_rows(const ParameterTable& table) {
   return owned;
 }
 
+int64_t unit_rows(const Parameter& p, OwnershipUnit unit) {
+  return unit == OwnershipUnit::row ? 1 : exact_div(p.local_rows, std::ssize(p.stored));
+}
+
+namespace {
+
+// Places of AdamW's slots in the table.
+enum AdamwSlot : size_t { kM, kV, kMaster };
+
+constexpr int64_t kAlignment = 64;  // elements between state tensors
+
+}  // namespace
+
+std::vector<StateSlot> optimizer_slots(DType param_dtype) {
+  const DType acc = accumulate_type(param_dtype);
+  std::vector<StateSlot> slots{{.name = "m", .dtype = acc}, {.name = "v", .dtype = acc}};
+  if (param_dtype != acc) slots.push_back({.name = "master", .dtype = acc, .master = true});
+  return slots;
+}
+
+int64_t state_bytes(std::span<const StateSlot> slots, const OwnedRows& owned) {
+  int64_t bytes = 0;
+  for (const StateSlot& slot : slots) bytes += slot.elements(owned) * static_cast<int64_t>(size_of(slot.dtype));
+  return bytes;
+}
+
 Optimizer::Optimizer(std::vector<OwnedRows> owned, DType param_dtype, Device device)
-    : owned_(std::move(owned)),
-      has_master_(param_dtype != accumulate_type(param_dtype)),
-      acc_(accumulate_type(param_dtype)) {
-  for (const OwnedRows& rows : owned_) {
-    offset_.push_back(size_);
-    size_ = round_up(size_ + rows.rows * rows.parameter->local_cols, 64);
+    : Optimizer(std::move(owned), optimizer_slots(param_dtype), device) {}
+
+Optimizer::Optimizer(std::vector<OwnedRows> owned, std::vector<StateSlot> slots, Device device)
+    : owned_(std::move(owned)), slots_(std::move(slots)) {
+  for (const StateSlot& slot : slots_) {
+    Storage& storage = storage_.emplace_back();
+    for (const OwnedRows& rows : owned_) {
+      storage.offset.push_back(storage.size);
+      storage.size = round_up(storage.size + slot.elements(rows), kAlignment);
+    }
+    storage.buffer = Buffer({storage.size}, slot.dtype, device);
   }
-  state_ = Buffer({has_master_ ? 3 : 2, size_}, acc_, device);
 }
 
 Tensor Optimizer::rows_of(const Tensor& flat, const OwnedRows& o) {
   const Parameter& p = *o.parameter;
-  const Tensor range = flat.slice(0, p.offset + o.begin * p.local_cols, o.rows * p.local_cols);
+  const Tensor range = flat.slice(0, p.offset + o.begin * p.local_cols, o.elements());
   return p.dims == 1 ? range : range.split(0, o.rows, p.local_cols);
 }
 
-Tensor Optimizer::state(int64_t kind, size_t i) const {
+Tensor Optimizer::state(size_t slot, size_t i) const {
   const OwnedRows& o = owned_[i];
-  const Tensor range = state_.tensor({has_master_ ? 3 : 2, size_}, acc_)
-                           .select(0, kind)
-                           .slice(0, offset_[i], o.rows * o.parameter->local_cols);
-  return o.parameter->dims == 1 ? range : range.split(0, o.rows, o.parameter->local_cols);
+  const Storage& storage = storage_[slot];
+  const Tensor range =
+      storage.buffer.tensor({storage.size}, slots_[slot].dtype).slice(0, storage.offset[i], slots_[slot].elements(o));
+  return o.parameter->dims == 1 || slots_[slot].shape == SlotShape::rows
+             ? range
+             : range.split(0, o.rows, o.parameter->local_cols);
+}
+
+int64_t Optimizer::state_bytes() const {
+  int64_t bytes = 0;
+  for (const Storage& storage : storage_) bytes += static_cast<int64_t>(storage.buffer.bytes());
+  return bytes;
 }
 
 void Optimizer::step(Ops& ops, const Tensor& params, std::span<const Tensor> gradients, const AdamwRule& rule,
                      const ConstTensor& step_S) {
-  TM_CHECK(gradients.size() == owned_.size(), gradients.size(), " gradients for ", owned_.size(), " pieces");
+  TM_CHECK(gradients.size() == owned_.size(), "Optimizer::step: ", gradients.size(), " gradients for ", owned_.size(),
+           " ranges of owned rows");
+  const bool has_master = slots_.size() > kMaster && slots_[kMaster].master;
   std::vector<AdamwTensor> tensors;
   for (size_t i = 0; i < owned_.size(); ++i) {
     if (owned_[i].rows == 0) continue;
     const Tensor param = rows_of(params, owned_[i]);
     tensors.push_back({.param = param,
-                       .master = has_master_ ? master(i) : param,
-                       .m = m(i),
-                       .v = v(i),
+                       .master = has_master ? state(kMaster, i) : param,
+                       .m = state(kM, i),
+                       .v = state(kV, i),
                        .grad = gradients[i],
                        .decay = owned_[i].parameter->decay});
   }
@@ -54,7 +94,10 @@ void Optimizer::step(Ops& ops, const Tensor& params, std::span<const Tensor> gra
 }
 
 void Optimizer::reset_master(Ops& ops, const Tensor& params) {
-  for (size_t i = 0; has_master_ && i < owned_.size(); ++i) ops.copy({master(i), rows_of(params, owned_[i])});
+  for (size_t slot = 0; slot < slots_.size(); ++slot) {
+    if (!slots_[slot].master) continue;
+    for (size_t i = 0; i < owned_.size(); ++i) ops.copy({state(slot, i), rows_of(params, owned_[i])});
+  }
 }
 
 double LearningRate::at(int64_t step) const {

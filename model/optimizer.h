@@ -1,8 +1,9 @@
-// AdamW on the rows of parameters that this rank owns, and the learning-rate schedule (spec.md section 7). Knows no
-// ranks.
+// AdamW on the rows of parameters that this rank owns, and the learning-rate schedule (model/SPEC.md section 7). Knows
+// no ranks.
 #pragma once
 
 #include <span>
+#include <string>
 #include <vector>
 
 #include "kernels/base/buffer.h"
@@ -16,19 +17,60 @@ namespace tmamba {
 struct OwnedRows {
   const Parameter* parameter;
   int64_t begin, rows;
+
+  int64_t elements() const { return rows * parameter->local_cols; }
 };
 
 // Every row of every parameter: what one rank owns where optimizer states are not sharded.
 std::vector<OwnedRows> all_rows(const ParameterTable& table);
 
+// The least of a parameter that a rank must own together.
+enum class OwnershipUnit : uint8_t {
+  row,     // the optimizer updates elements or rows independently
+  matrix,  // it needs whole logical matrices (Parameter::stored)
+};
+// Rows of the local parameter in one unit.
+int64_t unit_rows(const Parameter& parameter, OwnershipUnit unit);
+
+// How the shape of a state tensor follows from the owned rows [rows, cols].
+enum class SlotShape : uint8_t {
+  elements,  // one scalar per element
+  rows,      // one scalar per row; tensor-parallel ranks that hold columns of a row hold equal scalars
+};
+
+// One kind of optimizer state, a tensor beside every range of owned rows. The table of an optimizer's slots is read by
+// the optimizer, by checkpoints (optim/NAME/PARAMETER) and by the memory of a planned run.
+struct StateSlot {
+  std::string name;
+  DType dtype;
+  SlotShape shape = SlotShape::elements;
+  // A copy of the parameters in the accumulate type. A checkpoint of a run without such copies has none: they are then
+  // read from the parameters.
+  bool master = false;
+
+  int64_t elements(const OwnedRows& owned) const { return shape == SlotShape::rows ? owned.rows : owned.elements(); }
+  // Whether every tensor-parallel rank holds the same scalars of this parameter.
+  bool replicated_over_tp(const Parameter& parameter) const {
+    return parameter.shard == Shard::none || (shape == SlotShape::rows && parameter.shard == Shard::columns);
+  }
+};
+
+// The slots of AdamW for parameters of a type; `master` exists where that type is not the accumulate type.
+std::vector<StateSlot> optimizer_slots(DType param_dtype);
+// Bytes of all slots of some rows.
+int64_t state_bytes(std::span<const StateSlot> slots, const OwnedRows& owned);
+
 class Optimizer {
  public:
-  // State of `owned`, zero-filled; where the parameters' type is not the accumulate type, master copies too.
+  // What AdamW needs a rank to own of a parameter.
+  static OwnershipUnit ownership_unit(const Parameter& /*parameter*/) { return OwnershipUnit::row; }
+
+  // Zero-filled state of `owned`. `slots` begins with optimizer_slots(param_dtype).
   Optimizer(std::vector<OwnedRows> owned, DType param_dtype, Device device);
+  Optimizer(std::vector<OwnedRows> owned, std::vector<StateSlot> slots, Device device);
 
   // Updates the state and the owned rows of `params` (a flat buffer of a ParameterTable). gradients[i] [acc] is that of
-  // owned()[i], in the shape of m(i). step_S: a
-  // StepScalars.
+  // owned()[i], in the shape of rows_of(). step_S: a StepScalars.
   void step(Ops& ops, const Tensor& params, std::span<const Tensor> gradients, const AdamwRule& rule,
             const ConstTensor& step_S);
 
@@ -36,24 +78,22 @@ class Optimizer {
   void reset_master(Ops& ops, const Tensor& params);
 
   const std::vector<OwnedRows>& owned() const { return owned_; }
-  bool has_master() const { return has_master_; }
-  // The state of owned()[i], [rows, cols] or [rows].
-  Tensor m(size_t i) const { return state(0, i); }
-  Tensor v(size_t i) const { return state(1, i); }
-  Tensor master(size_t i) const { return state(2, i); }
-  // The owned rows of a flat buffer, in the shape of m(i).
+  const std::vector<StateSlot>& slots() const { return slots_; }
+  // The state of owned()[i] in a slot: [rows, cols] or [rows].
+  Tensor state(size_t slot, size_t i) const;
+  // The owned rows of a flat buffer, [rows, cols] or [rows].
   static Tensor rows_of(const Tensor& flat, const OwnedRows& owned);
-  int64_t state_bytes() const { return static_cast<int64_t>(state_.bytes()); }
+  int64_t state_bytes() const;
 
  private:
-  Tensor state(int64_t kind, size_t i) const;
-
   std::vector<OwnedRows> owned_;
-  std::vector<int64_t> offset_;  // of owned_[i] in each kind of state
-  bool has_master_;
-  DType acc_;
-  int64_t size_ = 0;
-  Buffer state_;  // m, v, and master where it is kept
+  std::vector<StateSlot> slots_;
+  struct Storage {
+    Buffer buffer;
+    std::vector<int64_t> offset;  // of owned_[i]
+    int64_t size = 0;
+  };
+  std::vector<Storage> storage_;  // of each slot
 };
 
 struct LearningRate {

@@ -225,10 +225,11 @@ StepTime CostModel::step_time(const PlanDims& dims, const SequenceCost& cost,
   const double weights = number(parameters_ * dims.activation_bytes) / dims.tp;
   const int64_t replicas = int64_t{dims.sp} * dims.dp, buckets = dims.layers() + 2;
   const double reduce = sharding_seconds(machine_, replicas, dims.tp, buckets, gradients);
-  const double reductions = dims.zero == 2 ? micro_batches : 1;
+  const ZeroSharding sharding = dims.sharding();
+  const auto reductions = number(sharding.reductions(dims.micro_batches()));
   step.dp = reductions * std::max(0.0, reduce - machine_.overlap * backward_seconds) +
-            (dims.zero == 0 ? reduce : sharding_seconds(machine_, replicas, dims.tp, buckets, weights));
-  const double owned = number(parameters_) / dims.tp / (dims.zero == 0 ? 1.0 : number(replicas));
+            (!sharding.shards_optimizer() ? reduce : sharding_seconds(machine_, replicas, dims.tp, buckets, weights));
+  const double owned = number(parameters_) / dims.tp / number(sharding.owners());
   const double passes =
       number(7 * dims.state_bytes + (dims.activation_bytes < dims.state_bytes ? dims.activation_bytes : 0));
   step.optimizer = owned * passes /
@@ -243,9 +244,9 @@ MemoryUse CostModel::memory_use(const PlanDims& dims, const SequenceCost& cost,
   MemoryUse memory;
   memory.parameters = parameters * e;
   // ZeRO-2 keeps its own sums, and those of a micro-batch on their way, beside the gradients of a pass.
-  memory.gradients = parameters * state * (1 + (dims.zero == 2 && replicas > 1 ? 2 / replicas : 0));
+  memory.gradients = parameters * state * (1 + (dims.sharding().shards_gradients() ? 2 / replicas : 0));
   // AdamW's two moments, and a master copy where the weights are narrower.
-  memory.optimizer = parameters * (e < state ? 3 : 2) * state / (dims.zero == 0 ? 1 : replicas);
+  memory.optimizer = parameters * (e < state ? 3 : 2) * state / number(dims.sharding().owners());
   for (size_t r = 0; r < static_cast<size_t>(dims.sp); ++r) {
     SplitBytes kept = kept_behind_layers(dims, cost.tokens_max);
     double shared = 0, mixer_scratch = 0;

@@ -250,7 +250,7 @@ std::string dims_problem(const PlanDims& dims) {
                  ": set parallel.tp to a divisor of ", std::gcd(dims.heads, dims.ffn));
     }
   }
-  if (dims.zero < 0 || dims.zero > 2) return str("parallel.zero = ", dims.zero, " must be 0, 1 or 2");
+  if (const std::string problem = ZeroSharding::stage_problem(dims.zero); !problem.empty()) return problem;
   if (dims.global_batch < 0 || dims.global_batch % (dims.batch * dims.dp) != 0) {
     return str("train.global_batch = ", dims.global_batch,
                " is not a multiple of train.micro_batch * parallel.dp = ", dims.batch, " * ", dims.dp);

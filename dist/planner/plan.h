@@ -30,6 +30,7 @@
 #include "dist/planner/recompute.h"
 #include "dist/sequence/layout.h"
 #include "dist/sequence/transport.h"
+#include "dist/zero/zero_sharding.h"
 
 namespace tmamba {
 
@@ -62,6 +63,7 @@ struct PlanDims {
   int64_t ranks() const { return int64_t{tp} * sp * dp; }
   int64_t micro_batches() const { return global_batch == 0 ? 1 : global_batch / (batch * dp); }
   LayoutSpec layout() const;
+  ZeroSharding sharding() const { return {zero, int64_t{sp} * dp}; }
   bool operator==(const PlanDims&) const = default;
 };
 

@@ -15,14 +15,6 @@ void add(TrafficCounter& traffic, Collective op, int64_t calls, int64_t bytes) {
   traffic.bytes[static_cast<size_t>(op)] += bytes;
 }
 
-// The stage that GradReducer works in: one rank owns everything anyway.
-int stage_of(const PlanDims& dims) { return dims.sp * dims.dp == 1 ? 0 : dims.zero; }
-
-// Elements of a zero rank's slice of a bucket, padding included.
-int64_t own_elements(const PlanDims& dims, const Bucket& bucket, int zero_rank) {
-  return cut_at_rows(bucket, dims.sp * dims.dp)[static_cast<size_t>(zero_rank)].count;
-}
-
 }  // namespace
 
 TrafficCounter& operator+=(TrafficCounter& a, const TrafficCounter& b) {
@@ -79,10 +71,10 @@ GradientTraffic reduction_traffic(const PlanDims& dims, std::span<const Bucket> 
       traffic.tp += all_reduce_traffic((block.end() - block.begin) * dims.state_bytes, dims.tp);
     }
     if (ranks == 1) continue;
-    if (stage_of(dims) == 0) {
+    if (!dims.sharding().shards_optimizer()) {
       traffic.zero += all_reduce_traffic(bytes, ranks);
     } else {
-      const int64_t own = own_elements(dims, bucket, zero_rank) * dims.state_bytes;
+      const int64_t own = dims.sharding().slice(bucket, zero_rank).count * dims.state_bytes;
       add(traffic.zero, Collective::reduce_scatter, 1, received_bytes(Collective::reduce_scatter, bytes, own, ranks));
     }
   }
@@ -91,17 +83,17 @@ GradientTraffic reduction_traffic(const PlanDims& dims, std::span<const Bucket> 
 
 TrafficCounter parameter_traffic(const PlanDims& dims, std::span<const Bucket> buckets, int zero_rank) {
   TrafficCounter traffic;
-  if (stage_of(dims) == 0) return traffic;
+  if (!dims.sharding().shards_optimizer()) return traffic;
   for (const Bucket& bucket : buckets) {
     const int64_t bytes = range_of(bucket).count * dims.activation_bytes;
     if (bytes == 0) continue;
-    const int64_t own = own_elements(dims, bucket, zero_rank) * dims.activation_bytes;
+    const int64_t own = dims.sharding().slice(bucket, zero_rank).count * dims.activation_bytes;
     add(traffic, Collective::all_gather, 1, received_bytes(Collective::all_gather, bytes, own, dims.sp * dims.dp));
   }
   return traffic;
 }
 
-int64_t reductions(const PlanDims& dims) { return stage_of(dims) == 2 ? dims.micro_batches() : 1; }
+int64_t reductions(const PlanDims& dims) { return dims.sharding().reductions(dims.micro_batches()); }
 
 TrafficCounter all_reduce_traffic(int64_t bytes, int64_t ranks) {
   TrafficCounter traffic;

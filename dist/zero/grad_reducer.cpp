@@ -5,28 +5,21 @@
 namespace tmamba {
 
 GradReducer::GradReducer(Communicator& zero, std::vector<Bucket> buckets, GradReducerOptions options)
-    : zero_(zero), tp_(nullptr), stage_(zero.size() == 1 ? 0 : options.stage), options_(std::move(options)) {
-  if (options_.stage < 0 || options_.stage > 2) {
-    throw UserError(str("parallel.zero = ", options_.stage, ": there are stages 0, 1 and 2"));
-  }
+    : zero_(zero), tp_(nullptr), sharding_(options.stage, zero.size()), options_(std::move(options)) {
   check_buckets(buckets);
   int64_t packed_size = 0;
   for (Bucket& blocks : buckets) {
     BucketState& bucket = buckets_.emplace_back();
     bucket.blocks = std::move(blocks);
     bucket.range = range_of(bucket.blocks);
-    bucket.own = bucket.range;
-    if (stage_ > 0) {
-      const std::vector<Slice> slices = cut_at_rows(bucket.blocks, zero_.size());
-      for (const Slice& slice : slices) bucket.counts.push_back(slice.count);
-      bucket.own = slices[at(zero_.rank())];
-    }
-    bucket.owned = rows_in(bucket.blocks, bucket.own);
+    for (const Slice& slice : sharding_.slices(bucket.blocks)) bucket.counts.push_back(slice.count);
+    bucket.slice = sharding_.slice(bucket.blocks, zero_.rank());
+    bucket.owned = sharding_.owned(bucket.blocks, zero_.rank());
     bucket.packed_begin = packed_size;
-    packed_size += bucket.own.count;
+    packed_size += bucket.slice.count;
   }
-  if (stage_ == 2) {
-    TM_CHECK(options_.add, "ZeRO stage 2 needs a function that adds gradients");
+  if (sharding_.shards_gradients()) {
+    TM_CHECK(options_.add, "GradReducer: sharded gradients need a function that adds gradients");
     sums_ = Buffer({packed_size}, options_.dtype, options_.device);
     incoming_ = Buffer({packed_size}, options_.dtype, options_.device);
   }
@@ -55,11 +48,11 @@ void GradReducer::start(int index, Tensor grads) {
   grads = grads.view({bucket.range.count});
   if (tp_ != nullptr && tp_->size() > 1) sum_replicated(bucket, grads);
   if (zero_.size() == 1) return;
-  if (stage_ == 0) {
+  if (!sharding_.shards_optimizer()) {
     bucket.work = zero_.all_reduce(grads, ReduceOp::sum);
-  } else if (stage_ == 1) {
-    const Tensor own = grads.slice(0, bucket.own.begin - bucket.range.begin, bucket.own.count);
-    bucket.work = zero_.reduce_scatter(own, grads, bucket.counts);
+  } else if (!sharding_.shards_gradients()) {
+    const Tensor owned = grads.slice(0, bucket.slice.begin - bucket.range.begin, bucket.slice.count);
+    bucket.work = zero_.reduce_scatter(owned, grads, bucket.counts);
   } else {
     bucket.staged = bucket.has_sum;
     bucket.work = zero_.reduce_scatter(packed(bucket.has_sum ? incoming_ : sums_, bucket), grads, bucket.counts);
@@ -71,8 +64,8 @@ void GradReducer::sum_replicated(const BucketState& bucket, const Tensor& grads)
   std::vector<Work> works;
   for (const RowBlock& block : bucket.blocks) {
     if (!block.replicated_over_tp) continue;
-    const Tensor part = grads.slice(0, block.begin - bucket.range.begin, block.end() - block.begin);
-    works.push_back(tp_->all_reduce(part, ReduceOp::sum));
+    const Tensor gradient = grads.slice(0, block.begin - bucket.range.begin, block.end() - block.begin);
+    works.push_back(tp_->all_reduce(gradient, ReduceOp::sum));
   }
   for (Work& work : works) work.wait();
 }
@@ -80,7 +73,7 @@ void GradReducer::sum_replicated(const BucketState& bucket, const Tensor& grads)
 void GradReducer::bucket_done(int index) {
   BucketState& bucket = buckets_.at(at(index));
   bucket.work.wait();
-  if (std::exchange(bucket.staged, false) && bucket.own.count > 0) {
+  if (std::exchange(bucket.staged, false) && bucket.slice.count > 0) {
     options_.add(packed(sums_, bucket), packed(incoming_, bucket));
   }
 }
@@ -99,26 +92,27 @@ void GradReducer::begin_step() {
 
 Tensor GradReducer::packed(const Buffer& buffer, const BucketState& bucket) const {
   const auto all = buffer.tensor({static_cast<int64_t>(buffer.bytes() / size_of(options_.dtype))}, options_.dtype);
-  return all.slice(0, bucket.packed_begin, bucket.own.count);
+  return all.slice(0, bucket.packed_begin, bucket.slice.count);
 }
 
 Tensor GradReducer::gradient(const Tensor& flat_grads, int index, const OwnedRowBlock& rows) const {
   const BucketState& bucket = buckets_.at(at(index));
   const int64_t row_elements = bucket.blocks[at(rows.block)].row_elements;
   const Tensor elements =
-      stage_ == 2 ? packed(sums_, bucket).slice(0, rows.elements.begin - bucket.own.begin, rows.elements.count)
-                  : flat_grads.slice(0, rows.elements.begin, rows.elements.count);
+      sharding_.shards_gradients()
+          ? packed(sums_, bucket).slice(0, rows.elements.begin - bucket.slice.begin, rows.elements.count)
+          : flat_grads.slice(0, rows.elements.begin, rows.elements.count);
   return elements.view({rows.rows, row_elements});
 }
 
 void GradReducer::gather_parameters(Tensor params) {
-  if (stage_ == 0) return;
+  if (!sharding_.shards_optimizer()) return;
   TM_CHECK(params.dims() == 1, "gather_parameters takes the flat buffer, not ", params.shape());
   for (BucketState& bucket : buckets_) {
     if (bucket.range.count == 0) continue;
     const Tensor whole = params.slice(0, bucket.range.begin, bucket.range.count);
-    const Tensor own = params.slice(0, bucket.own.begin, bucket.own.count);
-    bucket.work = zero_.all_gather(whole, own, bucket.counts);
+    const Tensor owned = params.slice(0, bucket.slice.begin, bucket.slice.count);
+    bucket.work = zero_.all_gather(whole, owned, bucket.counts);
   }
   for (BucketState& bucket : buckets_) bucket.work.wait();
 }

@@ -17,30 +17,32 @@ int64_t elements_of(const Bucket& bucket) {
   return n;
 }
 
-// The row boundary nearest to the element that `before` elements, padding not counted, come before.
-int64_t nearest_row(const Bucket& bucket, int64_t before) {
+// Where a slice may end that should hold `count` elements of the bucket from its beginning, padding not counted: the
+// nearest beginning of a unit of rows.
+int64_t nearest_unit(const Bucket& bucket, int64_t count) {
   for (const RowBlock& block : bucket) {
     const int64_t size = block.rows * block.row_elements;
-    if (before < size) {
-      const int64_t row = (before + block.row_elements / 2) / block.row_elements;
-      if (row < block.rows) return block.begin + row * block.row_elements;
-      before = size;  // rounded up to the end of this block, which is the beginning of the next
+    if (count < size) {
+      const int64_t unit = block.unit_rows * block.row_elements;
+      const int64_t end = (count + unit / 2) / unit * unit;
+      if (end < size) return block.begin + end;
+      count = size;  // rounded up to the end of this block, which is the beginning of the next
     }
-    before -= size;
-    if (before == 0 && &block != &bucket.back()) return (&block + 1)->begin;
+    count -= size;
+    if (count == 0 && &block != &bucket.back()) return (&block + 1)->begin;
   }
   return range_of(bucket).end();
 }
 
 }  // namespace
 
-std::vector<Slice> cut_at_rows(const Bucket& bucket, int parts) {
+std::vector<Slice> split_bucket(const Bucket& bucket, int shards) {
   const Slice range = range_of(bucket);
   const int64_t total = elements_of(bucket);
   std::vector<Slice> slices;
   int64_t begin = range.begin;
-  for (int part = 0; part < parts; ++part) {
-    const int64_t end = part + 1 == parts ? range.end() : nearest_row(bucket, shard_of(total, part, parts).end());
+  for (int shard = 0; shard < shards; ++shard) {
+    const int64_t end = shard + 1 == shards ? range.end() : nearest_unit(bucket, shard_of(total, shard, shards).end());
     slices.push_back({begin, end - begin});
     begin = end;
   }
@@ -66,10 +68,12 @@ void check_buckets(std::span<const Bucket> buckets) {
   for (const Bucket& bucket : buckets) {
     for (size_t i = 0; i < bucket.size(); ++i) {
       const RowBlock& block = bucket[i];
-      TM_CHECK(block.begin >= 0 && block.rows > 0 && block.row_elements > 0, "a block of ", block.rows, " rows of ",
-               block.row_elements, " elements at ", block.begin);
+      TM_CHECK(block.begin >= 0 && block.rows > 0 && block.row_elements > 0 && block.unit_rows > 0 &&
+                   block.rows % block.unit_rows == 0,
+               "a bucket has a block of ", block.rows, " rows of ", block.row_elements, " elements at ", block.begin,
+               " in units of ", block.unit_rows, " rows");
       TM_CHECK(i == 0 || bucket[i - 1].end() <= block.begin, "the block at ", block.begin,
-               " of a bucket begins before the end of the one before it, ", bucket[i - 1].end());
+               " of a bucket begins before the end ", bucket[i - 1].end(), " of the previous block");
     }
     if (!bucket.empty()) ranges.push_back(range_of(bucket));
   }

@@ -134,7 +134,7 @@ void StepBench::take(const Batch& batch) {
 }
 
 std::vector<TensorSlice> StepBench::slices(const std::function<Tensor(const Tensor&)>& to_host) {
-  const bool owns = step_.reducer().stage() > 0 || mesh_.shape().zero_rank(mesh_.coordinates()) == 0;
+  const bool owns = step_.reducer().sharding().represents_owned(mesh_.shape().zero_rank(mesh_.coordinates()));
   return run_slices(step_.table(), step_.params(), step_.optimizer(), owns, mesh_.coordinates().tp == 0, to_host);
 }
 

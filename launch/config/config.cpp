@@ -11,6 +11,7 @@
 #include <sstream>
 
 #include "dist/planner/plan.h"
+#include "dist/zero/zero_sharding.h"
 #include "kernels/base/check.h"
 #include "launch/cli/suggest.h"
 #include "launch/config/config_text.h"
@@ -106,7 +107,7 @@ void visit_fields(Config& c, Visitor&& v) {
     "all "
     "(all_gather) or a slice of each (sliced); or all tokens of some heads (head_parallel); auto: the planner chooses "
     "for each layer");
-  v("parallel.zero", c.parallel.zero, Limits{0, 2},
+  v("parallel.zero", c.parallel.zero, Limits{0, ZeroSharding::kMaxStage},
     "ZeRO stage: 0 replicates optimizer states, 1 shards them, 2 shards gradients too");
 
   v("checkpoint.every", c.checkpoint.every, Limits{},

@@ -11,27 +11,17 @@ namespace tmamba {
 
 namespace {
 
-// Rows that a zero rank updates, padding not counted.
-int64_t owned_elements(const PlanDims& dims, const Bucket& bucket, int zero_rank) {
-  int64_t elements = 0;
-  const int owners = dims.zero == 0 ? 1 : dims.sp * dims.dp;
-  const Slice slice = cut_at_rows(bucket, owners)[static_cast<size_t>(owners == 1 ? 0 : zero_rank)];
-  for (const OwnedRowBlock& rows : rows_in(bucket, slice)) elements += rows.elements.count;
-  return elements;
-}
-
-void set_static_bytes(RankMemory& memory, const PlanDims& dims, const ParameterTable& table, int zero_rank) {
+void set_static_bytes(RankMemory& memory, const PlanDims& dims, DType dtype, const ParameterTable& table,
+                      int zero_rank) {
   const int64_t e = dims.activation_bytes, s = dims.state_bytes;
   memory.parameters = table.flat_size() * e;
   memory.gradients = table.flat_size() * s;
-  // AdamW's two moments, and master copies where the parameters are narrower.
-  const int64_t states = e < s ? 3 : 2;
+  const ZeroSharding sharding = dims.sharding();
   for (const Bucket& bucket : reduction_buckets(table)) {
-    memory.optimizer += states * s * owned_elements(dims, bucket, zero_rank);
-    // ZeRO-2: the sums of owned gradients, and those of a micro-batch on their way.
-    if (dims.zero < 2 || dims.sp * dims.dp == 1) continue;
-    memory.gradients += 2 * s * cut_at_rows(bucket, dims.sp * dims.dp)[static_cast<size_t>(zero_rank)].count;
+    memory.gradients += s * sharding.extra_gradient_elements(bucket, zero_rank);
   }
+  const std::vector<StateSlot> slots = optimizer_slots(dtype);
+  for (const OwnedRows& rows : owned_rows(table, sharding, zero_rank)) memory.optimizer += state_bytes(slots, rows);
 }
 
 // Whether a save is written from a copy (Trainer::slices_to_save), and the run takes the memory for it at its start or
@@ -41,24 +31,16 @@ bool copies_saves(const RunConfig& config) {
   return config.run.device != "cpu" || (c.async && (c.every.automatic || c.every.steps > 0));
 }
 
-// Of what this rank saves: the rows it owns, unless another rank has them too and saves them.
-int64_t saved_bytes(const PlanDims& dims, const ParameterTable& table, const MeshCoordinates& at, int zero_rank) {
-  if (dims.zero == 0 && zero_rank > 0) return 0;
-  const int owners = dims.zero == 0 ? 1 : dims.sp * dims.dp;
-  const bool has_master = dims.activation_bytes < dims.state_bytes;
-  const auto buckets = reduction_buckets(table);
+// Bytes of what this rank saves (run_slices).
+int64_t saved_bytes(const PlanDims& dims, DType dtype, const ParameterTable& table, const MeshCoordinates& at,
+                    int zero_rank) {
+  const ZeroSharding sharding = dims.sharding();
+  if (!sharding.represents_owned(zero_rank)) return 0;
+  const std::vector<StateSlot> slots = optimizer_slots(dtype);
   int64_t bytes = 0;
-  for (int b = 0; b < table.buckets(); ++b) {
-    std::vector<const Parameter*> parameters;
-    for (const Parameter& p : table.all()) {
-      if (p.bucket == b) parameters.push_back(&p);
-    }
-    const Bucket& bucket = buckets[static_cast<size_t>(b)];
-    const Slice slice = cut_at_rows(bucket, owners)[static_cast<size_t>(owners == 1 ? 0 : zero_rank)];
-    for (const OwnedRowBlock& rows : rows_in(bucket, slice)) {
-      if (parameters[static_cast<size_t>(rows.block)]->shard == Shard::none && at.tp != 0) continue;
-      bytes += rows.elements.count * (dims.activation_bytes + (has_master ? 3 : 2) * dims.state_bytes);
-    }
+  for (const OwnedRows& rows : owned_rows(table, sharding, zero_rank)) {
+    if (rows.parameter->shard == Shard::none && at.tp != 0) continue;
+    bytes += rows.elements() * dims.activation_bytes + state_bytes(slots, rows);
   }
   return bytes;
 }
@@ -70,8 +52,8 @@ RankMemory rank_memory(const RunConfig& config, const RunPlan& plan, const MeshC
   const MeshShape shape{dims.tp, dims.sp, dims.dp};
   const ParameterTable table(config.model, at.tp, dims.tp);
   RankMemory memory;
-  set_static_bytes(memory, dims, table, shape.zero_rank(at));
-  if (copies_saves(config)) memory.host_copy = saved_bytes(dims, table, at, shape.zero_rank(at));
+  set_static_bytes(memory, dims, config.dtype(), table, shape.zero_rank(at));
+  if (copies_saves(config)) memory.host_copy = saved_bytes(dims, config.dtype(), table, at, shape.zero_rank(at));
   if (config.checkpoint.writers == "node" && dims.ranks() > 1) memory.host_copy += SliceRelay::kBytesPerRank;
   AbsentCommunicator tp("tp", at.tp, dims.tp), sp("sp", at.sp, dims.sp);
   const auto ops = make_counting_ops(Device::cpu);

@@ -1,6 +1,7 @@
 #include "launch/state/devices.h"
 
 #include "dist/world/device_world.h"
+#include "dist/zero/zero_sharding.h"
 #include "kernels/ops/canonical_ops.h"
 
 namespace tmamba {
@@ -13,12 +14,12 @@ std::unique_ptr<Ops> ops_of(const RunConfig& config, World* world) {
 }
 
 std::unique_ptr<Ops> training_ops(const RunConfig& config, World& world, int64_t micro_batches) {
-  const int ranks = world.size();
   std::unique_ptr<Ops> ops = ops_of(config, &world);
   if (config.run.canonical == 0) return ops;
-  // Under ZeRO-2 the sums of each micro-batch over the ranks are added up, else those of each rank over micro-batches.
+  // The canonical mode has no tensor parallelism: every rank is a replica.
+  const ZeroSharding sharding(config.parallel.zero, world.size());
   return make_canonical_ops(std::move(ops), {.unit = config.data.seq_len / config.run.canonical,
-                                             .summands = config.parallel.zero == 2 ? ranks * micro_batches : ranks});
+                                             .summands = sharding.summands(micro_batches)});
 }
 
 namespace {

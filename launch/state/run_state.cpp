@@ -10,10 +10,16 @@ namespace tmamba {
 
 namespace {
 
-// Calls f(stored range, its rows of `local`), for rows [begin, begin + rows) of a parameter held in `local`.
+constexpr char kModelFolder[] = "model/";
+
+std::string folder_of(const StateSlot& slot) { return "optim/" + slot.name + "/"; }
+
+// Calls f(stored range, its rows of `local`) for the owned rows of a parameter, which are held in `local`. Where
+// `local` has one scalar per row, ranges have one dimension.
 template <class F>
 void each_range(const ParameterTable& table, const OwnedRows& owned, const Tensor& local, F&& f) {
-  for (const StoredRange& range : table.stored_ranges(*owned.parameter, owned.begin, owned.rows)) {
+  for (StoredRange& range : table.stored_ranges(*owned.parameter, owned.begin, owned.rows)) {
+    if (local.dims() == 1) range.shape.resize(1), range.offset.resize(1);
     f(range, local.slice(0, range.local_row - owned.begin, range.rows));
   }
 }
@@ -35,32 +41,33 @@ void require_same_shape(const CheckpointReader& reader, const std::string& name,
                       "configuration or another run.dir"));
 }
 
-// A tensor that nothing would load is of another model too, and would be missing in the next checkpoint.
+// A tensor that nothing would load belongs to another model, and would be missing in the next checkpoint.
 void require_no_others(const CheckpointReader& reader, const ParameterTable& table) {
   std::set<std::string> known;
   for (const Parameter& parameter : table.all()) {
-    for (const std::string& name : parameter.stored) known.insert("model/" + name);
+    for (const std::string& name : parameter.stored) known.insert(kModelFolder + name);
   }
   for (const StoredTensor& stored : reader.tensors()) {
-    if (!stored.name.starts_with("model/") || known.contains(stored.name)) continue;
-    throw UserError(str(reader.path().string(), ": ", stored.name,
-                        " is no part of this configuration's model: the checkpoint is of another model; use its ",
-                        "configuration or another run.dir"));
+    if (!stored.name.starts_with(kModelFolder) || known.contains(stored.name)) continue;
+    throw UserError(
+        str(reader.path().string(), ": ", stored.name,
+            ": unexpected tensor for this model configuration: the checkpoint is of another model; use its ",
+            "configuration or another run.dir"));
   }
 }
 
 void require_optimizer(const CheckpointReader& reader, const std::string& name) {
   if (reader.has(name)) return;
   throw Error(str(reader.path().string(), ": has no tensor ", name,
-                  ": it cannot be trained on, which takes the optimizer's state beside the weights. Where it is an "
-                  "import, export the checkpoint again without --weights; else remove it, and the run goes on from the "
-                  "checkpoint before it, or give another run.dir, and it begins anew"));
+                  ": training needs the optimizer's state beside the weights. If the checkpoint is an import, export "
+                  "it again without --weights; else remove it to resume from the previous checkpoint, or give another "
+                  "run.dir to begin a new run"));
 }
 
 }  // namespace
 
 std::vector<TensorSlice> run_slices(const ParameterTable& table, const Tensor& params, const Optimizer& optimizer,
-                                    bool writes, bool writes_replicated,
+                                    bool writes_owned, bool writes_replicated,
                                     const std::function<Tensor(const Tensor&)>& to_host) {
   std::vector<TensorSlice> slices;
   auto add = [&](const std::string& folder, const OwnedRows& owned, const Tensor& local) {
@@ -68,13 +75,18 @@ std::vector<TensorSlice> run_slices(const ParameterTable& table, const Tensor& p
       slices.push_back({.name = folder + range.name, .shape = range.shape, .offset = range.offset, .data = rows});
     });
   };
-  for (size_t i = 0; writes && i < optimizer.owned().size(); ++i) {
+  for (size_t i = 0; writes_owned && i < optimizer.owned().size(); ++i) {
     const OwnedRows& owned = optimizer.owned()[i];
-    if (owned.rows == 0 || (owned.parameter->shard == Shard::none && !writes_replicated)) continue;
-    add("model/", owned, Optimizer::rows_of(params, owned));
-    add("optim/m/", owned, optimizer.m(i));
-    add("optim/v/", owned, optimizer.v(i));
-    if (optimizer.has_master()) add("optim/master/", owned, optimizer.master(i));
+    if (owned.rows == 0) continue;
+    if (writes_replicated || owned.parameter->shard != Shard::none) {
+      add(kModelFolder, owned, Optimizer::rows_of(params, owned));
+    }
+    for (size_t s = 0; s < optimizer.slots().size(); ++s) {
+      const StateSlot& slot = optimizer.slots()[s];
+      if (writes_replicated || !slot.replicated_over_tp(*owned.parameter)) {
+        add(folder_of(slot), owned, optimizer.state(s, i));
+      }
+    }
   }
   return slices;
 }
@@ -114,10 +126,10 @@ RunState read_state(const CheckpointReader& reader) {
             .config = j.at("config").get<std::string>(),
             .tokenizer_hash = j.at("tokenizer_hash").get<std::string>(),
             .bytes_per_token = j.at("bytes_per_token").get<double>(),
-            .passed_over = j.value("passed_over", int64_t{0}),  // not in checkpoints before it was kept
+            .passed_over = j.value("passed_over", int64_t{0}),  // absent in older checkpoints
             .guard = j.value("guard", nlohmann::json())};
   } catch (const nlohmann::json::exception& error) {
-    throw UserError(str(reader.path().string(), "/manifest.json: the state is not one of a run: ", error.what()));
+    throw UserError(str(reader.path().string(), "/manifest.json: this is not the state of a run: ", error.what()));
   }
 }
 
@@ -125,7 +137,7 @@ void load_params(const CheckpointReader& reader, const ParameterTable& table, co
   require_no_others(reader, table);
   for (const OwnedRows& all : all_rows(table)) {
     each_range(table, all, Optimizer::rows_of(params, all), [&](const StoredRange& range, const Tensor& rows) {
-      const std::string name = "model/" + range.name;
+      const std::string name = kModelFolder + range.name;
       require_same_shape(reader, name, range);
       fill_from_host(rows, [&](const Tensor& host) { reader.read(name, range.offset, host); });
     });
@@ -136,17 +148,15 @@ void load_optimizer(const CheckpointReader& reader, const ParameterTable& table,
   for (size_t i = 0; i < optimizer.owned().size(); ++i) {
     const OwnedRows& owned = optimizer.owned()[i];
     if (owned.rows == 0) continue;
-    auto read = [&](const std::string& folder, const Tensor& local) {
-      each_range(table, owned, local, [&](const StoredRange& range, const Tensor& rows) {
+    for (size_t s = 0; s < optimizer.slots().size(); ++s) {
+      const StateSlot& slot = optimizer.slots()[s];
+      const bool stored = reader.has(folder_of(slot) + owned.parameter->stored.front());
+      const std::string folder = slot.master && !stored ? kModelFolder : folder_of(slot);
+      each_range(table, owned, optimizer.state(s, i), [&](const StoredRange& range, const Tensor& rows) {
         require_optimizer(reader, folder + range.name);
         fill_from_host(rows, [&](const Tensor& host) { reader.read(folder + range.name, range.offset, host); });
       });
-    };
-    read("optim/m/", optimizer.m(i));
-    read("optim/v/", optimizer.v(i));
-    // A checkpoint of a run whose parameters were their own masters has none apart: the parameters are read as such.
-    const bool stored = reader.has("optim/master/" + owned.parameter->stored.front());
-    if (optimizer.has_master()) read(stored ? "optim/master/" : "model/", optimizer.master(i));
+    }
   }
 }
 

@@ -1,6 +1,8 @@
-// Where the parameter table meets the ranks: gradient buckets for the reducer, and the rows this rank's optimizer owns.
+// Connects the parameter table with ZeRO: gradient buckets for the reducer, and the rows that the optimizer of a rank
+// owns.
 #pragma once
 
+#include <functional>
 #include <vector>
 
 #include "dist/zero/grad_reducer.h"
@@ -9,13 +11,16 @@
 
 namespace tmamba {
 
-// One bucket per bucket of the table: its parameters as blocks of rows of the flat buffer.
-std::vector<Bucket> reduction_buckets(const ParameterTable& table);
+// One bucket per bucket of the table: its parameters as blocks of rows of the flat buffer, owned in the units that the
+// optimizer asks for.
+std::vector<Bucket> reduction_buckets(
+    const ParameterTable& table,
+    const std::function<OwnershipUnit(const Parameter&)>& unit_of = Optimizer::ownership_unit);
 
-// The rows that the optimizer of this rank updates, bucket by bucket.
-std::vector<OwnedRows> owned_rows(const ParameterTable& table, const GradReducer& reducer);
+// The rows that the optimizer of a rank of the zero axis updates, bucket by bucket.
+std::vector<OwnedRows> owned_rows(const ParameterTable& table, const ZeroSharding& sharding, int zero_rank);
 
-// The summed gradients of those rows, in the same order, each in the shape of its rows.
+// The summed gradients of this rank's owned rows, in the same order, each in the shape of its rows.
 std::vector<Tensor> owned_gradients(const ParameterTable& table, const GradReducer& reducer, const Tensor& grads);
 
 }  // namespace tmamba

@@ -62,7 +62,7 @@ std::vector<TensorSlice> Trainer::slices_to_save(bool behind) {
 }
 
 std::vector<TensorSlice> Trainer::own_slices(const std::function<Tensor(const Tensor&)>& host) {
-  const bool owns = step_->reducer().stage() > 0 || shape_.zero_rank(mesh_->coordinates()) == 0;
+  const bool owns = step_->reducer().sharding().represents_owned(shape_.zero_rank(mesh_->coordinates()));
   return run_slices(step_->table(), params(), step_->optimizer(), owns, mesh_->coordinates().tp == 0, host);
 }
 

@@ -37,7 +37,8 @@ TrainingStep::TrainingStep(const RunConfig& config, const RunPlan& plan, const S
       GradReducerOptions{.stage = options.zero, .dtype = acc, .device = device, .add = [this](Tensor y, ConstTensor x) {
                            ops_.add({y, x});
                          }});
-  optimizer_ = std::make_unique<Optimizer>(owned_rows(table_, *reducer_), dtype, device);
+  optimizer_ = std::make_unique<Optimizer>(owned_rows(table_, reducer_->sharding(), ranks.shape.zero_rank(ranks.at)),
+                                           dtype, device);
   gradients_ = owned_gradients(table_, *reducer_, grads_);
   model_ = std::make_unique<TransMamba>(config.model, table_, *model_ranks_, dtype, saved_, level_);
 }
@@ -128,8 +129,8 @@ void TrainingStep::micro_batch(Ops& ops, bool first, bool last) {
     ops.fill({numbers(kSums, kScalars<StepSums>), 0});
     reducer_->begin_step();
   }
-  // Where every micro-batch is summed over the ranks at once, the next one starts from zero.
-  if (first || reduces(false)) ops.fill({grads_, 0});
+  if (reducer_->sharding().clears_gradients_before(first)) ops.fill({grads_, 0});
+  const bool reduces = reducer_->sharding().reduces_after(last);
   // All tensor-parallel ranks have the loss of the tokens they share; one counts it.
   const Tensor sums_S = numbers(ranks_.at.tp == 0 ? kSums : kSpare, kScalars<StepSums>);
   model_->forward_backward(ops, scratch_, params_, grads_, {tokens_2Bn_.select(0, 0), tokens_2Bn_.select(0, 1)},
@@ -138,11 +139,11 @@ void TrainingStep::micro_batch(Ops& ops, bool first, bool last) {
                             .count_1 = scalar_in(sums_S, &StepSums::token_count),
                             .loss_N = {}},
                            [&](int bucket) {
-                             if (!reduces(last)) return;
+                             if (!reduces) return;
                              const Slice range = reducer_->bucket_range(bucket);
                              reducer_->start(bucket, grads_.slice(0, range.begin, range.count));
                            });
-  if (reduces(last)) reducer_->finish();
+  if (reduces) reducer_->finish();
 }
 
 void TrainingStep::agree(Ops& ops) {
@@ -163,8 +164,8 @@ void TrainingStep::update(Ops& ops) {
 // The gradients whose squares this rank adds to the global norm: together the ranks count every element once.
 std::vector<ConstTensor> TrainingStep::counted_gradients() const {
   std::vector<ConstTensor> counted;
-  const bool copies_others = reducer_->stage() == 0 && ranks_.shape.zero_rank(ranks_.at) > 0;
-  for (size_t i = 0; i < gradients_.size() && !copies_others; ++i) {
+  const bool counts = reducer_->sharding().represents_owned(ranks_.shape.zero_rank(ranks_.at));
+  for (size_t i = 0; counts && i < gradients_.size(); ++i) {
     const bool replicated = optimizer_->owned()[i].parameter->shard == Shard::none;
     if (!replicated || ranks_.at.tp == 0) counted.push_back(gradients_[i]);
   }

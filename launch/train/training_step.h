@@ -109,7 +109,6 @@ class TrainingStep {
   Tensor numbers(int64_t first, int64_t count) const {
     return numbers_.tensor({kPlaces}, DType::f64).slice(0, first, count);
   }
-  bool reduces(bool last) const { return last || reducer_->stage() == 2; }
   Part part_of(int64_t micro) const;
   void issue(Ops& ops, Part part);
   void micro_batch(Ops& ops, bool first, bool last);

@@ -1,4 +1,4 @@
-// Every array of every golden file on a GPU.
+// The model on a GPU agrees with every array of every golden file.
 #include "tests/model/golden_compare.h"
 
 namespace tmamba {
@@ -12,7 +12,7 @@ void compare(const std::filesystem::path& path, DType dtype, int fold, double to
 
 TEST_P(CudaGolden, Float32) { compare(GetParam(), DType::f32, 1, 1e-4); }
 TEST_P(CudaGolden, Float32InTwoSegments) { compare(GetParam(), DType::f32, 2, 1e-4); }
-// Eight bits of mantissa, through a few layers and back.
+// bfloat16 has eight bits of mantissa; errors add up over the layers, forward and backward.
 TEST_P(CudaGolden, Bfloat16) { compare(GetParam(), DType::bf16, 1, 5e-2, 8); }
 
 INSTANTIATE_TEST_SUITE_P(Files, CudaGolden, testing::ValuesIn(golden_files()), golden_name);

@@ -1,4 +1,4 @@
-// Decoding token by token gives what a full forward pass gives (spec.md section 6).
+// Decoding token by token computes what a full forward pass computes (model/SPEC.md section 6).
 #include "model/decoder.h"
 
 #include <gtest/gtest.h>
@@ -40,7 +40,7 @@ int32_t most_likely(const std::vector<double>& logits) {
   return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
 }
 
-// Greedy decoding of `count` tokens behind a prompt, the prompt fed in pieces of `chunk`.
+// Greedy decoding of `count` tokens after a prompt, which is fed in chunks of `chunk` tokens.
 void decode_and_compare(ModelConfig config, const std::vector<int64_t>& points, int64_t prompt, int64_t count,
                         int64_t chunk) {
   const auto ops = make_ops(Device::cpu);
@@ -64,7 +64,7 @@ void decode_and_compare(ModelConfig config, const std::vector<int64_t>& points, 
 }
 
 TEST(Decoder, EqualsFullForwardForEveryKindOfTransPoint) {
-  // Inside the prompt, at its end, right behind it, among the new tokens, beyond the last token.
+  // TransPoints inside the prompt, at its end, one token later, among the new tokens, beyond the last token.
   for (int64_t chunk : {1, 5, 64}) decode_and_compare(small_config(), {0, 5, 12, 13, 99}, 12, 14, chunk);
   decode_and_compare(small_config(), {20, 1, 2, 3, 26}, 12, 14, 64);
   decode_and_compare(small_config(), {0, 1, 0, 2, 1}, 1, 9, 64);  // a prompt shorter than the convolution

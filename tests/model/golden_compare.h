@@ -9,9 +9,9 @@
 
 namespace tmamba {
 
-// Every array of a golden file beside what one rank computes. how.fold: segments that it cuts each sequence into, with
-// everything that goes between segments. Where one array alone may be off by `one_array` times the tolerance (sums that
-// cancel, in arrays of a few elements), all gradients together may not.
+// Compares every array of a golden file with what one rank computes. how.fold: the segments that each sequence is split
+// into, with all exchanges between them. One array alone may differ by `one_array` times the tolerance (sums cancel in
+// arrays of a few elements), all gradients together by the tolerance.
 inline void compare_with_golden(const GoldenFile& golden, const ModelRunner::Shape& how, double tolerance,
                                 double one_array = 1) {
   ModelRunner::Shape shape = how;

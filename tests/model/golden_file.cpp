@@ -21,7 +21,7 @@ GoldenFile::GoldenFile(const fs::path& path) : path_(path) {
   config_.layers = integer("layers"), config_.ffn = integer("ffn"), config_.conv = integer("conv_width");
   config_.norm_eps = file.double_attribute("/", "norm_eps"),
   config_.rope_theta = file.double_attribute("/", "rope_theta");
-  config_.chunk = 8;  // small, so that short sequences are cut into several chunks and segments
+  config_.chunk = 8;  // small, so that short sequences have several chunks and segments
   for (int64_t point : file.int_list_attribute("/", "schedule"))
     config_.schedule.push_back(TransPoint::of_tokens(point));
   transpoints_ = tmamba::transpoints(config_.schedule, config_.layers, seq_len_);
@@ -86,7 +86,7 @@ std::vector<fs::path> golden_files() {
   const fs::path own = fs::path(TMAMBA_SOURCE_DIR) / "tests/golden";
   const char* other = std::getenv("TMAMBA_GOLDEN");
   const bool has_other = other != nullptr && *other != '\0';
-  // Packed tests run where the sources are not.
+  // Packed tests run on machines without the sources.
   if (!has_other || fs::exists(own)) add(own);
   if (has_other) add(other);
   return files;

@@ -1,4 +1,4 @@
-// Reading a golden file (spec.md section 9): a configuration, parameters, tokens, and what an independent float64
+// Reads a golden file (model/SPEC.md section 9): a configuration, parameters, tokens, and what an independent float64
 // implementation with automatic differentiation computed from them.
 #pragma once
 
@@ -28,9 +28,9 @@ class GoldenFile {
   int64_t seq_len() const { return seq_len_; }
   const std::vector<int32_t>& tokens() const { return tokens_; }  // [B, T + 1]
   double loss() const { return loss_; }
-  // Every array with a prefix: "grads/", "mixer_out/", ...
+  // All arrays whose names begin with a prefix: "grads/", "mixer_out/", ...
   std::vector<const GoldenArray*> arrays(const std::string& prefix) const;
-  // Writes params/* to a flat buffer of a table.
+  // Writes params/* to the flat buffer of a table that holds whole parameters.
   void fill_params(const ParameterTable& table, const Tensor& flat) const;
   // The same for a table that holds shards.
   void fill_params_sharded(const ParameterTable& table, const Tensor& flat) const;
@@ -45,7 +45,8 @@ class GoldenFile {
   double loss_ = 0;
 };
 
-// The golden files of the project, and every *.h5 of the folder named by TMAMBA_GOLDEN. Throws where one is missing.
+// The golden files of the project, and every *.h5 of the folder named by TMAMBA_GOLDEN. Throws Error where a folder has
+// none.
 std::vector<std::filesystem::path> golden_files();
 
 // || actual - expected || / || expected ||, with 0 / 0 = 0.

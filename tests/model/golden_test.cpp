@@ -1,4 +1,5 @@
-// Every array of every golden file: to 1e-9 in float64, to 1e-4 in float32 (spec.md section 9).
+// The model agrees with every array of every golden file: to 1e-9 in float64, to 1e-4 in float32 (model/SPEC.md section
+// 9).
 #include "tests/model/golden_compare.h"
 
 namespace tmamba {

@@ -1,5 +1,5 @@
-// The head's chunks: with a unit, what a row's gradient and a unit's share of the sums are made of does not depend on
-// which other rows are there.
+// The chunks of the head: with a unit of rows, the gradient of a row and a unit's contribution to the sums do not
+// depend on the other rows.
 #include "model/loss.h"
 
 #include <gtest/gtest.h>
@@ -43,7 +43,7 @@ struct Gradients {
   double loss = 0;
 };
 
-// Of the units listed: their rows in dx, their share of loss and dw.
+// The results of some units: their rows of dx, their contributions to loss and dw.
 Gradients run(const Head& head, const std::vector<int64_t>& units) {
   const auto ops = make_canonical_ops(make_ops(Device::cpu), {.unit = head.unit, .summands = 4});
   SelfCommunicator self("tp");
@@ -77,7 +77,7 @@ bool same_bits(const double* a, const double* b, size_t count) {
 }
 
 TEST(HeadLoss, ChunksOfOneUnitGiveTheSameBits) {
-  for (int64_t unit : {12, 96}) {  // neither divides 64, nor the other way round
+  for (int64_t unit : {12, 96}) {  // neither divides 64 nor is divided by it
     SCOPED_TRACE(str("unit ", unit, ", seed ", kSeed));
     const Head head(unit);
     const Gradients all = run(head, {0, 1, 2, 3, 4, 5});

@@ -1,4 +1,4 @@
-// One model on one rank and device, with everything it needs, for tests.
+// A model on one rank and device with its buffers, for tests.
 #pragma once
 
 #include <memory>
@@ -40,7 +40,7 @@ class ModelRunner {
     model_ = std::make_unique<TransMamba>(config_, table_, ranks_, shape.dtype, saved_, shape.recompute);
   }
 
-  // Loss of [B, T + 1] tokens; gradients of the mean loss where asked for.
+  // Returns the mean loss of [B, T + 1] tokens; with `backward` computes its gradients.
   double run(const std::vector<int32_t>& tokens_BT1, bool backward) {
     const int64_t B = shape_.batch, T = shape_.tokens;
     std::vector<int32_t> host;

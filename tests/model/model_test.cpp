@@ -1,4 +1,4 @@
-// Properties of the model that need one rank (design.md section 7), its parameter table, and its counts.
+// Properties of the model on one rank, its parameter table, its optimizer, and its counts of FLOPs.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -27,7 +27,7 @@ std::vector<int32_t> random_tokens(int64_t count, int64_t vocab, uint64_t seed =
   return tokens;
 }
 
-// One layer, so that its input does not depend on P.
+// With one layer, so that its input does not depend on P.
 TEST(Model, SuffixEqualsThePureSsm) {
   ModelConfig config = small_config();
   config.layers = 1;
@@ -51,7 +51,7 @@ TEST(Model, SuffixEqualsThePureSsm) {
   }
 }
 
-// The whole model's gradient against central differences, over every kind of layer and every option.
+// The gradient of the model equals central differences, for every kind of layer and every option.
 TEST(Model, GradientEqualsFiniteDifferences) {
   for (const auto& [gate, converter, tied] : std::vector<std::tuple<bool, Converter, bool>>{
            {true, Converter::exact, false}, {false, Converter::exact, true}, {true, Converter::zero, false}}) {
@@ -67,12 +67,12 @@ TEST(Model, GradientEqualsFiniteDifferences) {
     for (const Parameter& p : runner.table().all()) {
       for (int64_t i : {int64_t{0}, p.local_size() / 2, p.local_size() - 1}) {
         const int64_t at = p.offset + i;
-        const double kept = params[at], step = 1e-5 * std::max(1.0, std::abs(kept));
-        params[at] = kept + step;
+        const double value = params[at], step = 1e-5 * std::max(1.0, std::abs(value));
+        params[at] = value + step;
         const double up = runner.run(tokens, false);
-        params[at] = kept - step;
+        params[at] = value - step;
         const double down = runner.run(tokens, false);
-        params[at] = kept;
+        params[at] = value;
         EXPECT_NEAR(gradient[static_cast<size_t>(at)], (up - down) / (2 * step), 2e-8) << p.name << "[" << i << "]";
       }
     }
@@ -97,7 +97,7 @@ TEST(Model, SequencesOfABatchDoNotMix) {
   EXPECT_NEAR(loss(2, both), (one + two) / 2, 1e-13);
 }
 
-TEST(Parameters, ShardsOfAllRanksMakeTheWhole) {
+TEST(Parameters, ShardsOfAllRanksCoverTheWhole) {
   const ModelConfig config = small_config();
   const ParameterTable whole(config);
   Buffer whole_buffer({whole.flat_size()}, DType::f64);
@@ -149,6 +149,34 @@ TEST(Schedule, TokensFractionsAndMistakes) {
     EXPECT_THROW(parse_transpoint(bad), UserError) << bad;
 }
 
+TEST(Optimizer, StateHasTheSlotsOfTheTable) {
+  const ParameterTable table(small_config());
+  std::vector<StateSlot> slots = optimizer_slots(DType::bf16);
+  ASSERT_EQ(slots.size(), 3u);
+  EXPECT_EQ(optimizer_slots(DType::f32).size(), 2u);  // parameters of the accumulate type are their own masters
+  slots.push_back({.name = "row_scale", .dtype = DType::f64, .shape = SlotShape::rows});
+  const std::vector<OwnedRows> owned{{&table.find("layers.0.mixer.out.weight"), 3, 5},
+                                     {&table.find("norm.weight"), 0, 7}};
+  const Optimizer optimizer(owned, slots, Device::cpu);
+  EXPECT_EQ(optimizer.state(2, 0).shape(), "[5, 24]");
+  EXPECT_EQ(optimizer.state(2, 0).dtype(), DType::f32);
+  EXPECT_EQ(optimizer.state(0, 1).shape(), "[7]");
+  EXPECT_EQ(optimizer.state(3, 0).shape(), "[5]");
+  EXPECT_EQ(optimizer.state(3, 0).dtype(), DType::f64);
+  EXPECT_EQ(state_bytes(slots, owned[0]), 3 * 4 * 5 * 24 + 8 * 5);
+  // Every tensor-parallel rank has whole rows' scalars of a parameter that is sharded by columns.
+  EXPECT_TRUE(slots[3].replicated_over_tp(*owned[0].parameter));
+  EXPECT_FALSE(slots[2].replicated_over_tp(*owned[0].parameter));
+}
+
+TEST(Optimizer, UnitsOfOwnershipAreRowsOrLogicalMatrices) {
+  const ParameterTable table(small_config());
+  const Parameter& qkv = table.find("layers.1.mixer.qkv.weight");
+  EXPECT_EQ(unit_rows(qkv, OwnershipUnit::row), 1);
+  EXPECT_EQ(unit_rows(qkv, OwnershipUnit::matrix), qkv.rows / 3);
+  EXPECT_EQ(unit_rows(table.find("embedding.weight"), OwnershipUnit::matrix), 50);
+}
+
 TEST(Optimizer, LearningRateWarmsUpAndDecays) {
   const LearningRate lr{.peak = 1, .min = 0.1, .warmup = 10, .steps = 110};
   EXPECT_DOUBLE_EQ(lr.at(1), 0.1);
@@ -158,7 +186,8 @@ TEST(Optimizer, LearningRateWarmsUpAndDecays) {
   EXPECT_DOUBLE_EQ(lr.at(500), 0.1);
 }
 
-// The dry run counts what the formulas of the paper say for the mixing, and 2 N per weight and token for the rest.
+// The dry run counts the FLOPs of the paper's formulas for the mixing of tokens, and 2 per weight and token for the
+// rest.
 TEST(Counts, DryRunEqualsTheFormulas) {
   const ModelConfig config = small_config();
   const int64_t T = 64, P = 24;

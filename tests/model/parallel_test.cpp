@@ -1,5 +1,5 @@
-// Every layout of ranks computes what one rank does: loss and every gradient of the golden files, and every parameter
-// after five AdamW steps, for every tp x sp x dp that the ranks of this run make up, every fold and every transport.
+// Every layout of ranks computes what one rank computes: loss and every gradient of the golden files, and every
+// parameter after five AdamW steps, for every tp x sp x dp of the ranks of this run, every fold and every transport.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -20,8 +20,8 @@ namespace {
 constexpr int kSteps = 5;
 constexpr const char* kAll = "all parameters";
 
-// Relative errors allowed. Sums in float32 cancel in a few tensors of few elements (the gradient of D), and AdamW
-// divides by the size of gradients, however small: one tensor alone is held to less than all together.
+// Allowed relative errors. Sums in float32 cancel in a few tensors of few elements (the gradient of D), and AdamW
+// divides by the size of gradients, however small: one tensor alone may differ more than all together.
 struct Tolerance {
   double loss, gradient, params;
   double one_tensor = 1;  // as a multiple
@@ -39,7 +39,7 @@ std::string describe(const GoldenFile& golden, const Layout& l) {
              " ", name_of(l.transport), " zero ", l.zero);
 }
 
-// One rank of a layout, training on the golden file's tokens; the batch is cut among dp ranks.
+// One rank of a layout, training on the golden file's tokens; the batch is split over dp ranks.
 class LayoutRunner {
  public:
   LayoutRunner(const GoldenFile& golden, const Layout& layout, DType dtype, Recompute level = Recompute::none)
@@ -68,9 +68,10 @@ class LayoutRunner {
         GradReducerOptions{.stage = layout.zero, .dtype = acc, .add = [this](Tensor y, ConstTensor x) {
                              ops_->add({y, x});
                            }});
-    optimizer_ = std::make_unique<Optimizer>(owned_rows(table_, *reducer_), dtype, Device::cpu);
+    optimizer_ =
+        std::make_unique<Optimizer>(owned_rows(table_, reducer_->sharding(), mesh_.zero().rank()), dtype, Device::cpu);
     gradients_ = owned_gradients(table_, *reducer_, grads_.tensor({size}, acc));
-    cut_tokens();
+    split_tokens();
   }
 
   // Loss over the whole batch; reduced gradients of owned rows in gradients().
@@ -99,8 +100,8 @@ class LayoutRunner {
     reducer_->gather_parameters(params());
   }
 
-  // || x - reference || / || reference || of each parameter, and of all together: summed over ranks, each its rows.
-  // `local` gives this rank's owned rows i; `reference` the whole parameter by its name.
+  // || x - reference || / || reference || of each parameter, and of all together; each rank adds its owned rows.
+  // `local` returns this rank's owned rows i, `reference` the whole parameter of a name.
   template <class Local, class Reference>
   std::map<std::string, double> errors(const Local& local, const Reference& reference) {
     std::map<std::string, double> difference, norm;
@@ -145,7 +146,7 @@ class LayoutRunner {
   int64_t optimizer_bytes() const { return optimizer_->state_bytes(); }
 
  private:
-  void cut_tokens() {
+  void split_tokens() {
     const int64_t B = ranks_.batch(), T = golden_.seq_len(), n = ranks_.local_tokens();
     tokens_buffer_ = Buffer({2, B, n}, DType::i32);
     tokens_ = tokens_buffer_.tensor({2, B, n}, DType::i32);
@@ -270,13 +271,14 @@ void compare_all(const GoldenFile& golden, DType dtype, const Tolerance& toleran
 TEST_P(Parallel, Float64) { compare_all(GoldenFile(GetParam()), DType::f64, {1e-12, 1e-12, 1e-10}); }
 TEST_P(Parallel, Float32) { compare_all(GoldenFile(GetParam()), DType::f32, {1e-5, 1e-5, 1e-5, 5}); }
 
-// The same operations on the same inputs: the same bits, of loss, gradients and, a step later, parameters.
+// Recomputation runs the same operations on the same inputs, so loss, gradients and the parameters after a step have
+// the same bits.
 void compare_levels(const GoldenFile& golden) {
   int count = 0;
   for (const Layout& layout : layouts_of(golden, test_world().size())) {
     const DType dtype = count++ % 2 == 0 ? DType::f32 : DType::f64;
     std::vector<double> losses;
-    std::vector<std::vector<double>> found;  // of level none, owned rows one after the other
+    std::vector<std::vector<double>> expected;  // of level none, owned rows one after the other
     for (Recompute level : kRecomputeLevels) {
       SCOPED_TRACE(str(describe(golden, layout), " ", name_of(dtype), " recompute ", name_of(level)));
       LayoutRunner runner(golden, layout, dtype, level);
@@ -286,9 +288,9 @@ void compare_levels(const GoldenFile& golden) {
       for (const Tensor& gradient : runner.gradients()) values.push_back(values_of(gradient));
       runner.update(1);
       for (size_t i = 0; i < runner.gradients().size(); ++i) values.push_back(values_of(runner.owned_params(i)));
-      if (level == Recompute::none) found = values;
-      ASSERT_EQ(values.size(), found.size());
-      for (size_t i = 0; i < values.size(); ++i) EXPECT_TRUE(values[i] == found[i]) << "owned tensor " << i;
+      if (level == Recompute::none) expected = values;
+      ASSERT_EQ(values.size(), expected.size());
+      for (size_t i = 0; i < values.size(); ++i) EXPECT_TRUE(values[i] == expected[i]) << "owned tensor " << i;
     }
   }
 }

@@ -1,4 +1,4 @@
-// Gradients summed over ranks against sums made on one, and the parameters that come back.
+// Gradients summed over ranks equal sums computed on one rank; gathered parameters equal those of their owners.
 #include "dist/zero/grad_reducer.h"
 
 #include <gtest/gtest.h>
@@ -28,7 +28,8 @@ std::vector<Bucket> example_buckets() {
            {.begin = 2176, .rows = 5, .row_elements = 160}}};
 }
 
-// The gradient of element i on one rank in one micro-batch: of very different sizes, so that the order of a sum shows.
+// The gradient of element i on one rank in one micro-batch. Magnitudes differ widely, so that a sum in another order
+// has other bits.
 float gradient_of(int rank, int micro_batch, int64_t i) {
   const Philox random(41, static_cast<uint64_t>(100 * micro_batch + rank));
   const auto counter = static_cast<uint64_t>(i);
@@ -106,7 +107,7 @@ TEST_P(Reducer, OwnershipCoversEveryRowOnce) {
 TEST_P(Reducer, GatheredParametersAreThoseOfTheirOwners) {
   GradReducer reducer(comm_, example_buckets(),
                       {.stage = GetParam(), .dtype = DType::f32, .device = Device::cpu, .add = add});
-  // In bfloat16, whose bits are the element's number where this rank is the owner, and junk elsewhere.
+  // bfloat16 whose bits are the element's index where this rank is the owner, and all ones elsewhere.
   Buffer buffer({kFlat}, DType::bf16);
   const Tensor params = buffer.tensor({kFlat}, DType::bf16);
   for (int64_t i = 0; i < kFlat; ++i) params.data<bf16_t>()[i].bits = 0xFFFF;
@@ -141,11 +142,11 @@ using StageTwo = Reducer;
 TEST_F(StageTwo, MicroBatchesAddUpInOrder) {
   GradReducer reducer(comm_, example_buckets(), {.stage = 2, .dtype = DType::f32, .device = Device::cpu, .add = add});
   if (size_ == 1) {
-    // One rank has its sums in its own gradients: nothing to add up here, and stage() says so.
-    EXPECT_EQ(reducer.stage(), 0);
+    // One rank has the sums in its own gradients: nothing is sharded.
+    EXPECT_FALSE(reducer.sharding().shards_gradients());
     return;
   }
-  // One piece of memory for the gradients of all buckets in turn.
+  // All buckets use the same memory for their gradients in turn.
   Buffer shared({1700}, DType::f32);
   for (int step = 0; step < 2; ++step) {
     reducer.begin_step();
@@ -181,7 +182,7 @@ TEST_F(StageTwo, MicroBatchesAddUpInOrder) {
 }
 
 TEST_F(StageTwo, ReplicatedBlocksAreSummedOverTpToo) {
-  const int tp = size_ % 2 == 0 ? 2 : 1;  // an odd world cannot be halved; there the sums are over all ranks
+  const int tp = size_ % 2 == 0 ? 2 : 1;  // an odd number of ranks cannot be halved
   Mesh mesh(comm_, mesh_shape(tp, 1, 0, size_));
   for (int stage : {0, 1, 2}) {
     GradReducer reducer(mesh.zero(), mesh.tp(), example_buckets(),
@@ -207,8 +208,8 @@ TEST_F(StageTwo, ReplicatedBlocksAreSummedOverTpToo) {
 }
 
 TEST_F(StageTwo, TrafficIsThatOfTheStage) {
-  // Bytes received per step: stage 0 two passes over the gradients, stage 1 each other rank's share of the owned ones,
-  // and all parameters but those.
+  // Bytes received per step: stage 0 two passes over the gradients; stage 1 the summands of the owned gradients from
+  // every other rank, and all parameters that are not owned.
   const auto comm = comm_.split(0, rank_, "zero");
   for (int stage : {0, 1}) {
     GradReducer reducer(*comm, example_buckets(),
@@ -217,16 +218,16 @@ TEST_F(StageTwo, TrafficIsThatOfTheStage) {
     for (int bucket = 0; bucket < reducer.buckets(); ++bucket) reducer.start(bucket, bucket_of(reducer, bucket));
     reducer.finish();
     reducer.gather_parameters(grads_);
-    int64_t doubled = 0, shares = 0, others = 0;
+    int64_t doubled = 0, summands = 0, others = 0;
     for (int bucket = 0; bucket < reducer.buckets(); ++bucket) {
       const int64_t all = reducer.bucket_range(bucket).count * 4;
-      const std::vector<Slice> slices = cut_at_rows(example_buckets()[static_cast<size_t>(bucket)], size_);
-      const int64_t own = slices[static_cast<size_t>(rank_)].count * 4;
-      doubled += 2 * all * (size_ - 1) / size_, shares += own * (size_ - 1), others += all - own;
+      const std::vector<Slice> slices = split_bucket(example_buckets()[static_cast<size_t>(bucket)], size_);
+      const int64_t owned = slices[static_cast<size_t>(rank_)].count * 4;
+      doubled += 2 * all * (size_ - 1) / size_, summands += owned * (size_ - 1), others += all - owned;
     }
     auto bytes = [&](Collective op) { return comm->traffic().bytes[static_cast<size_t>(op)]; };
     EXPECT_EQ(bytes(Collective::all_reduce), stage == 0 ? doubled : 0);
-    EXPECT_EQ(bytes(Collective::reduce_scatter), stage == 1 && size_ > 1 ? shares : 0);
+    EXPECT_EQ(bytes(Collective::reduce_scatter), stage == 1 && size_ > 1 ? summands : 0);
     EXPECT_EQ(bytes(Collective::all_gather), stage == 1 && size_ > 1 ? others : 0);
   }
 }

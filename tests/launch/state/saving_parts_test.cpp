@@ -196,26 +196,18 @@ struct Rank {
   Tensor params;
   Optimizer optimizer;
 
-  static std::vector<OwnedRows> owned(const ParameterTable& table, int part, int parts) {
-    std::vector<OwnedRows> rows;
-    for (int b = 0; b < table.buckets(); ++b) {
-      std::vector<const Parameter*> parameters;
-      for (const Parameter& p : table.all()) {
-        if (p.bucket == b) parameters.push_back(&p);
-      }
-      const Bucket bucket = reduction_buckets(table)[static_cast<size_t>(b)];
-      for (const OwnedRowBlock& block : rows_in(bucket, cut_at_rows(bucket, parts)[static_cast<size_t>(part)])) {
-        rows.push_back({parameters[static_cast<size_t>(block.block)], block.first_row, block.rows});
-      }
-    }
-    return rows;
+  // AdamW's slots, and one with a scalar per row.
+  static std::vector<StateSlot> slots(DType dtype) {
+    std::vector<StateSlot> slots = optimizer_slots(dtype);
+    slots.push_back({.name = "row_scale", .dtype = DType::f64, .shape = SlotShape::rows});
+    return slots;
   }
 
   Rank(const ModelConfig& model, const Mesh3& mesh, int tp, int zero, DType dtype)
       : table(model, tp, mesh.tp),
         buffer({table.flat_size()}, dtype),
         params(buffer.tensor({table.flat_size()}, dtype)),
-        optimizer(owned(table, zero, mesh.sp * mesh.dp), dtype, Device::cpu) {}
+        optimizer(owned_rows(table, ZeroSharding(1, mesh.sp * mesh.dp), zero), slots(dtype), Device::cpu) {}
 };
 
 TEST(Reshard, ParametersAndMomentsAreTheSameBitsOnEveryLayout) {
@@ -234,8 +226,7 @@ TEST(Reshard, ParametersAndMomentsAreTheSameBitsOnEveryLayout) {
     };
     fill(one.params);
     for (size_t i = 0; i < one.optimizer.owned().size(); ++i) {
-      fill(one.optimizer.m(i)), fill(one.optimizer.v(i));
-      if (one.optimizer.has_master()) fill(one.optimizer.master(i));
+      for (size_t slot = 0; slot < one.optimizer.slots().size(); ++slot) fill(one.optimizer.state(slot, i));
     }
     const auto as_it_is = [](const Tensor& x) { return x; };
     int64_t step = dtype == DType::f32 ? 1 : 100;
