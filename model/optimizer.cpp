@@ -37,11 +37,17 @@ int64_t state_bytes(std::span<const StateSlot> slots, const OwnedRows& owned) {
   return bytes;
 }
 
-Optimizer::Optimizer(std::vector<OwnedRows> owned, DType param_dtype, Device device)
-    : Optimizer(std::move(owned), optimizer_slots(param_dtype), device) {}
+Optimizer::Optimizer(std::vector<OwnedRows> owned, DType param_dtype, Device device, const OptimizerOptions& options)
+    : Optimizer(std::move(owned), optimizer_slots(param_dtype), device, options) {}
 
-Optimizer::Optimizer(std::vector<OwnedRows> owned, std::vector<StateSlot> slots, Device device)
-    : owned_(std::move(owned)), slots_(std::move(slots)) {
+Optimizer::Optimizer(std::vector<OwnedRows> owned, std::vector<StateSlot> slots, Device device,
+                     const OptimizerOptions& options)
+    : owned_(std::move(owned)),
+      slots_(std::move(slots)),
+      rule_{.beta1 = options.betas[0],
+            .beta2 = options.betas[1],
+            .eps = options.eps,
+            .weight_decay = options.weight_decay} {
   for (const StateSlot& slot : slots_) {
     Storage& storage = storage_.emplace_back();
     for (const OwnedRows& rows : owned_) {
@@ -74,8 +80,15 @@ int64_t Optimizer::state_bytes() const {
   return bytes;
 }
 
-void Optimizer::step(Ops& ops, const Tensor& params, std::span<const Tensor> gradients, const AdamwRule& rule,
-                     const ConstTensor& step_S) {
+StepScalars Optimizer::step_scalars(int64_t step, double lr) const {
+  return {.lr = lr,
+          .bias_correction1 = 1 - std::pow(rule_.beta1, static_cast<double>(step)),
+          .bias_correction2 = 1 - std::pow(rule_.beta2, static_cast<double>(step)),
+          .grad_scale = 1,
+          .applied = 1};
+}
+
+void Optimizer::step(Ops& ops, const Tensor& params, std::span<const Tensor> gradients, const ConstTensor& step_S) {
   TM_CHECK(gradients.size() == owned_.size(), "Optimizer::step: ", gradients.size(), " gradients for ", owned_.size(),
            " ranges of owned rows");
   const bool has_master = slots_.size() > kMaster && slots_[kMaster].master;
@@ -90,7 +103,7 @@ void Optimizer::step(Ops& ops, const Tensor& params, std::span<const Tensor> gra
                        .grad = gradients[i],
                        .decay = owned_[i].parameter->decay});
   }
-  ops.adamw({.tensors = tensors, .rule = rule, .step_S = step_S});
+  ops.adamw({.tensors = tensors, .rule = rule_, .step_S = step_S});
 }
 
 void Optimizer::reset_master(Ops& ops, const Tensor& params) {
@@ -105,14 +118,6 @@ double LearningRate::at(int64_t step) const {
   if (step >= steps) return min;
   const double progress = static_cast<double>(step - warmup) / static_cast<double>(steps - warmup);
   return min + (peak - min) * 0.5 * (1 + std::cos(std::numbers::pi * progress));
-}
-
-StepScalars step_scalars(int64_t step, double lr, const AdamwRule& rule, double grad_scale) {
-  return {.lr = lr,
-          .bias_correction1 = 1 - std::pow(rule.beta1, static_cast<double>(step)),
-          .bias_correction2 = 1 - std::pow(rule.beta2, static_cast<double>(step)),
-          .grad_scale = grad_scale,
-          .applied = 1};
 }
 
 }  // namespace tmamba

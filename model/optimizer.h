@@ -9,6 +9,7 @@
 #include "kernels/base/buffer.h"
 #include "kernels/ops/ops.h"
 #include "kernels/ops/step_scalars.h"
+#include "model/optimizer_options.h"
 #include "model/parameters.h"
 
 namespace tmamba {
@@ -66,13 +67,15 @@ class Optimizer {
   static OwnershipUnit ownership_unit(const Parameter& /*parameter*/) { return OwnershipUnit::row; }
 
   // Zero-filled state of `owned`. `slots` begins with optimizer_slots(param_dtype).
-  Optimizer(std::vector<OwnedRows> owned, DType param_dtype, Device device);
-  Optimizer(std::vector<OwnedRows> owned, std::vector<StateSlot> slots, Device device);
+  Optimizer(std::vector<OwnedRows> owned, DType param_dtype, Device device, const OptimizerOptions& options = {});
+  Optimizer(std::vector<OwnedRows> owned, std::vector<StateSlot> slots, Device device,
+            const OptimizerOptions& options = {});
 
+  // The scalars of one step (from 1) that is applied, on the host.
+  StepScalars step_scalars(int64_t step, double lr) const;
   // Updates the state and the owned rows of `params` (a flat buffer of a ParameterTable). gradients[i] [acc] is that of
-  // owned()[i], in the shape of rows_of(). step_S: a StepScalars.
-  void step(Ops& ops, const Tensor& params, std::span<const Tensor> gradients, const AdamwRule& rule,
-            const ConstTensor& step_S);
+  // owned()[i], in the shape of rows_of(). step_S: step_scalars() on the device, after Ops::check_step.
+  void step(Ops& ops, const Tensor& params, std::span<const Tensor> gradients, const ConstTensor& step_S);
 
   // Sets the master copies from a flat buffer of any floating type, as at the start of a run.
   void reset_master(Ops& ops, const Tensor& params);
@@ -88,6 +91,7 @@ class Optimizer {
  private:
   std::vector<OwnedRows> owned_;
   std::vector<StateSlot> slots_;
+  AdamwRule rule_;
   struct Storage {
     Buffer buffer;
     std::vector<int64_t> offset;  // of owned_[i]
@@ -103,8 +107,5 @@ struct LearningRate {
   // Linear from 0 to peak over `warmup` steps, then a cosine to `min` at `steps`. Steps count from 1.
   double at(int64_t step) const;
 };
-
-// The scalars of one step (from 1) that is applied, on the host.
-StepScalars step_scalars(int64_t step, double lr, const AdamwRule& rule, double grad_scale = 1);
 
 }  // namespace tmamba

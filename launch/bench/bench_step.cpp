@@ -105,8 +105,6 @@ StepBench::StepBench(const RunConfig& config, World& world, Ops& ops, int64_t mi
             {.tp = tp_, .sp = sp_, .zero = zero_, .all = all_, .shape = mesh_.shape(), .at = mesh_.coordinates()},
             {.micro_batches = plan_.dims.micro_batches(),
              .global_sequences = config_.train.global_batch,
-             .zero = static_cast<int>(config_.parallel.zero),
-             .rule = {},
              .record = config_.run.graph},
             ops),
       taken_({2, step_.ranks().batch(), step_.ranks().local_tokens()}, DType::i32, ops.device()) {

@@ -70,10 +70,10 @@ void visit_fields(Config& c, Visitor&& v) {
   v("train.lr", c.train.lr, Limits{0, 10}, "peak learning rate");
   v("train.min_lr", c.train.min_lr, Limits{0, 10}, "learning rate at the end of the cosine");
   v("train.warmup", c.train.warmup, Limits{}, "steps of linear warm-up");
-  v("train.weight_decay", c.train.weight_decay, Limits{0, 10}, "decoupled weight decay, of matrices only");
+  v("train.weight_decay", c.train.optimizer.weight_decay, Limits{0, 10}, "decoupled weight decay, of matrices only");
   v("train.clip", c.train.clip, Limits{}, "clip the global gradient norm to this; 0: never");
-  v("train.betas", c.train.betas, Limits{0, 0.99999999}, "decay rates of AdamW's two moments");
-  v("train.eps", c.train.eps, Limits{0, 1}, "epsilon of AdamW");
+  v("train.betas", c.train.optimizer.betas, Limits{0, 0.99999999}, "decay rates of AdamW's two moments");
+  v("train.eps", c.train.optimizer.eps, Limits{0, 1}, "epsilon of AdamW");
   v("train.dtype", c.train.dtype, Choices{"float32", "float64", "bfloat16"},
     "type of weights and activations; bfloat16 on cuda only, beside float32 master weights");
   v("train.recompute", c.train.recompute, recompute_choices(),

@@ -12,6 +12,7 @@
 #include "dist/planner/recompute.h"
 #include "kernels/base/dtype.h"
 #include "model/config.h"
+#include "model/optimizer_options.h"
 
 namespace tmamba {
 
@@ -30,10 +31,8 @@ struct TrainConfig {
   int64_t micro_batch = 0;
   double lr = 2.5e-4, min_lr = 2.5e-5;
   int64_t warmup = 100;
-  double weight_decay = 0.1;
   double clip = 1.0;
-  std::array<double, 2> betas{0.9, 0.95};
-  double eps = 1e-8;
+  OptimizerOptions optimizer;
   std::string dtype = "float32";
   std::string recompute = "none";
   int64_t seed = 42;

@@ -189,11 +189,7 @@ void Trainer::make_step() {
                         .shape = shape_,
                         .at = mesh_->coordinates()};
   const StepOptions options{
-      .micro_batches = micro_batches_,
-      .global_sequences = t.global_batch,
-      .zero = static_cast<int>(config_.parallel.zero),
-      .rule = {.beta1 = t.betas[0], .beta2 = t.betas[1], .eps = t.eps, .weight_decay = t.weight_decay},
-      .record = config_.run.graph};
+      .micro_batches = micro_batches_, .global_sequences = t.global_batch, .record = config_.run.graph};
   step_ = std::make_unique<TrainingStep>(config_, plan_, ranks, options, *ops_);
 }
 

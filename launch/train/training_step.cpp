@@ -34,11 +34,12 @@ TrainingStep::TrainingStep(const RunConfig& config, const RunPlan& plan, const S
   numbers_ = Buffer({kPlaces}, DType::f64, device);
   reducer_ = std::make_unique<GradReducer>(
       ranks.zero, ranks.tp, reduction_buckets(table_),
-      GradReducerOptions{.stage = options.zero, .dtype = acc, .device = device, .add = [this](Tensor y, ConstTensor x) {
-                           ops_.add({y, x});
-                         }});
+      GradReducerOptions{
+          .stage = config.parallel.zero, .dtype = acc, .device = device, .add = [this](Tensor y, ConstTensor x) {
+            ops_.add({y, x});
+          }});
   optimizer_ = std::make_unique<Optimizer>(owned_rows(table_, reducer_->sharding(), ranks.shape.zero_rank(ranks.at)),
-                                           dtype, device);
+                                           dtype, device, config.train.optimizer);
   gradients_ = owned_gradients(table_, *reducer_, grads_);
   model_ = std::make_unique<TransMamba>(config.model, table_, *model_ranks_, dtype, saved_, level_);
 }
@@ -75,7 +76,7 @@ StepOutcome TrainingStep::run(Ops& ops, const StepOrders& orders, const Load& lo
   ops.synchronize();
   times.compute += lap.next();
   std::array<double, kPlaces> host{};
-  const StepScalars scalars = step_scalars(orders.number, orders.lr, options_.rule);
+  const StepScalars scalars = optimizer_->step_scalars(orders.number, orders.lr);
   std::ranges::copy(wishes(), host.begin() + kWishes);
   std::memcpy(host.data() + kStep, &scalars, sizeof(scalars));
   std::memcpy(host.data() + kLimits, &orders.limits, sizeof(orders.limits));
@@ -157,7 +158,7 @@ void TrainingStep::update(Ops& ops) {
   ops.check_step({.step_S = step_S,
                   .sums_S = numbers(kSums, kScalars<StepSums>),
                   .limits_S = numbers(kLimits, kScalars<StepLimits>)});
-  optimizer_->step(ops, params_, gradients_, options_.rule, step_S);
+  optimizer_->step(ops, params_, gradients_, step_S);
   reducer_->gather_parameters(params_);
 }
 

@@ -28,8 +28,6 @@ struct StepRanks {
 struct StepOptions {
   int64_t micro_batches = 1;
   int64_t global_sequences = 1;  // over all data-parallel ranks and micro-batches: what the loss is the mean over
-  int zero = 1;                  // ZeRO stage
-  AdamwRule rule;
   bool record = true;
 };
 

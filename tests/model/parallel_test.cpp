@@ -94,9 +94,8 @@ class LayoutRunner {
   }
 
   void update(int64_t step) {
-    const AdamwRule rule{.weight_decay = 0.1};
-    StepScalars scalars = step_scalars(step, 1e-3, rule);
-    optimizer_->step(*ops_, params(), gradients_, rule, scalars_tensor(scalars));
+    StepScalars scalars = optimizer_->step_scalars(step, 1e-3);
+    optimizer_->step(*ops_, params(), gradients_, scalars_tensor(scalars));
     reducer_->gather_parameters(params());
   }
 
@@ -200,9 +199,8 @@ Alone train_alone(const GoldenFile& golden, DType dtype) {
     if (step == 1) alone.loss = loss, alone.gradients = values(runner.grads());
     std::vector<Tensor> gradients;
     for (const OwnedRows& rows : optimizer.owned()) gradients.push_back(Optimizer::rows_of(runner.grads(), rows));
-    const AdamwRule rule{.weight_decay = 0.1};
-    StepScalars scalars = step_scalars(step, 1e-3, rule);
-    optimizer.step(runner.ops(), runner.params(), gradients, rule, scalars_tensor(scalars));
+    StepScalars scalars = optimizer.step_scalars(step, 1e-3);
+    optimizer.step(runner.ops(), runner.params(), gradients, scalars_tensor(scalars));
   }
   alone.params = values(runner.params());
   return alone;

@@ -19,7 +19,7 @@ TEST(Config, WhatIsPrintedReadsBackTheSame) {
   EXPECT_EQ(again.model.schedule, config.model.schedule);
   EXPECT_EQ(again.train.lr, 1e-3);
   EXPECT_EQ(again.train.min_lr, 3e-5);
-  EXPECT_EQ(again.train.betas, config.train.betas);
+  EXPECT_EQ(again.train.optimizer.betas, config.train.optimizer.betas);
   EXPECT_EQ(again.train.sample_prompt, "a \"b\"\n");
   EXPECT_EQ(again.run.dir, "runs/a b");
   EXPECT_NE(text.find("dim = 48  # x.toml:2"), std::string::npos) << text;
