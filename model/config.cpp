@@ -16,10 +16,10 @@ void validate(const ModelConfig& c) {
   require(c.layers > 0, "model.layers must be given: the number of mixer and MLP pairs, for example 8");
   require(c.ffn > 0, "model.ffn must be given: the width of the MLP, for example 8/3 of model.dim");
   require(c.dim % c.heads == 0, str("model.dim = ", c.dim, " is not divisible by model.heads = ", c.heads,
-                                    ": every head needs the same whole width"));
+                                    ": all heads have the same width"));
   require(c.head_dim() % 2 == 0,
           str("model.dim / model.heads = ", c.head_dim(),
-              " is odd: rotary embedding turns pairs of channels, so the head width must be even"));
+              " is odd: rotary embedding rotates pairs of channels, so the head width must be even"));
   require(c.conv >= 2 && c.conv <= 8, str("model.conv = ", c.conv, " must be between 2 and 8 taps"));
   require(c.chunk >= 1 && c.chunk <= 1024, str("model.chunk = ", c.chunk, " must be between 1 and 1024 tokens"));
   require(!c.schedule.empty(),

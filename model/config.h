@@ -9,14 +9,14 @@
 
 namespace tmamba {
 
-// What the SSM half starts from at the TransPoint (spec.md section 3; paper table 10).
+// The state that the SSM tokens start from at the TransPoint (model/SPEC.md section 3; paper table 10).
 enum class Converter : uint8_t {
-  exact,  // the Memory Converter: the scan run over the prefix's own k and v (paper eq. 9)
-  zero,   // an empty state: the suffix forgets the prefix
+  exact,  // the Memory Converter: the scan over the prefix's own k and v (paper eq. 9)
+  zero,   // zero: the suffix does not see the prefix
 };
 
 struct ModelConfig {
-  int64_t vocab = 0;                 // 0: the tokenizer's
+  int64_t vocab = 0;                 // 0: that of the tokenizer
   int64_t dim = 0;                   // d, width of the residual stream
   int64_t heads = 0;                 // H; head width D = d / H, even
   int64_t layers = 0;                // mixer + MLP pairs

@@ -1,10 +1,6 @@
 #include "model/decoder.h"
 
 #include <algorithm>
-#include <cmath>
-
-#include "model/mixer.h"
-#include "model/mlp.h"
 
 namespace tmamba {
 
@@ -77,14 +73,8 @@ Tensor Decoder::acts(const Buffer& buffer, int64_t n, int64_t width) const {
   return buffer.tensor({batch_, n, width}, dtype_);
 }
 
-Tensor Decoder::heads_of(const Buffer& buffer, int64_t n) const { return buffer.tensor({batch_, n, heads_}, acc_); }
-
-Tensor Decoder::part(int64_t n, int64_t which, int64_t begin, int64_t count) const {
-  const int64_t width = heads_ * head_dim_;
-  return acts(work_.qkv, n, 3 * width)
-      .slice(1, begin, count)
-      .slice(2, which * width, width)
-      .split(2, heads_, head_dim_);
+Tensor Decoder::scalars_of_heads(const Buffer& buffer, int64_t n) const {
+  return buffer.tensor({batch_, n, heads_}, acc_);
 }
 
 Tensor Decoder::cached(const Buffer& buffer, const Layer& layer) const {
@@ -93,81 +83,64 @@ Tensor Decoder::cached(const Buffer& buffer, const Layer& layer) const {
 
 Tensor Decoder::feed(Ops& ops, const Tensor& params, ConstTensor tokens_Bn) {
   const int64_t n = tokens_Bn.size(1);
-  TM_CHECK(n > 0 && position_ + n <= max_tokens_, n, " tokens at position ", position_, " of at most ", max_tokens_);
+  TM_CHECK(n > 0 && position_ + n <= max_tokens_, "Decoder::feed: ", n, " tokens at position ", position_,
+           " of at most ", max_tokens_);
+  const ModelParams w = ModelParams::of(table_, params, config_);
   for (int64_t begin = 0; begin < n; begin += prefill_chunk_) {
-    feed_chunk(ops, params, tokens_Bn.slice(1, begin, std::min(prefill_chunk_, n - begin)));
+    feed_chunk(ops, w, tokens_Bn.slice(1, begin, std::min(prefill_chunk_, n - begin)));
   }
   return work_.logits.tensor({batch_, config_.vocab}, dtype_);
 }
 
-void Decoder::feed_chunk(Ops& ops, const Tensor& params, ConstTensor tokens_Bn) {
+void Decoder::feed_chunk(Ops& ops, const ModelParams& w, ConstTensor tokens_Bn) {
   const int64_t B = batch_, n = tokens_Bn.size(1), N = B * n, C = config_.dim;
-  const double eps = config_.norm_eps;
   const Tensor h_NC = work_.h.tensor({N, C}, dtype_), delta_NC = work_.delta.tensor({N, C}, dtype_);
   const Tensor u_NC = work_.u.tensor({N, C}, dtype_), rstd_N = work_.rstd.tensor({N}, acc_);
+  const MlpActivations mlp{.gate_up_N2F = work_.gate_up.tensor({N, 2 * ffn_}, dtype_),
+                           .act_NF = work_.act.tensor({N, ffn_}, dtype_)};
+  const auto normalize = [&](const Tensor& w_C) {
+    ops.rmsnorm_forward({.y_NC = u_NC, .rstd_N = rstd_N, .x_NC = h_NC, .w_C = w_C, .eps = config_.norm_eps});
+  };
   for (int64_t b = 0; b < B; ++b) {
     ops.embedding_forward({.y_NC = h_NC.slice(0, b * n, n),
-                           .table_VC = table_.view(params, "embedding.weight"),
+                           .table_VC = w.embedding_VC,
                            .tokens_N = tokens_Bn.select(0, b),
                            .vocab_begin = 0});
   }
   for (size_t i = 0; i < layers_.size(); ++i) {
-    ops.rmsnorm_forward({.y_NC = u_NC,
-                         .rstd_N = rstd_N,
-                         .x_NC = h_NC,
-                         .w_C = table_.view(params, str("layers.", i, ".mixer.norm.weight")),
-                         .eps = eps});
-    mixer(ops, params, i, delta_NC, u_NC, n);
+    normalize(w.layers[i].mixer_norm_C);
+    mixer(ops, w.layers[i].mixer, layers_[i], delta_NC, u_NC);
     ops.add({h_NC, delta_NC});
-    ops.rmsnorm_forward({.y_NC = u_NC,
-                         .rstd_N = rstd_N,
-                         .x_NC = h_NC,
-                         .w_C = table_.view(params, str("layers.", i, ".mlp.norm.weight")),
-                         .eps = eps});
-    const MlpParams mlp = MlpParams::of(table_, params, static_cast<int64_t>(i));
-    const Tensor gate_up_N2F = work_.gate_up.tensor({N, 2 * ffn_}, dtype_),
-                 act_NF = work_.act.tensor({N, ffn_}, dtype_);
-    ops.linear_forward({.y_NO = gate_up_N2F, .x_NI = u_NC, .w_OI = mlp.gate_up_2FC});
-    ops.swiglu_forward({.h_NF = act_NF, .gate_up_N2F = gate_up_N2F});
-    ops.linear_forward({.y_NO = delta_NC, .x_NI = act_NF, .w_OI = mlp.down_CF});
+    normalize(w.layers[i].mlp_norm_C);
+    mlp_forward(ops, w.layers[i].mlp, mlp, delta_NC, u_NC);
     ops.add({h_NC, delta_NC});
   }
   position_ += n;
-  ops.rmsnorm_forward(
-      {.y_NC = u_NC, .rstd_N = rstd_N, .x_NC = h_NC, .w_C = table_.view(params, "norm.weight"), .eps = eps});
+  normalize(w.norm_C);
   const Tensor last_BC = work_.last.tensor({B, C}, dtype_);
   ops.copy({last_BC, u_NC.view({B, n, C}).select(1, n - 1)});
-  ops.linear_forward({.y_NO = work_.logits.tensor({B, config_.vocab}, dtype_),
-                      .x_NI = last_BC,
-                      .w_OI = table_.view(params, config_.tied_head ? "embedding.weight" : "head.weight")});
+  ops.linear_forward({.y_NO = work_.logits.tensor({B, config_.vocab}, dtype_), .x_NI = last_BC, .w_OI = w.head_VC});
 }
 
-void Decoder::mixer(Ops& ops, const Tensor& params, size_t index, Tensor out_NC, ConstTensor u_NC, int64_t n) {
-  Layer& layer = layers_[index];
-  const MixerParams w = MixerParams::of(table_, params, config_, static_cast<int64_t>(index));
-  const int64_t B = batch_, N = B * n, C = config_.dim, H = heads_;
+void Decoder::mixer(Ops& ops, const MixerParams& w, Layer& layer, Tensor out_NC, ConstTensor u_NC) {
+  const int64_t B = batch_, n = u_NC.size(0) / B, C = config_.dim;
   const int64_t attention = std::clamp<int64_t>(layer.transpoint - position_, 0, n);
-  const Tensor pre_BnX = acts(work_.pre, n, 3 * C);
-  ops.linear_forward({.y_NO = pre_BnX.view({N, 3 * C}), .x_NI = u_NC, .w_OI = w.qkv_XC});
+  const Tensor pre_BnX = acts(work_.pre, n, 3 * C), raw_BnH = acts(work_.raw, n, heads_);
+  project_qkv(ops, w, pre_BnX, u_NC);
   ops.conv_silu_forward({.y_BTC = acts(work_.qkv, n, 3 * C),
                          .x_BTC = pre_BnX,
                          .halo_BWC = layer.tail_BWX.tensor({B, config_.conv - 1, 3 * C}, dtype_),
                          .w_CW = w.conv_XW,
                          .b_C = w.conv_bias_X});
   shift_tail(ops, layer, pre_BnX);
-  const Tensor raw_NH = work_.raw.tensor({N, H}, dtype_);
-  ops.linear_forward({.y_NO = raw_NH, .x_NI = u_NC, .w_OI = w.dt_HC});
-  ops.dt_forward({.dt_NH = work_.dt.tensor({N, H}, acc_),
-                  .log_a_NH = work_.log_a.tensor({N, H}, acc_),
-                  .raw_NH = raw_NH,
-                  .bias_H = w.dt_bias_H,
-                  .A_log_H = w.A_log_H});
+  project_dt(ops, w, raw_BnH, u_NC);
+  step_sizes(ops, w.sequence(), scalars_of_heads(work_.dt, n), scalars_of_heads(work_.log_a, n), raw_BnH);
   if (attention > 0) {
     attend(ops, layer, n, attention);
     if (position_ + attention == layer.transpoint) collapse(ops, layer);
   }
-  if (attention < n) scan(ops, layer, n, attention, params, index, u_NC);
-  ops.linear_forward({.y_NO = out_NC, .x_NI = acts(work_.mixed, n, C).view({N, C}), .w_OI = w.out_CC});
+  if (attention < n) scan(ops, w, layer, attention, u_NC);
+  project_out(ops, w, out_NC, acts(work_.mixed, n, C));
 }
 
 // The tail becomes the last W-1 rows of (tail, pre).
@@ -180,45 +153,46 @@ void Decoder::shift_tail(Ops& ops, Layer& layer, const Tensor& pre_BnX) {
   ops.copy({tail, next});
 }
 
-// The first `count` of the n new tokens attend to the cache, which they join.
+// Appends the first `count` of the n new tokens to the cache, which they attend to.
 void Decoder::attend(Ops& ops, Layer& layer, int64_t n, int64_t count) {
-  const int64_t B = batch_;
-  const Tensor q = part(n, 0, 0, count);
+  const Tensor qkv_BnX = acts(work_.qkv, n, 3 * config_.dim);
+  const Tensor q = qkv_heads(qkv_BnX, QkvChannel::q, 0, count, heads_);
   const Tensor keys = cached(layer.keys_BPHD, layer), values = cached(layer.values_BPHD, layer);
+  const auto append = [&](const Buffer& cache, const Buffer& fresh) {
+    ops.copy({scalars_of_heads(cache, layer.capacity).slice(1, position_, count),
+              scalars_of_heads(fresh, n).slice(1, 0, count)});
+  };
   ops.rope_forward({.y_BTHD = q, .x_BTHD = q, .position = position_, .theta = config_.rope_theta});
   ops.rope_forward({.y_BTHD = keys.slice(1, position_, count),
-                    .x_BTHD = part(n, 1, 0, count),
+                    .x_BTHD = qkv_heads(qkv_BnX, QkvChannel::k, 0, count, heads_),
                     .position = position_,
                     .theta = config_.rope_theta});
-  ops.copy({values.slice(1, position_, count), part(n, 2, 0, count)});
-  ops.copy({layer.dt_BPH.tensor({B, layer.capacity, heads_}, acc_).slice(1, position_, count),
-            heads_of(work_.dt, n).slice(1, 0, count)});
-  ops.copy({layer.log_a_BPH.tensor({B, layer.capacity, heads_}, acc_).slice(1, position_, count),
-            heads_of(work_.log_a, n).slice(1, 0, count)});
+  ops.copy({values.slice(1, position_, count), qkv_heads(qkv_BnX, QkvChannel::v, 0, count, heads_)});
+  append(layer.dt_BPH, work_.dt);
+  append(layer.log_a_BPH, work_.log_a);
   ops.attention_forward({.o_BTHD = acts(work_.mixed, n, config_.dim).slice(1, 0, count).split(2, heads_, head_dim_),
-                         .lse_BTH = heads_of(work_.lse, count),
+                         .lse_BTH = scalars_of_heads(work_.lse, count),
                          .q_BTHD = q,
                          .k_BSHD = keys.slice(1, 0, position_ + count),
                          .v_BSHD = values.slice(1, 0, position_ + count),
                          .q_begin = position_,
-                         .scale = 1.0 / std::sqrt(static_cast<double>(head_dim_))});
+                         .scale = attention_scale(head_dim_)});
 }
 
-// The cache becomes the state: the Memory Converter. The cached keys are rotated, the state wants them as they were.
+// The Memory Converter: turns the cache into the state. Cached keys are rotated; the state needs them before rotation.
 void Decoder::collapse(Ops& ops, Layer& layer) {
-  const int64_t B = batch_, P = layer.transpoint;
-  layer.state_BHDD = Buffer({B, heads_, head_dim_, head_dim_}, acc_, device_);
+  layer.state_BHDD = Buffer({batch_, heads_, head_dim_, head_dim_}, acc_, device_);
   if (config_.converter == Converter::exact) {
     const Tensor keys = cached(layer.keys_BPHD, layer);
     ops.rope_backward({.dx_BTHD = keys, .dy_BTHD = keys, .position = 0, .theta = config_.rope_theta});
     ops.ssd_forward({.y_BTHD = {},
-                     .final_state_BHKD = layer.state_BHDD.tensor({B, heads_, head_dim_, head_dim_}, acc_),
+                     .final_state_BHKD = layer.state_BHDD.tensor({batch_, heads_, head_dim_, head_dim_}, acc_),
                      .log_decay_BH = {},
                      .q_BTHD = {},
                      .k_BTHD = keys,
                      .v_BTHD = cached(layer.values_BPHD, layer),
-                     .dt_BTH = layer.dt_BPH.tensor({B, P, heads_}, acc_),
-                     .log_a_BTH = layer.log_a_BPH.tensor({B, P, heads_}, acc_),
+                     .dt_BTH = scalars_of_heads(layer.dt_BPH, layer.transpoint),
+                     .log_a_BTH = scalars_of_heads(layer.log_a_BPH, layer.transpoint),
                      .D_H = {},
                      .initial_state_BHKD = {},
                      .chunk = config_.chunk});
@@ -227,37 +201,27 @@ void Decoder::collapse(Ops& ops, Layer& layer) {
   for (Buffer* buffer : {&layer.keys_BPHD, &layer.values_BPHD, &layer.dt_BPH, &layer.log_a_BPH}) *buffer = Buffer();
 }
 
-// The SSM takes new tokens [begin, n).
-void Decoder::scan(Ops& ops, Layer& layer, int64_t n, int64_t begin, const Tensor& params, size_t index,
-                   ConstTensor u_NC) {
-  const MixerParams w = MixerParams::of(table_, params, config_, static_cast<int64_t>(index));
-  const int64_t count = n - begin, B = batch_, C = config_.dim;
+// The SSM processes the new tokens from `begin` on.
+void Decoder::scan(Ops& ops, const MixerParams& w, Layer& layer, int64_t begin, ConstTensor u_NC) {
+  const int64_t B = batch_, n = u_NC.size(0) / B, count = n - begin, C = config_.dim;
+  const Tensor qkv_BnX = acts(work_.qkv, n, 3 * C);
   const Tensor state = layer.state_BHDD.tensor({B, heads_, head_dim_, head_dim_}, acc_);
   const Tensor y = acts(work_.y, count, C).split(2, heads_, head_dim_);
   ops.ssd_forward({.y_BTHD = y,
                    .final_state_BHKD = state,
                    .log_decay_BH = {},
-                   .q_BTHD = part(n, 0, begin, count),
-                   .k_BTHD = part(n, 1, begin, count),
-                   .v_BTHD = part(n, 2, begin, count),
-                   .dt_BTH = heads_of(work_.dt, n).slice(1, begin, count),
-                   .log_a_BTH = heads_of(work_.log_a, n).slice(1, begin, count),
+                   .q_BTHD = qkv_heads(qkv_BnX, QkvChannel::q, begin, count, heads_),
+                   .k_BTHD = qkv_heads(qkv_BnX, QkvChannel::k, begin, count, heads_),
+                   .v_BTHD = qkv_heads(qkv_BnX, QkvChannel::v, begin, count, heads_),
+                   .dt_BTH = scalars_of_heads(work_.dt, n).slice(1, begin, count),
+                   .log_a_BTH = scalars_of_heads(work_.log_a, n).slice(1, begin, count),
                    .D_H = w.D_H,
                    .initial_state_BHKD = state,
                    .chunk = config_.chunk});
-  Tensor z;
-  if (config_.z_gate) {
-    const Tensor z_BnC = acts(work_.z, count, C);
-    for (int64_t b = 0; b < B; ++b)
-      ops.linear_forward({.y_NO = z_BnC.select(0, b), .x_NI = u_NC.slice(0, b * n + begin, count), .w_OI = w.z_CC});
-    z = z_BnC.split(2, heads_, head_dim_);
-  }
-  ops.gated_norm_forward({.out_BTHD = acts(work_.mixed, n, C).slice(1, begin, count).split(2, heads_, head_dim_),
-                          .rstd_BTH = heads_of(work_.gate_rstd, count),
-                          .y_BTHD = y,
-                          .z_BTHD = z,
-                          .w_HD = w.out_norm_HD,
-                          .eps = config_.norm_eps});
+  const Tensor z_BSC = config_.z_gate ? acts(work_.z, count, C) : Tensor();
+  project_z(ops, w, z_BSC, u_NC);
+  gate_and_norm(ops, w, acts(work_.mixed, n, C).slice(1, begin, count), scalars_of_heads(work_.gate_rstd, count), y,
+                z_BSC, config_.norm_eps);
 }
 
 }  // namespace tmamba

@@ -1,5 +1,7 @@
-// Decoding token by token (spec.md section 6): before a layer's TransPoint its keys and values are cached; on reaching
-// it the cache is collapsed into the SSM state by the Memory Converter and freed; from then on memory is constant.
+// Decoding token by token (model/SPEC.md section 6): before a layer's TransPoint its keys and values are cached; at the
+// TransPoint the Memory Converter turns the cache into the SSM state, and the cache is freed; from then on memory is
+// constant. Projections, gate and MLP are those of training (model/mixer_projections.h, model/mlp.h); the mixing of
+// tokens works on caches.
 //
 // B sequences in lockstep, n new tokens, N = B n rows, X = 3 H D channels of q, k, v, C model width, V vocabulary.
 #pragma once
@@ -9,13 +11,13 @@
 #include "kernels/base/buffer.h"
 #include "kernels/ops/ops.h"
 #include "model/config.h"
-#include "model/parameters.h"
+#include "model/model_params.h"
 
 namespace tmamba {
 
 class Decoder {
  public:
-  // For at most max_tokens tokens; `transpoints` may lie beyond them. Prompts are taken `prefill_chunk` tokens at a
+  // For at most max_tokens tokens; `transpoints` may lie beyond them. Prompts are processed `prefill_chunk` tokens at a
   // time.
   Decoder(const ModelConfig& config, const ParameterTable& table, const std::vector<int64_t>& transpoints,
           int64_t batch, int64_t max_tokens, DType dtype, Device device, int64_t prefill_chunk = 256);
@@ -25,7 +27,7 @@ class Decoder {
   Tensor feed(Ops& ops, const Tensor& params, ConstTensor tokens_Bn);
 
   int64_t position() const { return position_; }
-  // Bytes held by caches and states now.
+  // Bytes that caches and states take now.
   int64_t cache_bytes() const;
 
  private:
@@ -38,20 +40,19 @@ class Decoder {
     Buffer dt_BPH, log_a_BPH;
     Buffer state_BHDD;  // allocated at the TransPoint
   };
-  // One chunk's activations, shared by all layers.
+  // The activations of one chunk, shared by all layers.
   struct Workspace {
     Buffer h, delta, u, rstd, pre, qkv, tail, raw, dt, log_a, z, y, gate_rstd, lse, mixed, gate_up, act, last, logits;
   };
 
-  void feed_chunk(Ops& ops, const Tensor& params, ConstTensor tokens_Bn);
-  void mixer(Ops& ops, const Tensor& params, size_t layer, Tensor out_NC, ConstTensor u_NC, int64_t n);
+  void feed_chunk(Ops& ops, const ModelParams& w, ConstTensor tokens_Bn);
+  void mixer(Ops& ops, const MixerParams& w, Layer& layer, Tensor out_NC, ConstTensor u_NC);
   void shift_tail(Ops& ops, Layer& layer, const Tensor& pre_BnX);
   void attend(Ops& ops, Layer& layer, int64_t n, int64_t count);
-  void scan(Ops& ops, Layer& layer, int64_t n, int64_t begin, const Tensor& params, size_t index, ConstTensor u_NC);
+  void scan(Ops& ops, const MixerParams& w, Layer& layer, int64_t begin, ConstTensor u_NC);
   void collapse(Ops& ops, Layer& layer);
   Tensor acts(const Buffer& buffer, int64_t n, int64_t width) const;  // [B, n, width] of type dtype_
-  Tensor heads_of(const Buffer& buffer, int64_t n) const;             // [B, n, H] of the accumulate type
-  Tensor part(int64_t n, int64_t which, int64_t begin, int64_t count) const;
+  Tensor scalars_of_heads(const Buffer& buffer, int64_t n) const;     // [B, n, H] of the accumulate type
   Tensor cached(const Buffer& buffer, const Layer& layer) const;
 
   const ModelConfig& config_;

@@ -6,7 +6,7 @@ namespace tmamba {
 
 namespace {
 
-// Statistics of all parts of the vocabulary, from those of each.
+// Combines the statistics of all shards of the vocabulary.
 void combine_shards(Ops& ops, TensorExchange& tensor, const Tensor& max_n, const Tensor& local_max_n,
                     const Tensor& sum_exp_n, const Tensor& target_n) {
   if (tensor.size() == 1) return;
@@ -19,9 +19,9 @@ void combine_shards(Ops& ops, TensorExchange& tensor, const Tensor& max_n, const
 
 }  // namespace
 
-// Each chunk reads and writes the gradient of the whole head, so chunks should be large; and the logits of as many rows
-// as hold 8 C numbers for each of all N cost no memory, since a layer's backward pass takes as much. The whole
-// vocabulary counts: parts may differ by one, and all ranks must take the same chunks.
+// Each chunk reads and writes the gradient of the whole head, so chunks should be large. Logits of up to 8 C elements
+// for each of the N rows do not raise the peak of memory, since the backward pass of a layer takes as much. The size
+// follows from the whole vocabulary, since shards may differ by one row and all ranks must process the same chunks.
 int64_t head_chunk_rows(int64_t rows, int64_t width, int64_t vocab) {
   return std::max<int64_t>(64, round_up(ceil_div(8 * width * rows, vocab), 64));
 }

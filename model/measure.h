@@ -1,5 +1,5 @@
-// What a model needs on one rank, found by a dry run: its own forward and backward over measuring arenas and ops that
-// only count. Nothing is computed, sent or allocated, so any rank of any layout can be measured anywhere.
+// Measures the memory and work of a model on one rank by a dry run: its own forward and backward with measuring arenas
+// and ops that only count. Nothing is computed, sent or allocated, so any rank of any layout can be measured anywhere.
 #pragma once
 
 #include "kernels/ops/counting_ops.h"
@@ -8,15 +8,15 @@
 namespace tmamba {
 
 struct ModelMeasure {
-  size_t saved_bytes = 0;    // activations that backward needs, kept or computed again
-  size_t scratch_bytes = 0;  // most staging and temporaries at a time
+  size_t saved_bytes = 0;    // activations that backward needs, saved or recomputed
+  size_t scratch_bytes = 0;  // peak of staging buffers and temporaries
   OpCounts counts;           // of one micro-batch
   size_t activation_bytes() const { return saved_bytes + scratch_bytes; }
 };
 
 enum class Pass : uint8_t { forward, forward_backward };
 
-// Of one micro-batch of ranks.batch() sequences, with the model at `level`.
+// Measures one micro-batch of ranks.batch() sequences at a level of recomputation.
 ModelMeasure measure_model(const ModelConfig& config, const ParameterTable& table, ModelRanks& ranks, DType dtype,
                            Device device, Recompute level = Recompute::none, Pass pass = Pass::forward_backward);
 

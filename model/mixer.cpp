@@ -4,21 +4,6 @@
 
 namespace tmamba {
 
-MixerParams MixerParams::of(const ParameterTable& table, const Tensor& flat, const ModelConfig& config, int64_t layer) {
-  auto view = [&](const char* name) { return table.view(flat, str("layers.", layer, ".mixer.", name)); };
-  const Tensor out_norm = view("out_norm.weight");
-  return {.qkv_XC = view("qkv.weight"),
-          .conv_XW = view("conv.weight"),
-          .conv_bias_X = view("conv.bias"),
-          .z_CC = config.z_gate ? view("z.weight") : Tensor(),
-          .dt_HC = view("dt.weight"),
-          .dt_bias_H = view("dt.bias"),
-          .A_log_H = view("A_log"),
-          .D_H = view("D"),
-          .out_norm_HD = out_norm.split(0, out_norm.size(0) / config.head_dim(), config.head_dim()),
-          .out_CC = view("out.weight")};
-}
-
 Mixer::Mixer(const ModelConfig& config, int layer, ModelRanks& ranks, int64_t local_heads, DType dtype, Recompute level)
     : config_(config),
       sequence_(ranks.sequence()),
@@ -34,44 +19,44 @@ Mixer::Mixer(const ModelConfig& config, int layer, ModelRanks& ranks, int64_t lo
   for (const Segment& s : sequence_.segments()) prefix_ += layer_.attention_part(s).size();
   suffix_ = tokens_ - prefix_;
   if (head_parallel_) {
-    tokens_mixer_.emplace(config, ranks.whole().layout().layer(layer), Transport{}, ranks.whole(), batch_,
-                          exact_div(heads_, ranks.layout().ranks()), dtype, level);
+    sequence_mixer_.emplace(config, ranks.whole().layout().layer(layer), Transport{}, ranks.whole(), batch_,
+                            exact_div(heads_, ranks.layout().ranks()), dtype, level);
   } else {
-    tokens_mixer_.emplace(config, layer_, ranks.transport(layer), sequence_, batch_, heads_, dtype, level);
+    sequence_mixer_.emplace(config, layer_, ranks.transport(layer), sequence_, batch_, heads_, dtype, level);
   }
 }
 
-void Mixer::place(const AllocationPlan& place) {
+void Mixer::allocate(const AllocationPlan& plan) {
   const int64_t B = batch_, P = prefix_, S = suffix_, C = width();
-  // Attention outputs are kept where they were made: head-parallel by heads.
-  const auto place_o = [&](Tensor& x, int64_t rows) {
+  // Attention outputs are saved where they were computed: in a head-parallel layer by heads.
+  const auto save_o = [&](Tensor& x, int64_t rows) {
     if (head_parallel_) {
-      place.keep_below(Recompute::all, x, {B, rows, C}, dtype_);
+      plan.save_before(Recompute::all, x, {B, rows, C}, dtype_);
     } else {
-      place.keep(x, {B, rows, C}, dtype_);
+      plan.save(x, {B, rows, C}, dtype_);
     }
   };
   if (S == 0) {
-    place_o(mixed_BnC_, P);
+    save_o(mixed_BnC_, P);
   } else {
-    place.keep_below(Recompute::cheap, mixed_BnC_, {B, tokens_, C}, dtype_);
-    if (keeps_o_apart()) place_o(o_BPC_, P);
-    if (config_.z_gate) place.keep_below(Recompute::all, z_BSC_, {B, S, C}, dtype_);
-    place.keep_below(Recompute::all, y_BSHD_, {B, S, heads_, head_dim_}, dtype_);
-    place.keep_below(Recompute::cheap, rstd_BSH_, {B, S, heads_}, acc_);
+    plan.save_before(Recompute::cheap, mixed_BnC_, {B, tokens_, C}, dtype_);
+    if (separate_o()) save_o(o_BPC_, P);
+    if (config_.z_gate) plan.save_before(Recompute::all, z_BSC_, {B, S, C}, dtype_);
+    plan.save_before(Recompute::all, y_BSHD_, {B, S, heads_, head_dim_}, dtype_);
+    plan.save_before(Recompute::cheap, rstd_BSH_, {B, S, heads_}, acc_);
   }
   if (head_parallel_) {
-    const int64_t T = sequence_.layout().tokens(), before = layer_.transpoint(), share = C / sequence_.layout().ranks();
-    place.keep(o_heads_BPC_, {B, before, share}, dtype_);
-    place.keep_below(Recompute::none, y_heads_BSC_, {B, T - before, share}, dtype_);
+    const int64_t T = sequence_.layout().tokens(), before = layer_.transpoint(), slice = C / sequence_.layout().ranks();
+    plan.save(o_heads_BPC_, {B, before, slice}, dtype_);
+    plan.save_before(Recompute::none, y_heads_BSC_, {B, T - before, slice}, dtype_);
   }
-  tokens_mixer_->place(place);
-  if (!place.last()) return;
+  sequence_mixer_->allocate(plan);
+  if (!plan.is_shared_pass()) return;
   const auto by_head = [&](const Tensor& x) { return x.split(2, x.size(2) / head_dim_, head_dim_); };
   if (head_parallel_) {
-    tokens_mixer_->set_outputs(by_head(o_heads_BPC_), by_head(y_heads_BSC_));
+    sequence_mixer_->set_outputs(by_head(o_heads_BPC_), by_head(y_heads_BSC_));
   } else {
-    tokens_mixer_->set_outputs(by_head(o_BPC()), y_BSHD_);
+    sequence_mixer_->set_outputs(by_head(o_BPC()), y_BSHD_);
   }
 }
 
@@ -81,9 +66,9 @@ Tensor Mixer::heads(const Tensor& rows_BnC, int64_t begin, int64_t count) const 
 
 void Mixer::forward(Ops& ops, Arena& scratch, const MixerParams& w, Tensor out_NC, ConstTensor u_NC) {
   const size_t mark = scratch.used();
-  SequenceMixer& mixer = *tokens_mixer_;
+  SequenceMixer& mixer = *sequence_mixer_;
   const SequenceMixerParams params = params_by_head(ops, scratch, w);
-  Pending arrival = project(ops, scratch, w, u_NC, false);
+  Pending arrival = project_in(ops, scratch, w, u_NC, false);
   if (head_parallel_) {
     arrival.finish();
     mixer.forward(ops, scratch, params, mixer.begin_forward(scratch));
@@ -91,91 +76,76 @@ void Mixer::forward(Ops& ops, Arena& scratch, const MixerParams& w, Tensor out_N
   } else {
     mixer.forward(ops, scratch, params, std::move(arrival));
   }
-  gate(ops, w.out_norm_HD);
+  gate(ops, w);
   project_out(ops, w, out_NC);
   scratch.rewind(mark);
 }
 
 void Mixer::recompute(Ops& ops, Arena& scratch, const MixerParams& w, ConstTensor u_NC) {
   if (level_ == Recompute::none) return;
-  const bool all = level_ == Recompute::all;
+  const bool all = recomputes(level_, Recompute::all);
   const size_t mark = scratch.used();
   const SequenceMixerParams params = params_by_head(ops, scratch, w);
-  if (all) project(ops, scratch, w, u_NC, true).finish();
-  tokens_mixer_->recompute(ops, params);
+  if (all) project_in(ops, scratch, w, u_NC, true).finish();
+  sequence_mixer_->recompute(ops, params);
   if (all && head_parallel_) {
     sequence_.to_tokens(scratch, outputs_by_head(o_heads_BPC_, y_heads_BSC_, o_BPC(), y_BSHD_)).finish();
   }
-  gate(ops, w.out_norm_HD);
+  gate(ops, w);
   scratch.rewind(mark);
 }
 
-// q, k, v, the raw step sizes and z; then, or as soon as q, k, v are there, what the mixing of tokens needs of other
-// ranks is on its way. `again`: the halo is there from forward.
-Pending Mixer::project(Ops& ops, Arena& scratch, const MixerParams& w, ConstTensor u_NC, bool again) {
-  const int64_t B = batch_, n = tokens_, N = B * n, H = heads_;
-  SequenceMixer& mixer = *tokens_mixer_;
+// Computes q, k, v, the raw step sizes and z, and starts the exchange that the mixing of tokens needs as soon as its
+// inputs are computed. `repeated`: this is recomputation, and the halo is saved from forward.
+Pending Mixer::project_in(Ops& ops, Arena& scratch, const MixerParams& w, ConstTensor u_NC, bool repeated) {
+  const int64_t B = batch_, n = tokens_, H = heads_;
+  SequenceMixer& mixer = *sequence_mixer_;
   const Tensor pre_BnX = head_parallel_ ? scratch.take({B, n, 3 * width()}, dtype_) : mixer.pre_BnX();
   const Tensor raw_BnH = !has_ssm() || !head_parallel_ ? mixer.raw_BnH() : scratch.take({B, n, H}, dtype_);
   Pending arrival;
-  ops.linear_forward({.y_NO = pre_BnX.view({N, 3 * width()}), .x_NI = u_NC, .w_OI = w.qkv_XC});
-  if (!head_parallel_ && !again) arrival = mixer.begin_forward(scratch);
-  if (has_ssm()) ops.linear_forward({.y_NO = raw_BnH.view({N, H}), .x_NI = u_NC, .w_OI = w.dt_HC});
+  project_qkv(ops, w, pre_BnX, u_NC);
+  if (!head_parallel_ && !repeated) arrival = mixer.begin_forward(scratch);
+  if (has_ssm()) project_dt(ops, w, raw_BnH, u_NC);
   if (head_parallel_) {
     arrival = sequence_.to_heads(scratch, inputs_by_head(mixer.pre_BnX(), mixer.raw_BnH(), pre_BnX, raw_BnH));
   }
-  if (gates()) project_suffix(ops, u_NC, w.z_CC);
+  project_z(ops, w, z_BSC_, u_NC);
   return arrival;
 }
 
-// The mixed rows, from the outputs of both halves.
-void Mixer::gate(Ops& ops, const Tensor& out_norm_HD) {
-  if (keeps_o_apart()) ops.copy({mixed_BnC_.slice(1, 0, prefix_), o_BPC_});
+// Computes the mixed rows from the outputs of both halves.
+void Mixer::gate(Ops& ops, const MixerParams& w) {
+  if (separate_o()) ops.copy({mixed_BnC_.slice(1, 0, prefix_), o_BPC_});
   if (suffix_ == 0) return;
-  const Tensor z = config_.z_gate ? z_BSC_.split(2, heads_, head_dim_) : Tensor();
-  ops.gated_norm_forward({.out_BTHD = heads(mixed_BnC_, prefix_, suffix_),
-                          .rstd_BTH = rstd_BSH_,
-                          .y_BTHD = y_BSHD_,
-                          .z_BTHD = z,
-                          .w_HD = out_norm_HD,
-                          .eps = config_.norm_eps});
+  gate_and_norm(ops, w, mixed_BnC_.slice(1, prefix_, suffix_), rstd_BSH_, y_BSHD_, z_BSC_, config_.norm_eps);
 }
 
 void Mixer::project_out(Ops& ops, const MixerParams& w, Tensor out_NC) const {
-  ops.linear_forward({.y_NO = out_NC, .x_NI = mixed_BnC_.view({batch_ * tokens_, width()}), .w_OI = w.out_CC});
-}
-
-// z of the SSM tokens alone: their rows of every sequence.
-void Mixer::project_suffix(Ops& ops, ConstTensor u_NC, const Tensor& w_CC) {
-  for (int64_t b = 0; b < batch_; ++b)
-    ops.linear_forward(
-        {.y_NO = z_BSC_.select(0, b), .x_NI = u_NC.slice(0, b * tokens_ + prefix_, suffix_), .w_OI = w_CC});
+  tmamba::project_out(ops, w, out_NC, mixed_BnC_);
 }
 
 void Mixer::backward(Ops& ops, Arena& scratch, const MixerParams& w, const MixerParams& grad, Tensor du_NC,
                      ConstTensor dout_NC, ConstTensor u_NC) {
   const size_t mark = scratch.used();
   const int64_t B = batch_, n = tokens_, H = heads_, D = head_dim_, N = B * n;
-  SequenceMixer& mixer = *tokens_mixer_;
-  const Tensor dpre_BnX = scratch.take({B, n, 3 * width()}, dtype_);
-  const Tensor draw_BnH = has_ssm() ? scratch.take({B, n, H}, dtype_) : Tensor();
+  const InputGradients d{.dpre_BnX = scratch.take({B, n, 3 * width()}, dtype_),
+                         .draw_BnH = has_ssm() ? scratch.take({B, n, H}, dtype_) : Tensor(),
+                         .dz_BSC = has_gate() ? scratch.take({B, suffix_, width()}, dtype_) : Tensor()};
   const Tensor dmixed_BnC = scratch.take({B, n, width()}, dtype_);
   const Tensor dy_BSHD = suffix_ > 0 ? scratch.take({B, suffix_, H, D}, dtype_) : Tensor();
-  const Tensor dz_BSC = gates() ? scratch.take({B, suffix_, width()}, dtype_) : Tensor();
   const SequenceMixerParams params = params_by_head(ops, scratch, w), grads = zero_grads_by_head(ops, scratch, grad);
 
-  SequenceMixer::Keys keys = mixer.begin_backward(scratch);
+  SequenceMixer::Keys keys = sequence_mixer_->begin_backward(scratch);
   ops.linear_backward_input(
       {.dx_NI = dmixed_BnC.view({N, width()}), .dy_NO = dout_NC, .w_OI = w.out_CC, .accumulate = false});
   if (suffix_ > 0) {
-    const Tensor z = config_.z_gate ? z_BSC_.split(2, H, D) : Tensor(),
-                 dz = config_.z_gate ? dz_BSC.split(2, H, D) : Tensor();
+    const auto by_head = [&](const Tensor& x) { return has_gate() ? x.split(2, H, D) : Tensor(); };
     ops.gated_norm_backward({.dy_BTHD = dy_BSHD,
-                             .dz_BTHD = dz,
+                             .dz_BTHD = by_head(d.dz_BSC),
                              .dw_HD = grad.out_norm_HD,
                              .dout_BTHD = heads(dmixed_BnC, prefix_, suffix_),
                              .y_BTHD = y_BSHD_,
-                             .z_BTHD = z,
+                             .z_BTHD = by_head(z_BSC_),
                              .rstd_BTH = rstd_BSH_,
                              .w_HD = w.out_norm_HD});
   }
@@ -189,64 +159,69 @@ void Mixer::backward(Ops& ops, Arena& scratch, const MixerParams& w, const Mixer
     ops.linear_backward_weight({.dw_OI = grad.out_CC, .dy_NO = dout_NC, .x_NI = mixed_BnC_.view({N, width()})});
     arrival.finish();
     const Tensor dout_BThD = dout_BTC.split(2, h, D);
-    mixer
-        .backward(ops, scratch, params, grads, dpre_BTX, draw_BTH, dout_BThD.slice(1, 0, P),
-                  dout_BThD.slice(1, P, T - P), std::move(keys))
+    sequence_mixer_
+        ->backward(ops, scratch, params, grads,
+                   {dpre_BTX, draw_BTH, dout_BThD.slice(1, 0, P), dout_BThD.slice(1, P, T - P)}, std::move(keys))
         .finish();
     add_grads_by_head(ops, grad, grads);
-    arrival = sequence_.to_tokens(scratch, inputs_by_head(dpre_BTX, draw_BTH, dpre_BnX, draw_BnH));
+    arrival = sequence_.to_tokens(scratch, inputs_by_head(dpre_BTX, draw_BTH, d.dpre_BnX, d.draw_BnH));
   } else {
     ops.linear_backward_weight({.dw_OI = grad.out_CC, .dy_NO = dout_NC, .x_NI = mixed_BnC_.view({N, width()})});
-    arrival = mixer.backward(ops, scratch, params, grads, dpre_BnX, draw_BnH, heads(dmixed_BnC, 0, prefix_), dy_BSHD,
-                             std::move(keys));
+    arrival = sequence_mixer_->backward(
+        ops, scratch, params, grads, {d.dpre_BnX, d.draw_BnH, heads(dmixed_BnC, 0, prefix_), dy_BSHD}, std::move(keys));
   }
-
-  for (int64_t b = 0; b < B && gates(); ++b) {
-    ops.linear_backward_weight(
-        {.dw_OI = grad.z_CC, .dy_NO = dz_BSC.select(0, b), .x_NI = u_NC.slice(0, b * n + prefix_, suffix_)});
-  }
-  arrival.finish();
-  const Tensor dpre_NX = dpre_BnX.view({N, 3 * width()});
-  ops.linear_backward_input({.dx_NI = du_NC, .dy_NO = dpre_NX, .w_OI = w.qkv_XC, .accumulate = false});
-  ops.linear_backward_weight({.dw_OI = grad.qkv_XC, .dy_NO = dpre_NX, .x_NI = u_NC});
-  if (has_ssm()) {
-    ops.linear_backward_input({.dx_NI = du_NC, .dy_NO = draw_BnH.view({N, H}), .w_OI = w.dt_HC, .accumulate = true});
-    ops.linear_backward_weight({.dw_OI = grad.dt_HC, .dy_NO = draw_BnH.view({N, H}), .x_NI = u_NC});
-  }
-  for (int64_t b = 0; b < B && gates(); ++b) {
-    ops.linear_backward_input({.dx_NI = du_NC.slice(0, b * n + prefix_, suffix_),
-                               .dy_NO = dz_BSC.select(0, b),
-                               .w_OI = w.z_CC,
-                               .accumulate = true});
-  }
+  project_in_backward(ops, w, grad, d, std::move(arrival), du_NC, u_NC);
   scratch.rewind(mark);
 }
 
-// --- Head-parallel
-// -----------------------------------------------------------------------------------------------------
+// The gradients of q, k, v and of the step sizes are complete when `arrival` is finished; those of z are before that.
+void Mixer::project_in_backward(Ops& ops, const MixerParams& w, const MixerParams& grad, const InputGradients& d,
+                                Pending arrival, Tensor du_NC, ConstTensor u_NC) const {
+  const int64_t B = batch_, n = tokens_, N = B * n;
+  for (int64_t b = 0; b < B && has_gate(); ++b) {
+    ops.linear_backward_weight(
+        {.dw_OI = grad.z_CC, .dy_NO = d.dz_BSC.select(0, b), .x_NI = u_NC.slice(0, b * n + prefix_, suffix_)});
+  }
+  arrival.finish();
+  const Tensor dpre_NX = d.dpre_BnX.view({N, 3 * width()});
+  ops.linear_backward_input({.dx_NI = du_NC, .dy_NO = dpre_NX, .w_OI = w.qkv_XC, .accumulate = false});
+  ops.linear_backward_weight({.dw_OI = grad.qkv_XC, .dy_NO = dpre_NX, .x_NI = u_NC});
+  if (has_ssm()) {
+    const Tensor draw_NH = d.draw_BnH.view({N, heads_});
+    ops.linear_backward_input({.dx_NI = du_NC, .dy_NO = draw_NH, .w_OI = w.dt_HC, .accumulate = true});
+    ops.linear_backward_weight({.dw_OI = grad.dt_HC, .dy_NO = draw_NH, .x_NI = u_NC});
+  }
+  for (int64_t b = 0; b < B && has_gate(); ++b) {
+    ops.linear_backward_input({.dx_NI = du_NC.slice(0, b * n + prefix_, suffix_),
+                               .dy_NO = d.dz_BSC.select(0, b),
+                               .w_OI = w.z_CC,
+                               .accumulate = true});
+  }
+}
 
-// q, k, v and the raw step sizes: each a run of columns over all heads, of which a rank mixes its share.
+// --- Head-parallel -------------------------------------------------------------------------------------------------
+
+// q, k, v and the raw step sizes. Each is a range of columns over all heads, of which a rank mixes its slice.
 std::vector<HeadTensor> Mixer::inputs_by_head(const Tensor& pre_BTX, const Tensor& raw_BTH, const Tensor& pre_BnX,
                                               const Tensor& raw_BnH) const {
   const TokenRange all{0, sequence_.layout().tokens()};
-  const int64_t share = pre_BTX.size(2) / 3;
+  const int64_t slice = pre_BTX.size(2) / 3;
   std::vector<HeadTensor> list;
   for (int64_t i = 0; i < 3; ++i) {
-    list.push_back({all, pre_BTX.slice(2, i * share, share), pre_BnX.slice(2, i * width(), width())});
+    list.push_back({all, pre_BTX.slice(2, i * slice, slice), pre_BnX.slice(2, i * width(), width())});
   }
   if (has_ssm()) list.push_back({all, raw_BTH, raw_BnH});
   return list;
 }
 
-// Attention outputs, and SSM outputs, which still have to pass gate and norm. By heads: all tokens before and from the
-// TransPoint on.
+// Attention outputs, and SSM outputs before gate and norm. By heads: all tokens before the TransPoint and from it on.
 std::vector<HeadTensor> Mixer::outputs_by_head(const Tensor& o_heads, const Tensor& y_heads, const Tensor& o_BPC,
                                                const Tensor& y_BSHD) const {
   const int64_t T = sequence_.layout().tokens(), P = layer_.transpoint();
   std::vector<HeadTensor> list;
   if (P > 0) list.push_back({{0, P}, o_heads, o_BPC});
   if (P < T) {
-    // A rank without SSM tokens has no rows of them.
+    // A rank without SSM tokens contributes no rows.
     const Tensor y_BSC = suffix_ > 0 ? y_BSHD.view({batch_, suffix_, width()}) : o_BPC.slice(1, 0, 0);
     list.push_back({{P, T}, y_heads, y_BSC});
   }
@@ -254,35 +229,35 @@ std::vector<HeadTensor> Mixer::outputs_by_head(const Tensor& o_heads, const Tens
 }
 
 SequenceMixerParams Mixer::params_by_head(Ops& ops, Arena& scratch, const MixerParams& w) const {
-  if (!head_parallel_) return {w.conv_XW, w.conv_bias_X, w.dt_bias_H, w.A_log_H, w.D_H};
-  const int64_t h = heads_ / sequence_.layout().ranks(), share = h * head_dim_, first = sequence_.rank() * h;
-  SequenceMixerParams part{.conv_XW = scratch.take({3 * share, w.conv_XW.size(1)}, w.conv_XW.dtype()),
-                           .conv_bias_X = scratch.take({3 * share}, w.conv_bias_X.dtype()),
-                           .dt_bias_H = w.dt_bias_H.slice(0, first, h),
-                           .A_log_H = w.A_log_H.slice(0, first, h),
-                           .D_H = w.D_H.slice(0, first, h)};
+  if (!head_parallel_) return w.sequence();
+  const int64_t h = heads_ / sequence_.layout().ranks(), slice = h * head_dim_, first = sequence_.rank() * h;
+  SequenceMixerParams local{.conv_XW = scratch.take({3 * slice, w.conv_XW.size(1)}, w.conv_XW.dtype()),
+                            .conv_bias_X = scratch.take({3 * slice}, w.conv_bias_X.dtype()),
+                            .dt_bias_H = w.dt_bias_H.slice(0, first, h),
+                            .A_log_H = w.A_log_H.slice(0, first, h),
+                            .D_H = w.D_H.slice(0, first, h)};
   for (int64_t i = 0; i < 3; ++i) {
     const int64_t begin = i * width() + first * head_dim_;
-    ops.copy({part.conv_XW.slice(0, i * share, share), w.conv_XW.slice(0, begin, share)});
-    ops.copy({part.conv_bias_X.slice(0, i * share, share), w.conv_bias_X.slice(0, begin, share)});
+    ops.copy({local.conv_XW.slice(0, i * slice, slice), w.conv_XW.slice(0, begin, slice)});
+    ops.copy({local.conv_bias_X.slice(0, i * slice, slice), w.conv_bias_X.slice(0, begin, slice)});
   }
-  return part;
+  return local;
 }
 
-// Where gradients of this rank's share of the heads go: in place, but for the convolution's, whose q, k and v channels
-// lie apart.
+// Buffers for the gradients of this rank's slice of the heads: views of `grad`, except for the convolution, whose q, k
+// and v channels are not adjacent there.
 SequenceMixerParams Mixer::zero_grads_by_head(Ops& ops, Arena& scratch, const MixerParams& grad) const {
-  SequenceMixerParams part = params_by_head(ops, scratch, grad);
-  if (head_parallel_) ops.fill({part.conv_XW, 0}), ops.fill({part.conv_bias_X, 0});
-  return part;
+  SequenceMixerParams local = params_by_head(ops, scratch, grad);
+  if (head_parallel_) ops.fill({local.conv_XW, 0}), ops.fill({local.conv_bias_X, 0});
+  return local;
 }
 
-void Mixer::add_grads_by_head(Ops& ops, const MixerParams& grad, const SequenceMixerParams& part) const {
-  const int64_t share = part.conv_XW.size(0) / 3;
+void Mixer::add_grads_by_head(Ops& ops, const MixerParams& grad, const SequenceMixerParams& local) const {
+  const int64_t slice = local.conv_XW.size(0) / 3;
   for (int64_t i = 0; i < 3; ++i) {
-    const int64_t begin = i * width() + sequence_.rank() * share;
-    ops.add({grad.conv_XW.slice(0, begin, share), part.conv_XW.slice(0, i * share, share)});
-    ops.add({grad.conv_bias_X.slice(0, begin, share), part.conv_bias_X.slice(0, i * share, share)});
+    const int64_t begin = i * width() + sequence_.rank() * slice;
+    ops.add({grad.conv_XW.slice(0, begin, slice), local.conv_XW.slice(0, i * slice, slice)});
+    ops.add({grad.conv_bias_X.slice(0, begin, slice), local.conv_bias_X.slice(0, i * slice, slice)});
   }
 }
 

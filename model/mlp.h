@@ -14,18 +14,27 @@ struct MlpParams {
   static MlpParams of(const ParameterTable& table, const Tensor& flat, int64_t layer);
 };
 
+struct MlpActivations {
+  Tensor gate_up_N2F;
+  Tensor act_NF;  // SiLU(gate) * up
+};
+
+// out = mlp(u), both [N, C]; writes the activations. Training and decoding (model/decoder.h) both call this.
+void mlp_forward(Ops& ops, const MlpParams& w, const MlpActivations& saved, Tensor out_NC, ConstTensor u_NC);
+
 class Mlp {
  public:
   Mlp(int64_t rows, int64_t local_ffn, DType dtype, Recompute level)
       : rows_(rows), ffn_(local_ffn), dtype_(dtype), level_(level) {}
-  // Gives its activations their memory, before anything else.
-  void place(const AllocationPlan& place);
+  // Assigns memory to the activations; called before everything else.
+  void allocate(const AllocationPlan& plan);
 
-  // out = mlp(u), both [N, C].
-  void forward(Ops& ops, const MlpParams& w, Tensor out_NC, ConstTensor u_NC);
-  // Before backward: what forward did not keep.
+  void forward(Ops& ops, const MlpParams& w, Tensor out_NC, ConstTensor u_NC) {
+    mlp_forward(ops, w, saved_, out_NC, u_NC);
+  }
+  // Before backward: recomputes the activations that forward did not save.
   void recompute(Ops& ops, const MlpParams& w, ConstTensor u_NC);
-  // du written over; gradients of the parameters added.
+  // Overwrites du; adds to the gradients of the parameters.
   void backward(Ops& ops, Arena& scratch, const MlpParams& w, const MlpParams& grad, Tensor du_NC, ConstTensor dout_NC,
                 ConstTensor u_NC);
 
@@ -33,8 +42,7 @@ class Mlp {
   int64_t rows_, ffn_;
   DType dtype_;
   Recompute level_;
-  Tensor gate_up_N2F_;
-  Tensor act_NF_;
+  MlpActivations saved_;
 };
 
 }  // namespace tmamba

@@ -26,7 +26,7 @@ ExchangeOps exchange_ops(Ops& ops) {
 
 namespace {
 
-LayoutSpec uncut(LayoutSpec spec) {
+LayoutSpec unsplit(LayoutSpec spec) {
   spec.ranks = spec.fold = spec.grain = 1;
   return spec;
 }
@@ -36,13 +36,13 @@ LayoutSpec uncut(LayoutSpec spec) {
 ModelRanks::ModelRanks(const LayoutSpec& layout, int64_t batch, Ops& ops, Communicator& sp, Communicator& tp,
                        std::vector<Transport> transports)
     : layout_(layout),
-      whole_layout_(uncut(layout)),
+      whole_layout_(unsplit(layout)),
       sequence_(layout_, sp, exchange_ops(ops)),
       whole_(whole_layout_, alone_, exchange_ops(ops)),
       transports_(std::move(transports)),
       batch_(batch),
       tensor_(tp, batch * sequence_.local_tokens(), exchange_ops(ops)) {
-  TM_CHECK(transports_.size() == 1 || std::ssize(transports_) == layout_.layers(), transports_.size(),
+  TM_CHECK(transports_.size() == 1 || std::ssize(transports_) == layout_.layers(), "ModelRanks: ", transports_.size(),
            " transports for ", layout_.layers(), " layers");
 }
 
@@ -52,8 +52,8 @@ Transport ModelRanks::transport(int layer) const {
 }
 
 void ModelRanks::shard(const Tensor& local_Bn, const ConstTensor& whole_BT) const {
-  TM_CHECK(whole_BT.size(1) == layout_.tokens() && local_Bn.size(1) == local_tokens(), "sequences of ",
-           whole_BT.size(1), " tokens for a layout of ", layout_.tokens());
+  TM_CHECK(whole_BT.size(1) == layout_.tokens() && local_Bn.size(1) == local_tokens(),
+           "ModelRanks::shard: sequences of ", whole_BT.size(1), " tokens for a layout of ", layout_.tokens());
   for (int64_t b = 0; b < whole_BT.size(0); ++b) {
     const int32_t* whole = whole_BT.select(0, b).data<int32_t>();
     int32_t* local = local_Bn.select(0, b).data<int32_t>();

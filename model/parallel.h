@@ -1,5 +1,5 @@
-// What a model on one rank knows of the others: how sequences are cut, and the exchanges along the two axes that share
-// a layer's work.
+// The other ranks as seen by the model on one rank: how sequences are split, and the exchanges along the two axes that
+// share a layer's work.
 #pragma once
 
 #include <memory>
@@ -12,30 +12,30 @@
 
 namespace tmamba {
 
-// The arithmetic of exchanges, done by `ops`.
+// The arithmetic that exchanges need, computed by `ops`.
 ExchangeOps exchange_ops(Ops& ops);
 
 class ModelRanks {
  public:
-  // Sequences of layout.tokens tokens, `batch` at a time. `transports`: of each layer; one stands for all layers. The
-  // others must outlive this.
+  // Sequences of layout.tokens tokens, `batch` at a time. `transports`: one for each layer, or one for all layers. Ops
+  // and communicators must outlive this.
   ModelRanks(const LayoutSpec& layout, int64_t batch, Ops& ops, Communicator& sp, Communicator& tp,
              std::vector<Transport> transports = {Transport{}});
   ModelRanks(const ModelRanks&) = delete;
   ModelRanks& operator=(const ModelRanks&) = delete;
 
   const SequenceLayout& layout() const { return layout_; }
-  // How the layer's ranks reach each other. One rank needs no transport.
+  // The transport of a layer; the default where one rank holds the sequence.
   Transport transport(int layer) const;
   SequenceExchange& sequence() { return sequence_; }
-  // Of a rank that has the whole sequence, as each has inside a head-parallel layer.
+  // The exchange of a rank that holds the whole sequence, as every rank does inside a head-parallel layer.
   SequenceExchange& whole() { return whole_; }
   TensorExchange& tensor() { return tensor_; }
   int64_t batch() const { return batch_; }
   // Tokens of each sequence on this rank, n.
   int64_t local_tokens() const { return sequence_.local_tokens(); }
 
-  // This rank's part of whole sequences: local_Bn from whole_BT, int32 on the host, both contiguous.
+  // Copies this rank's tokens of whole sequences: local_Bn from whole_BT, int32 on the host, both contiguous.
   void shard(const Tensor& local_Bn, const ConstTensor& whole_BT) const;
 
  private:

@@ -41,74 +41,64 @@ ParameterTable::ParameterTable(const ModelConfig& config, int tp_rank, int tp_si
   validate(config);
   if (config.heads % tp_size != 0 || config.ffn % tp_size != 0 || config.vocab < tp_size) {
     throw UserError(str("parallel.tp = ", tp_size, " does not divide model.heads = ", config.heads, " and model.ffn = ",
-                        config.ffn, ", or is over the vocabulary of ", config.vocab, "; change one of them"));
+                        config.ffn, ", or is larger than the vocabulary of ", config.vocab, "; change one of them"));
   }
-  const int64_t d = config.dim, H = config.heads, F = config.ffn, V = config.vocab;
-  int bucket = 0;
-  auto vector = [&](const std::string& name, int64_t rows, Shard shard, Init init) {
-    add({.name = name,
-         .stored = {name},
-         .dims = 1,
-         .rows = rows,
-         .cols = 1,
-         .shard = shard,
-         .init = init,
-         .decay = false,
-         .bucket = bucket,
-         .local_rows = 0,
-         .local_cols = 0,
-         .offset = 0});
-  };
-  auto matrix = [&](const std::string& name, int64_t rows, int64_t cols, Shard shard, Init init, bool decay = true) {
-    add({.name = name,
-         .stored = {name},
-         .dims = 2,
-         .rows = rows,
-         .cols = cols,
-         .shard = shard,
-         .init = init,
-         .decay = decay,
-         .bucket = bucket,
-         .local_rows = 0,
-         .local_cols = 0,
-         .offset = 0});
-  };
-  // Blocks of one matrix that are stored apart: "qkv" of "layers.0.mixer.qkv.weight" becomes q, k, v.
-  auto blocks = [&](const std::string& prefix, const std::string& kind, const std::vector<std::string>& names) {
-    parameters_.back().stored.clear();
-    for (const std::string& name : names) parameters_.back().stored.push_back(str(prefix, name, kind));
-  };
+  const int64_t d = config.dim, V = config.vocab;
+  add_matrix("embedding.weight", V, d, Shard::rows, Init::normal);
+  for (int64_t i = 0; i < config.layers; ++i) add_layer(i);
+  ++bucket_;
+  add_vector("norm.weight", d, Shard::none, Init::ones);
+  if (!config.tied_head) add_matrix("head.weight", V, d, Shard::rows, Init::normal);
+}
 
-  matrix("embedding.weight", V, d, Shard::rows, Init::normal);
-  for (int64_t i = 0; i < config.layers; ++i) {
-    ++bucket;
-    const std::string mixer = str("layers.", i, ".mixer."), mlp = str("layers.", i, ".mlp.");
-    vector(mixer + "norm.weight", d, Shard::none, Init::ones);
-    matrix(mixer + "qkv.weight", 3 * d, d, Shard::rows, Init::normal);
-    blocks(mixer, ".weight", {"q", "k", "v"});
-    matrix(mixer + "conv.weight", 3 * d, config.conv, Shard::rows, Init::conv, false);
-    blocks(mixer, ".weight", {"conv_q", "conv_k", "conv_v"});
-    vector(mixer + "conv.bias", 3 * d, Shard::rows, Init::zeros);
-    blocks(mixer, ".bias", {"conv_q", "conv_k", "conv_v"});
-    if (config.z_gate) matrix(mixer + "z.weight", d, d, Shard::rows, Init::normal);
-    matrix(mixer + "dt.weight", H, d, Shard::rows, Init::normal);
-    vector(mixer + "dt.bias", H, Shard::rows, Init::dt_bias);
-    vector(mixer + "A_log", H, Shard::rows, Init::a_log);
-    vector(mixer + "D", H, Shard::rows, Init::ones);
-    vector(mixer + "out_norm.weight", d, Shard::rows, Init::ones);
-    matrix(mixer + "out.weight", d, d, Shard::columns, Init::scaled_normal);
-    vector(mlp + "norm.weight", d, Shard::none, Init::ones);
-    matrix(mlp + "gate_up.weight", 2 * F, d, Shard::rows, Init::normal);
-    blocks(mlp, ".weight", {"gate", "up"});
-    matrix(mlp + "down.weight", d, F, Shard::columns, Init::scaled_normal);
-  }
-  ++bucket;
-  vector("norm.weight", d, Shard::none, Init::ones);
-  if (!config.tied_head) matrix("head.weight", V, d, Shard::rows, Init::normal);
-  buckets_ = bucket + 1;
+void ParameterTable::add_layer(int64_t i) {
+  const int64_t d = config_.dim, H = config_.heads, F = config_.ffn;
+  ++bucket_;
+  const std::string mixer = str("layers.", i, ".mixer."), mlp = str("layers.", i, ".mlp.");
+  add_vector(mixer + "norm.weight", d, Shard::none, Init::ones);
+  add_matrix(mixer + "qkv.weight", 3 * d, d, Shard::rows, Init::normal);
+  store_apart(mixer, ".weight", {"q", "k", "v"});
+  add_matrix(mixer + "conv.weight", 3 * d, config_.conv, Shard::rows, Init::conv, false);
+  store_apart(mixer, ".weight", {"conv_q", "conv_k", "conv_v"});
+  add_vector(mixer + "conv.bias", 3 * d, Shard::rows, Init::zeros);
+  store_apart(mixer, ".bias", {"conv_q", "conv_k", "conv_v"});
+  if (config_.z_gate) add_matrix(mixer + "z.weight", d, d, Shard::rows, Init::normal);
+  add_matrix(mixer + "dt.weight", H, d, Shard::rows, Init::normal);
+  add_vector(mixer + "dt.bias", H, Shard::rows, Init::dt_bias);
+  add_vector(mixer + "A_log", H, Shard::rows, Init::a_log);
+  add_vector(mixer + "D", H, Shard::rows, Init::ones);
+  add_vector(mixer + "out_norm.weight", d, Shard::rows, Init::ones);
+  add_matrix(mixer + "out.weight", d, d, Shard::columns, Init::scaled_normal);
+  add_vector(mlp + "norm.weight", d, Shard::none, Init::ones);
+  add_matrix(mlp + "gate_up.weight", 2 * F, d, Shard::rows, Init::normal);
+  store_apart(mlp, ".weight", {"gate", "up"});
+  add_matrix(mlp + "down.weight", d, F, Shard::columns, Init::scaled_normal);
+}
+
+void ParameterTable::add_vector(const std::string& name, int64_t rows, Shard shard, Init init) {
+  add({.name = name, .stored = {name}, .dims = 1, .rows = rows, .cols = 1, .shard = shard, .init = init});
+}
+
+void ParameterTable::add_matrix(const std::string& name, int64_t rows, int64_t cols, Shard shard, Init init,
+                                bool decay) {
+  add({.name = name,
+       .stored = {name},
+       .dims = 2,
+       .rows = rows,
+       .cols = cols,
+       .shard = shard,
+       .init = init,
+       .decay = decay});
+}
+
+void ParameterTable::store_apart(const std::string& prefix, const std::string& kind,
+                                 const std::vector<std::string>& names) {
+  parameters_.back().stored.clear();
+  for (const std::string& name : names) parameters_.back().stored.push_back(str(prefix, name, kind));
 }
 
 void ParameterTable::add(Parameter p) {
+  p.bucket = bucket_;
   p.local_rows = p.shard == Shard::rows ? shard_of(p.rows, tp_rank_, tp_size_).count : p.rows;
   p.local_cols = p.shard == Shard::columns ? exact_div(p.cols, tp_size_) : p.cols;
   p.offset = flat_size_;

@@ -1,5 +1,6 @@
-// The one table of the model's parameters: names, shapes, tensor-parallel shards, buckets, initial values, weight decay
-// and storage. Model, optimizer, gradient reduction and checkpoints all read it; nothing else lists parameters.
+// The table of the model's parameters (model/SPEC.md section 8): names, shapes, tensor-parallel shards, buckets,
+// initial values, weight decay and storage. Model, optimizer, gradient reduction and checkpoints read it; nothing else
+// lists parameters.
 #pragma once
 
 #include <cstdint>
@@ -11,16 +12,16 @@
 
 namespace tmamba {
 
-// How a tensor-parallel rank holds a parameter (design.md section 4).
+// How a tensor-parallel rank holds a parameter.
 enum class Shard : uint8_t {
-  none,     // whole on every rank; its gradient is summed over the tensor-parallel ranks
+  none,     // every rank holds the whole; its gradient is summed over the tensor-parallel ranks
   rows,     // a range of the rows of every stored block (heads, MLP channels, vocabulary)
   columns,  // a range of the columns
 };
 
 enum class Init : uint8_t {
   normal,         // N(0, init_std)
-  scaled_normal,  // N(0, init_std / sqrt(2 layers)): what is added to the residual stream
+  scaled_normal,  // N(0, init_std / sqrt(2 layers)): projections to the residual stream
   conv,           // uniform in +-1 / sqrt(W)
   zeros,
   ones,
@@ -29,16 +30,16 @@ enum class Init : uint8_t {
 };
 
 struct Parameter {
-  std::string name;                 // as in spec.md section 8
+  std::string name;
   std::vector<std::string> stored;  // its logical matrices on disk, equal blocks of rows: {q, k, v} of qkv, else {name}
   int dims;                         // 1: [rows], 2: [rows, cols]
   int64_t rows, cols;               // of the whole model; cols = 1 where dims = 1
   Shard shard;
   Init init;
-  bool decay;                      // weight decay applies
-  int bucket;                      // 0: embedding; 1 + i: layer i; 1 + layers: final norm and head
-  int64_t local_rows, local_cols;  // of this tensor-parallel rank
-  int64_t offset;                  // first element in this rank's flat buffer
+  bool decay = false;                      // weight decay applies
+  int bucket = 0;                          // 0: embedding; 1 + i: layer i; 1 + layers: final norm and head
+  int64_t local_rows = 0, local_cols = 0;  // of this tensor-parallel rank
+  int64_t offset = 0;                      // first element in this rank's flat buffer
 
   int64_t local_size() const { return local_rows * local_cols; }
 };
@@ -54,7 +55,7 @@ struct StoredRange {
 
 class ParameterTable {
  public:
-  // Throws UserError where heads or ffn cannot be cut by `tp_size`. The vocabulary is cut as evenly as it goes.
+  // Throws UserError where `tp_size` does not divide heads or ffn. The vocabulary is split as evenly as possible.
   ParameterTable(const ModelConfig& config, int tp_rank = 0, int tp_size = 1);
 
   const std::vector<Parameter>& all() const { return parameters_; }
@@ -64,23 +65,28 @@ class ParameterTable {
   Tensor view(const Tensor& flat, const std::string& name) const { return view(flat, find(name)); }
   // Elements of the local flat buffer, padding included; parameters start at multiples of 64 elements.
   int64_t flat_size() const { return flat_size_; }
-  int buckets() const { return buckets_; }
-  // Parameters of the whole model, all ranks together.
+  int buckets() const { return bucket_ + 1; }
+  // Elements of the whole model, on all ranks together.
   int64_t global_size() const;
-  // Where rows [begin, begin + rows) of the local parameter are on disk.
+  // The ranges on disk of rows [begin, begin + rows) of the local parameter.
   std::vector<StoredRange> stored_ranges(const Parameter& parameter, int64_t begin, int64_t rows) const;
-  // Writes the initial values of this rank's shards to a flat host buffer of float32 or float64. A pure function of
-  // (seed, stored name, element): the same for every layout.
+  // Writes the initial values of this rank's shards to a flat host buffer of float32 or float64. They are a pure
+  // function of (seed, stored name, element), so the same for every layout.
   void initialize(const Tensor& flat, uint64_t seed) const;
 
  private:
+  void add_layer(int64_t layer);
   void add(Parameter parameter);
+  void add_vector(const std::string& name, int64_t rows, Shard shard, Init init);
+  void add_matrix(const std::string& name, int64_t rows, int64_t cols, Shard shard, Init init, bool decay = true);
+  // Stores blocks of rows of the last parameter as matrices: "qkv" of "layers.0.mixer.qkv.weight" becomes q, k, v.
+  void store_apart(const std::string& prefix, const std::string& kind, const std::vector<std::string>& names);
 
   ModelConfig config_;
   int tp_rank_, tp_size_;
   std::vector<Parameter> parameters_;
   int64_t flat_size_ = 0;
-  int buckets_ = 0;
+  int bucket_ = 0;  // of the parameters that are added now
 };
 
 }  // namespace tmamba

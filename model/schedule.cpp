@@ -8,10 +8,10 @@ namespace tmamba {
 
 namespace {
 
-int64_t parse_count(const std::string& part, const std::string& text) {
+int64_t parse_count(const std::string& digits, const std::string& text) {
   int64_t value = -1;
-  const auto [end, error] = std::from_chars(part.data(), part.data() + part.size(), value);
-  if (error != std::errc() || end != part.data() + part.size() || value < 0) {
+  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
+  if (error != std::errc() || end != digits.data() + digits.size() || value < 0) {
     throw UserError(
         str("TransPoint \"", text, "\" is neither a number of tokens (512) nor a fraction of the sequence (\"1/4\")"));
   }

@@ -1,4 +1,4 @@
-// TransPoint schedules (spec.md section 4): where each layer switches from attention to the SSM.
+// TransPoint schedules (model/SPEC.md section 4): where each layer switches from attention to the SSM.
 #pragma once
 
 #include <cstdint>

@@ -5,6 +5,25 @@
 
 namespace tmamba {
 
+Tensor qkv_heads(const Tensor& qkv_BnX, QkvChannel channel, int64_t begin, int64_t count, int64_t heads) {
+  const int64_t width = exact_div(qkv_BnX.size(2), 3);
+  return qkv_BnX.slice(1, begin, count)
+      .slice(2, static_cast<int64_t>(channel) * width, width)
+      .split(2, heads, exact_div(width, heads));
+}
+
+void step_sizes(Ops& ops, const SequenceMixerParams& w, const Tensor& dt_BnH, const Tensor& log_a_BnH,
+                const Tensor& raw_BnH) {
+  const int64_t N = raw_BnH.size(0) * raw_BnH.size(1), H = raw_BnH.size(2);
+  ops.dt_forward({.dt_NH = dt_BnH.view({N, H}),
+                  .log_a_NH = log_a_BnH.view({N, H}),
+                  .raw_NH = raw_BnH.view({N, H}),
+                  .bias_H = w.dt_bias_H,
+                  .A_log_H = w.A_log_H});
+}
+
+double attention_scale(int64_t head_dim) { return 1.0 / std::sqrt(static_cast<double>(head_dim)); }
+
 SequenceMixer::SequenceMixer(const ModelConfig& config, const LayerLayout& layer, Transport transport,
                              SequenceExchange& sequence, int64_t batch, int64_t heads, DType dtype, Recompute level)
     : config_(config),
@@ -29,33 +48,27 @@ SequenceMixer::SequenceMixer(const ModelConfig& config, const LayerLayout& layer
   keys_ = layer.keys_needed(sequence.rank()).end;
 }
 
-void SequenceMixer::place(const AllocationPlan& place) {
+void SequenceMixer::allocate(const AllocationPlan& plan) {
   const int64_t B = batch_, n = tokens_, s = std::ssize(sequence_.segments()), H = heads_, D = head_dim_;
-  place.keep_below(Recompute::all, pre_BnX_, {B, n, 3 * H * D}, dtype_);
-  place.keep_below(Recompute::cheap, qkv_BnX_, {B, n, 3 * H * D}, dtype_);
-  if (!alone()) place.keep(halo_sBWX_, {s, B, config_.conv - 1, 3 * H * D}, dtype_);
-  if (keys_apart()) place.keep_below(Recompute::cheap, k_rot_BPHD_, {B, prefix_, H, D}, dtype_);
-  place.keep(lse_BPH_, {B, prefix_, H}, acc_);
+  plan.save_before(Recompute::all, pre_BnX_, {B, n, 3 * H * D}, dtype_);
+  plan.save_before(Recompute::cheap, qkv_BnX_, {B, n, 3 * H * D}, dtype_);
+  if (!single_segment()) plan.save(halo_sBWX_, {s, B, config_.conv - 1, 3 * H * D}, dtype_);
+  if (separate_rotated_keys()) plan.save_before(Recompute::cheap, k_rot_BPHD_, {B, prefix_, H, D}, dtype_);
+  plan.save(lse_BPH_, {B, prefix_, H}, acc_);
   if (!has_ssm()) return;
-  place.keep_below(Recompute::all, raw_BnH_, {B, n, H}, dtype_);
-  place.keep_below(Recompute::all, dt_BnH_, {B, n, H}, acc_);
-  place.keep_below(Recompute::all, log_a_BnH_, {B, n, H}, acc_);
-  if (!alone()) {
-    place.keep(decays_KBH_, {std::ssize(sequence_.layout().segments()), B, H}, acc_);
-    place.keep(inflow_sBHDD_, {s, B, H, D, D}, acc_);
+  plan.save_before(Recompute::all, raw_BnH_, {B, n, H}, dtype_);
+  plan.save_before(Recompute::all, dt_BnH_, {B, n, H}, acc_);
+  plan.save_before(Recompute::all, log_a_BnH_, {B, n, H}, acc_);
+  if (!single_segment()) {
+    plan.save(decays_KBH_, {std::ssize(sequence_.layout().segments()), B, H}, acc_);
+    plan.save(inflow_sBHDD_, {s, B, H, D, D}, acc_);
   }
   if (suffix_ == 0) return;
-  if (ssm_.front().position == layer_.transpoint()) place.keep(state_BHDD_, {B, H, D, D}, acc_);
-  if (ssm_.back().position + ssm_.back().count == sequence_.layout().tokens())
-    place.keep(final_state_BHDD_, {B, H, D, D}, acc_);
+  if (at_transpoint(ssm_.front())) plan.save(state_BHDD_, {B, H, D, D}, acc_);
+  if (at_sequence_end(ssm_.back())) plan.save(final_state_BHDD_, {B, H, D, D}, acc_);
 }
 
-Tensor SequenceMixer::part(const Tensor& qkv_BnX, int64_t which, int64_t begin, int64_t count) const {
-  const int64_t width = heads_ * head_dim_;
-  return qkv_BnX.slice(1, begin, count).slice(2, which * width, width).split(2, heads_, head_dim_);
-}
-
-// Room for the keys, or values, that the queries of this rank see; none without queries.
+// A buffer for the keys, or values, that the queries of this rank attend to; empty without queries.
 Tensor SequenceMixer::all_keys(Arena& scratch) const {
   return keys_ > 0 ? scratch.take({batch_, keys_, heads_, head_dim_}, dtype_) : Tensor();
 }
@@ -65,16 +78,16 @@ Tensor SequenceMixer::flat_states(const Tensor& states_sBHDD) const {
 }
 
 Tensor SequenceMixer::of_segment(const Tensor& x, size_t segment) const {
-  return alone() ? Tensor() : x.select(0, static_cast<int64_t>(segment));
+  return single_segment() ? Tensor() : x.select(0, static_cast<int64_t>(segment));
 }
 
 Pending SequenceMixer::begin_forward(Arena& scratch) {
-  return alone() ? Pending() : sequence_.conv_halo(scratch, halo_sBWX_, pre_BnX_);
+  return single_segment() ? Pending() : sequence_.conv_halo(scratch, halo_sBWX_, pre_BnX_);
 }
 
 void SequenceMixer::forward(Ops& ops, Arena& scratch, const SequenceMixerParams& w, Pending halo) {
   const size_t mark = scratch.used();
-  step_sizes(ops, w);
+  compute_step_sizes(ops, w);
   halo.finish();
   convolve(ops, w);
   Keys keys = gather_keys(scratch);
@@ -91,19 +104,14 @@ void SequenceMixer::forward(Ops& ops, Arena& scratch, const SequenceMixerParams&
 
 void SequenceMixer::recompute(Ops& ops, const SequenceMixerParams& w) {
   if (level_ == Recompute::none) return;
-  if (level_ == Recompute::all) step_sizes(ops, w);
+  const bool all = recomputes(level_, Recompute::all);
+  if (all) compute_step_sizes(ops, w);
   convolve(ops, w);
-  if (level_ == Recompute::all) ssm_forward(ops, w);
+  if (all) ssm_forward(ops, w);
 }
 
-void SequenceMixer::step_sizes(Ops& ops, const SequenceMixerParams& w) {
-  if (!has_ssm()) return;
-  const int64_t N = batch_ * tokens_, H = heads_;
-  ops.dt_forward({.dt_NH = dt_BnH_.view({N, H}),
-                  .log_a_NH = log_a_BnH_.view({N, H}),
-                  .raw_NH = raw_BnH_.view({N, H}),
-                  .bias_H = w.dt_bias_H,
-                  .A_log_H = w.A_log_H});
+void SequenceMixer::compute_step_sizes(Ops& ops, const SequenceMixerParams& w) {
+  if (has_ssm()) step_sizes(ops, w, dt_BnH_, log_a_BnH_, raw_BnH_);
 }
 
 void SequenceMixer::convolve(Ops& ops, const SequenceMixerParams& w) {
@@ -111,19 +119,19 @@ void SequenceMixer::convolve(Ops& ops, const SequenceMixerParams& w) {
   for (size_t i = 0; i < segments.size(); ++i) {
     ConvRopeForward args = convolution_args<ConvRopeForward>(w, i);
     args.y_BTC = qkv_BnX_.slice(1, segments[i].local_begin, segments[i].size());
-    args.k_rot_BPHD = keys_of_segment(k_rot_BPHD_, segments[i]);
+    args.k_rot_BPHD = rotated_keys_of_segment(k_rot_BPHD_, segments[i]);
     ops.conv_silu_rope_forward(args);
   }
 }
 
-Tensor SequenceMixer::keys_of_segment(const Tensor& apart_BPHD, const Segment& segment) const {
+Tensor SequenceMixer::rotated_keys_of_segment(const Tensor& separate_BPHD, const Segment& segment) const {
   const int64_t count = layer_.attention_part(segment).size();
-  return keys_apart() && count > 0 ? apart_BPHD.slice(1, segment.local_begin, count) : Tensor();
+  return separate_rotated_keys() && count > 0 ? separate_BPHD.slice(1, segment.local_begin, count) : Tensor();
 }
 
 SequenceMixer::Keys SequenceMixer::gather_keys(Arena& scratch) {
   const Tensor local_k = rotated_keys(k_rot_BPHD_, qkv_BnX_);
-  Keys keys{.k_BSHD = local_k, .v_BSHD = part(qkv_BnX_, 2, 0, prefix_), .arrival = {}};
+  Keys keys{.k_BSHD = local_k, .v_BSHD = prefix_heads(qkv_BnX_, QkvChannel::v), .arrival = {}};
   if (!layer_.exchanges_keys()) return keys;
   const Tensor local_v = keys.v_BSHD;
   keys.k_BSHD = all_keys(scratch), keys.v_BSHD = all_keys(scratch);
@@ -132,21 +140,21 @@ SequenceMixer::Keys SequenceMixer::gather_keys(Arena& scratch) {
 }
 
 void SequenceMixer::attention_forward(Ops& ops, const Keys& keys) {
-  for (const Part& p : attention_) {
+  for (const SegmentTokens& p : attention_) {
     ops.attention_forward({.o_BTHD = o_BPHD_.slice(1, p.row, p.count),
                            .lse_BTH = lse_BPH_.slice(1, p.row, p.count),
-                           .q_BTHD = part(qkv_BnX_, 0, p.row, p.count),
+                           .q_BTHD = heads_of(qkv_BnX_, QkvChannel::q, p),
                            .k_BSHD = keys.k_BSHD.slice(1, 0, p.position + p.count),
                            .v_BSHD = keys.v_BSHD.slice(1, 0, p.position + p.count),
                            .q_begin = p.position,
-                           .scale = 1.0 / std::sqrt(static_cast<double>(head_dim_))});
+                           .scale = attention_scale(head_dim_)});
   }
 }
 
-// What each segment adds to the state with nothing before it, and by how much it decays what is; then the scan over all
-// segments of all ranks gives the state before each. Prefix segments take part as the Memory Converter.
+// Computes the state that each local segment adds, starting from zero, and its log-decay; then starts the scan over all
+// segments of all ranks that returns the state before each segment. Prefix segments take part as the Memory Converter.
 Pending SequenceMixer::summarize_segments(Ops& ops, Arena& scratch) {
-  if (alone()) return {};
+  if (single_segment()) return {};
   const auto segments = sequence_.segments();
   const int64_t s = static_cast<int64_t>(segments.size());
   const Tensor state_sBHDD = scratch.take({s, batch_, heads_, head_dim_, head_dim_}, acc_);
@@ -166,22 +174,22 @@ Pending SequenceMixer::summarize_segments(Ops& ops, Arena& scratch) {
                                flat_states(state_sBHDD), decay_sBH);
 }
 
-// The Memory Converter within one segment: the scan over the prefix's own k and v, outputs discarded (paper eq. 9).
-void SequenceMixer::converter_forward(Ops& ops, const Part& prefix) {
+// The Memory Converter within one segment: the scan over the prefix's own k and v without outputs (paper eq. 9).
+void SequenceMixer::converter_forward(Ops& ops, const SegmentTokens& prefix) {
   SsdForward args = scan_args<SsdForward>(prefix.row, prefix.count);
   args.final_state_BHKD = state_BHDD_;
   args.initial_state_BHKD = of_segment(inflow_sBHDD_, prefix.segment);
   ops.ssd_forward(args);
 }
 
-// What the first SSM tokens of the sequence start from, where they are this rank's.
+// Computes the state that the first SSM tokens of the sequence start from, where this rank holds them.
 void SequenceMixer::enter_ssm(Ops& ops) {
-  if (ssm_.empty() || ssm_.front().position != layer_.transpoint()) return;
-  const Part& p = ssm_.front();
+  if (ssm_.empty() || !at_transpoint(ssm_.front())) return;
+  const SegmentTokens& p = ssm_.front();
   const bool splits = !attention_.empty() && attention_.back().segment == p.segment;
   if (splits && exact()) {
     converter_forward(ops, attention_.back());
-  } else if (!alone() && exact()) {
+  } else if (!single_segment() && exact()) {
     ops.copy({state_BHDD_, of_segment(inflow_sBHDD_, p.segment)});
   } else {
     ops.fill({state_BHDD_, 0});
@@ -189,14 +197,12 @@ void SequenceMixer::enter_ssm(Ops& ops) {
 }
 
 void SequenceMixer::ssm_forward(Ops& ops, const SequenceMixerParams& w) {
-  for (const Part& p : ssm_) {
-    const bool at_transpoint = p.position == layer_.transpoint();
-    const bool last = p.position + p.count == sequence_.layout().tokens();
+  for (const SegmentTokens& p : ssm_) {
     SsdForward args = scan_args<SsdForward>(p.row, p.count);
     args.y_BTHD = y_BSHD_.slice(1, p.row - prefix_, p.count);
-    args.q_BTHD = part(qkv_BnX_, 0, p.row, p.count), args.D_H = w.D_H;
-    args.initial_state_BHKD = at_transpoint ? state_BHDD_ : of_segment(inflow_sBHDD_, p.segment);
-    if (last) args.final_state_BHKD = final_state_BHDD_;
+    args.q_BTHD = heads_of(qkv_BnX_, QkvChannel::q, p), args.D_H = w.D_H;
+    args.initial_state_BHKD = at_transpoint(p) ? state_BHDD_ : of_segment(inflow_sBHDD_, p.segment);
+    if (at_sequence_end(p)) args.final_state_BHKD = final_state_BHDD_;
     ops.ssd_forward(args);
   }
 }

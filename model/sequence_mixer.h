@@ -1,12 +1,12 @@
-// What mixes the tokens of one layer: the causal convolution, attention before the TransPoint P, the SSM scan from P
-// on, and the Memory Converter between them (spec.md sections 2 and 3). No weight matrices: those are the Mixer's.
+// The mixing of the tokens of one layer: the causal convolution, attention before the TransPoint P, the SSM scan from P
+// on, and the Memory Converter between them (model/SPEC.md sections 2 and 3). The weight matrices are the Mixer's.
 //
-// A rank holds n tokens of each of B sequences: its s segments back to back (dist/sequence/layout.h). The first P of
-// them are attention tokens, the other S SSM tokens. H heads and D head width of this rank, X = 3 H D channels of q, k,
-// v, W - 1 halo rows.
+// A rank holds n tokens of each of B sequences: its s segments, one after the other (dist/sequence/layout.h). The first
+// P of them are attention tokens, the other S SSM tokens. H heads and D head width of this rank, X = 3 H D channels of
+// q, k, v, W - 1 halo rows.
 //
-// Exchanges with the other ranks of the sequence are started as soon as their inputs exist and finished where their
-// outputs are needed; the order in which they are started is the plan's (dist/planner/plan.h).
+// An exchange with the other ranks of the sequence is started as soon as its inputs exist and finished where its
+// outputs are needed; all ranks start exchanges in the order of the plan (dist/planner/plan.h).
 #pragma once
 
 #include <vector>
@@ -25,75 +25,107 @@ struct SequenceMixerParams {
   Tensor conv_XW, conv_bias_X, dt_bias_H, A_log_H, D_H;
 };
 
+// Columns of a [B, n, X] tensor.
+enum class QkvChannel : uint8_t { q, k, v };
+// q, k or v of rows [begin, begin + count), as [B, count, H, D].
+Tensor qkv_heads(const Tensor& qkv_BnX, QkvChannel channel, int64_t begin, int64_t count, int64_t heads);
+
+// dt and log_a [acc] from the raw step sizes, all [B, n, H].
+void step_sizes(Ops& ops, const SequenceMixerParams& w, const Tensor& dt_BnH, const Tensor& log_a_BnH,
+                const Tensor& raw_BnH);
+
+double attention_scale(int64_t head_dim);
+
 class SequenceMixer {
  public:
   SequenceMixer(const ModelConfig& config, const LayerLayout& layer, Transport transport, SequenceExchange& sequence,
                 int64_t batch, int64_t heads, DType dtype, Recompute level);
-  // Gives its activations their memory, before anything else. Where its outputs go is the caller's: o_BPHD
-  // (attention), which must live until backward, and y_BSHD (SSM).
-  void place(const AllocationPlan& place);
+  // Assigns memory to the activations; called before everything else. The caller owns the outputs: o_BPHD (attention),
+  // which must live until backward, and y_BSHD (SSM).
+  void allocate(const AllocationPlan& plan);
   void set_outputs(const Tensor& o_BPHD, const Tensor& y_BSHD) { o_BPHD_ = o_BPHD, y_BSHD_ = y_BSHD; }
 
-  // What forward reads, for the caller to fill: q, k, v before the convolution, and the raw step sizes where the layer
-  // has SSM tokens (else empty).
+  // What forward reads and the caller fills: q, k, v before the convolution, and the raw step sizes (empty where the
+  // layer has no SSM tokens).
   const Tensor& pre_BnX() const { return pre_BnX_; }
   const Tensor& raw_BnH() const { return raw_BnH_; }
 
-  // Starts what needs pre_BnX alone. The caller computes raw_BnH and what else it has, then calls forward.
+  // Starts the exchange that needs only pre_BnX. The caller computes raw_BnH and the rest, then calls forward.
   Pending begin_forward(Arena& scratch);
   void forward(Ops& ops, Arena& scratch, const SequenceMixerParams& w, Pending halo);
-  // Before backward: what forward did not keep, from what it did; no other rank is asked. At Recompute::all the caller
-  // fills pre_BnX and raw_BnH again before, and finds the SSM outputs again behind.
+  // Before backward: recomputes the activations that forward did not save from those it did, without an exchange. At
+  // Recompute::all the caller fills pre_BnX and raw_BnH again before this, and the SSM outputs are recomputed too.
   void recompute(Ops& ops, const SequenceMixerParams& w);
 
-  // Keys and values that the queries of this rank see, and their exchange.
+  // Keys and values that the queries of this rank attend to, and their exchange.
   struct Keys {
     Tensor k_BSHD, v_BSHD;
     Pending arrival;
   };
-  // Starts what backward needs of other ranks from forward.
+  // Starts the exchange of what backward needs from other ranks' forward.
   Keys begin_backward(Arena& scratch);
-  // dpre_BnX and draw_BnH written over; gradients of the parameters added. dpre_BnX is complete when the exchange that
-  // comes back is finished. `scratch` is left for the caller to rewind after that.
+  // Gradients of the inputs, which backward overwrites, and of the outputs, which it reads.
+  struct Gradients {
+    Tensor dpre_BnX, draw_BnH;
+    ConstTensor do_BPHD, dy_BSHD;
+  };
+  // Adds to the gradients of the parameters. dpre_BnX is complete when the returned exchange is finished; the caller
+  // rewinds `scratch` after that.
   Pending backward(Ops& ops, Arena& scratch, const SequenceMixerParams& w, const SequenceMixerParams& grad,
-                   Tensor dpre_BnX, Tensor draw_BnH, ConstTensor do_BPHD, ConstTensor dy_BSHD, Keys keys);
+                   const Gradients& gradients, Keys keys);
 
-  // S at the TransPoint and after the last token, [B, H, D, D] key x value; of the last forward, for tests. Empty where
-  // this rank has no SSM tokens, or not those.
+  // The states at the TransPoint and after the last token of the last forward, [B, H, D, D] key x value; for tests.
+  // Empty where this rank does not compute them.
   ConstTensor state_at_transpoint() const { return state_BHDD_; }
   ConstTensor final_state() const { return final_state_BHDD_; }
 
  private:
-  // The attention or SSM tokens of one local segment: `count` of them, in the sequence from `position`, in the local
-  // arrays from `row`.
-  struct Part {
+  // The attention tokens, or the SSM tokens, of one local segment: `count` tokens from `position` in the sequence and
+  // from `row` in the local arrays.
+  struct SegmentTokens {
     size_t segment;
     int64_t position, row, count;
   };
+  // Gradients of what the scan reads.
+  struct ScanGradients {
+    Tensor dqkv_BnX, ddt_BnH, dlog_a_BnH;
+    Tensor dstate_BHDD;    // of the state at the TransPoint
+    Tensor outflow_sBHDD;  // of the state after each local segment
+  };
 
   bool has_ssm() const { return layer_.transpoint() < sequence_.layout().tokens(); }
-  // One segment makes up the whole sequence: nothing comes from or goes to other segments.
-  bool alone() const { return sequence_.layout().segments().size() == 1; }
+  // The sequence is one segment, so nothing is exchanged between segments.
+  bool single_segment() const { return sequence_.layout().segments().size() == 1; }
   bool exact() const { return config_.converter == Converter::exact; }
-  // q, k or v (0, 1, 2) of local rows [begin, begin + count) in a [B, n, X] tensor, as [B, count, H, D].
-  Tensor part(const Tensor& qkv_BnX, int64_t which, int64_t begin, int64_t count) const;
+  bool at_transpoint(const SegmentTokens& tokens) const { return tokens.position == layer_.transpoint(); }
+  bool at_sequence_end(const SegmentTokens& tokens) const {
+    return tokens.position + tokens.count == sequence_.layout().tokens();
+  }
+  // q, k or v of some tokens in a [B, n, X] tensor, as [B, count, H, D].
+  Tensor heads_of(const Tensor& qkv_BnX, QkvChannel channel, const SegmentTokens& tokens) const {
+    return qkv_heads(qkv_BnX, channel, tokens.row, tokens.count, heads_);
+  }
+  // The same of all local attention tokens.
+  Tensor prefix_heads(const Tensor& qkv_BnX, QkvChannel channel) const {
+    return qkv_heads(qkv_BnX, channel, 0, prefix_, heads_);
+  }
   Tensor all_keys(Arena& scratch) const;
-  // [H, D, D] states seen as vectors of D * D elements, for the scan over segments.
+  // [H, D, D] states as vectors of D * D elements, for the scan over segments.
   Tensor flat_states(const Tensor& states_sBHDD) const;
-  // Of one local segment; empty where there is but one.
+  // The slice of one local segment; empty where the sequence is one segment.
   Tensor of_segment(const Tensor& x, size_t segment) const;
 
-  void step_sizes(Ops& ops, const SequenceMixerParams& w);
+  void compute_step_sizes(Ops& ops, const SequenceMixerParams& w);
   void convolve(Ops& ops, const SequenceMixerParams& w);
-  // Rotated keys of the local prefix. Where there is an SSM half its converter needs the plain ones too; else they are
-  // rotated in place.
-  bool keys_apart() const { return has_ssm(); }
-  Tensor rotated_keys(const Tensor& apart_BPHD, const Tensor& qkv_BnX) const {
-    return keys_apart() ? apart_BPHD : part(qkv_BnX, 1, 0, prefix_);
+  // Whether rotated keys have a tensor of their own: the converter of a layer with SSM tokens needs the keys before
+  // rotation too. Else they are rotated in place.
+  bool separate_rotated_keys() const { return has_ssm(); }
+  Tensor rotated_keys(const Tensor& separate_BPHD, const Tensor& qkv_BnX) const {
+    return separate_rotated_keys() ? separate_BPHD : prefix_heads(qkv_BnX, QkvChannel::k);
   }
-  // Those of one segment that lie apart; empty where there are none.
-  Tensor keys_of_segment(const Tensor& apart_BPHD, const Segment& segment) const;
-  // What the convolution, forward or backward, reads of the i-th local segment; its outputs are left to the caller.
+  // The separate rotated keys of one segment; empty where there are none.
+  Tensor rotated_keys_of_segment(const Tensor& separate_BPHD, const Segment& segment) const;
+  // The inputs of the convolution, forward or backward, of the i-th local segment; the caller sets the outputs.
   template <class Args>
   Args convolution_args(const SequenceMixerParams& w, size_t i) const {
     const Segment& segment = sequence_.segments()[i];
@@ -105,11 +137,12 @@ class SequenceMixer {
     args.theta = config_.rope_theta;
     return args;
   }
-  // What a scan, forward or backward, reads of `count` local tokens from `row` on, queries apart.
+  // The inputs of a scan, forward or backward, without queries, of `count` local tokens from `row` on.
   template <class Args>
   Args scan_args(int64_t row, int64_t count) const {
     Args args;
-    args.k_BTHD = part(qkv_BnX_, 1, row, count), args.v_BTHD = part(qkv_BnX_, 2, row, count);
+    args.k_BTHD = qkv_heads(qkv_BnX_, QkvChannel::k, row, count, heads_);
+    args.v_BTHD = qkv_heads(qkv_BnX_, QkvChannel::v, row, count, heads_);
     args.dt_BTH = dt_BnH_.slice(1, row, count), args.log_a_BTH = log_a_BnH_.slice(1, row, count);
     args.chunk = config_.chunk;
     return args;
@@ -118,14 +151,17 @@ class SequenceMixer {
   Pending summarize_segments(Ops& ops, Arena& scratch);
   void attention_forward(Ops& ops, const Keys& keys);
   void enter_ssm(Ops& ops);
-  void converter_forward(Ops& ops, const Part& prefix);
+  void converter_forward(Ops& ops, const SegmentTokens& prefix);
   void ssm_forward(Ops& ops, const SequenceMixerParams& w);
 
+  ScanGradients scan_gradients(Arena& scratch, const Tensor& dqkv_BnX) const;
   Pending segment_outflows(Ops& ops, Arena& scratch, const Tensor& outflow_sBHDD, const ConstTensor& dy_BSHD);
   void attention_backward(Ops& ops, const Tensor& dqkv_BnX, const ConstTensor& do_BPHD, const Keys& keys,
                           const Tensor& dk_BSHD, const Tensor& dv_BSHD);
-  SsdBackward ssd_backward_args(const Part& part, const Tensor& dqkv_BnX, const Tensor& ddt_BnH,
-                                const Tensor& dlog_a_BnH) const;
+  void ssm_backward(Ops& ops, const SequenceMixerParams& w, const SequenceMixerParams& grad, const ScanGradients& d,
+                    const ConstTensor& dy_BSHD);
+  void converter_backward(Ops& ops, const ScanGradients& d);
+  SsdBackward ssd_backward_args(const SegmentTokens& tokens, const ScanGradients& d) const;
   Pending convolve_backward(Ops& ops, Arena& scratch, const SequenceMixerParams& w, const SequenceMixerParams& grad,
                             const Tensor& dpre_BnX, const Tensor& dqkv_BnX, const Tensor& dk_rot_BPHD);
 
@@ -136,17 +172,17 @@ class SequenceMixer {
   int64_t batch_, tokens_, heads_, head_dim_;  // tokens_: local
   DType dtype_, acc_;
   Recompute level_;
-  std::vector<Part> attention_, ssm_;
+  std::vector<SegmentTokens> attention_, ssm_;
   int64_t prefix_ = 0, suffix_ = 0;  // local attention tokens, which come first, and local SSM tokens
-  int64_t keys_ = 0;                 // keys the local queries see
+  int64_t keys_ = 0;                 // keys that the local queries attend to
 
   Tensor o_BPHD_, y_BSHD_;
   Tensor pre_BnX_;
   Tensor halo_sBWX_;   // the rows before each segment
-  Tensor qkv_BnX_;     // after the convolution; q of the prefix is rotated, and k where keys_apart() is not
-  Tensor k_rot_BPHD_;  // where keys_apart(), else empty
+  Tensor qkv_BnX_;     // after the convolution; q of the prefix is rotated, and k without separate_rotated_keys()
+  Tensor k_rot_BPHD_;  // empty without separate_rotated_keys()
   Tensor lse_BPH_;
-  Tensor raw_BnH_;  // before softplus
+  Tensor raw_BnH_;  // step sizes before softplus
   Tensor dt_BnH_, log_a_BnH_;
   Tensor decays_KBH_;    // log-decays of all segments of the sequence
   Tensor inflow_sBHDD_;  // the state before each local segment

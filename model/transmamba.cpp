@@ -19,85 +19,85 @@ TransMamba::TransMamba(const ModelConfig& config, const ParameterTable& table, M
   for (int i = 0; i < static_cast<int>(config.layers); ++i) {
     layers_.push_back(
         {.mixer = Mixer(config, i, ranks, heads, dtype, level), .mlp = Mlp(all_rows_, ffn, dtype, level)});
-    place(layers_.back(), AllocationPlan::kept(level, saved));
+    allocate(layers_.back(), AllocationPlan::saved(level, saved));
   }
-  h_out_rC_ = saved.take({rows_.size(), config.dim}, dtype);
-  u_out_NC_ = saved.take({all_rows_, config.dim}, dtype);
-  rstd_out_r_ = saved.take({rows_.size()}, accumulate_type(dtype));
+  output_norm_ = {.h_rC = saved.take({rows_.size(), config.dim}, dtype),
+                  .u_NC = saved.take({all_rows_, config.dim}, dtype),
+                  .rstd_r = saved.take({rows_.size()}, accumulate_type(dtype))};
   const size_t shared = saved.used();
   size_t end = shared;
   for (Layer& layer : layers_) {
     saved.rewind(shared);
-    place(layer, AllocationPlan::shared(level, saved));
+    allocate(layer, AllocationPlan::shared(level, saved));
     end = std::max(end, saved.used());
   }
   saved.rewind(end);
 }
 
-void TransMamba::place(Layer& layer, const AllocationPlan& place) const {
+void TransMamba::allocate(Layer& layer, const AllocationPlan& plan) const {
   const int64_t r = rows_.size(), N = all_rows_, C = config_.dim;
-  place.keep(layer.h_rC, {r, C}, dtype_);
-  place.keep(layer.rstd_r, {r}, accumulate_type(dtype_));
-  // First of the shared ones, so at one address for all layers: the next layer's residual starts from it.
-  place.keep_below(Recompute::all, layer.h_mid_rC, {r, C}, dtype_);
-  place.keep_below(Recompute::all, layer.rstd_mid_r, {r}, accumulate_type(dtype_));
-  const size_t halves = place.mark();
-  place.keep_below(Recompute::cheap, layer.u_NC, {N, C}, dtype_);
-  layer.mixer.place(place);
-  // Computed again as a whole, a layer has both halves at once; else its MLP is done with before its mixer.
-  if (level_ < Recompute::all) place.reuse_from(halves);
-  place.keep_below(Recompute::cheap, layer.u_mid_NC, {N, C}, dtype_);
-  layer.mlp.place(place);
+  plan.save(layer.mixer_norm.h_rC, {r, C}, dtype_);
+  plan.save(layer.mixer_norm.rstd_r, {r}, accumulate_type(dtype_));
+  // The first of the shared tensors, so at one address for all layers: the next layer's forward reads it.
+  plan.save_before(Recompute::all, layer.mlp_norm.h_rC, {r, C}, dtype_);
+  plan.save_before(Recompute::all, layer.mlp_norm.rstd_r, {r}, accumulate_type(dtype_));
+  const size_t halves = plan.mark();
+  plan.save_before(Recompute::cheap, layer.mixer_norm.u_NC, {N, C}, dtype_);
+  layer.mixer.allocate(plan);
+  // At Recompute::all backward needs both halves of a layer at once; else it needs the MLP's, then the mixer's.
+  if (!recomputes(level_, Recompute::all)) plan.reuse_from(halves);
+  plan.save_before(Recompute::cheap, layer.mlp_norm.u_NC, {N, C}, dtype_);
+  layer.mlp.allocate(plan);
 }
 
-void TransMamba::add_norm(Ops& ops, const Tensor& u_NC, const Tensor& rstd_r, const Tensor& sum_rC, const Tensor& x_rC,
-                          const Tensor& delta_NC, const Tensor& w_C) {
-  ranks_.tensor().scatter_sum(mine(delta_NC), delta_NC);
-  ops.rmsnorm_forward({.y_NC = mine(u_NC),
-                       .rstd_N = rstd_r,
-                       .sum_NC = sum_rC,
+void TransMamba::add_and_normalize(Ops& ops, const Norm& norm, const Tensor& w_C, const Tensor& x_rC,
+                                   const Tensor& delta_NC) {
+  ranks_.tensor().scatter_sum(own_rows(delta_NC), delta_NC);
+  ops.rmsnorm_forward({.y_NC = own_rows(norm.u_NC),
+                       .rstd_N = norm.rstd_r,
+                       .sum_NC = norm.h_rC,
                        .x_NC = x_rC,
-                       .delta_NC = mine(delta_NC),
+                       .delta_NC = own_rows(delta_NC),
                        .w_C = w_C,
                        .eps = config_.norm_eps});
-  ranks_.tensor().gather_rows(u_NC, mine(u_NC));
+  ranks_.tensor().gather_rows(norm.u_NC, own_rows(norm.u_NC));
 }
 
-void TransMamba::norm(Ops& ops, const Tensor& u_NC, const Tensor& rstd_r, const Tensor& x_rC, const Tensor& w_C) {
-  ops.rmsnorm_forward({.y_NC = mine(u_NC), .rstd_N = rstd_r, .x_NC = x_rC, .w_C = w_C, .eps = config_.norm_eps});
-  ranks_.tensor().gather_rows(u_NC, mine(u_NC));
+void TransMamba::normalize(Ops& ops, const Norm& norm, const Tensor& w_C) {
+  ops.rmsnorm_forward(
+      {.y_NC = own_rows(norm.u_NC), .rstd_N = norm.rstd_r, .x_NC = norm.h_rC, .w_C = w_C, .eps = config_.norm_eps});
+  ranks_.tensor().gather_rows(norm.u_NC, own_rows(norm.u_NC));
 }
 
-void TransMamba::layers_forward(Ops& ops, Arena& scratch, const Tensor& params, const TokenBatch& batch) {
+void TransMamba::layers_forward(Ops& ops, Arena& scratch, const ModelParams& w, const TokenBatch& batch) {
   const size_t mark = scratch.used();
-  const Tensor out_NC =
-      scratch.take({all_rows_, config_.dim}, dtype_);  // what the layer before adds, summed over ranks later
-  auto weight = [&](int64_t i, const char* name) { return table_.view(params, str("layers.", i, name)); };
+  // The output of the previous embedding, mixer or MLP; the next norm sums it over ranks and adds it to the residual.
+  const Tensor out_NC = scratch.take({all_rows_, config_.dim}, dtype_);
   ops.embedding_forward({.y_NC = out_NC,
-                         .table_VC = table_.view(params, "embedding.weight"),
+                         .table_VC = w.embedding_VC,
                          .tokens_N = batch.tokens_Bn.view({all_rows_}),
                          .vocab_begin = vocab_begin()});
-  ranks_.tensor().scatter_sum(mine(out_NC), out_NC);
-  ops.copy({layers_[0].h_rC, mine(out_NC)});
-  for (int64_t i = 0; i < config_.layers; ++i) {
-    Layer& layer = layers_[static_cast<size_t>(i)];
+  ranks_.tensor().scatter_sum(own_rows(out_NC), out_NC);
+  ops.copy({layers_[0].mixer_norm.h_rC, own_rows(out_NC)});
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    Layer& layer = layers_[i];
+    const LayerParams& p = w.layers[i];
     if (i == 0) {
-      norm(ops, layer.u_NC, layer.rstd_r, layer.h_rC, weight(i, ".mixer.norm.weight"));
+      normalize(ops, layer.mixer_norm, p.mixer_norm_C);
     } else {
-      add_norm(ops, layer.u_NC, layer.rstd_r, layer.h_rC, layers_[static_cast<size_t>(i - 1)].h_mid_rC, out_NC,
-               weight(i, ".mixer.norm.weight"));
+      add_and_normalize(ops, layer.mixer_norm, p.mixer_norm_C, layers_[i - 1].mlp_norm.h_rC, out_NC);
     }
-    layer.mixer.forward(ops, scratch, MixerParams::of(table_, params, config_, i), out_NC, layer.u_NC);
-    add_norm(ops, layer.u_mid_NC, layer.rstd_mid_r, layer.h_mid_rC, layer.h_rC, out_NC, weight(i, ".mlp.norm.weight"));
-    layer.mlp.forward(ops, MlpParams::of(table_, params, i), out_NC, layer.u_mid_NC);
+    layer.mixer.forward(ops, scratch, p.mixer, out_NC, layer.mixer_norm.u_NC);
+    add_and_normalize(ops, layer.mlp_norm, p.mlp_norm_C, layer.mixer_norm.h_rC, out_NC);
+    layer.mlp.forward(ops, p.mlp, out_NC, layer.mlp_norm.u_NC);
   }
-  add_norm(ops, u_out_NC_, rstd_out_r_, h_out_rC_, layers_.back().h_mid_rC, out_NC, table_.view(params, "norm.weight"));
+  add_and_normalize(ops, output_norm_, w.norm_C, layers_.back().mlp_norm.h_rC, out_NC);
   scratch.rewind(mark);
 }
 
-HeadLoss TransMamba::head_args(const Tensor& params, const TokenBatch& batch) const {
-  return {.x_NC = u_out_NC_,
-          .head_VC = table_.view(params, config_.tied_head ? "embedding.weight" : "head.weight"),
+HeadLoss TransMamba::head_args(const ModelParams& w, const TokenBatch& batch) const {
+  return {.x_NC = output_norm_.u_NC,
+          .head_VC = w.head_VC,
           .vocab = config_.vocab,
           .vocab_begin = vocab_begin(),
           .targets_N = batch.targets_Bn.view({all_rows_}),
@@ -109,34 +109,34 @@ HeadLoss TransMamba::head_args(const Tensor& params, const TokenBatch& batch) co
 
 void TransMamba::forward(Ops& ops, Arena& scratch, const Tensor& params, const TokenBatch& batch,
                          const LossSums& sums) {
-  layers_forward(ops, scratch, params, batch);
-  head_loss(ops, scratch, ranks_.tensor(), head_args(params, batch), sums);
+  const ModelParams w = ModelParams::of(table_, params, config_);
+  layers_forward(ops, scratch, w, batch);
+  head_loss(ops, scratch, ranks_.tensor(), head_args(w, batch), sums);
 }
 
 void TransMamba::forward_backward(Ops& ops, Arena& scratch, const Tensor& params, const Tensor& grads,
                                   const TokenBatch& batch, double grad_scale, const LossSums& sums,
                                   const std::function<void(int)>& on_bucket) {
   const size_t mark = scratch.used();
-  layers_forward(ops, scratch, params, batch);
+  const ModelParams w = ModelParams::of(table_, params, config_), grad = ModelParams::of(table_, grads, config_);
+  layers_forward(ops, scratch, w, batch);
 
-  const Tensor dh_NC =
-      scratch.take({all_rows_, config_.dim}, dtype_);  // of the residual stream; this rank's rows count
+  // The gradient of the residual stream. Only this rank's rows are valid.
+  const Tensor dh_NC = scratch.take({all_rows_, config_.dim}, dtype_);
   const size_t head_mark = scratch.used();
   const Tensor du_NC = scratch.take({all_rows_, config_.dim}, dtype_);
-  HeadLoss head = head_args(params, batch);
-  head.dx_NC = du_NC;
-  head.dhead_VC = table_.view(grads, config_.tied_head ? "embedding.weight" : "head.weight");
-  head.grad_scale = grad_scale;
+  HeadLoss head = head_args(w, batch);
+  head.dx_NC = du_NC, head.dhead_VC = grad.head_VC, head.grad_scale = grad_scale;
   head_loss(ops, scratch, ranks_.tensor(), head, sums);
-  norm_backward(ops, dh_NC, du_NC, h_out_rC_, rstd_out_r_, "norm.weight", params, grads, false);
+  norm_backward(ops, output_norm_, w.norm_C, grad.norm_C, dh_NC, du_NC, false);
   scratch.rewind(head_mark);
   on_bucket(static_cast<int>(config_.layers) + 1);
-  for (int64_t i = config_.layers - 1; i >= 0; --i) {
-    layer_backward(ops, scratch, params, grads, i, dh_NC);
+  for (size_t i = layers_.size(); i-- > 0;) {
+    layer_backward(ops, scratch, w.layers[i], grad.layers[i], layers_[i], dh_NC);
     on_bucket(static_cast<int>(i) + 1);
   }
-  ranks_.tensor().gather_rows(dh_NC, mine(dh_NC));
-  ops.embedding_backward({.dtable_VC = table_.view(grads, "embedding.weight"),
+  ranks_.tensor().gather_rows(dh_NC, own_rows(dh_NC));
+  ops.embedding_backward({.dtable_VC = grad.embedding_VC,
                           .dy_NC = dh_NC,
                           .tokens_N = batch.tokens_Bn.view({all_rows_}),
                           .vocab_begin = vocab_begin()});
@@ -144,60 +144,51 @@ void TransMamba::forward_backward(Ops& ops, Arena& scratch, const Tensor& params
   scratch.rewind(mark);
 }
 
-// dh += what flows back through the norm `name` of x, from this rank's rows of the sum of du over ranks.
-void TransMamba::norm_backward(Ops& ops, const Tensor& dh_NC, const Tensor& du_NC, const Tensor& x_rC,
-                               const Tensor& rstd_r, const std::string& name, const Tensor& params, const Tensor& grads,
-                               bool add_residual) {
-  ranks_.tensor().scatter_sum(mine(du_NC), du_NC);
-  ops.rmsnorm_backward({.dx_NC = mine(dh_NC),
-                        .dw_C = table_.view(grads, name),
-                        .dy_NC = mine(du_NC),
-                        .x_NC = x_rC,
-                        .rstd_N = rstd_r,
-                        .w_C = table_.view(params, name),
-                        .dresidual_NC = add_residual ? ConstTensor(mine(dh_NC)) : ConstTensor()});
+void TransMamba::norm_backward(Ops& ops, const Norm& norm, const Tensor& w_C, const Tensor& dw_C, const Tensor& dh_NC,
+                               const Tensor& du_NC, bool add_residual) {
+  ranks_.tensor().scatter_sum(own_rows(du_NC), du_NC);
+  ops.rmsnorm_backward({.dx_NC = own_rows(dh_NC),
+                        .dw_C = dw_C,
+                        .dy_NC = own_rows(du_NC),
+                        .x_NC = norm.h_rC,
+                        .rstd_N = norm.rstd_r,
+                        .w_C = w_C,
+                        .dresidual_NC = add_residual ? ConstTensor(own_rows(dh_NC)) : ConstTensor()});
 }
 
-// What backward of the mixer needs and forward did not keep.
-void TransMamba::recompute_mixer(Ops& ops, Arena& scratch, const Tensor& params, int64_t i) {
+// Recomputes the mixer's activations that backward needs and forward did not save.
+void TransMamba::recompute_mixer(Ops& ops, Arena& scratch, const LayerParams& w, Layer& layer) {
   if (level_ == Recompute::none) return;
-  Layer& layer = layers_[static_cast<size_t>(i)];
-  norm(ops, layer.u_NC, layer.rstd_r, layer.h_rC, table_.view(params, str("layers.", i, ".mixer.norm.weight")));
-  layer.mixer.recompute(ops, scratch, MixerParams::of(table_, params, config_, i), layer.u_NC);
+  normalize(ops, layer.mixer_norm, w.mixer_norm_C);
+  layer.mixer.recompute(ops, scratch, w.mixer, layer.mixer_norm.u_NC);
 }
 
-// The same for the MLP, at Recompute::all behind recompute_mixer(). out_NC: room for the mixer's output.
-void TransMamba::recompute_mlp(Ops& ops, const Tensor& params, int64_t i, const Tensor& out_NC) {
+// The same for the MLP; at Recompute::all after recompute_mixer(). out_NC: a buffer for the mixer's output.
+void TransMamba::recompute_mlp(Ops& ops, const LayerParams& w, Layer& layer, const Tensor& out_NC) {
   if (level_ == Recompute::none) return;
-  Layer& layer = layers_[static_cast<size_t>(i)];
-  const Tensor w_C = table_.view(params, str("layers.", i, ".mlp.norm.weight"));
-  if (level_ == Recompute::all) {
-    layer.mixer.project_out(ops, MixerParams::of(table_, params, config_, i), out_NC);
-    add_norm(ops, layer.u_mid_NC, layer.rstd_mid_r, layer.h_mid_rC, layer.h_rC, out_NC, w_C);
+  if (recomputes(level_, Recompute::all)) {
+    layer.mixer.project_out(ops, w.mixer, out_NC);
+    add_and_normalize(ops, layer.mlp_norm, w.mlp_norm_C, layer.mixer_norm.h_rC, out_NC);
   } else {
-    norm(ops, layer.u_mid_NC, layer.rstd_mid_r, layer.h_mid_rC, w_C);
+    normalize(ops, layer.mlp_norm, w.mlp_norm_C);
   }
-  layer.mlp.recompute(ops, MlpParams::of(table_, params, i), layer.u_mid_NC);
+  layer.mlp.recompute(ops, w.mlp, layer.mlp_norm.u_NC);
 }
 
-void TransMamba::layer_backward(Ops& ops, Arena& scratch, const Tensor& params, const Tensor& grads, int64_t i,
-                                Tensor dh_NC) {
+void TransMamba::layer_backward(Ops& ops, Arena& scratch, const LayerParams& w, const LayerParams& grad, Layer& layer,
+                                const Tensor& dh_NC) {
   const size_t mark = scratch.used();
-  Layer& layer = layers_[static_cast<size_t>(i)];
+  const bool both_halves = recomputes(level_, Recompute::all);
   const Tensor du_NC = scratch.take({all_rows_, config_.dim}, dtype_);
-  if (level_ == Recompute::all) recompute_mixer(ops, scratch, params, i);
-  recompute_mlp(ops, params, i, du_NC);
-  ranks_.tensor().gather_rows(dh_NC, mine(dh_NC));
-  layer.mlp.backward(ops, scratch, MlpParams::of(table_, params, i), MlpParams::of(table_, grads, i), du_NC, dh_NC,
-                     layer.u_mid_NC);
-  norm_backward(ops, dh_NC, du_NC, layer.h_mid_rC, layer.rstd_mid_r, str("layers.", i, ".mlp.norm.weight"), params,
-                grads, true);
-  if (level_ < Recompute::all) recompute_mixer(ops, scratch, params, i);
-  ranks_.tensor().gather_rows(dh_NC, mine(dh_NC));
-  layer.mixer.backward(ops, scratch, MixerParams::of(table_, params, config_, i),
-                       MixerParams::of(table_, grads, config_, i), du_NC, dh_NC, layer.u_NC);
-  norm_backward(ops, dh_NC, du_NC, layer.h_rC, layer.rstd_r, str("layers.", i, ".mixer.norm.weight"), params, grads,
-                true);
+  if (both_halves) recompute_mixer(ops, scratch, w, layer);
+  recompute_mlp(ops, w, layer, du_NC);
+  ranks_.tensor().gather_rows(dh_NC, own_rows(dh_NC));
+  layer.mlp.backward(ops, scratch, w.mlp, grad.mlp, du_NC, dh_NC, layer.mlp_norm.u_NC);
+  norm_backward(ops, layer.mlp_norm, w.mlp_norm_C, grad.mlp_norm_C, dh_NC, du_NC, true);
+  if (!both_halves) recompute_mixer(ops, scratch, w, layer);
+  ranks_.tensor().gather_rows(dh_NC, own_rows(dh_NC));
+  layer.mixer.backward(ops, scratch, w.mixer, grad.mixer, du_NC, dh_NC, layer.mixer_norm.u_NC);
+  norm_backward(ops, layer.mixer_norm, w.mixer_norm_C, grad.mixer_norm_C, dh_NC, du_NC, true);
   scratch.rewind(mark);
 }
 

@@ -21,6 +21,11 @@ enum class Recompute : uint8_t {
 inline constexpr std::array<Recompute, 4> kRecomputeLevels{Recompute::none, Recompute::cheap, Recompute::mlp,
                                                            Recompute::all};
 
+// Whether a level recomputes what `first` is the first level to recompute.
+constexpr bool recomputes(Recompute level, Recompute first) {
+  return static_cast<int>(level) >= static_cast<int>(first);
+}
+
 constexpr const char* name_of(Recompute level) {
   constexpr std::array<const char*, kRecomputeLevels.size()> names{"none", "cheap", "mlp", "all"};
   return names[static_cast<size_t>(level)];
