@@ -19,14 +19,13 @@ void each_owned(const ParameterTable& table, Owned&& owned, F&& f) {
 
 }  // namespace
 
-std::vector<Bucket> reduction_buckets(const ParameterTable& table,
-                                      const std::function<OwnershipUnit(const Parameter&)>& unit_of) {
+std::vector<Bucket> reduction_buckets(const ParameterTable& table) {
   std::vector<Bucket> buckets(static_cast<size_t>(table.buckets()));
   for (const Parameter& p : table.all()) {
     buckets[static_cast<size_t>(p.bucket)].push_back({.begin = p.offset,
                                                       .rows = p.local_rows,
                                                       .row_elements = p.local_cols,
-                                                      .unit_rows = unit_rows(p, unit_of(p)),
+                                                      .unit_rows = unit_rows(p, Optimizer::ownership_unit(p)),
                                                       .replicated_over_tp = p.shard == Shard::none});
   }
   return buckets;

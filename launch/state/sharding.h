@@ -2,7 +2,6 @@
 // owns.
 #pragma once
 
-#include <functional>
 #include <vector>
 
 #include "dist/zero/grad_reducer.h"
@@ -13,9 +12,7 @@ namespace tmamba {
 
 // One bucket per bucket of the table: its parameters as blocks of rows of the flat buffer, owned in the units that the
 // optimizer asks for.
-std::vector<Bucket> reduction_buckets(
-    const ParameterTable& table,
-    const std::function<OwnershipUnit(const Parameter&)>& unit_of = Optimizer::ownership_unit);
+std::vector<Bucket> reduction_buckets(const ParameterTable& table);
 
 // The rows that the optimizer of a rank of the zero axis updates, bucket by bucket.
 std::vector<OwnedRows> owned_rows(const ParameterTable& table, const ZeroSharding& sharding, int zero_rank);
