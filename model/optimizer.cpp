@@ -24,7 +24,11 @@ constexpr int64_t kAlignment = 64;  // elements between state tensors
 
 }  // namespace
 
-std::vector<StateSlot> optimizer_slots(DType param_dtype) {
+OwnershipUnit ownership_unit(const OptimizerOptions& /*options*/, const Parameter& /*parameter*/) {
+  return OwnershipUnit::row;
+}
+
+std::vector<StateSlot> optimizer_slots(const OptimizerOptions& /*options*/, DType param_dtype) {
   const DType acc = accumulate_type(param_dtype);
   std::vector<StateSlot> slots{{.name = "m", .dtype = acc}, {.name = "v", .dtype = acc}};
   if (param_dtype != acc) slots.push_back({.name = "master", .dtype = acc, .master = true});
@@ -38,7 +42,7 @@ int64_t state_bytes(std::span<const StateSlot> slots, const OwnedRows& owned) {
 }
 
 Optimizer::Optimizer(std::vector<OwnedRows> owned, DType param_dtype, Device device, const OptimizerOptions& options)
-    : Optimizer(std::move(owned), optimizer_slots(param_dtype), device, options) {}
+    : Optimizer(std::move(owned), optimizer_slots(options, param_dtype), device, options) {}
 
 Optimizer::Optimizer(std::vector<OwnedRows> owned, std::vector<StateSlot> slots, Device device,
                      const OptimizerOptions& options)

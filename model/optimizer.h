@@ -30,6 +30,8 @@ enum class OwnershipUnit : uint8_t {
   row,     // the optimizer updates elements or rows independently
   matrix,  // it needs whole logical matrices (Parameter::stored)
 };
+// The unit in which the optimizer needs a parameter to be owned. AdamW: rows.
+OwnershipUnit ownership_unit(const OptimizerOptions& options, const Parameter& parameter);
 // Rows of the local parameter in one unit.
 int64_t unit_rows(const Parameter& parameter, OwnershipUnit unit);
 
@@ -56,17 +58,14 @@ struct StateSlot {
   }
 };
 
-// The slots of AdamW for parameters of a type; `master` exists where that type is not the accumulate type.
-std::vector<StateSlot> optimizer_slots(DType param_dtype);
+// The slots of the optimizer for parameters of a type; `master` exists where that type is not the accumulate type.
+std::vector<StateSlot> optimizer_slots(const OptimizerOptions& options, DType param_dtype);
 // Bytes of all slots of some rows.
 int64_t state_bytes(std::span<const StateSlot> slots, const OwnedRows& owned);
 
 class Optimizer {
  public:
-  // What AdamW needs a rank to own of a parameter.
-  static OwnershipUnit ownership_unit(const Parameter& /*parameter*/) { return OwnershipUnit::row; }
-
-  // Zero-filled state of `owned`. `slots` begins with optimizer_slots(param_dtype).
+  // Zero-filled state of `owned`. `slots` begins with optimizer_slots().
   Optimizer(std::vector<OwnedRows> owned, DType param_dtype, Device device, const OptimizerOptions& options = {});
   Optimizer(std::vector<OwnedRows> owned, std::vector<StateSlot> slots, Device device,
             const OptimizerOptions& options = {});

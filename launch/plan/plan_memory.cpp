@@ -11,17 +11,18 @@ namespace tmamba {
 
 namespace {
 
-void set_static_bytes(RankMemory& memory, const PlanDims& dims, DType dtype, const ParameterTable& table,
+void set_static_bytes(RankMemory& memory, const RunConfig& config, const PlanDims& dims, const ParameterTable& table,
                       int zero_rank) {
   const int64_t e = dims.activation_bytes, s = dims.state_bytes;
   memory.parameters = table.flat_size() * e;
   memory.gradients = table.flat_size() * s;
   const ZeroSharding sharding = dims.sharding();
-  for (const Bucket& bucket : reduction_buckets(table)) {
+  for (const Bucket& bucket : reduction_buckets(table, config.train.optimizer)) {
     memory.gradients += s * sharding.extra_gradient_elements(bucket, zero_rank);
   }
-  const std::vector<StateSlot> slots = optimizer_slots(dtype);
-  for (const OwnedRows& rows : owned_rows(table, sharding, zero_rank)) memory.optimizer += state_bytes(slots, rows);
+  const std::vector<StateSlot> slots = optimizer_slots(config.train.optimizer, config.dtype());
+  for (const OwnedRows& rows : owned_rows(table, config.train.optimizer, sharding, zero_rank))
+    memory.optimizer += state_bytes(slots, rows);
 }
 
 // Whether a save is written from a copy (Trainer::slices_to_save), and the run takes the memory for it at its start or
@@ -32,13 +33,13 @@ bool copies_saves(const RunConfig& config) {
 }
 
 // Bytes of what this rank saves (run_slices).
-int64_t saved_bytes(const PlanDims& dims, DType dtype, const ParameterTable& table, const MeshCoordinates& at,
-                    int zero_rank) {
+int64_t saved_bytes(const RunConfig& config, const PlanDims& dims, const ParameterTable& table,
+                    const MeshCoordinates& at, int zero_rank) {
   const ZeroSharding sharding = dims.sharding();
   if (!sharding.represents_owned(zero_rank)) return 0;
-  const std::vector<StateSlot> slots = optimizer_slots(dtype);
+  const std::vector<StateSlot> slots = optimizer_slots(config.train.optimizer, config.dtype());
   int64_t bytes = 0;
-  for (const OwnedRows& rows : owned_rows(table, sharding, zero_rank)) {
+  for (const OwnedRows& rows : owned_rows(table, config.train.optimizer, sharding, zero_rank)) {
     if (rows.parameter->shard == Shard::none && at.tp != 0) continue;
     bytes += rows.elements() * dims.activation_bytes + state_bytes(slots, rows);
   }
@@ -52,8 +53,8 @@ RankMemory rank_memory(const RunConfig& config, const RunPlan& plan, const MeshC
   const MeshShape shape{dims.tp, dims.sp, dims.dp};
   const ParameterTable table(config.model, at.tp, dims.tp);
   RankMemory memory;
-  set_static_bytes(memory, dims, config.dtype(), table, shape.zero_rank(at));
-  if (copies_saves(config)) memory.host_copy = saved_bytes(dims, config.dtype(), table, at, shape.zero_rank(at));
+  set_static_bytes(memory, config, dims, table, shape.zero_rank(at));
+  if (copies_saves(config)) memory.host_copy = saved_bytes(config, dims, table, at, shape.zero_rank(at));
   if (config.checkpoint.writers == "node" && dims.ranks() > 1) memory.host_copy += SliceRelay::kBytesPerRank;
   AbsentCommunicator tp("tp", at.tp, dims.tp), sp("sp", at.sp, dims.sp);
   const auto ops = make_counting_ops(Device::cpu);

@@ -19,20 +19,21 @@ void each_owned(const ParameterTable& table, Owned&& owned, F&& f) {
 
 }  // namespace
 
-std::vector<Bucket> reduction_buckets(const ParameterTable& table) {
+std::vector<Bucket> reduction_buckets(const ParameterTable& table, const OptimizerOptions& optimizer) {
   std::vector<Bucket> buckets(static_cast<size_t>(table.buckets()));
   for (const Parameter& p : table.all()) {
     buckets[static_cast<size_t>(p.bucket)].push_back({.begin = p.offset,
                                                       .rows = p.local_rows,
                                                       .row_elements = p.local_cols,
-                                                      .unit_rows = unit_rows(p, Optimizer::ownership_unit(p)),
+                                                      .unit_rows = unit_rows(p, ownership_unit(optimizer, p)),
                                                       .replicated_over_tp = p.shard == Shard::none});
   }
   return buckets;
 }
 
-std::vector<OwnedRows> owned_rows(const ParameterTable& table, const ZeroSharding& sharding, int zero_rank) {
-  const std::vector<Bucket> buckets = reduction_buckets(table);
+std::vector<OwnedRows> owned_rows(const ParameterTable& table, const OptimizerOptions& optimizer,
+                                  const ZeroSharding& sharding, int zero_rank) {
+  const std::vector<Bucket> buckets = reduction_buckets(table, optimizer);
   std::vector<OwnedRows> owned;
   each_owned(
       table, [&](int bucket) { return sharding.owned(buckets[static_cast<size_t>(bucket)], zero_rank); },

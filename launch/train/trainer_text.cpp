@@ -142,7 +142,7 @@ void Trainer::start_profile() {
   const int64_t rows = step_->ranks().batch() * step_->ranks().local_tokens();
   comm_profile_ = std::make_unique<CommProfile>(
       *mesh_, *all_,
-      planned_traffic(plan, reduction_buckets(step_->table()), *mesh_,
+      planned_traffic(plan, reduction_buckets(step_->table(), config_.train.optimizer), *mesh_,
                       head_chunk_rows(rows, config_.model.dim, config_.model.vocab), TrainingStep::agreed_bytes()));
 }
 

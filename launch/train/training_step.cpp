@@ -33,13 +33,14 @@ TrainingStep::TrainingStep(const RunConfig& config, const RunPlan& plan, const S
   host_tokens_2Bn_ = host_tokens_.tensor({2, B, n}, DType::i32);
   numbers_ = Buffer({kPlaces}, DType::f64, device);
   reducer_ = std::make_unique<GradReducer>(
-      ranks.zero, ranks.tp, reduction_buckets(table_),
+      ranks.zero, ranks.tp, reduction_buckets(table_, config.train.optimizer),
       GradReducerOptions{
           .stage = config.parallel.zero, .dtype = acc, .device = device, .add = [this](Tensor y, ConstTensor x) {
             ops_.add({y, x});
           }});
-  optimizer_ = std::make_unique<Optimizer>(owned_rows(table_, reducer_->sharding(), ranks.shape.zero_rank(ranks.at)),
-                                           dtype, device, config.train.optimizer);
+  optimizer_ = std::make_unique<Optimizer>(
+      owned_rows(table_, config.train.optimizer, reducer_->sharding(), ranks.shape.zero_rank(ranks.at)), dtype, device,
+      config.train.optimizer);
   gradients_ = owned_gradients(table_, *reducer_, grads_);
   model_ = std::make_unique<TransMamba>(config.model, table_, *model_ranks_, dtype, saved_, level_);
 }

@@ -1,5 +1,5 @@
-// The model agrees with every array of every golden file: to 1e-9 in float64, to 1e-4 in float32 (model/SPEC.md section
-// 9).
+// The model agrees with every array of every golden file (model/SPEC.md section 9): to 1e-9 in float64, to 1e-4 in
+// float32.
 #include "tests/model/golden_compare.h"
 
 namespace tmamba {

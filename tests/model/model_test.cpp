@@ -151,9 +151,9 @@ TEST(Schedule, TokensFractionsAndMistakes) {
 
 TEST(Optimizer, StateHasTheSlotsOfTheTable) {
   const ParameterTable table(small_config());
-  std::vector<StateSlot> slots = optimizer_slots(DType::bf16);
+  std::vector<StateSlot> slots = optimizer_slots({}, DType::bf16);
   ASSERT_EQ(slots.size(), 3u);
-  EXPECT_EQ(optimizer_slots(DType::f32).size(), 2u);  // parameters of the accumulate type are their own masters
+  EXPECT_EQ(optimizer_slots({}, DType::f32).size(), 2u);  // parameters of the accumulate type are their own masters
   slots.push_back({.name = "row_scale", .dtype = DType::f64, .shape = SlotShape::rows});
   const std::vector<OwnedRows> owned{{&table.find("layers.0.mixer.out.weight"), 3, 5},
                                      {&table.find("norm.weight"), 0, 7}};

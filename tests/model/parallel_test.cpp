@@ -64,12 +64,12 @@ class LayoutRunner {
     golden.fill_params_sharded(table_, params());
     model_ = std::make_unique<TransMamba>(config_, table_, ranks_, dtype, saved_, level);
     reducer_ = std::make_unique<GradReducer>(
-        mesh_.zero(), mesh_.tp(), reduction_buckets(table_),
+        mesh_.zero(), mesh_.tp(), reduction_buckets(table_, {}),
         GradReducerOptions{.stage = layout.zero, .dtype = acc, .add = [this](Tensor y, ConstTensor x) {
                              ops_->add({y, x});
                            }});
-    optimizer_ =
-        std::make_unique<Optimizer>(owned_rows(table_, reducer_->sharding(), mesh_.zero().rank()), dtype, Device::cpu);
+    optimizer_ = std::make_unique<Optimizer>(owned_rows(table_, {}, reducer_->sharding(), mesh_.zero().rank()), dtype,
+                                             Device::cpu);
     gradients_ = owned_gradients(table_, *reducer_, grads_.tensor({size}, acc));
     split_tokens();
   }

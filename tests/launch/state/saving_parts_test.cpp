@@ -198,7 +198,7 @@ struct Rank {
 
   // AdamW's slots, and one with a scalar per row.
   static std::vector<StateSlot> slots(DType dtype) {
-    std::vector<StateSlot> slots = optimizer_slots(dtype);
+    std::vector<StateSlot> slots = optimizer_slots({}, dtype);
     slots.push_back({.name = "row_scale", .dtype = DType::f64, .shape = SlotShape::rows});
     return slots;
   }
@@ -207,7 +207,7 @@ struct Rank {
       : table(model, tp, mesh.tp),
         buffer({table.flat_size()}, dtype),
         params(buffer.tensor({table.flat_size()}, dtype)),
-        optimizer(owned_rows(table, ZeroSharding(1, mesh.sp * mesh.dp), zero), slots(dtype), Device::cpu) {}
+        optimizer(owned_rows(table, {}, ZeroSharding(1, mesh.sp * mesh.dp), zero), slots(dtype), Device::cpu) {}
 };
 
 TEST(Reshard, ParametersAndMomentsAreTheSameBitsOnEveryLayout) {
