@@ -6,6 +6,7 @@
 #include <sstream>
 
 #include "dist/comm/collective_guard.h"
+#include "launch/config/batch_split.h"
 #include "launch/state/run_state.h"
 #include "model/schedule.h"
 
@@ -69,7 +70,6 @@ MachineModel machine_of_device(const RunConfig& config) {
 PlanDims plan_dims(const RunConfig& config, const MeshShape& mesh) {
   const ModelConfig& m = config.model;
   const DType dtype = config.dtype();
-  const int64_t per_rank = std::max<int64_t>(1, config.train.global_batch / mesh.dp);
   return {.dim = m.dim,
           .heads = m.heads,
           .head_dim = m.head_dim(),
@@ -81,7 +81,7 @@ PlanDims plan_dims(const RunConfig& config, const MeshShape& mesh) {
           .z_gate = m.z_gate,
           .tokens = config.data.seq_len,
           .transpoints = transpoints(m.schedule, m.layers, config.data.seq_len),
-          .batch = config.train.micro_batch > 0 ? config.train.micro_batch : per_rank,
+          .batch = split_batch(config.train, mesh.dp).micro_batch,
           .global_batch = config.train.global_batch,
           .activation_bytes = static_cast<int64_t>(size_of(dtype)),
           .state_bytes = static_cast<int64_t>(size_of(accumulate_type(dtype))),

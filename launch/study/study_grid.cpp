@@ -5,6 +5,7 @@
 #include <optional>
 #include <sstream>
 
+#include "launch/config/batch_split.h"
 #include "launch/study/study.h"
 
 namespace tmamba {
@@ -89,17 +90,6 @@ int64_t global_batch(const Study& study, int64_t ranks) {
   return study.mode == "weak" ? study.batch * ranks : study.batch;
 }
 
-// Sequences of a micro-batch on each data-parallel rank.
-int64_t micro_batch(const Study& study, int64_t batch, int64_t dp) {
-  if (batch % dp != 0)
-    throw UserError(str("a step's ", batch, " sequences cannot be dealt to ", dp, " data-parallel ranks"));
-  const int64_t per_rank = batch / dp, most = study.micro_batch == 0 ? per_rank : std::min(study.micro_batch, per_rank);
-  if (per_rank % most != 0) {
-    throw UserError(str(per_rank, " sequences per data-parallel rank cannot be cut into micro-batches of ", most));
-  }
-  return most;
-}
-
 std::string id_of(const StudyPoint& point, const Cut& cut) {
   char text[96];
   std::snprintf(text, sizeof text, "T%lld-n%04lld-tp%lld-sp%lld-dp%lld-fold%lld-",
@@ -123,7 +113,9 @@ StudyPoint point_of(const Study& study, const RunConfig& base, const Cut& cut, i
   config.parallel.tp = cut.tp, config.parallel.sp = cut.sp, config.parallel.dp = cut.dp;
   config.parallel.fold = cut.fold, config.parallel.transport = cut.transport;
   config.train.global_batch = point.global_batch;
-  config.train.micro_batch = micro_batch(study, point.global_batch, cut.dp);
+  // study.micro_batch is an upper bound: fewer sequences of a rank are one micro-batch.
+  config.train.micro_batch = std::min(study.micro_batch, point.global_batch / cut.dp);
+  config.train.micro_batch = split_batch(config.train, cut.dp).micro_batch;
   const MeshShape mesh = mesh_shape(cut.tp, cut.sp, cut.dp, static_cast<int>(ranks));
   point.plan = choose_plan(config, mesh, machine);
   point.id = id_of(point, cut);

@@ -132,7 +132,8 @@ TEST_F(StudyFiles, MistakesAreNamedWithTheirPlace) {
 
 TEST_F(StudyFiles, AStudyWithNoValidLayoutSaysWhy) {
   refused("[study]\nconfig = \"model.toml\"\nranks = [3, 64]\nlayouts = [\"dp\", \"tp\"]\nbatch = 8\n",
-          {"no layout of this study can run", "dp on 3 ranks", "8 sequences cannot be dealt to 3", "tp on 64 ranks"});
+          {"no layout of this study can run", "dp on 3 ranks", "train.global_batch = 8 is not divisible by the 3",
+           "tp on 64 ranks"});
 }
 
 TEST_F(StudyFiles, LayoutsAreCutForEveryNumberOfRanks) {
@@ -225,7 +226,7 @@ TEST_F(StudyFiles, ASummaryHoldsWhatWasMeasured) {
     EXPECT_GT(p["predicted"]["memory_bytes"].get<double>(), 0);
     EXPECT_GT(p["fitted"]["step_ms"].get<double>(), 0);
   }
-  // The model stands apart: 8 sequences cannot be dealt to 4096 ranks, and it says so.
+  // The model stands apart: 8 sequences are not divisible by 4096 ranks, and it says so.
   const json& extrapolated = summary["model"]["extrapolation"];
   EXPECT_TRUE(extrapolated["points"].empty());
   EXPECT_EQ(extrapolated["skipped"].size(), 2u);

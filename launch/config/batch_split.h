@@ -1,0 +1,27 @@
+// How the sequences of an optimizer step are split over data-parallel ranks and micro-batches.
+#pragma once
+
+#include <cstdint>
+
+#include "launch/config/config.h"
+
+namespace tmamba {
+
+struct BatchSplit {
+  int64_t dp = 1;             // data-parallel ranks
+  int64_t micro_batch = 1;    // sequences of one forward and backward pass
+  int64_t micro_batches = 1;  // of a rank in a step
+
+  int64_t per_rank() const { return micro_batch * micro_batches; }
+  int64_t sequences() const { return per_rank() * dp; }  // train.global_batch
+  // Index in the step of the first sequence of micro-batch `micro` on data-parallel rank `dp_rank`.
+  int64_t first_sequence(int64_t dp_rank, int64_t micro) const { return dp_rank * per_rank() + micro * micro_batch; }
+};
+
+// train.micro_batch = 0: one micro-batch. Throws UserError naming the key to change where the numbers do not divide.
+BatchSplit split_batch(const TrainConfig& train, int64_t dp);
+
+// Optimizer steps of the run: train.steps, or as many as consume train.tokens.
+int64_t total_steps(const RunConfig& config);
+
+}  // namespace tmamba
