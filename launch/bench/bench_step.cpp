@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <chrono>
 #include <fstream>
-#include <limits>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <thread>
@@ -18,6 +17,7 @@
 #include "launch/bench/bench_io.h"
 #include "launch/cli/format.h"
 #include "launch/cli/statistics.h"
+#include "launch/config/batch_split.h"
 #include "launch/plan/memory_check.h"
 #include "launch/state/devices.h"
 #include "launch/state/run_state.h"
@@ -53,7 +53,8 @@ void fill_random(Ops& ops, const Tensor& flat, double std) {
 // Of so many micro-batches a step.
 RunConfig with_micro_batches(RunConfig config, const MeshShape& shape, int64_t micro_batches) {
   config.train.micro_batch = std::max<int64_t>(config.train.micro_batch, 1);
-  config.train.global_batch = config.train.micro_batch * shape.dp * micro_batches;
+  const BatchSplit batch{.dp = shape.dp, .micro_batch = config.train.micro_batch, .micro_batches = micro_batches};
+  config.train.global_batch = batch.sequences();
   return config;
 }
 
@@ -138,15 +139,14 @@ std::vector<TensorSlice> StepBench::slices(const std::function<Tensor(const Tens
 
 void StepBench::mute(bool on) {
   for (MutedCommunicator* comm : {&tp_, &sp_, &zero_, &all_}) comm->mute(on);
-  step_.forget();
+  step_.discard_recordings();
 }
 
 void StepBench::step(Ops& ops) {
-  StepOrders orders{.number = 1, .lr = 1e-4, .limits = {}};
-  orders.limits.max_loss = orders.limits.max_grad_norm = std::numeric_limits<double>::infinity();
   step_.run(
-      ops, orders, [this](int64_t, const Tensor& tokens_Bn, const Tensor& targets_Bn) { load(tokens_Bn, targets_Bn); },
-      [] { return StepWishes{}; });
+      ops, {.number = 1, .lr = 1e-4},
+      [this](int64_t, const Tensor& tokens_Bn, const Tensor& targets_Bn) { load(tokens_Bn, targets_Bn); },
+      [] { return StepVotes{}; });
 }
 
 namespace {

@@ -41,7 +41,7 @@ class StepBench {
   const MeshShape& shape() const { return mesh_.shape(); }
   const MeshCoordinates& coordinates() const { return mesh_.coordinates(); }
   const OpCounts& counts() const { return step_.measure().counts; }  // of a micro-batch on this rank
-  int64_t sequences() const { return plan_.dims.batch * shape().dp * plan_.dims.micro_batches(); }
+  int64_t sequences() const { return config_.train.global_batch; }
   int64_t tokens() const { return sequences() * plan_.dims.tokens; }
   int64_t parameters() const { return step_.table().global_size(); }
   size_t activation_bytes() const { return step_.measure().activation_bytes(); }

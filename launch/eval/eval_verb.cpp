@@ -48,8 +48,14 @@ int eval_on(World& world, const Command& command) {
       measure_model(model_config, *loaded.table, ranks, dtype, ops.device(), level, Pass::forward);
   Arena saved(memory.saved_bytes, ops.device()), scratch(memory.scratch_bytes, ops.device());
   TransMamba model(model_config, *loaded.table, ranks, dtype, saved, level);
-  const EvalResult result =
-      evaluate(ops, scratch, model, ranks, loaded.params, file, command.get<int64_t>("sequences"), mesh, world.comm());
+  const EvalResult result = evaluate({.ops = ops,
+                                      .scratch = scratch,
+                                      .model = model,
+                                      .ranks = ranks,
+                                      .params = loaded.params,
+                                      .mesh = mesh,
+                                      .world = world.comm()},
+                                     file, command.get<int64_t>("sequences"));
   if (world.rank() != 0) return kDone;
   if (command.json()) {
     std::printf("%s\n", nlohmann::json({{"checkpoint", loaded.path.string()},
@@ -115,6 +121,12 @@ int generate_verb(const Arguments& arguments) {
     throw UserError("the tokenizer is not the one the model was trained with");
   const std::vector<int64_t> points =
       transpoints(loaded.config.model.schedule, loaded.config.model.layers, loaded.config.data.seq_len);
+  const SampleContext context{.ops = *loaded.ops,
+                              .config = loaded.config.model,
+                              .table = *loaded.table,
+                              .params = loaded.params,
+                              .transpoints = points,
+                              .tokenizer = *tokenizer};
   const std::string prompt = command.get<std::string>("prompt");
   nlohmann::json texts = nlohmann::json::array();
   for (int64_t i = 0; i < command.get<int64_t>("count"); ++i) {
@@ -122,8 +134,7 @@ int generate_verb(const Arguments& arguments) {
                                 .temperature = command.get<double>("temperature"),
                                 .top_k = command.get<int64_t>("top-k"),
                                 .seed = command.get<uint64_t>("seed") + static_cast<uint64_t>(i)};
-    const std::vector<int32_t> tokens =
-        sample(*loaded.ops, loaded.config.model, *loaded.table, loaded.params, points, *tokenizer, prompt, options);
+    const std::vector<int32_t> tokens = sample(context, prompt, options);
     const std::string text = prompt + tokenizer->decode(tokens);
     if (command.json()) {
       texts.push_back(text);

@@ -7,8 +7,8 @@ namespace tmamba {
 
 double EvalResult::bits_per_byte() const { return nats / std::numbers::ln2 / static_cast<double>(bytes); }
 
-EvalResult evaluate(Ops& ops, Arena& scratch, TransMamba& model, const ModelRanks& ranks, const Tensor& params,
-                    const TokenFile& file, int64_t sequences, const Mesh& mesh, Communicator& world) {
+EvalResult evaluate(const EvalContext& context, const TokenFile& file, int64_t sequences) {
+  const auto& [ops, scratch, model, ranks, params, mesh, world] = context;
   const int64_t B = ranks.batch(), T = ranks.layout().tokens(), n = ranks.local_tokens();
   Loader loader(file, T, 0, Order::sequential);
   const int64_t total = sequences > 0 ? std::min(sequences, loader.windows()) : loader.windows();

@@ -1,4 +1,4 @@
-// Held-out loss over a token file.
+// Held-out loss on a token file.
 #pragma once
 
 #include <cstdint>
@@ -17,9 +17,19 @@ struct EvalResult {
   double bits_per_byte() const;
 };
 
-// The first `sequences` windows of `file` (0: all), dealt to the data-parallel ranks in turn; the sums come back on
-// every rank of `world`, in the shape of `mesh`.
-EvalResult evaluate(Ops& ops, Arena& scratch, TransMamba& model, const ModelRanks& ranks, const Tensor& params,
-                    const TokenFile& file, int64_t sequences, const Mesh& mesh, Communicator& world);
+// The model to evaluate, on the ranks of `world`, which have the shape of `mesh`.
+struct EvalContext {
+  Ops& ops;
+  Arena& scratch;
+  TransMamba& model;
+  const ModelRanks& ranks;
+  Tensor params;
+  const Mesh& mesh;
+  Communicator& world;
+};
+
+// Evaluates the first `sequences` windows of `file` (0: all), assigned to the data-parallel ranks in turn. Collective;
+// all ranks get the sums over all of them.
+EvalResult evaluate(const EvalContext& context, const TokenFile& file, int64_t sequences);
 
 }  // namespace tmamba

@@ -38,10 +38,9 @@ int32_t draw(const std::vector<double>& logits, const SampleOptions& options, in
 
 }  // namespace
 
-std::vector<int32_t> sample(Ops& ops, const ModelConfig& config, const ParameterTable& table, const Tensor& params,
-                            const std::vector<int64_t>& transpoints, const Tokenizer& tokenizer,
-                            const std::string& prompt, const SampleOptions& options,
+std::vector<int32_t> sample(const SampleContext& context, const std::string& prompt, const SampleOptions& options,
                             const std::function<void(int32_t)>& on_token) {
+  const auto& [ops, config, table, params, transpoints, tokenizer] = context;
   std::vector<int32_t> input = tokenizer.encode(prompt);
   if (input.empty()) input = {tokenizer.document_end()};
   const int64_t prompt_tokens = static_cast<int64_t>(input.size());
@@ -51,7 +50,7 @@ std::vector<int32_t> sample(Ops& ops, const ModelConfig& config, const Parameter
   const Buffer wide_logits({1, config.vocab}, acc, ops.device()), host_logits({1, config.vocab}, acc);
   const Tensor wide = wide_logits.tensor({1, config.vocab}, acc), host = host_logits.tensor({1, config.vocab}, acc);
   std::vector<int32_t> output;
-  // A model's vocabulary may be rounded up beyond the tokenizer's: no text comes of such tokens, they are not drawn.
+  // A model's vocabulary may be rounded up beyond the tokenizer's; the tokens in between stand for no text.
   const int64_t drawn = std::min<int64_t>(config.vocab, tokenizer.vocab_size());
   std::vector<double> logits(static_cast<size_t>(drawn));
   for (int64_t i = 0; i < options.max_tokens; ++i) {

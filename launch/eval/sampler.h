@@ -1,4 +1,4 @@
-// Text from a model: prefill the prompt, then draw token after token.
+// Generates text from a model: prefills the prompt, then draws one token after another.
 #pragma once
 
 #include <cstdint>
@@ -20,12 +20,20 @@ struct SampleOptions {
   uint64_t seed = 0;
 };
 
-// The tokens that follow `prompt` (which may be empty: a new document), at most max_tokens and up to the end of the
-// document. Only tokens of the tokenizer are drawn. Draws are a pure function of (seed, position). on_token, where
-// given, sees each token as it comes.
-std::vector<int32_t> sample(Ops& ops, const ModelConfig& config, const ParameterTable& table, const Tensor& params,
-                            const std::vector<int64_t>& transpoints, const Tokenizer& tokenizer,
-                            const std::string& prompt, const SampleOptions& options,
+// The model to sample from. `params` is whole: not a tensor-parallel shard.
+struct SampleContext {
+  Ops& ops;
+  const ModelConfig& config;
+  const ParameterTable& table;
+  Tensor params;
+  const std::vector<int64_t>& transpoints;
+  const Tokenizer& tokenizer;
+};
+
+// Returns the tokens that follow `prompt` (empty: a new document), at most max_tokens and up to the end of the
+// document. Draws only tokens of the tokenizer; a draw is a pure function of (seed, position). on_token, where given,
+// is called with each token when it is drawn.
+std::vector<int32_t> sample(const SampleContext& context, const std::string& prompt, const SampleOptions& options,
                             const std::function<void(int32_t)>& on_token = {});
 
 }  // namespace tmamba

@@ -25,7 +25,7 @@ void set_static_bytes(RankMemory& memory, const RunConfig& config, const PlanDim
     memory.optimizer += state_bytes(slots, rows);
 }
 
-// Whether a save is written from a copy (Trainer::slices_to_save), and the run takes the memory for it at its start or
+// Whether a save is written from a copy (SaveController::slices), and the run takes the memory for it at its start or
 // at its first save.
 bool copies_saves(const RunConfig& config) {
   const CheckpointConfig& c = config.checkpoint;

@@ -24,8 +24,8 @@ namespace fs = std::filesystem;
 
 double unix_now() { return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count(); }
 
-// Keeps the lines of steps up to `step`; the others are appended to lost.jsonl beside it. They are there before they
-// are gone from here, so a crash between leaves them in both: readers take a line that is in both as one.
+// Keeps the lines of steps up to `step` and appends the others to lost.jsonl beside `file`. They are written there
+// before they are removed here, so a crash in between leaves them in both; readers count such a line once.
 MovedLines move_after(const fs::path& file, int64_t step) {
   MovedLines moved;
   std::ifstream in(file);
@@ -52,7 +52,7 @@ MovedLines move_after(const fs::path& file, int64_t step) {
   return moved;
 }
 
-// Bytes that are no UTF-8 replaced: a sample may end inside a character.
+// Replaces bytes that are not UTF-8: a sample may end inside a character.
 std::string valid_utf8(const std::string& text) {
   return nlohmann::json::parse(nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
 }
@@ -63,24 +63,24 @@ std::string event_line(double time, const std::string& kind, const nlohmann::jso
   return line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
-// The numbers of a line of metrics.jsonl under the tags by which TensorBoard groups them.
+// The numbers of a line of metrics.jsonl with their TensorBoard tags; the part before the slash is the group.
 std::vector<std::pair<std::string, double>> tagged(const nlohmann::json& line) {
-  static constexpr std::array<std::pair<const char*, const char*>, 15> kTags{
-      {{"loss", "train/loss"},
-       {"bits_per_byte", "train/bits_per_byte"},
-       {"grad_norm", "train/grad_norm"},
-       {"lr", "train/lr"},
-       {"valid_loss", "valid/loss"},
-       {"valid_bits_per_byte", "valid/bits_per_byte"},
-       {"tokens_per_s", "speed/tokens_per_s"},
-       {"gflops", "speed/gflops"},
-       {"step_ms", "time/step_ms"},
-       {"data_ms", "time/data_ms"},
-       {"compute_ms", "time/compute_ms"},
-       {"agree_ms", "time/agree_ms"},
-       {"update_ms", "time/update_ms"},
-       {"save_stall_ms", "time/save_stall_ms"},
-       {"memory_bytes", "memory/bytes"}}};
+  static constexpr auto kTags =
+      std::to_array<std::pair<const char*, const char*>>({{"loss", "train/loss"},
+                                                          {"bits_per_byte", "train/bits_per_byte"},
+                                                          {"grad_norm", "train/grad_norm"},
+                                                          {"lr", "train/lr"},
+                                                          {"valid_loss", "valid/loss"},
+                                                          {"valid_bits_per_byte", "valid/bits_per_byte"},
+                                                          {"tokens_per_s", "speed/tokens_per_s"},
+                                                          {"gflops", "speed/gflops"},
+                                                          {"step_ms", "time/step_ms"},
+                                                          {"data_ms", "time/data_ms"},
+                                                          {"compute_ms", "time/compute_ms"},
+                                                          {"agree_ms", "time/agree_ms"},
+                                                          {"update_ms", "time/update_ms"},
+                                                          {"save_stall_ms", "time/save_stall_ms"},
+                                                          {"memory_bytes", "memory/bytes"}});
   std::vector<std::pair<std::string, double>> values;
   for (const auto& [key, tag] : kTags) {
     if (const auto found = line.find(key); found != line.end() && found->is_number()) values.emplace_back(tag, *found);
@@ -100,7 +100,7 @@ void RunDirectory::require_usable(const fs::path& dir) {
   std::error_code ignored;
   const fs::file_status status = fs::status(dir, ignored);
   if (!fs::exists(status)) return;
-  if (!fs::is_directory(status)) throw UserError(str("run.dir = ", dir.string(), " is a file; give a folder"));
+  if (!fs::is_directory(status)) throw UserError(str("run.dir = ", dir.string(), " is a file; give a directory"));
   if (::access(dir.c_str(), W_OK | X_OK) == 0) return;
   throw UserError(str("run.dir: ", FileError("write in", dir, errno).what()));
 }
@@ -125,24 +125,24 @@ void RunDirectory::open_logs(int64_t step) {
 
 bool RunDirectory::lost() const { return write_ && (metrics_.gone() || events_.gone()); }
 
-bool RunDirectory::make_anew(int64_t step, int ranks) {
+bool RunDirectory::recreate(int64_t step, int ranks) {
   if (!write_) return false;
   try {
     open_logs(step);
     write_config(config_);
     write_plan(plan_);
   } catch (const std::exception& error) {
-    if (!said_it_is_lost_) {
-      std::fprintf(stderr, "step %lld: the run folder %s was removed or moved away and cannot be made anew: %s\n",
+    if (!loss_reported_) {
+      std::fprintf(stderr, "step %lld: the run directory %s was removed or moved and cannot be recreated: %s\n",
                    static_cast<long long>(step), dir_.c_str(), error.what());
     }
-    said_it_is_lost_ = true;
+    loss_reported_ = true;
     return false;
   }
-  said_it_is_lost_ = false;
+  loss_reported_ = false;
   std::fprintf(stderr,
-               "step %lld: the run folder %s, or its logs, was removed or moved away, and is made anew: what it held "
-               "until now, checkpoints too, is no longer in it. Training goes on\n",
+               "step %lld: the run directory %s, or its logs, was removed or moved, and was recreated: its former "
+               "contents, checkpoints too, are no longer in it. Training continues\n",
                static_cast<long long>(step), dir_.c_str());
   event("folder_lost", {{"step", step}, {"ranks", ranks}});
   return true;
@@ -208,7 +208,7 @@ void RunDirectory::event(const std::string& kind, const nlohmann::json& details)
 void RunDirectory::sample(int64_t step, const std::string& text) {
   if (!write_) return;
   samples_.append(str("--- step ", step, "\n", text));
-  // As it is, not as the Markdown that TensorBoard takes it for.
+  // Indented: TensorBoard renders Markdown, which shows indented text unchanged.
   if (tensorboard_) tensorboard_->text(step, unix_now(), "sample", indent(valid_utf8(text)));
 }
 
@@ -221,7 +221,7 @@ void RunDirectory::rewind(int64_t step) {
 
 void RunDirectory::write_goodput() {
   if (!write_) return;
-  // The run is at its end and safe: this must not make a failure of it.
+  // The run has ended and is saved; a failed write here must not fail it.
   try {
     write_file(dir_ / "goodput.json", goodput_json(goodput_of(read_run_logs(dir_))).dump(2));
   } catch (const std::exception& error) {

@@ -1,6 +1,6 @@
-// The folder of a run: config.toml (effective, with origins), plan.json, metrics.jsonl (one object a step, and one an
-// evaluation or sample), lost.jsonl (such lines of steps that were done again), events.jsonl, samples.txt,
-// goodput.json, tensorboard/, checkpoints/. Written by rank 0 alone. launch/run/run_record.h reads it back.
+// class RunDirectory: the directory of a run: config.toml (effective, with origins), plan.json, metrics.jsonl (one
+// object per step, evaluation or sample), lost.jsonl (those lines of steps that were repeated), events.jsonl,
+// samples.txt, goodput.json, tensorboard/, checkpoints/. Only rank 0 writes. launch/run/run_record.h reads it.
 #pragma once
 
 #include <cstdint>
@@ -15,13 +15,13 @@
 
 namespace tmamba {
 
-// What of metrics.jsonl was put away.
+// Lines removed from metrics.jsonl.
 struct MovedLines {
   int64_t steps = 0;    // moved to lost.jsonl
-  int64_t damaged = 0;  // cut short or no JSON: gone
+  int64_t damaged = 0;  // truncated or not JSON: dropped
 };
 
-// Where else the metrics go.
+// Where metrics are written beside metrics.jsonl.
 struct MetricSinks {
   bool tensorboard = false;  // event files in tensorboard/
   std::string prometheus;    // PrometheusFile; empty: none
@@ -29,43 +29,42 @@ struct MetricSinks {
 
 class RunDirectory {
  public:
-  // Throws UserError where `dir` is there but is no folder, or none that can be written in.
+  // Throws UserError where `dir` exists but is not a directory that can be written in.
   static void require_usable(const std::filesystem::path& dir);
 
-  // Creates the folder where it is missing and opens the logs for appending. Metrics of steps after `resumed_step`,
-  // left by a run that stopped after its last checkpoint, go to lost.jsonl: each step stands in metrics.jsonl once.
-  // With write = false (every rank but 0) nothing is touched and every write is ignored. A line that cannot be logged
-  // later is lost, and standard error says so; what else cannot be written throws.
+  // Creates the directory if it is missing and opens the logs for appending. Metrics of steps after `resumed_step`,
+  // left by an attempt that stopped after its last checkpoint, move to lost.jsonl, so that metrics.jsonl has each step
+  // once. With write = false (every rank but 0) every write is ignored. A log line that cannot be written later is
+  // lost, which is printed to standard error; other writes that fail throw.
   RunDirectory(const std::filesystem::path& dir, int64_t resumed_step, bool write, const MetricSinks& sinks = {});
 
   const std::filesystem::path& dir() const { return dir_; }
   std::filesystem::path checkpoints() const { return dir_ / "checkpoints"; }
 
   void write_config(const std::string& toml);
-  // plan.json; the file is there whole or as it was.
+  // Replaces plan.json atomically.
   void write_plan(const std::string& json);
-  // Both add the time: "time", in metrics as seconds since 1970, in events in UTC.
+  // Both add "time": in metrics as seconds since 1970, in events in UTC.
   void metric(nlohmann::json line);
-  // A start of the program has come so far that it can train: says how long that took, and what it found of steps that
-  // must be done again.
+  // Logs that an attempt is ready to train, how long its startup took and how many steps it must repeat.
   void started(bool resumed, int64_t step, int ranks);
   void event(const std::string& kind, const nlohmann::json& details);
-  // The same before the logs of `dir` are open. What cannot be written is lost; a folder is not made.
+  // The same before the logs of `dir` are open. What cannot be written is lost; the directory is not created.
   static void append_event(const std::filesystem::path& dir, const std::string& kind, const nlohmann::json& details);
   void sample(int64_t step, const std::string& text);
-  // Whether the folder, or a log in it, was removed or moved away since it was opened.
+  // Whether the directory, or a log in it, was removed or moved since it was opened.
   bool lost() const;
-  // Then: makes it anew as far as it is missing, with logs that begin at `step` and an event that says so. What was
-  // logged before is gone. False where it cannot be made now, which standard error says once.
-  bool make_anew(int64_t step, int ranks);
-  // One line on where the run's time went; never an error.
+  // Recreates what is missing of a lost directory, with logs that begin at `step` and an event "folder_lost". What was
+  // logged before is gone. Returns false where that fails, which is printed to standard error once.
+  bool recreate(int64_t step, int ranks);
+  // One line: where the run's time went. Never throws.
   std::string time_text() const;
-  // goodput.json: where the run's time went so far (launch/run/goodput.h).
+  // Writes goodput.json: where the run's time went so far (launch/run/goodput.h).
   void write_goodput();
-  // Metrics of steps after `step` go to lost.jsonl: the run goes on from there.
+  // Moves metrics of steps after `step` to lost.jsonl: the run continues from there.
   void rewind(int64_t step);
   bool has_summary() const { return std::filesystem::exists(dir_ / "summary.json"); }
-  // Throws UserError where the run was not finished.
+  // Throws UserError where the run has not finished.
   nlohmann::json read_summary() const;
   void write_summary(const nlohmann::json& summary);
 
@@ -76,7 +75,7 @@ class RunDirectory {
   bool write_;
   const MetricSinks sinks_;
   std::string config_, plan_;  // as written last
-  bool said_it_is_lost_ = false;
+  bool loss_reported_ = false;
   MovedLines moved_;
   LineLog metrics_, events_, samples_;
   std::unique_ptr<TensorBoardLog> tensorboard_;

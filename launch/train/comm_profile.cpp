@@ -17,7 +17,7 @@ AxisTraffic& operator+=(AxisTraffic& a, const AxisTraffic& b) {
   return a;
 }
 
-// What the ranks know together of one operation on one axis.
+// What is reduced over ranks for one operation on one axis.
 enum Figure : size_t { kCalls, kPlannedCalls, kBytes, kPlannedBytes, kDiffers, kFigures };
 
 std::vector<int64_t> figures_of(const AxisTraffic& counted, const AxisTraffic& planned) {
@@ -37,7 +37,7 @@ std::vector<int64_t> reduced(Communicator& world, std::vector<int64_t> figures, 
   return figures;
 }
 
-// Per step: a whole number where all steps are alike.
+// An integer where all steps are alike.
 json per_step(int64_t total, int64_t steps) {
   if (total % steps == 0) return total / steps;
   return static_cast<double>(total) / static_cast<double>(steps);
@@ -46,7 +46,7 @@ json per_step(int64_t total, int64_t steps) {
 }  // namespace
 
 AxisTraffic planned_traffic(const Plan& plan, std::span<const Bucket> buckets, const Mesh& mesh, int64_t loss_rows,
-                            int64_t agreed_bytes) {
+                            int64_t vote_bytes) {
   const PlanDims& dims = plan.dims;
   const MeshCoordinates at = mesh.coordinates();
   const int zero_rank = mesh.shape().zero_rank(at);
@@ -57,7 +57,7 @@ AxisTraffic planned_traffic(const Plan& plan, std::span<const Bucket> buckets, c
   planned[kTp] = dims.micro_batches() * tensor_traffic(dims, rows, loss_rows, at.tp);
   planned[kTp] += reductions(dims) * gradients.tp;
   planned[kZero] = reductions(dims) * gradients.zero;
-  planned[kWorld] = all_reduce_traffic(agreed_bytes, dims.ranks());
+  planned[kWorld] = all_reduce_traffic(vote_bytes, dims.ranks());
   planned[kZero] += parameter_traffic(dims, buckets, zero_rank);
   return planned;
 }
@@ -113,8 +113,8 @@ std::string comm_table(const json& summary) {
                   cells[5].c_str());
     return std::string(text);
   };
-  std::string text = str("Between ranks in a step, mean of ", summary["steps"].dump(), ": all ",
-                         summary["ranks"].dump(), " ranks together, and the rank that receives most\n") +
+  std::string text = str("Communication per step, mean of ", summary["steps"].dump(), ": sum over ",
+                         summary["ranks"].dump(), " ranks, and the rank that receives most\n") +
                      line("axis", "operation", {"calls", "planned", "bytes", "planned", "most", "planned"});
   int64_t differences = 0;
   for (const json& row : summary["operations"]) {
@@ -126,7 +126,7 @@ std::string comm_table(const json& summary) {
     differences += differ > 0;
   }
   return text + (differences == 0
-                     ? std::string("Every rank's calls and bytes are those of the plan.\n")
+                     ? std::string("Calls and bytes of every rank equal the plan.\n")
                      : str(differences, " of ", summary["operations"].size(), " operations differ from the plan.\n"));
 }
 

@@ -1,5 +1,5 @@
-// What the ranks of a run exchange in a training step, counted by every communicator, beside what the plan and the
-// closed forms say (run.profile = "comm").
+// class CommProfile: calls and bytes of a training step's communication as counted by every communicator, beside those
+// that the plan and closed forms predict (run.profile = "comm").
 #pragma once
 
 #include <array>
@@ -13,26 +13,26 @@
 
 namespace tmamba {
 
-inline constexpr std::array<const char*, 5> kAxes{"tp", "sp", "dp", "zero", "world"};
+inline constexpr std::array kAxes{"tp", "sp", "dp", "zero", "world"};
 using AxisTraffic = std::array<TrafficCounter, kAxes.size()>;  // in the order of kAxes
 
-// What this rank will count in a step. `loss_rows`: rows whose logits exist together; `agreed_bytes`: of the message by
-// which all ranks agree on a step.
+// Predicts the traffic of this rank in a step. `loss_rows`: rows whose logits exist at the same time; `vote_bytes`:
+// TrainingStep::vote_bytes().
 AxisTraffic planned_traffic(const Plan& plan, std::span<const Bucket> buckets, const Mesh& mesh, int64_t loss_rows,
-                            int64_t agreed_bytes);
+                            int64_t vote_bytes);
 
 class CommProfile {
  public:
-  // Both must outlive it; `world`: what all ranks agree through.
+  // Both must outlive this. `world`: all ranks, tensors of the device.
   CommProfile(Mesh& mesh, Communicator& world, const AxisTraffic& planned);
 
-  // Everything between the two is the step.
+  // Traffic between the two is the step's.
   void begin_step();
   void end_step();
 
-  // By axis and operation, per step: calls and bytes of all ranks together, the bytes of the rank that receives most,
-  // each as counted and as planned, and how many ranks differ from their plan. Every rank calls it and gets the same.
-  // `host`: all ranks, host tensors.
+  // By axis and operation, per step: calls and bytes summed over ranks and the largest bytes of a rank, each as counted
+  // and as planned, and how many ranks differ from their plan. Collective; all ranks get the same. `host`: all ranks,
+  // host tensors.
   nlohmann::json summary(Communicator& host) const;
 
  private:
@@ -44,7 +44,7 @@ class CommProfile {
   int64_t steps_ = 0;
 };
 
-// The summary as a table of at most 100 columns, every line ended.
+// Returns the summary as a table of at most 100 columns; every line ends with a newline.
 std::string comm_table(const nlohmann::json& summary);
 
 }  // namespace tmamba

@@ -16,7 +16,7 @@ namespace {
 
 constexpr int64_t kMostBytes = int64_t{16} << 20;
 
-// Empty where the environment names no place for one.
+// Empty where the environment names neither a cache nor a home directory.
 std::filesystem::path cache_file(const std::string& choices) {
   const char* cache = std::getenv("XDG_CACHE_HOME");
   const char* home = std::getenv("HOME");
@@ -35,34 +35,34 @@ std::filesystem::path cache_file(const std::string& choices) {
   return folder / "transmamba" / (kind + ".txt");
 }
 
-void keep(const std::filesystem::path& file, const std::string& choices) {
+void save(const std::filesystem::path& file, const std::string& choices) {
   try {
     make_folders(file.parent_path());
     replace_text_durably(file, choices, random_nonce());
   } catch (const Error& error) {
-    std::fprintf(stderr, "kernel choices are not kept: %s\n", error.what());
+    std::fprintf(stderr, "kernel choices are not saved: %s\n", error.what());
   }
 }
 
 }  // namespace
 
-void settle_kernel_choices(Ops& ops, Communicator& world, const std::filesystem::path& run_folder,
-                           const std::function<void()>& rehearsal) {
+void settle_kernel_choices(Ops& ops, Communicator& world, const std::filesystem::path& run_directory,
+                           const std::function<void()>& warm_up) {
   const std::string none = ops.choices();
   if (none.empty()) return;
-  const std::filesystem::path of_run = run_folder / "kernel_choices.txt", of_user = cache_file(none);
-  // The run's own last: they win.
+  const std::filesystem::path of_run = run_directory / "kernel_choices.txt", of_user = cache_file(none);
+  // Later files override earlier ones.
   for (const std::filesystem::path& file : {of_user, of_run}) {
-    const bool there = world.rank() == 0 && !file.empty() && std::filesystem::exists(file);
-    ops.use_choices(broadcast_text(world, there ? read_text(file, kMostBytes) : ""));
+    const bool exists = world.rank() == 0 && !file.empty() && std::filesystem::exists(file);
+    ops.use_choices(broadcast_text(world, exists ? read_text(file, kMostBytes) : ""));
   }
   ops.measure_choices(true);
-  rehearsal();
+  warm_up();
   ops.measure_choices(false);
   use_choices_of_all(ops, world);
   if (world.rank() != 0) return;
   for (const std::filesystem::path& file : {of_user, of_run}) {
-    if (!file.empty()) keep(file, ops.choices());
+    if (!file.empty()) save(file, ops.choices());
   }
 }
 
@@ -78,7 +78,7 @@ void use_choices_of_all(Ops& ops, Communicator& world) {
   std::string all(static_cast<size_t>(total), '\0');
   world.all_gather(Tensor(all.data(), {total}, DType::u8), ConstTensor(own.data(), {own_size}, DType::u8), sizes)
       .wait();
-  // From the last rank to the first: later ones overwrite.
+  // From the last rank to the first: later choices override earlier ones.
   for (size_t r = ranks; r-- > 0;) {
     total -= sizes[r];
     ops.use_choices(all.substr(static_cast<size_t>(total), static_cast<size_t>(sizes[r])));

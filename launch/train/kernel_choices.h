@@ -1,7 +1,7 @@
-// Which kernels a run's matrix products use: measured once for a kind of GPU, then kept, because the choice fixes the
-// bits. Choices lie in the run folder, for that run to resume with the same ones, and in the user's cache folder
-// ($XDG_CACHE_HOME or ~/.cache, transmamba/), for other runs on such a machine. Devices without choices (CPUs) have no
-// files, and nothing here does anything for them.
+// Selects the kernels of a run's GEMMs: measured once per kind of GPU, then saved, because the selection determines the
+// result's bits. It is saved in the run directory, so that the run resumes with it, and in the user's cache
+// ($XDG_CACHE_HOME or ~/.cache, transmamba/) for other runs on the same kind of GPU. On devices without a selection
+// (CPUs) nothing here has an effect.
 #pragma once
 
 #include <filesystem>
@@ -12,13 +12,13 @@
 
 namespace tmamba {
 
-// Takes the choices of the run folder, else of the cache; those missing are measured in `rehearsal`, which must run
-// every op of a step once on every rank. Then all ranks use the same ones, and rank 0 keeps them in both places; a
-// folder that cannot be written to is said on stderr. Collective over `world`.
-void settle_kernel_choices(Ops& ops, Communicator& world, const std::filesystem::path& run_folder,
-                           const std::function<void()>& rehearsal);
+// Takes the choices of the run directory, then of the cache; those that are missing are measured in `warm_up`, which
+// must run every op of a step once on every rank. Afterwards all ranks use the same choices, and rank 0 saves them in
+// both places; a failed write is printed to stderr. Collective over `world`.
+void settle_kernel_choices(Ops& ops, Communicator& world, const std::filesystem::path& run_directory,
+                           const std::function<void()>& warm_up);
 
-// The choices of several ranks as all will use them: rank 0's, and of what it has not chosen, the next rank's.
+// Makes all ranks use the same choices: those of the lowest rank that has one. Collective.
 void use_choices_of_all(Ops& ops, Communicator& world);
 
 }  // namespace tmamba

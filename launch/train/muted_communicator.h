@@ -1,6 +1,6 @@
-// class MutedCommunicator: passes everything on to another communicator, or while muted moves nothing: what an
-// operation would have written is left as it is. Timing the same work with and without tells how long ranks wait for
-// exchanges that no work hides; the numbers computed in between mean nothing.
+// class MutedCommunicator: forwards every operation to another communicator; while muted it does nothing and leaves
+// outputs unchanged. The difference in step time with and without is the exposed communication. Results computed while
+// muted are meaningless.
 #pragma once
 
 #include "dist/comm/communicator.h"
@@ -11,7 +11,7 @@ class MutedCommunicator final : public Communicator {
  public:
   // `inner` must outlive this.
   explicit MutedCommunicator(Communicator& inner) : inner_(inner) {}
-  // All ranks alike.
+  // On all ranks alike.
   void mute(bool on) { muted_ = on; }
 
   int rank() const override { return inner_.rank(); }

@@ -1,4 +1,4 @@
-// Times of ops per step, as `bench ops` and run.profile = "ops" report them.
+// Times of ops per step, reported by `bench ops` and run.profile = "ops".
 #pragma once
 
 #include <cstdint>
@@ -9,9 +9,9 @@
 
 namespace tmamba {
 
-// One object an op, the longest first: op, calls and ms per step, gflops, gb_per_s.
+// One object per op, the slowest first: op, calls and ms per step, gflops, gb_per_s.
 nlohmann::json op_rows(const TimedOps& timed, int64_t steps);
-// They as a table, every line ended; where rows have a fraction_of_roof it is the last column.
+// Returns the rows as a table; every line ends with a newline. A fraction_of_roof in the rows is the last column.
 std::string op_table(const nlohmann::json& rows);
 
 }  // namespace tmamba

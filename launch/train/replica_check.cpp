@@ -10,7 +10,7 @@ namespace tmamba {
 
 namespace {
 
-// Half of a SHA-256 of all parameters, without the padding between them.
+// The first half of the SHA-256 of all parameters, without the padding between them.
 uint64_t hash_of(const ParameterTable& table, const Tensor& params) {
   Sha256 sha;
   for (const OwnedRows& all : all_rows(table)) {
@@ -46,16 +46,16 @@ void check_replicas(Communicator& world, const MeshShape& shape, const std::vect
     }
     most = std::max(most, count);
     for (int rank = tp; rank < world.size(); rank += shape.tp) {
-      // Where no hash has a majority nobody knows which is right.
+      // Without a majority it is unknown which replica is right: all are named.
       if (2 * count > of && hashes[static_cast<size_t>(rank)] == usual) continue;
       different += str(different.empty() ? "" : ", ", "rank ", rank, " on ", hosts[static_cast<size_t>(rank)]);
     }
   }
   if (different.empty()) return;
-  throw Error(str("step ", step, ": the weights of ", different, " are not those of the other replicas",
+  throw Error(str("step ", step, ": the weights of ", different, " differ from those of the other replicas",
                   2 * most > of ? "" : " (there is no majority, so any of these may be wrong)",
-                  ". A device or its memory may be faulty: leave out that host, and start again from a checkpoint "
-                  "written before the step of the last check that passed"));
+                  ". A device or its memory may be faulty: exclude that host, and resume from a checkpoint written "
+                  "before the last check that passed"));
 }
 
 }  // namespace tmamba

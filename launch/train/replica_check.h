@@ -1,5 +1,5 @@
-// Whether all replicas of the weights are the same bits (train.replica_check_every): a bit that a memory or an adder
-// got wrong on one rank lives on there and in everything that rank adds to the gradients.
+// Checks that all replicas of the weights have the same bits (train.replica_check_every). Silent data corruption in one
+// replica would persist there and spread through the gradients of that rank.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +12,8 @@
 
 namespace tmamba {
 
-// Ranks with the same tensor-parallel coordinate hold the same weights. Collective over `world`; throws Error on all
-// ranks alike, naming the ranks that differ from most others.
+// Ranks with the same tensor-parallel coordinate hold the same weights. Throws Error on all ranks, naming the ranks
+// that differ from the majority. Collective over `world`.
 void check_replicas(Communicator& world, const MeshShape& shape, const std::vector<std::string>& hosts,
                     const ParameterTable& table, const Tensor& params, int64_t step);
 

@@ -7,8 +7,8 @@ namespace tmamba {
 
 namespace {
 
-// Two passes from the oldest to the newest: the same bits whether the run was resumed or not.
-double most(const std::deque<double>& before, double sigmas) {
+// Two passes from the oldest to the latest step: the same bits whether the run was resumed or not.
+double limit_of(const std::deque<double>& before, double sigmas) {
   const double n = static_cast<double>(before.size());
   double mean = 0, variance = 0;
   for (double y : before) mean += y / n;
@@ -21,10 +21,10 @@ double most(const std::deque<double>& before, double sigmas) {
 SpikeGuard::Limits SpikeGuard::limits() const {
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
   if (!on() || loss_.size() < window_) return {kInfinity, kInfinity};
-  return {most(loss_, sigmas_), most(grad_norm_, sigmas_)};
+  return {limit_of(loss_, sigmas_), limit_of(grad_norm_, sigmas_)};
 }
 
-void SpikeGuard::took(double loss, double grad_norm) {
+void SpikeGuard::applied(double loss, double grad_norm) {
   if (!on()) return;
   loss_.push_back(loss);
   grad_norm_.push_back(grad_norm);

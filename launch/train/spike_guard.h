@@ -1,4 +1,4 @@
-// class SpikeGuard: tells a loss or gradient norm that leaps out of those of the steps before.
+// class SpikeGuard: the limits over which a loss or gradient norm is a spike, from those of the steps before.
 #pragma once
 
 #include <cstdint>
@@ -13,16 +13,16 @@ class SpikeGuard {
   SpikeGuard(int64_t window, double sigmas) : window_(static_cast<size_t>(window)), sigmas_(sigmas) {}
 
   bool on() const { return window_ > 0 && sigmas_ > 0; }
-  // What leaps is more than this: `sigmas` standard deviations over the mean of the last `window` steps taken; infinity
+  // A spike is above its limit: `sigmas` standard deviations over the mean of the last `window` applied steps; infinity
   // before there are that many.
   struct Limits {
     double loss, grad_norm;
   };
   Limits limits() const;
-  // Remembers a step that was taken.
-  void took(double loss, double grad_norm);
+  // Remembers an applied step.
+  void applied(double loss, double grad_norm);
 
-  // What a checkpoint holds of it; null where it is off. With the state a resumed run judges as if it had not stopped.
+  // Saved in checkpoints, so that a resumed run has the same limits; null where the guard is off.
   nlohmann::json state() const;
   // Throws nlohmann::json::exception where that is not a state.
   void restore(const nlohmann::json& state);

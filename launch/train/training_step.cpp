@@ -31,7 +31,8 @@ TrainingStep::TrainingStep(const RunConfig& config, const RunPlan& plan, const S
   tokens_buffer_ = Buffer({2, B, n}, DType::i32, device), host_tokens_ = Buffer({2, B, n}, DType::i32);
   tokens_2Bn_ = tokens_buffer_.tensor({2, B, n}, DType::i32);
   host_tokens_2Bn_ = host_tokens_.tensor({2, B, n}, DType::i32);
-  numbers_ = Buffer({kPlaces}, DType::f64, device);
+  scalars_buffer_ = Buffer({kScalars<DeviceScalars>}, DType::f64, device);
+  scalars_ = scalars_buffer_.tensor({kScalars<DeviceScalars>}, DType::f64);
   reducer_ = std::make_unique<GradReducer>(
       ranks.zero, ranks.tp, reduction_buckets(table_, config.train.optimizer),
       GradReducerOptions{
@@ -51,19 +52,26 @@ int64_t TrainingStep::memory_bytes() const {
          optimizer_->state_bytes();
 }
 
-void TrainingStep::rehearse() {
-  const Tensor sums_S = numbers(kSums, kScalars<StepSums>);
+template <class First, class Last>
+Tensor TrainingStep::members(const Tensor& all, First DeviceScalars::*first, Last DeviceScalars::*last) {
+  const DeviceScalars layout;
+  const auto place = [&](const auto& member) {
+    return (reinterpret_cast<const char*>(&member) - reinterpret_cast<const char*>(&layout)) /
+           static_cast<int64_t>(sizeof(double));
+  };
+  const int64_t begin = place(layout.*first), end = place(layout.*last) + kScalars<Last>;
+  return all.slice(0, begin, end - begin);
+}
+
+void TrainingStep::warm_up() {
   std::memset(host_tokens_.data(), 0, host_tokens_.bytes());
   copy_blocking(tokens_2Bn_, host_tokens_2Bn_);
-  model_->forward_backward(ops_, scratch_, params_, grads_, {tokens_2Bn_.select(0, 0), tokens_2Bn_.select(0, 1)}, 1,
-                           {.loss_1 = scalar_in(sums_S, &StepSums::loss_sum),
-                            .count_1 = scalar_in(sums_S, &StepSums::token_count),
-                            .loss_N = {}},
+  model_->forward_backward(ops_, scratch_, params_, grads_, tokens(), 1, loss_sums(&DeviceScalars::uncounted),
                            [](int) {});
 }
 
-StepOutcome TrainingStep::run(Ops& ops, const StepOrders& orders, const Load& load,
-                              const std::function<StepWishes()>& wishes) {
+StepOutcome TrainingStep::run(Ops& ops, const StepInputs& inputs, const Load& load,
+                              const std::function<StepVotes()>& votes) {
   StepTimes times;
   Lap lap;
   for (int64_t micro = 0; micro < options_.micro_batches; ++micro) {
@@ -73,30 +81,26 @@ StepOutcome TrainingStep::run(Ops& ops, const StepOrders& orders, const Load& lo
     issue(ops, part_of(micro));
     times.compute += lap.next();
   }
-  // What the ranks want is asked as late as can be: a step may take long.
+  // Votes are taken as late as possible: a step may take long.
   ops.synchronize();
   times.compute += lap.next();
-  std::array<double, kPlaces> host{};
-  const StepScalars scalars = optimizer_->step_scalars(orders.number, orders.lr);
-  std::ranges::copy(wishes(), host.begin() + kWishes);
-  std::memcpy(host.data() + kStep, &scalars, sizeof(scalars));
-  std::memcpy(host.data() + kLimits, &orders.limits, sizeof(orders.limits));
-  copy_blocking(numbers(kWishes, kSpare - kWishes), Tensor(host.data() + kWishes, {kSpare - kWishes}, DType::f64));
-  issue(ops, Part::agree);
-  times.agree = lap.next();
+  DeviceScalars host{
+      .votes = votes(), .scalars = optimizer_->step_scalars(inputs.number, inputs.lr), .limits = inputs.limits};
+  const auto copied = [](const Tensor& all) { return members(all, &DeviceScalars::votes, &DeviceScalars::limits); };
+  const auto read = [](const Tensor& all) { return members(all, &DeviceScalars::sums, &DeviceScalars::scalars); };
+  copy_blocking(copied(scalars_), copied(scalars_tensor(host)));
+  issue(ops, Part::votes);
+  times.votes = lap.next();
   issue(ops, Part::update);
   ops.synchronize();
-  copy_blocking(Tensor(host.data(), {kLimits}, DType::f64), numbers(0, kLimits));
-  const StepSums& sums = *scalars_in<StepSums>(Tensor(host.data() + kSums, {kScalars<StepSums>}, DType::f64));
-  const StepScalars& checked =
-      *scalars_in<StepScalars>(Tensor(host.data() + kStep, {kScalars<StepScalars>}, DType::f64));
-  StepOutcome outcome{.loss = sums.loss_sum / sums.token_count,
-                      .grad_norm = std::sqrt(sums.grad_squares),
-                      .applied = checked.applied != 0};
+  copy_blocking(read(scalars_tensor(host)), read(scalars_));
   times.update = lap.next();
-  outcome.times = times;
-  std::copy_n(host.begin() + kWishes, kStepWishes, outcome.wishes.begin());
-  return outcome;
+  return {.loss = host.sums.loss_sum / host.sums.token_count,
+          .grad_norm = std::sqrt(host.sums.grad_squares),
+          .lr = inputs.lr,
+          .applied = host.scalars.applied != 0,
+          .votes = host.votes,
+          .times = times};
 }
 
 TrainingStep::Part TrainingStep::part_of(int64_t micro) const {
@@ -107,7 +111,7 @@ TrainingStep::Part TrainingStep::part_of(int64_t micro) const {
 
 void TrainingStep::issue(Ops& ops, Part part) {
   const auto work = [&] {
-    if (part == Part::agree) return agree(ops);
+    if (part == Part::votes) return all_reduce_votes(ops);
     if (part == Part::update) return update(ops);
     micro_batch(ops, part == Part::first || part == Part::only, part == Part::last || part == Part::only);
   };
@@ -126,44 +130,47 @@ bool TrainingStep::recorded() const {
   return std::ranges::any_of(segments_, [](const auto& entry) { return entry.second.recording != nullptr; });
 }
 
+TokenBatch TrainingStep::tokens() const { return {tokens_2Bn_.select(0, 0), tokens_2Bn_.select(0, 1)}; }
+
+LossSums TrainingStep::loss_sums(StepSums DeviceScalars::*member) const {
+  const Tensor sums_S = scalars(member);
+  return {.loss_1 = scalar_in(sums_S, &StepSums::loss_sum),
+          .count_1 = scalar_in(sums_S, &StepSums::token_count),
+          .loss_N = {}};
+}
+
 void TrainingStep::micro_batch(Ops& ops, bool first, bool last) {
   if (first) {
-    ops.fill({numbers(kSums, kScalars<StepSums>), 0});
+    ops.fill({scalars(&DeviceScalars::sums), 0});
     reducer_->begin_step();
   }
   if (reducer_->sharding().clears_gradients_before(first)) ops.fill({grads_, 0});
   const bool reduces = reducer_->sharding().reduces_after(last);
-  // All tensor-parallel ranks have the loss of the tokens they share; one counts it.
-  const Tensor sums_S = numbers(ranks_.at.tp == 0 ? kSums : kSpare, kScalars<StepSums>);
-  model_->forward_backward(ops, scratch_, params_, grads_, {tokens_2Bn_.select(0, 0), tokens_2Bn_.select(0, 1)},
-                           grad_scale_,
-                           {.loss_1 = scalar_in(sums_S, &StepSums::loss_sum),
-                            .count_1 = scalar_in(sums_S, &StepSums::token_count),
-                            .loss_N = {}},
-                           [&](int bucket) {
-                             if (!reduces) return;
-                             const Slice range = reducer_->bucket_range(bucket);
-                             reducer_->start(bucket, grads_.slice(0, range.begin, range.count));
-                           });
+  // All tensor-parallel ranks compute the loss of the tokens they share; one counts it.
+  const auto sums = loss_sums(ranks_.at.tp == 0 ? &DeviceScalars::sums : &DeviceScalars::uncounted);
+  model_->forward_backward(ops, scratch_, params_, grads_, tokens(), grad_scale_, sums, [&](int bucket) {
+    if (!reduces) return;
+    const Slice range = reducer_->bucket_range(bucket);
+    reducer_->start(bucket, grads_.slice(0, range.begin, range.count));
+  });
   if (reduces) reducer_->finish();
 }
 
-void TrainingStep::agree(Ops& ops) {
+void TrainingStep::all_reduce_votes(Ops& ops) {
   const std::vector<ConstTensor> counted = counted_gradients();
-  ops.sum_squares({scalar_in(numbers(kSums, kScalars<StepSums>), &StepSums::grad_squares), counted});
-  ranks_.all.all_reduce(numbers(kSums, kStep - kSums), ReduceOp::sum).wait();
+  ops.sum_squares({scalar_in(scalars(&DeviceScalars::sums), &StepSums::grad_squares), counted});
+  ranks_.all.all_reduce(members(scalars_, &DeviceScalars::sums, &DeviceScalars::votes), ReduceOp::sum).wait();
 }
 
 void TrainingStep::update(Ops& ops) {
-  const Tensor step_S = numbers(kStep, kScalars<StepScalars>);
-  ops.check_step({.step_S = step_S,
-                  .sums_S = numbers(kSums, kScalars<StepSums>),
-                  .limits_S = numbers(kLimits, kScalars<StepLimits>)});
+  const Tensor step_S = scalars(&DeviceScalars::scalars);
+  ops.check_step(
+      {.step_S = step_S, .sums_S = scalars(&DeviceScalars::sums), .limits_S = scalars(&DeviceScalars::limits)});
   optimizer_->step(ops, params_, gradients_, step_S);
   reducer_->gather_parameters(params_);
 }
 
-// The gradients whose squares this rank adds to the global norm: together the ranks count every element once.
+// The gradients whose squares this rank adds to the global norm: the ranks together count every element once.
 std::vector<ConstTensor> TrainingStep::counted_gradients() const {
   std::vector<ConstTensor> counted;
   const bool counts = reducer_->sharding().represents_owned(ranks_.shape.zero_rank(ranks_.at));

@@ -160,7 +160,7 @@ TEST_F(Keeping, ARunWhoseFolderIsLostSaysSoAndGoesOn) {
       "until_ '[ -s run/metrics.jsonl ]'; rm -rf run; until_ '[ -s run/metrics.jsonl ]'; touch run/STOP");
   EXPECT_EQ(outcome.code, 85) << outcome.output;
   EXPECT_EQ(outcome.output.find("gave up"), std::string::npos) << outcome.output;
-  EXPECT_NE(outcome.output.find("run folder run, or its logs, was removed or moved away"), std::string::npos);
+  EXPECT_NE(outcome.output.find("run directory run, or its logs, was removed or moved"), std::string::npos);
   EXPECT_NE(outcome.output.find("STOP: saved step"), std::string::npos) << outcome.output;
   EXPECT_EQ(events("folder_lost").size(), 1u);
   for (const char* file : {"config.toml", "plan.json", "progress.json", "goodput.json", "checkpoints/latest"}) {

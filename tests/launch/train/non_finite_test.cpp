@@ -8,6 +8,7 @@
 
 #include "data/tokens/prepare.h"
 #include "dist/comm/collective_guard.h"
+#include "launch/cli/exit_code.h"
 #include "launch/train/replica_check.h"
 #include "launch/train/trainer.h"
 #include "tests/dist/comm/mpi_main.h"
@@ -49,18 +50,18 @@ std::vector<float> host_copy(const Tensor& flat) { return {flat.data<float>(), f
 TEST_F(NonFinite, OneRankMakesAllSkipTheStep) {
   World& world = test_world();
   Trainer trainer(load_config("run.toml", {}), world);
-  EXPECT_FALSE(trainer.train_step(1).skipped);
+  EXPECT_TRUE(trainer.train_step(1).applied);
   const std::vector<float> before = host_copy(trainer.params());
   float* weight = trainer.params().data<float>() + kPoisoned;
   const float kept = *weight;
   if (world.rank() == world.size() - 1) *weight = std::numeric_limits<float>::quiet_NaN();
-  const StepResult poisoned = trainer.train_step(2);
-  EXPECT_TRUE(poisoned.skipped);
+  const StepOutcome poisoned = trainer.train_step(2);
+  EXPECT_FALSE(poisoned.applied);
   EXPECT_TRUE(std::isnan(poisoned.loss) || !std::isfinite(poisoned.grad_norm));
   *weight = kept;
   EXPECT_EQ(host_copy(trainer.params()), before);
-  const StepResult clean = trainer.train_step(3);
-  EXPECT_FALSE(clean.skipped);
+  const StepOutcome clean = trainer.train_step(3);
+  EXPECT_TRUE(clean.applied);
   EXPECT_TRUE(std::isfinite(clean.loss));
 }
 

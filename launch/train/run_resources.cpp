@@ -1,0 +1,77 @@
+#include "launch/train/run_resources.h"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <thread>
+
+#include "dist/comm/collective_guard.h"
+#include "dist/world/device_world.h"
+#include "kernels/base/device.h"
+#include "launch/eval/loaded_model.h"
+#include "launch/plan/memory_check.h"
+#include "launch/run/run_directory.h"
+#include "launch/state/devices.h"
+
+namespace tmamba {
+
+namespace {
+
+std::optional<TokenFile> open_valid(const DataConfig& data, const TokenFile& train) {
+  if (data.valid.empty()) return std::nullopt;
+  TokenFile valid(data.valid);
+  if (valid.info().tokenizer_hash != train.info().tokenizer_hash) {
+    throw UserError(str("data.valid = ", data.valid, " was made with another tokenizer than data.train = ", data.train,
+                        "; prepare both together"));
+  }
+  return valid;
+}
+
+void set_vocab(RunConfig& config, const TokenFileInfo& info) {
+  ModelConfig& model = config.model;
+  if (model.vocab == 0) model.vocab = info.vocab_size;
+  if (model.vocab < info.vocab_size) {
+    throw UserError(str("model.vocab = ", model.vocab, ", but ", config.data.train, " has a vocabulary of ",
+                        info.vocab_size, "; raise model.vocab, or set it to 0 to take the tokenizer's"));
+  }
+}
+
+void set_threads(const RunConfig& config, const World& world) {
+  const int cores = static_cast<int>(std::thread::hardware_concurrency());
+  omp_set_num_threads(config.run.threads > 0 ? static_cast<int>(config.run.threads)
+                                             : std::max(1, cores / world.local_size()));
+}
+
+}  // namespace
+
+RunData::RunData(RunConfig& config)
+    : train(config.data.train),
+      valid(open_valid(config.data, train)),
+      tokenizer(load_tokenizer_of(train, config.data.tokenizer)),
+      loader(train, config.data.seq_len, static_cast<uint64_t>(config.data.seed)) {
+  set_vocab(config, train.info());
+}
+
+double RunData::bytes_per_token() const {
+  return static_cast<double>(train.info().source_bytes) / static_cast<double>(train.info().tokens);
+}
+
+RunResources::RunResources(RunConfig run_config, World& ranks)
+    : config(std::move(run_config)),
+      world(ranks),
+      shape(mesh_shape(config.parallel.tp, config.parallel.sp, config.parallel.dp, world.size())) {
+  validate(config);
+  set_threads(config, world);
+  CollectiveGuard(world.comm()).on_root([&] { RunDirectory::require_usable(config.run.dir); });
+  data = std::make_unique<RunData>(config);
+  batch = split_batch(config.train, shape.dp);
+  total_steps = tmamba::total_steps(config);
+  plan = agree_plan(config, shape, world.comm());
+  ops = training_ops(config, world, batch.micro_batches);
+  all = make_device_communicator(world, ops->device(), ops->native_stream());
+  mesh = std::make_unique<Mesh>(*all, shape);
+  require_memory(config, plan, ops->device(), world);
+  if (ops->device() == Device::cuda) free_device_bytes = device_memory(Device::cuda).free;
+}
+
+}  // namespace tmamba

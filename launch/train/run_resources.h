@@ -1,0 +1,49 @@
+// struct RunResources: what a run has before its tensors are allocated: the checked configuration, data, device, ranks
+// and plan. The constructor reports every mistake that can be found without an allocation (`train --check`).
+#pragma once
+
+#include <memory>
+#include <optional>
+
+#include "data/tokens/loader.h"
+#include "data/tokens/tokenizer.h"
+#include "dist/world/mesh.h"
+#include "dist/world/world.h"
+#include "kernels/ops/ops.h"
+#include "launch/config/batch_split.h"
+#include "launch/plan/run_plan.h"
+
+namespace tmamba {
+
+struct RunData {
+  // Opens the files of `config.data`; sets model.vocab = 0 to the tokenizer's vocabulary. Throws UserError.
+  explicit RunData(RunConfig& config);
+
+  TokenFile train;
+  std::optional<TokenFile> valid;  // null without data.valid
+  std::unique_ptr<Tokenizer> tokenizer;
+  Loader loader;  // reads `train`
+
+  double bytes_per_token() const;  // of the training text
+};
+
+struct RunResources {
+  // Collective. `world` must outlive this.
+  RunResources(RunConfig config, World& world);
+
+  bool is_main() const { return world.rank() == 0; }  // rank 0 prints and writes logs
+
+  RunConfig config;
+  World& world;
+  const MeshShape shape;
+  std::unique_ptr<RunData> data;
+  BatchSplit batch;
+  int64_t total_steps = 0;
+  RunPlan plan;
+  std::unique_ptr<Ops> ops;
+  std::unique_ptr<Communicator> all;  // all ranks, tensors of the device
+  std::unique_ptr<Mesh> mesh;
+  size_t free_device_bytes = 0;  // of the GPU, before anything is allocated
+};
+
+}  // namespace tmamba
