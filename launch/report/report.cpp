@@ -49,11 +49,11 @@ double mean_tokens_per_s(const RunRecord& run) {
 }
 
 std::string state_of(const Goodput& goodput) {
-  if (goodput.starts.empty()) return "not started";
-  const std::string& end = goodput.starts.back().end;
+  if (goodput.attempts.empty()) return "not started";
+  const std::string& end = goodput.attempts.back().end;
   return end == "done"          ? "done"
          : end == "stop"        ? "stopped, to be continued"
-         : end == "failed"      ? "ended by an error: " + shortened(goodput.starts.back().why, 200)
+         : end == "failed"      ? "ended by an error: " + shortened(goodput.attempts.back().why, 200)
          : end == "no_progress" ? "given up: starts without progress"
                                 : "running, or ended without a word";
 }
@@ -72,7 +72,7 @@ std::vector<std::pair<std::string, std::string>> facts(const ReportRun& run) {
           {"tokens/s", std::isfinite(tokens_per_s) ? count_text(tokens_per_s) : "-"},
           {"wall time", duration(run.goodput.wall_seconds)},
           {"goodput", percent(run.goodput.of(Spent::training), run.goodput.wall_seconds)},
-          {"starts", str(run.goodput.starts.size())}};
+          {"starts", str(run.goodput.attempts.size())}};
 }
 
 std::string overview(const std::vector<ReportRun>& runs) {
@@ -115,8 +115,8 @@ std::string problems_of(const std::vector<ReportRun>& runs) {
 
 std::string starts_table(const Goodput& goodput) {
   std::vector<std::vector<std::string>> rows;
-  for (size_t i = 0; i < goodput.starts.size(); ++i) {
-    const StartRecord& s = goodput.starts[i];
+  for (size_t i = 0; i < goodput.attempts.size(); ++i) {
+    const AttemptRecord& s = goodput.attempts[i];
     const auto of = [&](Spent spent) { return duration(s.seconds[static_cast<size_t>(spent)]); };
     rows.push_back({str(i + 1, "\xC2\xA0\xC2\xA0", clock_text(s.launched)), str(s.ranks),
                     str(s.from_step, "&#8211;", s.to_step), of(Spent::waiting), of(Spent::startup), of(Spent::training),
@@ -281,7 +281,7 @@ std::string config_section(const std::vector<ReportRun>& runs, size_t bytes) {
 std::string page_with(const std::vector<ReportRun>& runs, const ReportDetail& detail) {
   const bool one = runs.size() == 1;
   const std::string title = one ? runs.front().name : str(runs.size(), " runs");
-  const std::vector<StartRecord>& starts = runs.front().goodput.starts;
+  const std::vector<AttemptRecord>& starts = runs.front().goodput.attempts;
   const std::string subtitle = str(
       "TransMamba training report. ",
       one ? str(state_of(runs.front().goodput), starts.empty() ? ""

@@ -216,8 +216,8 @@ std::string goodput_chart(const std::vector<ReportRun>& runs) {
     chart.parts.push_back({.name = name_of(static_cast<Spent>(i)), .values = {}, .colour = colours[i]});
   }
   for (const ReportRun& run : runs) add(runs.size() == 1 ? "run" : run.name, run.goodput.seconds, unit);
-  if (runs.size() == 1 && runs.front().goodput.starts.size() > 1) {
-    const std::vector<StartRecord>& starts = runs.front().goodput.starts;
+  if (runs.size() == 1 && runs.front().goodput.attempts.size() > 1) {
+    const std::vector<AttemptRecord>& starts = runs.front().goodput.attempts;
     constexpr size_t kMostBars = 12;
     for (size_t i = starts.size() > kMostBars ? starts.size() - kMostBars : 0; i < starts.size(); ++i) {
       add(str("start ", i + 1), starts[i].seconds, unit);

@@ -20,7 +20,8 @@ struct Entry {
   bool lost = false;
 };
 
-// The first event of a start, which says how long it took to get there; of one that failed before, also its last.
+// Whether this is the first event of an attempt, which has its startup time; that of an attempt which failed during
+// startup is also its last.
 bool is_start(const EventRecord& event) {
   return event.kind == "start" || event.kind == "resume" || event.details.contains("startup_s");
 }
@@ -44,8 +45,7 @@ std::vector<Entry> entries_of(const RunRecord& run, Goodput& goodput) {
     for (const PauseRecord& pause : records->pauses) add({.time = pause.time, .pause = &pause, .lost = lost});
   }
   for (const EventRecord& event : run.events) add({.time = event.time, .event = &event});
-  // Logged times are whole milliseconds. Of one and the same the lines of metrics come first: an event ends what they
-  // tell of.
+  // Logged times are whole milliseconds. At equal times metrics come first: an event ends the work they measure.
   std::stable_sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) {
     const double a_ms = std::round(1e3 * a.time), b_ms = std::round(1e3 * b.time);
     return a_ms != b_ms ? a_ms < b_ms : a.event == nullptr && b.event != nullptr;
@@ -53,37 +53,37 @@ std::vector<Entry> entries_of(const RunRecord& run, Goodput& goodput) {
   return entries;
 }
 
-// Walks the lines in order of time; `now_` is up to where all time is counted.
+// Takes the lines in order of time. All time up to `now_` is counted.
 class Ledger {
  public:
   explicit Ledger(Goodput& goodput) : goodput_(goodput) {}
 
   void start(const EventRecord& event) {
-    StartRecord start;
+    AttemptRecord attempt;
     const double startup = detail(event, "startup_s");
-    start.launched = event.time - (startup <= event.time ? startup : 0);
-    start.from_step = start.to_step = std::max<int64_t>(0, event.step());
-    start.ranks = static_cast<int64_t>(detail(event, "ranks"));
-    start.resumed = event.kind == "resume";
+    attempt.launched = event.time - (startup <= event.time ? startup : 0);
+    attempt.from_step = attempt.to_step = std::max<int64_t>(0, event.step());
+    attempt.ranks = static_cast<int64_t>(detail(event, "ranks"));
+    attempt.resumed = event.kind == "resume";
     close();
-    const bool first = goodput_.starts.empty(), after_the_end = !first && goodput_.starts.back().end == "done";
-    goodput_.starts.push_back(start);
+    const bool first = goodput_.attempts.empty(), after_the_end = !first && goodput_.attempts.back().end == "done";
+    goodput_.attempts.push_back(attempt);
     if (first || after_the_end) {
-      now_ = std::max(now_, start.launched);
+      now_ = std::max(now_, attempt.launched);
     } else {
-      spend(Spent::waiting, start.launched - now_);
+      spend(Spent::waiting, attempt.launched - now_);
     }
     rest(event.time, Spent::startup);
     first_step_ = true;
   }
 
   void step(const StepRecord& step, bool lost) {
-    StartRecord& start = goodput_.starts.back();
-    start.to_step = std::max(start.to_step, step.step);
+    AttemptRecord& attempt = goodput_.attempts.back();
+    attempt.to_step = std::max(attempt.to_step, step.step);
     goodput_.steps += !lost && !step.skipped;
     goodput_.skipped_steps += step.skipped;
     goodput_.lost_steps += lost;
-    start.lost_steps += lost || step.skipped;
+    attempt.lost_steps += lost || step.skipped;
     const double seconds = std::min(std::max(0.0, 1e-3 * step.step_ms), step.time - now_);
     spend(Spent::checkpoint, std::min(1e-3 * step.save_stall_ms, step.time - now_ - seconds));
     rest(step.time - seconds, first_step_ ? Spent::startup : Spent::other);
@@ -99,17 +99,17 @@ class Ledger {
   }
 
   void event(const EventRecord& event) {
-    // Found by a start before its own first event, so it is no sign of life of the one before.
+    // An attempt logs this before its own first event, so it does not show that the previous one was alive.
     if (event.kind == "damaged") return;
     last_event_ = std::max(last_event_, event.time);
-    StartRecord& start = goodput_.starts.back();
+    AttemptRecord& attempt = goodput_.attempts.back();
     if (event.kind == "failed") {
-      start.end = event.kind;
+      attempt.end = event.kind;
       const auto problem = event.details.find("problem");
-      if (problem != event.details.end() && problem->is_string()) start.why = problem->get<std::string>();
+      if (problem != event.details.end() && problem->is_string()) attempt.why = problem->get<std::string>();
       rest(event.time, first_step_ ? Spent::startup : Spent::lost);
     } else if (event.kind == "done" || event.kind == "stop" || event.kind == "no_progress") {
-      start.end = event.kind;
+      attempt.end = event.kind;
       spend(Spent::checkpoint, std::min(1e-3 * detail(event, "save_stall_ms"), event.time - now_));
       rest(event.time, first_step_ ? Spent::startup : Spent::other);
     } else if (event.kind == "rollback") {
@@ -117,15 +117,15 @@ class Ledger {
     }
   }
 
-  // The present start has ended, by its last event where nothing says so.
+  // The current attempt has ended, at its last event unless an event logged its end.
   void close() {
-    if (goodput_.starts.empty()) return;
-    StartRecord& start = goodput_.starts.back();
-    if (start.end.empty()) {
+    if (goodput_.attempts.empty()) return;
+    AttemptRecord& attempt = goodput_.attempts.back();
+    if (attempt.end.empty()) {
       rest(last_event_, first_step_ ? Spent::startup : Spent::lost);
-      start.end = "killed";
+      attempt.end = "killed";
     }
-    start.ended = now_;
+    attempt.ended = now_;
   }
 
   double now() const { return now_; }
@@ -135,7 +135,7 @@ class Ledger {
     if (!(seconds > 0)) return;
     now_ += seconds;
     goodput_.seconds[static_cast<size_t>(spent)] += seconds;
-    goodput_.starts.back().seconds[static_cast<size_t>(spent)] += seconds;
+    goodput_.attempts.back().seconds[static_cast<size_t>(spent)] += seconds;
     goodput_.wall_seconds += seconds;
   }
   void rest(double until, Spent spent) { spend(spent, until - now_); }
@@ -145,7 +145,7 @@ class Ledger {
   bool first_step_ = true;
 };
 
-// Whether a start, the entry at `at`, came to do anything: one that finds its run done does not.
+// Whether the attempt that begins at entries[at] made a step: one that finds its run done does not.
 bool does_a_step(const std::vector<Entry>& entries, size_t at) {
   for (size_t i = at + 1; i < entries.size(); ++i) {
     if (entries[i].event != nullptr && is_start(*entries[i].event)) return false;
@@ -166,12 +166,12 @@ Goodput goodput_of(const RunRecord& run) {
   Goodput goodput;
   const std::vector<Entry> entries = entries_of(run, goodput);
   Ledger ledger(goodput);
-  bool done = false, idle = true;  // idle: before the first start, or in one that found the run done
+  bool done = false, idle = true;  // idle: before the first attempt, or in one that found the run done
   for (size_t i = 0; i < entries.size(); ++i) {
     const Entry& entry = entries[i];
-    // A run folder that was lost takes the event of its start along.
-    const bool begins_anew = entry.event != nullptr && entry.event->kind == "folder_lost" && goodput.starts.empty();
-    if (begins_anew || (entry.event != nullptr && is_start(*entry.event))) {
+    // The event of an attempt's start is lost with its run directory.
+    const bool recreated = entry.event != nullptr && entry.event->kind == "folder_lost" && goodput.attempts.empty();
+    if (recreated || (entry.event != nullptr && is_start(*entry.event))) {
       idle = done && !does_a_step(entries, i);
       if (idle) continue;
       done = false;
@@ -185,9 +185,9 @@ Goodput goodput_of(const RunRecord& run) {
       done = done || entry.event->kind == "done";
     }
   }
-  const bool open = !goodput.starts.empty() && goodput.starts.back().end.empty();
+  const bool open = !goodput.attempts.empty() && goodput.attempts.back().end.empty();
   ledger.close();
-  if (open) goodput.starts.back().end = "running";
+  if (open) goodput.attempts.back().end = "running";
   return goodput;
 }
 
@@ -197,18 +197,18 @@ nlohmann::json goodput_json(const Goodput& goodput) {
     for (size_t i = 0; i < kSpents; ++i) out[name_of(static_cast<Spent>(i))] = seconds[i];
     return out;
   };
-  nlohmann::json starts = nlohmann::json::array();
-  for (const StartRecord& start : goodput.starts) {
-    starts.push_back({{"launched", utc_text(start.launched)},
-                      {"ended", utc_text(start.ended)},
-                      {"end", start.end},
-                      {"why", start.why},
-                      {"resumed", start.resumed},
-                      {"ranks", start.ranks},
-                      {"from_step", start.from_step},
-                      {"to_step", start.to_step},
-                      {"lost_steps", start.lost_steps},
-                      {"seconds", seconds_json(start.seconds)}});
+  nlohmann::json attempts = nlohmann::json::array();
+  for (const AttemptRecord& attempt : goodput.attempts) {
+    attempts.push_back({{"launched", utc_text(attempt.launched)},
+                        {"ended", utc_text(attempt.ended)},
+                        {"end", attempt.end},
+                        {"why", attempt.why},
+                        {"resumed", attempt.resumed},
+                        {"ranks", attempt.ranks},
+                        {"from_step", attempt.from_step},
+                        {"to_step", attempt.to_step},
+                        {"lost_steps", attempt.lost_steps},
+                        {"seconds", seconds_json(attempt.seconds)}});
   }
   return {{"goodput", goodput.fraction()},
           {"wall_seconds", goodput.wall_seconds},
@@ -217,7 +217,7 @@ nlohmann::json goodput_json(const Goodput& goodput) {
           {"lost_steps", goodput.lost_steps},
           {"skipped_steps", goodput.skipped_steps},
           {"complete", goodput.complete},
-          {"starts", starts}};
+          {"starts", attempts}};
 }
 
 std::string goodput_text(const Goodput& goodput) {

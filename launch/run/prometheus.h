@@ -1,5 +1,5 @@
-// class PrometheusFile: the newest figures of a run in the text format of Prometheus, for the textfile collector of
-// node_exporter. No port is opened: the collector reads the file, which is replaced as a whole.
+// class PrometheusFile: the latest metrics of a run in Prometheus' text format, for the textfile collector of
+// node_exporter. No port is opened: the collector reads the file, which is replaced atomically.
 #pragma once
 
 #include <chrono>
@@ -13,13 +13,13 @@ namespace tmamba {
 
 class PrometheusFile {
  public:
-  // `run` names the run in the label of every figure. Throws UserError where the file cannot be written. A
-  // failure later is said once, and ends no run.
+  // `run` is the label of every metric. Throws UserError where the file cannot be written. A later failure is printed
+  // once and does not end the run.
   PrometheusFile(const std::filesystem::path& file, const std::string& run);
 
-  // A line of metrics.jsonl; the file is written at most every kSeconds.
+  // Takes a line of metrics.jsonl; writes the file at most every kSeconds.
   void metric(const nlohmann::json& line);
-  // An event at `time`, seconds since 1970; the file is written at once.
+  // Takes an event at `time`, seconds since 1970; writes the file at once.
   void event(const std::string& kind, double time, const nlohmann::json& details);
 
   static constexpr double kSeconds = 5;
@@ -29,8 +29,8 @@ class PrometheusFile {
   void write();
 
   std::filesystem::path file_;
-  std::string label_;                      // {run="..."}
-  std::map<std::string, double> figures_;  // by name
+  std::string label_;                     // {run="..."}
+  std::map<std::string, double> values_;  // by name of the metric
   bool failing_ = false;
   Clock::time_point written_;
 };

@@ -22,7 +22,7 @@ using nlohmann::json;
 constexpr size_t kLongestLine = 1 << 20, kMostProblems = 20, kMostSamples = 10000;
 constexpr int64_t kLongestText = int64_t{1} << 20, kLongestPlan = int64_t{1} << 28;
 
-// The problems of one file, its first ones by line.
+// Collects the problems of one file: the first kMostProblems with their line, then their number.
 class Problems {
  public:
   Problems(std::string file, std::vector<std::string>& list) : file_(std::move(file)), list_(list) {}
@@ -41,22 +41,22 @@ class Problems {
   size_t count_ = 0;
 };
 
-// Calls f(line number, object) for every line that is a JSON object; the others are problems.
+// Calls f(line number, object) for every line that is a JSON object; other lines are problems.
 void each_object(const fs::path& file, Problems& problems, const std::function<void(int64_t, const json&)>& f) {
   std::ifstream in(file, std::ios::binary);
   if (!in) return;
   int64_t number = 0;
   for (std::string line; std::getline(in, line);) {
     ++number;
-    const bool cut = in.eof();  // no newline: it is being written, or never was to its end
+    const bool truncated = in.eof();  // no newline: the line is being written, or a crash cut it off
     const json object = line.size() > kLongestLine ? json(json::value_t::discarded) : json::parse(line, nullptr, false);
     if (object.is_object()) {
       f(number, object);
     } else if (line.size() > kLongestLine) {
-      problems.add(number, str("a line of ", line.size(), " bytes was left out: it is too long to be one of a run"));
+      problems.add(number, str("ignored a line of ", line.size(), " bytes: too long for a run's log"));
     } else {
       problems.add(number,
-                   cut ? "the last line is cut short: it was left out" : "damaged: no JSON object; it was left out");
+                   truncated ? "ignored the last line: it is truncated" : "ignored a damaged line: not a JSON object");
     }
   }
 }
@@ -66,7 +66,7 @@ double number_of(const json& object, const char* key, double otherwise = kNotRec
   return found != object.end() && found->is_number() ? found->get<double>() : otherwise;
 }
 
-// Whether a line can have been written then: not before 1970, nor after today.
+// Whether a line can have been written at this time: after 1970, and not later than tomorrow.
 bool is_a_time(double seconds) { return seconds >= 0 && seconds < static_cast<double>(std::time(nullptr)) + 86400; }
 
 // The step of a line, or -1.
@@ -105,20 +105,19 @@ PauseRecord pause_record(const json& o) {
           .save_stall_ms = number_of(o, "save_stall_ms", 0)};
 }
 
-// `ascending`: each step stands there once, in order.
+// `ascending`: the file has each step once, in order.
 MetricRecords read_metrics(const fs::path& file, bool ascending, std::vector<std::string>& list) {
   MetricRecords records;
   Problems problems(file.filename().string(), list);
   each_object(file, problems, [&](int64_t number, const json& object) {
     const int64_t step = step_of(object);
-    if (step < 0) return problems.add(number, "no number of a step: the line was left out");
+    if (step < 0) return problems.add(number, "ignored a line without a step number");
     if (const double time = number_of(object, "time"); !std::isnan(time) && !is_a_time(time)) {
-      return problems.add(number, str("its time, ", time, ", cannot be: the line was left out"));
+      return problems.add(number, str("ignored a line with the impossible time ", time));
     }
     if (!object.contains("loss")) return records.pauses.push_back(pause_record(object));
     if (ascending && !records.steps.empty() && step <= records.steps.back().step) {
-      return problems.add(
-          number, str("step ", step, " comes behind step ", records.steps.back().step, ": the line was left out"));
+      return problems.add(number, str("ignored step ", step, ": it comes after step ", records.steps.back().step));
     }
     records.steps.push_back(step_record(object));
   });
@@ -130,19 +129,19 @@ std::vector<EventRecord> read_events(const fs::path& file, std::vector<std::stri
   Problems problems(file.filename().string(), list);
   each_object(file, problems, [&](int64_t number, const json& object) {
     const auto kind = object.find("event"), time = object.find("time");
-    if (kind == object.end() || !kind->is_string()) return problems.add(number, "no name of an event: left out");
+    if (kind == object.end() || !kind->is_string()) return problems.add(number, "ignored an event without a name");
     const auto seconds =
         time != object.end() && time->is_string() ? utc_seconds(time->get<std::string>()) : std::nullopt;
-    if (!seconds || !is_a_time(*seconds)) return problems.add(number, "no time: the event was left out");
+    if (!seconds || !is_a_time(*seconds)) return problems.add(number, "ignored an event without a time");
     events.push_back({*seconds, kind->get<std::string>(), object});
   });
   return events;
 }
 
-// A file that may be missing; what else is wrong with it is a problem.
+// Reads a file that may be missing; any other failure is a problem.
 template <class Read>
 void read_if_there(const fs::path& file, std::vector<std::string>& problems, Read&& read) {
-  std::error_code ignored;  // what cannot be looked at is not there
+  std::error_code ignored;  // a file that cannot be accessed counts as missing
   if (!fs::exists(file, ignored)) return;
   try {
     read();
@@ -167,7 +166,7 @@ std::vector<SampleRecord> read_samples(const fs::path& file, std::vector<std::st
       if (samples.size() == kMostSamples) samples.erase(samples.begin());
       samples.push_back({std::stoll(line.substr(kHead.size())), ""});
     } else if (samples.empty()) {
-      problems.add(number, "text before the first sample was left out");
+      problems.add(number, "ignored text before the first sample");
     } else if (samples.back().text.size() < kLongestLine) {
       samples.back().text += (samples.back().text.empty() ? "" : "\n") + line;
     }
@@ -175,7 +174,7 @@ std::vector<SampleRecord> read_samples(const fs::path& file, std::vector<std::st
   return samples;
 }
 
-// The last two parts of the path: most runs are called "run".
+// The last two parts of the path: most run directories are named "run".
 std::string name_of_run(const fs::path& dir) {
   std::error_code error;
   fs::path path = fs::canonical(dir, error);
@@ -184,13 +183,13 @@ std::string name_of_run(const fs::path& dir) {
   return before.empty() ? last : before + "/" + last;
 }
 
-// A line that a crash left in both files counts once, as one of a step that was kept.
-void drop_what_was_kept(MetricRecords& lost, const MetricRecords& kept) {
+// A line that a crash left in both files counts once, as kept.
+void drop_kept(MetricRecords& lost, const MetricRecords& kept) {
   std::set<std::pair<int64_t, double>> seen;
   const auto drop = [&seen](auto& records, const auto& kept_records) {
     seen.clear();
     for (const auto& record : kept_records) seen.insert({record.step, record.time});
-    // Of two alike in the file itself the first stays.
+    // Of two equal lines in lost.jsonl the first remains.
     std::erase_if(records, [&](const auto& record) {
       return std::isfinite(record.time) && !seen.insert({record.step, record.time}).second;
     });
@@ -206,17 +205,17 @@ int64_t EventRecord::step() const { return step_of(details); }
 RunRecord read_run_logs(const fs::path& dir) {
   std::error_code ignored;
   if (!fs::exists(dir / "metrics.jsonl", ignored) && !fs::exists(dir / "events.jsonl", ignored)) {
-    throw UserError(str(
-        dir.string(),
-        fs::exists(dir, ignored) ? ": this is no run folder, it has no metrics.jsonl" : ": there is no such run folder",
-        "; give the run.dir of a run"));
+    throw UserError(
+        str(dir.string(),
+            fs::exists(dir, ignored) ? ": not a run directory, it has no metrics.jsonl" : ": no such run directory",
+            "; give the run.dir of a run"));
   }
   RunRecord run;
   run.dir = dir;
   run.name = name_of_run(dir);
   run.kept = read_metrics(dir / "metrics.jsonl", true, run.problems);
   run.lost = read_metrics(dir / "lost.jsonl", false, run.problems);
-  drop_what_was_kept(run.lost, run.kept);
+  drop_kept(run.lost, run.kept);
   run.events = read_events(dir / "events.jsonl", run.problems);
   return run;
 }
@@ -231,7 +230,7 @@ RunRecord read_run(const fs::path& dir) {
     run.summary = json::parse(read_text(dir / "summary.json", kLongestText), nullptr, false);
     if (run.summary.is_object()) return;
     run.summary = nullptr;
-    throw Error("damaged: no JSON object");
+    throw Error("damaged: not a JSON object");
   });
   return run;
 }

@@ -1,5 +1,5 @@
-// What a run folder tells of its run, read back: by the goodput ledger, the report and other tools. A folder of a run
-// that goes on, was killed, or was damaged is read as far as it can be; what cannot be read is named.
+// Reads a run directory, for the goodput ledger, the report and other tools. The directory of a run that is in
+// progress, was killed, or is damaged is read as far as possible; what cannot be read is listed in `problems`.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,7 @@ namespace tmamba {
 
 inline constexpr double kNotRecorded = std::numeric_limits<double>::quiet_NaN();
 
-// Times are seconds since 1970. What a line does not hold, or holds as null, is not a number.
+// Times are seconds since 1970. What is missing or null in a line is NaN.
 struct StepRecord {
   int64_t step = 0;
   double time = kNotRecorded;
@@ -24,11 +24,11 @@ struct StepRecord {
   double tokens = kNotRecorded, tokens_per_s = kNotRecorded, gflops = kNotRecorded, memory_bytes = kNotRecorded;
   double step_ms = kNotRecorded, data_ms = kNotRecorded, compute_ms = kNotRecorded, agree_ms = kNotRecorded,
          update_ms = kNotRecorded;
-  double save_stall_ms = 0;  // that saves kept training waiting since the line before
+  double save_stall_ms = 0;  // time that saves kept training waiting since the previous line
   bool skipped = false;
 };
 
-// An evaluation, or a sample that was made.
+// An evaluation or a sample.
 struct PauseRecord {
   int64_t step = 0;
   double time = kNotRecorded;
@@ -56,21 +56,21 @@ struct SampleRecord {
 
 struct RunRecord {
   std::filesystem::path dir;
-  std::string name;    // its last parts
+  std::string name;    // the last two parts of `dir`
   MetricRecords kept;  // metrics.jsonl: each step once, ascending
-  MetricRecords lost;  // lost.jsonl: what was done again later
+  MetricRecords lost;  // lost.jsonl: what was repeated later
   std::vector<EventRecord> events;
   std::vector<SampleRecord> samples;
-  std::string config;                 // config.toml; empty: there is none
+  std::string config;                 // config.toml; empty if missing
   std::optional<PlanDims> plan;       // plan.json
   nlohmann::json summary;             // summary.json; null: the run has not ended
   std::vector<std::string> problems;  // "metrics.jsonl:17: ..."
 };
 
-// Throws UserError where the folder is not one of a run: there is neither metrics.jsonl nor events.jsonl in it.
+// Throws UserError where `dir` is not a run directory: it has neither metrics.jsonl nor events.jsonl.
 RunRecord read_run(const std::filesystem::path& dir);
 
-// The same without what only a page shows: samples, configuration, plan and summary.
+// The same without samples, configuration, plan and summary.
 RunRecord read_run_logs(const std::filesystem::path& dir);
 
 }  // namespace tmamba

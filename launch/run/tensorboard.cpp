@@ -22,7 +22,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kPrefix = "events.out.tfevents.";
-// No record of ours is as long; a length that is damaged must not take all memory.
+// Longer than any record written here: a damaged length must not allocate all memory.
 constexpr uint64_t kLongestRecord = 1 << 26;
 
 // --- protobuf's wire format
@@ -40,7 +40,7 @@ std::string key(uint32_t field, Wire wire) { return varint(uint64_t{field} << 3 
 template <class T>
 std::string little_endian(T value) {
   std::string out(sizeof value, '\0');
-  std::memcpy(out.data(), &value, sizeof value);  // every machine that this is built for is little-endian
+  std::memcpy(out.data(), &value, sizeof value);  // every supported machine is little-endian
   return out;
 }
 
@@ -81,7 +81,7 @@ uint32_t masked_crc(const std::string& data) {
   return ((crc >> 15) | (crc << 17)) + 0xA282EAD8u;
 }
 
-// The data of the record that begins where `in` stands; none at the end, or where it is cut short or damaged.
+// Reads the record at the position of `in`; none at the end, or where the record is truncated or damaged.
 std::optional<std::string> next_record(std::istream& in) {
   std::string head(12, '\0'), tail(4, '\0');
   if (!in.read(head.data(), 12)) return std::nullopt;
@@ -93,7 +93,7 @@ std::optional<std::string> next_record(std::istream& in) {
   return tail == little_endian(masked_crc(data)) ? std::optional(data) : std::nullopt;
 }
 
-// The step of an Event that this class wrote: its second field, behind 9 bytes of wall time.
+// The step of an Event that this class wrote: its second field, after 9 bytes of wall time.
 int64_t step_of(const std::string& record) {
   uint64_t value = 0;
   size_t at = 10;
@@ -105,28 +105,28 @@ int64_t step_of(const std::string& record) {
   return 0;
 }
 
-// Cuts a file off before its first record of a later step than `step`, and before what is no whole record.
+// Truncates a file before its first record of a later step than `step`, or that is incomplete.
 void cut_after(const fs::path& file, int64_t step) {
   std::ifstream in(file, std::ios::binary);
-  std::streamoff whole = 0;
+  std::streamoff kept = 0;
   while (const auto record = next_record(in)) {
     const bool ours = record->size() > 10 && (*record)[0] == 0x09 && (*record)[9] == 0x10;
     if (ours && step_of(*record) > step) break;
-    whole = in.tellg();
+    kept = in.tellg();
   }
   std::error_code error;
-  if (whole == 0 && fs::file_size(file, error) > 0) {
-    std::fprintf(stderr, "%s: no event file of TensorBoard; it is left as it is\n", file.c_str());
+  if (kept == 0 && fs::file_size(file, error) > 0) {
+    std::fprintf(stderr, "%s: not an event file of TensorBoard; it is left unchanged\n", file.c_str());
     return;
   }
-  fs::resize_file(file, static_cast<uintmax_t>(whole), error);
+  fs::resize_file(file, static_cast<uintmax_t>(kept), error);
   if (error) {
-    throw UserError(str(file.string(), ": cannot cut off the steps that are done again: ", error.message(),
+    throw UserError(str(file.string(), ": cannot remove the steps that will be repeated: ", error.message(),
                         "; make it writable, or turn run.tensorboard off"));
   }
 }
 
-// The time in the name of a file, which puts the files in order.
+// The time in the name of a file; TensorBoard reads files in the order of their names.
 int64_t time_of(const fs::path& file) {
   const std::string name = file.filename().string();
   const size_t digits = std::strlen(kPrefix);

@@ -1,5 +1,5 @@
-// class TensorBoardLog: event files for TensorBoard, in its own format: TFRecord frames with masked CRC32C around Event
-// messages in protobuf's wire format (tensorflow/core/util/event.proto, framework/summary.proto). Each start of a run
+// class TensorBoardLog: writes event files in TensorBoard's own format: TFRecord frames with masked CRC32C around Event
+// messages in protobuf's wire format (tensorflow/core/util/event.proto, framework/summary.proto). Each attempt of a run
 // writes a file of its own.
 #pragma once
 
@@ -16,13 +16,13 @@ namespace tmamba {
 
 class TensorBoardLog {
  public:
-  // Steps after `step` that earlier files hold are cut off their ends, as are records that a crash left half-written,
-  // and the new file begins with a mark that makes a TensorBoard which reads along forget them too: each step stands
-  // in a curve once. A file that is no event file is left alone and named on standard error. Throws UserError where
-  // the folder cannot be written in.
+  // Truncates earlier files after `step` and before records that a crash left incomplete. The new file begins with a
+  // session start, which makes a TensorBoard that is reading drop the later steps too: a curve has each step once. A
+  // file that is not an event file is left unchanged and named on standard error. Throws UserError where the directory
+  // cannot be written in.
   TensorBoardLog(const std::filesystem::path& folder, int64_t step);
 
-  // Scalars of one step; "loss" and so on are their tags.
+  // Writes the scalars of one step, as pairs of tag and value.
   void scalars(int64_t step, double time, const std::vector<std::pair<std::string, double>>& values);
   void text(int64_t step, double time, const std::string& tag, const std::string& text);
 
@@ -33,7 +33,7 @@ class TensorBoardLog {
   LineLog log_;
 };
 
-// A TFRecord: length, its checksum, the data, its checksum.
+// Returns a TFRecord: length, its checksum, the data, its checksum.
 std::string tfrecord(const std::string& data);
 
 }  // namespace tmamba

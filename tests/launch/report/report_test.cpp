@@ -210,10 +210,11 @@ TEST(Report, WhatIsDamagedIsNamed) {
   const Outcome outcome = transmamba("report run");
   ASSERT_EQ(outcome.code, 0) << outcome.output;
   expect_all(outcome.output,
-             {"metrics.jsonl:", "the last line is cut short", "no number of a step", "events.jsonl:2: no time",
-              "events.jsonl:3: damaged", "plan.json: not a plan", "summary.json: damaged"});
+             {"metrics.jsonl:", "the last line: it is truncated", "without a step number",
+              "events.jsonl:2: ignored an event without a time", "events.jsonl:3: ignored a damaged line",
+              "plan.json: not a plan", "summary.json: damaged"});
   const std::string page = contents("run/report.html");
-  expect_all(page, {"Not all of it could be read", "the last line is cut short", "no number of a step",
+  expect_all(page, {"Not all of it could be read", "the last line: it is truncated", "without a step number",
                     "&lt;/pre&gt;&lt;script&gt;alert(2)"});
   EXPECT_EQ(page.find("<script>alert"), std::string::npos);
   const json figures = json::parse(transmamba("report run --json 2>/dev/null").output);
@@ -227,8 +228,8 @@ TEST(Report, MistakesExitWith2) {
   write_run("run", 5, 5, 1);
   for (const auto& [arguments, message] :
        std::vector<std::pair<std::string, std::string>>{{"report", "give the folder of a run"},
-                                                        {"report missing", "there is no such run folder"},
-                                                        {"report empty", "this is no run folder"},
+                                                        {"report missing", "no such run directory"},
+                                                        {"report empty", "not a run directory"},
                                                         {"report run -o missing/page.html", "missing/page.html"}}) {
     const Outcome outcome = transmamba(arguments);
     EXPECT_EQ(outcome.code, 2) << arguments << "\n" << outcome.output;

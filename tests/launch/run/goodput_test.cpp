@@ -18,7 +18,7 @@ namespace {
 using nlohmann::json;
 namespace fs = std::filesystem;
 
-// Writes the logs of a made-up run, and keeps the account that the ledger must come to.
+// Writes the logs of a synthetic run and computes what the ledger must return.
 class History {
  public:
   explicit History(const fs::path& dir) : dir_(dir) {
@@ -59,7 +59,7 @@ class History {
     training_.clear();
     evaluations_ = 0;
   }
-  // What was done since the last save will be done again.
+  // Everything since the last save will be repeated.
   void kill() {
     for (double seconds : training_) truth[Spent::training] -= seconds, truth[Spent::lost] += seconds;
     truth[Spent::evaluation] -= evaluations_, truth[Spent::lost] += evaluations_;
@@ -140,7 +140,7 @@ TEST(Goodput, EveryMomentOfAMadeUpRunIsCountedOnce) {
       EXPECT_NEAR(goodput.of(spent), history.truth[spent], 1e-2) << name_of(spent);
     }
     EXPECT_NEAR(sum_of(goodput), goodput.wall_seconds, 1e-9 * goodput.wall_seconds);
-    EXPECT_EQ(goodput.starts.size(), static_cast<size_t>(starts));
+    EXPECT_EQ(goodput.attempts.size(), static_cast<size_t>(starts));
     EXPECT_EQ(goodput.steps, kept);
     EXPECT_EQ(goodput.lost_steps, lost);
     EXPECT_TRUE(goodput.complete);
@@ -155,7 +155,7 @@ TEST(Goodput, SkippedStepsAreLostAndTimeAfterTheEndIsNotCounted) {
   history.step(3, 0, true);
   history.end("done", 0);
   history.pause(86400);
-  history.start(0, 1);  // goes on for more steps
+  history.start(0, 1);  // resumes for more steps
   history.step(1, 0, false);
   history.end("done", 0);
   history.pause(86400);
@@ -166,7 +166,7 @@ TEST(Goodput, SkippedStepsAreLostAndTimeAfterTheEndIsNotCounted) {
   EXPECT_NEAR(goodput.of(Spent::training), 2, 1e-6);
   EXPECT_NEAR(goodput.fraction(), 0.25, 1e-6);
   EXPECT_EQ(goodput.skipped_steps, 1);
-  // A start that finds the run done changes nothing.
+  // An attempt that finds the run done changes nothing.
   History again("done");
   again.start(0, 2);
   again.step(1, 0, false);
@@ -177,7 +177,7 @@ TEST(Goodput, SkippedStepsAreLostAndTimeAfterTheEndIsNotCounted) {
   EXPECT_NEAR(goodput_of(read_run_logs("done")).wall_seconds, 3, 1e-6);
 }
 
-// Clocks are set back, lines lack their time, and files are damaged: the parts still sum to the whole.
+// Clocks are set back, lines lack their time, and files are damaged: the parts still sum to the total.
 TEST(Goodput, SumsToTheWholeWhateverTheLogsSay) {
   enter_test_folder("goodput-odd");
   constexpr uint64_t kSeed = 4;
@@ -213,7 +213,7 @@ TEST(Goodput, SumsToTheWholeWhateverTheLogsSay) {
     EXPECT_NEAR(sum_of(goodput), goodput.wall_seconds, 1e-6);
     for (double seconds : goodput.seconds) EXPECT_GE(seconds, 0);
     double starts = 0;
-    for (const StartRecord& start : goodput.starts)
+    for (const AttemptRecord& start : goodput.attempts)
       starts += std::accumulate(start.seconds.begin(), start.seconds.end(), 0.0);
     EXPECT_NEAR(starts, goodput.wall_seconds, 1e-6);
     EXPECT_LE(goodput.wall_seconds, 1100);
@@ -229,7 +229,7 @@ TEST(Goodput, AKilledRunsTimeIsAllAccountedFor) {
   for (const auto& [name, seconds] : goodput["seconds"].items()) sum += seconds.get<double>();
   const double wall = goodput["wall_seconds"].get<double>();
   EXPECT_NEAR(sum, wall, 0.01 * wall) << goodput.dump(1);
-  // From outside: all but the end of the last process, after its last line, and what the shell took.
+  // Measured from outside: the end of the last process after its last line, and the shell, are not in the ledger.
   EXPECT_LE(wall, run.seconds * 1.01);
   EXPECT_GE(wall, run.seconds - 2) << goodput.dump(1);
   ASSERT_EQ(goodput["starts"].size(), 2u);
@@ -244,7 +244,7 @@ TEST(Goodput, AKilledRunsTimeIsAllAccountedFor) {
   EXPECT_GT(goodput["seconds"]["checkpoint"].get<double>(), 0);
   EXPECT_GT(goodput["seconds"]["evaluation"].get<double>(), 0);
   EXPECT_NE(run.output.find("% of"), std::string::npos) << run.output;
-  // Each step stands in metrics.jsonl once, those done again in lost.jsonl too.
+  // metrics.jsonl has each step once; repeated steps are also in lost.jsonl.
   const RunRecord record = read_run_logs(run.folder / "run");
   EXPECT_TRUE(record.problems.empty()) << record.problems.front();
   for (size_t i = 0; i < record.kept.steps.size(); ++i)
@@ -274,7 +274,7 @@ TEST(Goodput, AStartThatFailsSaysWhy) {
     std::ofstream(run / "metrics.jsonl", std::ios::app)
         << json{{"step", number}, {"loss", 1.0}, {"step_ms", 1000.0}, {"time", 1.7e9 + at}}.dump() << "\n";
   };
-  // Killed; failed before it had begun, after it had found damage; failed in a step.
+  // Killed; failed during startup, after it had found a damaged checkpoint; failed in a step.
   event(2, "start", {{"step", 0}, {"ranks", 1}, {"startup_s", 2}});
   step(3, 1);
   event(103, "damaged", {{"path", "x"}});
@@ -283,11 +283,11 @@ TEST(Goodput, AStartThatFailsSaysWhy) {
   step(203, 2);
   event(208, "failed", {{"step", 2}, {"problem", "rank 0: <odd>"}});
   const Goodput goodput = goodput_of(read_run_logs(run));
-  ASSERT_EQ(goodput.starts.size(), 3u);
-  EXPECT_EQ(goodput.starts[0].end, "killed");
-  EXPECT_EQ(goodput.starts[1].end, "failed");
-  EXPECT_EQ(goodput.starts[1].why, "cannot open x: why");
-  EXPECT_EQ(goodput.starts[2].end, "failed");
+  ASSERT_EQ(goodput.attempts.size(), 3u);
+  EXPECT_EQ(goodput.attempts[0].end, "killed");
+  EXPECT_EQ(goodput.attempts[1].end, "failed");
+  EXPECT_EQ(goodput.attempts[1].why, "cannot open x: why");
+  EXPECT_EQ(goodput.attempts[2].end, "failed");
   EXPECT_NEAR(goodput.of(Spent::waiting), 97 + 96, 1e-6);
   EXPECT_NEAR(goodput.of(Spent::startup), 2 + 4 + 2, 1e-6);
   EXPECT_NEAR(goodput.of(Spent::training), 2, 1e-6);

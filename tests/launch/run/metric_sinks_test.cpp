@@ -1,4 +1,4 @@
-// What a run writes for TensorBoard and Prometheus, read by code that shares nothing with the writers.
+// TensorBoard and Prometheus files of a run, read by code that is independent of the writers.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -176,7 +176,7 @@ TEST(TensorBoard, AStartCutsOffWhatIsDoneAgain) {
     for (int64_t step = 1; step <= 10; ++step) first.scalars(step, 1e9, {{"x", static_cast<double>(step)}});
     first_file = first.file();
   }
-  // A crash cut its last record short; another program's file lies beside it.
+  // A crash truncated its last record; a file of another program is beside it.
   fs::resize_file(first_file, fs::file_size(first_file) - 3);
   std::ofstream(folder / "events.out.tfevents.0000000001.other") << "something else";
   std::ofstream(folder / "notes.txt") << "mine";
@@ -193,7 +193,7 @@ TEST(TensorBoard, AStartCutsOffWhatIsDoneAgain) {
   EXPECT_EQ(later[2].scalars.at("x"), 70);
   EXPECT_EQ(read_file(folder / "events.out.tfevents.0000000001.other"), "something else");
   EXPECT_EQ(read_file(folder / "notes.txt"), "mine");
-  // Any byte damaged: the records before stay, nothing is read wrong and nothing throws.
+  // Any damaged byte: the records before it remain, no wrong value is read and nothing throws.
   const std::string whole = read_file(first_file);
   for (size_t at = 0; at < whole.size(); at += 7) {
     std::string damaged = whole;
@@ -296,7 +296,7 @@ TEST(Prometheus, OddNamesAndNumbersKeepTheFormat) {
   EXPECT_EQ(values.at("transmamba_skipped_steps_total"), 1);
   EXPECT_EQ(values.at("transmamba_checkpoint_failures_total"), 1);
   EXPECT_THROW(PrometheusFile("missing/x.prom", "r"), UserError);
-  // A folder that goes away later ends nothing, and is written to again when it is back.
+  // Removing the directory later does not end the run; the file is written again once the directory exists.
   fs::create_directories("there");
   PrometheusFile late("there/y.prom", "r");
   fs::remove_all("there");
