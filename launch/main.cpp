@@ -4,6 +4,8 @@
 #include <exception>
 
 #include "kernels/base/check.h"
+#include "launch/cli/exit_code.h"
+#include "launch/cli/version.h"
 #include "launch/verbs.h"
 
 namespace {
@@ -15,28 +17,26 @@ struct Verb {
 };
 
 constexpr std::array kVerbs{
-    Verb{"train", tmamba::train_verb, "train a model; resumes by itself (mpirun, srun or alone)"},
-    Verb{"eval", tmamba::eval_verb, "loss and bits per byte of a checkpoint on a token file"},
-    Verb{"generate", tmamba::generate_verb, "text from a checkpoint"},
-    Verb{"prepare", tmamba::prepare_verb, "text or JSONL to HDF5 token files"},
+    Verb{"train", tmamba::train_verb, "train a model; resumes automatically (mpirun, srun or a single process)"},
+    Verb{"eval", tmamba::eval_verb, "loss and bits per byte of a checkpoint on validation data"},
+    Verb{"generate", tmamba::generate_verb, "generate text from a checkpoint"},
+    Verb{"prepare", tmamba::prepare_verb, "tokenize text or JSONL into HDF5 token files"},
     Verb{"tokenizer", tmamba::tokenizer_verb, "train a tokenizer; encode and decode text"},
-    Verb{"plan", tmamba::plan_verb, "cost of a run before it runs: FLOPs, memory, layout, exchanges, predicted time"},
-    Verb{"checkpoint", tmamba::checkpoint_verb, "list, inspect and verify checkpoints"},
-    Verb{"bench", tmamba::bench_verb, "time ops, whole steps and exchanges beside the machine's own rates"},
-    Verb{"doctor", tmamba::doctor_verb, "where ranks run and what their links and file system do (mpirun or srun)"},
-    Verb{"scale", tmamba::scale_verb, "run scaling studies: strong and weak, by mpirun or as SLURM jobs"},
-    Verb{"report", tmamba::report_verb, "a page about a run or several: curves, lost time, layout, samples"},
-    Verb{"submit", tmamba::submit_verb, "write the SLURM job script of a run, check it and submit it"},
-    Verb{"explain", tmamba::explain_verb, "what configuration keys mean, with their defaults"},
+    Verb{"plan", tmamba::plan_verb, "predict a run: FLOPs, memory, layout, exchanges, time per step"},
+    Verb{"checkpoint", tmamba::checkpoint_verb, "list, inspect, verify, compare, prune and convert checkpoints"},
+    Verb{"bench", tmamba::bench_verb, "time ops, steps and exchanges, beside the rates measured on this machine"},
+    Verb{"doctor", tmamba::doctor_verb, "check where ranks run, their links and the file system (mpirun or srun)"},
+    Verb{"scale", tmamba::scale_verb, "run strong and weak scaling studies, by mpirun or as SLURM jobs"},
+    Verb{"report", tmamba::report_verb, "write an HTML page about runs: curves, goodput, layout, samples"},
+    Verb{"submit", tmamba::submit_verb, "write, check and submit the SLURM job script of a run"},
+    Verb{"explain", tmamba::explain_verb, "explain configuration keys and their defaults"},
 };
 
 void print_usage(std::FILE* out) {
   std::fprintf(out, "usage: transmamba VERB ...   (transmamba VERB --help shows its options)\n\n");
   for (const Verb& verb : kVerbs) std::fprintf(out, "  %-11s %s\n", verb.name, verb.summary);
-  std::fprintf(out,
-               "\nexit codes: 0 done, 1 failed, 2 bad usage, configuration or data, 85 saved and stopped on a signal, "
-               "93 not to be "
-               "started again\n");
+  std::fprintf(out, "\n  --version   version, commit and libraries of this build (--json: as JSON)\n\nexit codes:\n");
+  for (const tmamba::ExitMeaning& exit : tmamba::kExitCodes) std::fprintf(out, "  %-11d %s\n", exit.code, exit.meaning);
 }
 
 }  // namespace
@@ -46,21 +46,26 @@ int main(int argc, char** argv) {
   const std::string name = argc > 1 ? argv[1] : "";
   if (name == "--help" || name == "-h" || name == "help") {
     print_usage(stdout);
-    return 0;
+    return tmamba::kDone;
+  }
+  if (name == "--version") {
+    const bool json = !arguments.empty() && arguments.front() == "--json";
+    std::printf("%s", json ? (tmamba::build_json().dump(2) + "\n").c_str() : tmamba::build_text().c_str());
+    return tmamba::kDone;
   }
   const auto verb = std::find_if(kVerbs.begin(), kVerbs.end(), [&](const Verb& v) { return name == v.name; });
   if (verb == kVerbs.end()) {
-    if (!name.empty()) std::fprintf(stderr, "transmamba: there is no verb \"%s\"\n", name.c_str());
+    if (!name.empty()) std::fprintf(stderr, "transmamba: unknown verb \"%s\"\n", name.c_str());
     print_usage(stderr);
-    return 2;
+    return tmamba::kBadInput;
   }
   try {
     return verb->run(arguments);
   } catch (const tmamba::UserError& error) {
     std::fprintf(stderr, "transmamba %s: %s\n", verb->name, error.what());
-    return 2;
+    return tmamba::kBadInput;
   } catch (const std::exception& error) {
     std::fprintf(stderr, "transmamba %s: %s\n", verb->name, error.what());
-    return 1;
+    return tmamba::kFailed;
   }
 }

@@ -32,7 +32,7 @@ bool Command::parse(const std::vector<std::string>& arguments, bool print) {
   po::options_description all;
   all.add(visible_).add(hidden_);
   try {
-    // No prefixes of option names: a typing mistake must not pass for another option.
+    // No prefixes of option names: a typing error must not be taken for another option.
     const int style = po::command_line_style::default_style & ~po::command_line_style::allow_guessing;
     po::store(po::command_line_parser(arguments).options(all).positional(positional_).style(style).run(), values_);
     po::notify(values_);

@@ -21,11 +21,10 @@ class Command {
   Command(const std::string& usage, const std::string& summary);
 
   boost::program_options::options_description_easy_init options() { return visible_.add_options(); }
-  // A positional argument; `count` of them, -1 for all that are left.
+  // Declares a positional argument; `count` of them, -1: all remaining.
   void positional(const std::string& name, int count = 1);
 
-  // Returns false where --help was asked for and printed (by the rank with `print` only). Throws UserError for
-  // mistakes.
+  // Returns false if --help was given, which the rank with `print` prints. Throws UserError for invalid arguments.
   bool parse(const std::vector<std::string>& arguments, bool print = true);
 
   bool has(const std::string& name) const { return values_.count(name) > 0; }
@@ -34,7 +33,7 @@ class Command {
   T get(const std::string& name) const {
     return values_[name].as<T>();
   }
-  // The positional argument, or UserError saying that it is missing.
+  // The positional argument. Throws UserError if it is missing.
   std::string required(const std::string& name) const;
   std::vector<std::string> list(const std::string& name) const;
   std::string help() const;

@@ -49,15 +49,15 @@ void LineLog::append_whole(const std::string& line) {
   const ssize_t written = ::write(fd_, line.data(), line.size());
   if (written == static_cast<ssize_t>(line.size())) {
     if (lost_in_a_row_ > 0) {
-      std::fprintf(stderr, "%s: can be written again; %lld lines are missing\n", file_.c_str(),
+      std::fprintf(stderr, "%s: can be written again; %lld lines were lost\n", file_.c_str(),
                    static_cast<long long>(std::exchange(lost_in_a_row_, 0)));
     }
     return;
   }
   const int code = written < 0 ? errno : ENOSPC;
-  // Half a line would make the next one unreadable too.
+  // A partial line would make the next one unreadable too.
   if (known && written > 0 && ::ftruncate(fd_, info.st_size) != 0) {
-    std::fprintf(stderr, "%s: half a line could not be taken back\n", file_.c_str());
+    std::fprintf(stderr, "%s: a partly written line could not be removed\n", file_.c_str());
   }
   ++lost_;
   if (lost_in_a_row_++ == 0) {

@@ -1,5 +1,5 @@
-// class LineLog: a file that lines, or records, are appended to, each whole or not at all. A line that cannot be
-// written - a full disk, a folder that went away - is lost, is counted and is no reason to end a run.
+// class LineLog: a file to which lines or records are appended, each completely or not at all. A line that cannot be
+// written (full disk, removed folder) is dropped and counted; it does not end a run.
 #pragma once
 
 #include <cstdint>
@@ -11,18 +11,18 @@ namespace tmamba {
 class LineLog {
  public:
   LineLog() = default;
-  // Throws UserError where the file cannot be opened.
+  // Throws UserError if the file cannot be opened.
   explicit LineLog(const std::filesystem::path& file);
   ~LineLog();
   LineLog(LineLog&& other) noexcept;
   LineLog& operator=(LineLog&& other) noexcept;
 
-  // Appends text and a newline. Says on standard error when lines begin to be lost, and when that ends.
+  // Appends text and a newline. Reports on standard error when lines begin to be dropped, and when that ends.
   void append(const std::string& text) { append_whole(text + "\n"); }
-  // The same for bytes that are no line but must be whole as well.
+  // The same for a record of other bytes.
   void append_whole(const std::string& bytes);
   int64_t lost() const { return lost_; }
-  // Whether lines go to a file that is no longer the one under its name: it was removed, or moved away.
+  // Whether the open file is no longer the one under its name: it was removed, or moved away.
   bool gone() const;
 
  private:

@@ -22,7 +22,6 @@ void install_signal_handlers() {
   action.sa_handler = remember;
   action.sa_flags = SA_RESTART;
   for (int signal : {SIGINT, SIGTERM, SIGUSR1}) sigaction(signal, &action, nullptr);
-  // A file over a size limit is then a failed write like any other, which a run survives.
   std::signal(SIGXFSZ, SIG_IGN);
 }
 

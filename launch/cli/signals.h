@@ -1,5 +1,5 @@
 // SIGINT, SIGTERM and SIGUSR1 ask for a checkpoint at the next step boundary and a stop (exit code 85).
-// SIGXFSZ is ignored: the write that it stands for fails.
+// SIGXFSZ is ignored, so that a write over a file size limit fails with an error.
 #pragma once
 
 #include <cstdint>
@@ -7,9 +7,9 @@
 namespace tmamba {
 
 void install_signal_handlers();
-// The process of Open MPI's mpirun that has started this one; 0: it was started by something else, or on another host.
+// The process id of the Open MPI mpirun that started this process; 0: started otherwise, or on another host.
 int64_t open_mpi_launcher();
-// The last of them that arrived, or 0.
+// The last of these signals that arrived, or 0.
 int pending_signal();
 // Name of a signal, "SIGTERM".
 const char* signal_name(int signal);

@@ -1,4 +1,4 @@
-// Medians and how far they can be trusted.
+// Medians and their confidence intervals.
 #pragma once
 
 #include <cstdint>
@@ -11,17 +11,17 @@ struct Interval {
   double confidence = 0;  // that the interval holds the true value
 };
 
-// The middle value, or the mean of the two middle ones. Throws Error where there is none.
+// The middle value, or the mean of the two middle ones. Throws Error if there are no values.
 double median_of(std::span<const double> values);
 
-// The narrowest interval between the k-th smallest and the k-th largest value that holds the median of what the values
-// are drawn from with at least `confidence`, whatever their distribution: 1 - 2 P(Binomial(n, 1/2) < k). Of fewer
-// values than can give it (six for 0.95), their whole range, with the confidence that has.
+// The narrowest interval between the k-th smallest and the k-th largest value that contains the distribution's median
+// with at least `confidence`, for any distribution: 1 - 2 P(Binomial(n, 1/2) < k). With too few values (under six for
+// 0.95) the whole range, with its own confidence.
 Interval median_interval(std::span<const double> values, double confidence = 0.95);
 
 // The 95 % interval of median(a) / median(b), from 4000 resamples of both with replacement (percentiles, seeded).
-// Resamples never leave the values' range, so of fewer than six values its confidence is that of the range of the fewer
-// ones, as median_interval() has it.
+// Resamples stay within the values' range, so under six values the confidence is that of the range of the smaller
+// sample, as in median_interval().
 Interval ratio_interval(std::span<const double> a, std::span<const double> b, uint64_t seed);
 
 }  // namespace tmamba

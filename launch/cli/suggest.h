@@ -6,11 +6,12 @@
 
 namespace tmamba {
 
-// Insertions, deletions and changes of single characters that make `b` of `a`; where their lengths differ by more than
-// any typing error, how much they differ.
+// Number of insertions, deletions and changes of single characters that turn `a` into `b`; for very different lengths
+// only the difference of the lengths.
 size_t edit_distance(const std::string& a, const std::string& b);
 
-// How far the dotted key `key` is from the valid key `name`: as a whole, or, for a wrong section, its last part alone.
+// Distance of the dotted key `key` from the valid key `name`: of the whole key or, for a wrong section, of its last
+// part.
 size_t key_distance(const std::string& key, const std::string& name);
 
 }  // namespace tmamba

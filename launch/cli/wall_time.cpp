@@ -36,7 +36,7 @@ std::optional<double> utc_seconds(const std::string& text) {
 }
 
 double process_age_seconds() {
-  // The 22nd field of stat(5), counted behind the name in brackets, which may hold blanks.
+  // The 22nd field of proc(5) stat, counted after the name in parentheses, which may contain spaces.
   std::ifstream in("/proc/self/stat");
   const std::string stat((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
   const size_t bracket = stat.rfind(')');

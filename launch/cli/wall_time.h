@@ -7,14 +7,14 @@
 
 namespace tmamba {
 
-// "2026-11-22T03:20:09.123Z" of seconds since 1970, and back. Also reads times without fractions of a second.
+// Converts seconds since 1970 to "2026-11-22T03:20:09.123Z" and back. Fractions of a second are optional when reading.
 std::string utc_text(double seconds);
 std::optional<double> utc_seconds(const std::string& text);
 
-// Seconds since this process was started, also those before main(). 0 where the system does not tell.
+// Seconds since this process was started, including those before main(); 0 if the system does not report it.
 double process_age_seconds();
 
-// Seconds from one next() to the following.
+// next() returns the seconds since the previous call.
 class Lap {
  public:
   double next() {

@@ -58,6 +58,20 @@ std::string state_of(const Goodput& goodput) {
                                 : "running, or ended without a word";
 }
 
+// Version and commit of the program that made the latest attempt; "-" before these were recorded.
+std::string program_of(const RunRecord& record) {
+  for (auto event = record.events.rbegin(); event != record.events.rend(); ++event) {
+    const auto build = event->details.find("build");
+    if (build == event->details.end() || !build->is_object()) continue;
+    const auto field = [&](const char* name) {
+      const auto found = build->find(name);
+      return found != build->end() && found->is_string() ? shortened(found->get<std::string>(), 40) : "?";
+    };
+    return field("version") + " (" + field("commit") + ")";
+  }
+  return "-";
+}
+
 // What is told of a run in one row or in tiles: label, value.
 std::vector<std::pair<std::string, std::string>> facts(const ReportRun& run) {
   const MetricRecords& m = run.record.kept;
@@ -72,7 +86,8 @@ std::vector<std::pair<std::string, std::string>> facts(const ReportRun& run) {
           {"tokens/s", std::isfinite(tokens_per_s) ? count_text(tokens_per_s) : "-"},
           {"wall time", duration(run.goodput.wall_seconds)},
           {"goodput", percent(run.goodput.of(Spent::training), run.goodput.wall_seconds)},
-          {"starts", str(run.goodput.attempts.size())}};
+          {"starts", str(run.goodput.attempts.size())},
+          {"transmamba", program_of(run.record)}};
 }
 
 std::string overview(const std::vector<ReportRun>& runs) {

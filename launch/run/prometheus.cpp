@@ -10,6 +10,7 @@
 
 #include "kernels/base/check.h"
 #include "kernels/base/clock.h"
+#include "launch/cli/version.h"
 
 namespace tmamba {
 
@@ -119,6 +120,10 @@ void PrometheusFile::write() {
     text += str("# HELP ", metric.name, " ", metric.help, "\n# TYPE ", metric.name, " ", metric.type, "\n", metric.name,
                 label_, " ", number(value->second), "\n");
   }
+  const BuildInfo& build = build_info();
+  text += str("# HELP transmamba_build_info version and commit of the program\n# TYPE transmamba_build_info gauge\n",
+              "transmamba_build_info", label_.substr(0, label_.size() - 1), ",version=\"", label_value(build.version),
+              "\",commit=\"", label_value(build.commit), "\"} 1\n");
   // Written beside the file, so that rename() replaces it atomically; the collector does not read names ending in .tmp.
   const fs::path written = str(file_.string(), ".", getpid(), ".tmp");
   std::ofstream out(written, std::ios::binary | std::ios::trunc);

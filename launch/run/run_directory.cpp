@@ -13,6 +13,7 @@
 #include "data/io/fs.h"
 #include "kernels/base/check.h"
 #include "launch/cli/format.h"
+#include "launch/cli/version.h"
 #include "launch/cli/wall_time.h"
 #include "launch/run/goodput.h"
 
@@ -183,8 +184,10 @@ void RunDirectory::metric(nlohmann::json line) {
 }
 
 void RunDirectory::started(bool resumed, int64_t step, int ranks) {
-  nlohmann::json details = {
-      {"step", step}, {"ranks", ranks}, {"startup_s", std::round(process_age_seconds() * 1e3) / 1e3}};
+  nlohmann::json details = {{"step", step},
+                            {"ranks", ranks},
+                            {"startup_s", std::round(process_age_seconds() * 1e3) / 1e3},
+                            {"build", build_json()}};
   if (moved_.steps > 0) details["steps_again"] = moved_.steps;
   if (moved_.damaged > 0) details["damaged_lines"] = moved_.damaged;
   event(resumed ? "resume" : "start", details);

@@ -9,7 +9,7 @@
 #include <sstream>
 
 #include "kernels/base/check.h"
-#include "launch/cli/subprocess.h"
+#include "launch/cli/child_process.h"
 
 namespace tmamba {
 

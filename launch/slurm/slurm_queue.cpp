@@ -10,7 +10,7 @@
 
 #include "data/io/fs.h"
 #include "kernels/base/check.h"
-#include "launch/cli/subprocess.h"
+#include "launch/cli/child_process.h"
 
 namespace tmamba {
 
@@ -26,8 +26,8 @@ std::string first_lines(const std::string& text) {
 
 // What SLURM is asked, or the error that it does not answer.
 std::string ask(const std::vector<std::string>& arguments) {
-  const ProgramOutput output = run_program(arguments);
-  if (output.code != 0) {
+  const ChildEnd output = run_child({.command = arguments});
+  if (output.exit_code != 0) {
     throw UserError(str(arguments[0], ": ", first_lines(output.text),
                         "\nIs this a login node of the cluster, and does ",
                         "SLURM run? --dry-run prints the job script without it"));
@@ -97,9 +97,9 @@ void require_nodes(const JobSpec& job, const std::string& name, const Partition&
 bool qos_lifts_limits(const JobSpec& job) {
   const std::string qos = effective(job, "qos", "SBATCH_QOS", job.site.qos);
   if (qos.empty() || find_program("sacctmgr").empty()) return false;
-  const ProgramOutput flags =
-      run_program({"sacctmgr", "--noheader", "--parsable2", "show", "qos", qos, "format=flags"});
-  return flags.code == 0 && flags.text.find("PartitionTimeLimit") != std::string::npos;
+  const ChildEnd flags =
+      run_child({.command = {"sacctmgr", "--noheader", "--parsable2", "show", "qos", qos, "format=flags"}});
+  return flags.exit_code == 0 && flags.text.find("PartitionTimeLimit") != std::string::npos;
 }
 
 // SLURM takes a job of more time than its partition allows, and never starts it.
@@ -238,8 +238,8 @@ std::map<std::string, std::string> queued_jobs(const std::vector<std::string>& n
 std::vector<std::string> submit_jobs(const fs::path& file, const std::string& script, int64_t count) {
   {
     Draft draft(file, script);
-    const ProgramOutput test = run_program({"sbatch", "--test-only", draft.file().string()});
-    if (test.code != 0) {
+    const ChildEnd test = run_child({.command = {"sbatch", "--test-only", draft.file().string()}});
+    if (test.exit_code != 0) {
       throw UserError(str("SLURM would refuse this job (sbatch --test-only): ", first_lines(test.text),
                           "\n--dry-run prints the job script"));
     }

@@ -4,6 +4,7 @@
 #include <set>
 
 #include "kernels/base/buffer.h"
+#include "launch/cli/version.h"
 #include "launch/state/devices.h"
 
 namespace tmamba {
@@ -100,7 +101,8 @@ nlohmann::json state_json(const RunState& state) {
           {"tokenizer_hash", state.tokenizer_hash},
           {"bytes_per_token", state.bytes_per_token},
           {"passed_over", state.passed_over},
-          {"guard", state.guard}};
+          {"guard", state.guard},
+          {"build", build_json()}};
 }
 
 void initialize_run(Ops& ops, const ParameterTable& table, uint64_t seed, const Tensor& params, Optimizer& optimizer) {

@@ -3,7 +3,7 @@
 #include <set>
 
 #include "data/io/fs.h"
-#include "launch/cli/subprocess.h"
+#include "launch/cli/child_process.h"
 #include "launch/slurm/slurm_queue.h"
 #include "launch/study/study_run.h"
 

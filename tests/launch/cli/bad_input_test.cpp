@@ -77,7 +77,7 @@ TEST_F(BadInput, TheCheckFindsWhatTrainingWould) {
 }
 
 TEST_F(BadInput, CommandLine) {
-  refused("trian run.toml", {"no verb", "train"});
+  refused("trian run.toml", {"unknown verb \"trian\"", "train", "exit codes"});
   refused("train", {"config is missing"});
   refused("train run.toml --sett a=b", {"sett"});
   refused("checkpoint frobnicate good", {"frobnicate", "ls, inspect, verify"});
