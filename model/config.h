@@ -14,6 +14,7 @@ enum class Converter : uint8_t {
   exact,  // the Memory Converter: the scan over the prefix's own k and v (paper eq. 9)
   zero,   // zero: the suffix does not see the prefix
 };
+constexpr const char* name_of(Converter converter) { return converter == Converter::exact ? "exact" : "zero"; }
 
 struct ModelConfig {
   int64_t vocab = 0;                 // 0: that of the tokenizer

@@ -58,7 +58,8 @@ int bench_on(World& world, const Command& command) {
     throw UserError(str("--min-bytes must be at least ", 16 * world.size(), ", and --max-bytes no less"));
   }
   Mesh mesh(*make_device_communicator(world, ops->device(), ops->native_stream()), shape);
-  json result = {{"device", config.run.device}, {"dtype", name_of(config.dtype())}, {"exchanges", json::array()}};
+  json result = {
+      {"device", name_of(config.run.device)}, {"dtype", name_of(config.dtype())}, {"exchanges", json::array()}};
   for (Communicator* comm : axes(mesh)) {
     for (json& row :
          sweep(world, *comm, config.dtype(), ops->device(), {.min_bytes = min_bytes, .max_bytes = max_bytes})) {

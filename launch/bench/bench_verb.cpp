@@ -77,7 +77,7 @@ int bench_on(World& world, const Command& command, const std::string& what) {
   const std::string roofs = command.has("no-roof") ? ""
                                                    : str(": matrix product ", fixed(roof.flops / 1e9, 1),
                                                          " GFLOP/s, copy ", fixed(roof.bytes / 1e9, 1), " GB/s");
-  std::printf("%s, %d threads, %s%s\n%s", config.run.device.c_str(), omp_get_max_threads(), name_of(config.dtype()),
+  std::printf("%s, %d threads, %s%s\n%s", name_of(config.run.device), omp_get_max_threads(), name_of(config.dtype()),
               roofs.c_str(), (what == "step" ? step_text(result) : op_table(result)).c_str());
   return kDone;
 }

@@ -1,5 +1,5 @@
-// The configuration of a run: plain structs, filled from a TOML file and `--set section.key=value`. One table of keys
-// (visit_fields in config.cpp) names, documents, checks, parses and prints every one of them.
+// The configuration of a run: plain structs, filled from a TOML file and `--set section.key=value`. The keys are
+// declared in config_keys.cpp: name, limits, what a change of it means when a run resumes, and help text.
 #pragma once
 
 #include <array>
@@ -11,13 +11,33 @@
 
 #include "dist/planner/recompute.h"
 #include "kernels/base/dtype.h"
+#include "kernels/base/tensor.h"
 #include "model/config.h"
 #include "model/optimizer_options.h"
 
 namespace tmamba {
 
+// What a change of a key means to a run that resumes from its checkpoints.
+enum class Resume : uint8_t {
+  fixed,            // refused: the weights are those of another model
+  changes_numbers,  // losses and weights differ from here on by more than rounding; the change is logged
+  free,
+};
+
+// A key with the text of its value, as to_toml() prints it.
+struct KeyValue {
+  std::string name, text;
+  const char* meaning;
+  Resume resume;
+};
+
+struct ValidationSet {
+  std::string name, path;
+};
+
 struct DataConfig {
   std::string train, valid;
+  std::vector<ValidationSet> validation;  // [[data.validation]]; validation_sets() includes `valid`
   std::string tokenizer;
   int64_t seq_len = 1024;
   int64_t seed = 1234;
@@ -33,8 +53,8 @@ struct TrainConfig {
   int64_t warmup = 100;
   double clip = 1.0;
   OptimizerOptions optimizer;
-  std::string dtype = "float32";
-  std::string recompute = "none";
+  DType dtype = DType::f32;
+  Recompute recompute = Recompute::none;
   int64_t seed = 42;
   int64_t eval_every = 0;
   int64_t eval_sequences = 0;
@@ -61,24 +81,34 @@ struct SaveEvery {
   bool automatic = false;
 };
 
+// Who writes a checkpoint's files: every rank, or one rank of each node.
+enum class Writers : uint8_t { rank, node };
+constexpr const char* name_of(Writers writers) { return writers == Writers::rank ? "rank" : "node"; }
+
 struct CheckpointConfig {
   SaveEvery every;
   int64_t keep = 3;
   int64_t keep_every = 0;
   bool async = true;
-  std::string writers = "rank";
+  Writers writers = Writers::rank;
   double mtbf_hours = 24;
 };
 
+// What run.profile measures.
+enum class Profile : uint8_t { none, comm, ops };
+constexpr const char* name_of(Profile profile) {
+  return profile == Profile::none ? "none" : profile == Profile::comm ? "comm" : "ops";
+}
+
 struct RunSection {
   std::string dir;
-  std::string device = "cpu";
+  Device device = Device::cpu;
   int64_t log_every = 1;
   int64_t threads = 0;
   double hang_timeout = 600;
   double memory_limit = 0;
   std::string plan;
-  std::string profile = "none";
+  Profile profile = Profile::none;
   bool tensorboard = true;
   std::string prometheus;
   bool measure_kernels = true;
@@ -96,12 +126,13 @@ struct RunConfig {
   // Where each key's value comes from: "FILE:LINE", "--set", or "default".
   std::map<std::string, std::string> origin;
 
-  DType dtype() const { return dtype_named(train.dtype); }
-  Recompute recompute() const { return recompute_named(train.recompute); }
-  // Segments that a sequence rank gets at a time (LayoutSpec): in the canonical mode what makes run.canonical of them.
+  DType dtype() const { return train.dtype; }
+  Recompute recompute() const { return train.recompute; }
+  // Consecutive segments that a sequence rank gets at a time (LayoutSpec). In canonical mode the sequence has
+  // run.canonical segments in all.
   int grain() const {
-    const int64_t shares = parallel.sp * parallel.fold;
-    return run.canonical == 0 || shares == 0 ? 1 : static_cast<int>(run.canonical / shares);
+    const int64_t segments = parallel.sp * parallel.fold;
+    return run.canonical == 0 || segments == 0 ? 1 : static_cast<int>(run.canonical / segments);
   }
 };
 
@@ -114,15 +145,19 @@ RunConfig parse_config(const std::string& text, const std::string& name, const s
 // The effective configuration as a TOML file, each value with its origin as a comment.
 std::string to_toml(const RunConfig& config);
 
-// The text of every key's value, as to_toml() prints it.
-std::map<std::string, std::string> config_values(const RunConfig& config);
+// Every key's value, those of [[lists.of.tables]] included, in the order of declaration.
+std::vector<KeyValue> config_values(const RunConfig& config);
+
+// data.valid, as the set named "valid", and [[data.validation]]. Throws UserError where a path is missing or the name
+// "valid" is taken twice.
+std::vector<ValidationSet> validation_sets(const DataConfig& data);
 
 // One line per key: name, default, what it means. With a key, that one alone; throws UserError for an unknown key.
 std::string explain_keys(const std::string& key = "");
 
 // Checks that need several keys at once. Throws UserError.
 void validate(const RunConfig& config);
-// The part of it that every use of a device needs: whether run.device computes in train.dtype.
+// The check that every use of a device needs: run.device computes in train.dtype.
 void validate_dtype(const RunConfig& config);
 
 }  // namespace tmamba

@@ -13,8 +13,8 @@ constexpr int kMaxDots = 16;  // of one key
 
 enum class Place { plain, comment, basic, literal, long_basic, long_literal };
 
-// Goes through a TOML text knowing only where strings and comments begin and end. Where the text is wrong in that
-// respect the parser stops at the same place, so what comes after it does not matter.
+// Scans a TOML text, tracking only where strings and comments begin and end. If the text is malformed in that respect,
+// the parser stops at the same place, so the rest does not matter.
 class Scanner {
  public:
   Scanner(const std::string& text, const std::string& name) : text_(text), name_(name) {}
@@ -53,38 +53,38 @@ class Scanner {
     if (escapes && c == '\\') escape();
   }
 
-  // At a backslash: over the character that it escapes.
+  // At a backslash: skips the character that it escapes.
   void escape() {
-    // In a long string the parser asks of the first character behind line ends and blanks whether it is a blank.
+    // In a long string the parser skips white space after the backslash and mishandles a non-ASCII character there.
     const size_t next = text_.find_first_not_of(" \t\n\v\f\r", at_ + 1);
     if (place_ == Place::long_basic && next != std::string::npos && static_cast<unsigned char>(text_[next]) >= 0x80) {
-      fail("holds a character that is not ASCII behind a backslash; write it as \\u and its four digits");
+      fail("non-ASCII character after a backslash; write it as \\u and four digits");
     }
     if (at_ + 1 < text_.size() && text_[at_ + 1] != '\n') ++at_;
   }
 
   void plain(char c) {
     if (static_cast<unsigned char>(c) >= 0x80) {
-      fail("holds a character that is not ASCII outside of quotes; put the text that it belongs to in quotes");
+      fail("non-ASCII character outside of quotes; put its text in quotes");
     }
     if (c == '#') place_ = Place::comment;
-    // Elsewhere the parser would read on as if it were a letter, or stop.
+    // Elsewhere the parser would take it for a letter, or stop.
     const bool may_begin = std::string_view("\n=,[{").find(last_) != std::string_view::npos;
-    if ((c == '[' || c == '{') && !may_begin) fail("holds a bracket in the middle of a word");
+    if ((c == '[' || c == '{') && !may_begin) fail("bracket in the middle of a word");
     if (c == '"' || c == '\'') {
-      if (!may_begin) fail("holds a quote in the middle of a word");
+      if (!may_begin) fail("quote in the middle of a word");
       const bool basic = c == '"', is_long = at(basic ? "\"\"\"" : "\'\'\'");
       if (is_long) at_ += 2;
       place_ = basic ? (is_long ? Place::long_basic : Place::basic) : (is_long ? Place::long_literal : Place::literal);
     }
     if (c == '=') {
-      if (in_value_) fail("holds a second equals sign in a value");
+      if (in_value_) fail("second equals sign in a value");
       in_value_ = true;
     }
     if (c == '\n' || c == '#' || c == ',' || c == '{' || c == '}') in_value_ = false;
     if (c != ' ' && c != '\t' && c != '\r') last_ = c == '#' ? '\n' : c;
     if (c == '\n' || c == '=' || c == ',' || c == '{' || c == '}' || c == '[' || c == ']') dots_ = 0;
-    if (c == '.' && ++dots_ > kMaxDots) fail("holds a key of too many parts; keys are SECTION.NAME");
+    if (c == '.' && ++dots_ > kMaxDots) fail("key of too many parts; keys are SECTION.NAME");
   }
 
   bool at(const char* quotes) const { return text_.compare(at_, 3, quotes) == 0; }
@@ -97,7 +97,7 @@ class Scanner {
   size_t at_ = 0, line_begin_ = 0;
   int line_ = 1, dots_ = 0;
   bool in_value_ = false;
-  char last_ = '\n';  // before, outside of strings and comments, but spaces
+  char last_ = '\n';  // last character outside of strings and comments that is not a space
   Place place_ = Place::plain;
 };
 
@@ -107,7 +107,7 @@ std::string read_config_text(const std::filesystem::path& file) {
   std::error_code error;
   const auto plain = std::filesystem::canonical(file, error);
   if (error || !std::filesystem::is_regular_file(plain)) {
-    throw UserError(str(file.string(), ": cannot read this configuration file: there is no such plain file"));
+    throw UserError(str(file.string(), ": cannot read this configuration file: no such regular file"));
   }
   try {
     return read_text(plain, kMaxBytes);

@@ -3,10 +3,14 @@
 
 #include <toml++/toml.h>
 
+#include <array>
 #include <cstdint>
 #include <limits>
 #include <string>
+#include <type_traits>
 #include <vector>
+
+#include "kernels/base/enum_names.h"
 
 namespace tmamba {
 
@@ -27,8 +31,29 @@ void read(const Source& s, const toml::node& node, double& out, const Limits& li
 void read(const Source& s, const toml::node& node, bool& out, const Limits&);
 void read(const Source& s, const toml::node& node, std::string& out, const Limits&);
 void read(const Source& s, const toml::node& node, std::string& out, const Choices& choices);
+void read(const Source& s, const toml::node& node, std::array<double, 2>& out, const Limits& limits);
+
+// A value of an enum by its name; `values` are the valid ones.
+template <class Enum>
+requires std::is_enum_v<Enum>
+void read(const Source& s, const toml::node& node, Enum& out, const std::vector<Enum>& values) {
+  std::string name;
+  Choices names;
+  for (Enum value : values) names.push_back(name_of(value));
+  read(s, node, name, names);
+  out = value_named(values, name);
+}
 
 // As a TOML string.
 std::string quoted(const std::string& text);
+
+// As a TOML value. Numbers are the shortest text that reads back: 0.8, 10.0, 3e-4.
+std::string text_of(int64_t x);
+std::string text_of(double x);
+std::string text_of(bool x);
+std::string text_of(const std::string& x);
+std::string text_of(const std::array<double, 2>& x);
+template <class Enum>
+requires std::is_enum_v<Enum> std::string text_of(Enum x) { return quoted(name_of(x)); }
 
 }  // namespace tmamba

@@ -29,7 +29,7 @@ void set_static_bytes(RankMemory& memory, const RunConfig& config, const PlanDim
 // at its first save.
 bool copies_saves(const RunConfig& config) {
   const CheckpointConfig& c = config.checkpoint;
-  return config.run.device != "cpu" || (c.async && (c.every.automatic || c.every.steps > 0));
+  return config.run.device != Device::cpu || (c.async && (c.every.automatic || c.every.steps > 0));
 }
 
 // Bytes of what this rank saves (run_slices).
@@ -55,7 +55,7 @@ RankMemory rank_memory(const RunConfig& config, const RunPlan& plan, const MeshC
   RankMemory memory;
   set_static_bytes(memory, config, dims, table, shape.zero_rank(at));
   if (copies_saves(config)) memory.host_copy = saved_bytes(config, dims, table, at, shape.zero_rank(at));
-  if (config.checkpoint.writers == "node" && dims.ranks() > 1) memory.host_copy += SliceRelay::kBytesPerRank;
+  if (config.checkpoint.writers == Writers::node && dims.ranks() > 1) memory.host_copy += SliceRelay::kBytesPerRank;
   AbsentCommunicator tp("tp", at.tp, dims.tp), sp("sp", at.sp, dims.sp);
   const auto ops = make_counting_ops(Device::cpu);
   const auto ranks = model_ranks(plan, *ops, sp, tp);

@@ -100,7 +100,7 @@ json memory_json(const MemoryUse& memory) {
 // What saving takes of the host, and whether it fits a CPU's memory beside the rest.
 std::string host_copy_text(const RankMemory& memory, const RunConfig& config, const MachineModel& machine) {
   const std::string text = str("Saving takes ", bytes_text(memory.host_copy), " of host memory per rank");
-  if (config.run.device != "cpu") return text;
+  if (config.run.device != Device::cpu) return text;
   const auto both = static_cast<double>(memory.total() + memory.host_copy);
   return str(text, ", ", bytes_text(memory.total() + memory.host_copy), " with the rest",
              both > machine.memory_bytes ? ": that does NOT fit; set checkpoint.async = false" : "");
@@ -162,7 +162,7 @@ int plan_verb(const Arguments& arguments) {
   if (command.json()) {
     const Prediction prediction = predict(dims, machine, transports);
     const bool fits_with_copy =
-        config.run.device != "cpu" ||
+        config.run.device != Device::cpu ||
         prediction.memory.total() + static_cast<double>(found.host_copy) <= machine.memory_bytes;
     json choices = json::array();
     for (size_t i = 0; i < std::min(ranking.size(), command.get<size_t>("top")); ++i)

@@ -64,7 +64,7 @@ RunPlan from_text(const std::string& text, PlanDims dims, bool canonical) {
 }  // namespace
 
 MachineModel machine_of_device(const RunConfig& config) {
-  return config.run.device == "cuda" ? h200_machine(config.model.head_dim()) : cpu_machine();
+  return config.run.device == Device::cuda ? h200_machine(config.model.head_dim()) : cpu_machine();
 }
 
 PlanDims plan_dims(const RunConfig& config, const MeshShape& mesh) {

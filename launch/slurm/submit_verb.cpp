@@ -49,7 +49,7 @@ void require_layout(RunConfig config, const JobSpec& job) {
   validate(config);
   const int64_t ranks = job.nodes * job.ranks_per_node, gpus = job.site.gpus_per_node;
   if (ranks > (1 << 20)) throw UserError(str(job.nodes, " nodes of ", job.ranks_per_node, " ranks: too many ranks"));
-  if (config.run.device == "cuda" && job.ranks_per_node > gpus) {
+  if (config.run.device == Device::cuda && job.ranks_per_node > gpus) {
     throw UserError(str(job.ranks_per_node, " ranks on a node, but the site's nodes have ", gpus,
                         gpus == 1 ? " GPU" : " GPUs", " (SITE_GPUS_PER_NODE): give --ranks-per-node ",
                         std::max<int64_t>(gpus, 1), gpus == 0 ? " and the site's GPUs" : "",
@@ -65,7 +65,8 @@ void require_layout(RunConfig config, const JobSpec& job) {
   if (config.run.memory_limit > 0) machine.memory_bytes = config.run.memory_limit * static_cast<double>(1 << 30);
   const RunPlan plan =
       config.run.plan.empty() ? choose_plan(config, mesh, machine) : read_plan(config.run.plan, config, mesh);
-  if (config.run.device == "cpu" && config.run.memory_limit == 0) return;  // unknown how much a node's ranks may take
+  if (config.run.device == Device::cpu && config.run.memory_limit == 0)
+    return;  // unknown how much a node's ranks may take
   const RankMemory memory = largest_memory(config, plan);
   if (static_cast<double>(memory.total()) <= machine.memory_bytes) return;
   throw UserError(str("this run does not fit: a rank needs ", bytes_text(memory.total()), ", and may take ",

@@ -104,10 +104,11 @@ json tensor_differences(const TensorSource& a, const TensorSource& b) {
   return list;
 }
 
-// Members of the two states that are not the same; of the configuration, whether.
-json state_differences(const json& a, const json& b) {
+// Members of the two states that differ. The program that wrote them is not part of the run's state.
+json state_differences(json a, json b) {
   json list = json::array();
   if (!a.is_object() || !b.is_object()) return a == b ? list : json::array({"state"});
+  a.erase("build"), b.erase("build");
   for (const auto& [key, value] : a.items()) {
     if (!b.contains(key) || b.at(key) != value) list.push_back(key);
   }
@@ -117,7 +118,7 @@ json state_differences(const json& a, const json& b) {
   return list;
 }
 
-// What a program that loads the weights must know of the model.
+// The model's settings, for a program that loads the exported weights.
 json model_config_json(const RunState& state, const fs::path& path) {
   const RunConfig config = parse_config(state.config, path.string() + " (configuration)", {});
   const ModelConfig& m = config.model;
@@ -125,7 +126,7 @@ json model_config_json(const RunState& state, const fs::path& path) {
   for (int64_t point : transpoints(m.schedule, m.layers, config.data.seq_len)) schedule.push_back(point);
   return {{"model_type", "transmamba"},
           {"architectures", {"TransMamba"}},
-          {"torch_dtype", config.train.dtype},
+          {"torch_dtype", name_of(config.train.dtype)},
           {"vocab_size", m.vocab},
           {"hidden_size", m.dim},
           {"num_attention_heads", m.heads},
@@ -136,7 +137,7 @@ json model_config_json(const RunState& state, const fs::path& path) {
           {"conv_kernel", m.conv},
           {"tie_word_embeddings", m.tied_head},
           {"z_gate", m.z_gate},
-          {"converter", m.converter == Converter::exact ? "exact" : "zero"},
+          {"converter", name_of(m.converter)},
           {"rms_norm_eps", m.norm_eps},
           {"rope_theta", m.rope_theta}};
 }
@@ -150,7 +151,7 @@ bool holds(const fs::path& file, const std::string& text) {
 
 fs::path checkpoints_folder(const fs::path& run) {
   const fs::path folder = fs::exists(run / "checkpoints") ? run / "checkpoints" : run;
-  if (!fs::is_directory(folder)) throw UserError(str(folder.string(), ": there is no such folder"));
+  if (!fs::is_directory(folder)) throw UserError(str(folder.string(), ": no such folder"));
   return folder;
 }
 
@@ -171,7 +172,7 @@ int checkpoint_diff(const fs::path& a, const fs::path& b, bool as_json) {
     std::printf("  %-52s %s\n", entry.at("tensor").get<std::string>().c_str(),
                 entry.at("problem").get<std::string>().c_str());
   }
-  std::printf("%s\n", same ? "the same, bit for bit" : str(tensors.size(), " tensors differ").c_str());
+  std::printf("%s\n", same ? "bit-identical" : str(tensors.size(), " tensors differ").c_str());
   return same ? kDone : kFailed;
 }
 
@@ -182,7 +183,7 @@ int checkpoint_prune(const fs::path& run, const SaveOptions& keep, bool only_sho
   json removed = json::array(), damaged = json::array();
   for (const auto& [path, problem] : found.damaged) {
     damaged.push_back({{"path", path.string()}, {"problem", problem}});
-    if (!as_json) std::printf("DAMAGED, does not count and stays: %s: %s\n", path.c_str(), problem.c_str());
+    if (!as_json) std::printf("DAMAGED, neither counted nor removed: %s: %s\n", path.c_str(), problem.c_str());
   }
   for (const fs::path& path : found.beyond) {
     if (!only_show) remove_checkpoint(path, nonce);
@@ -191,7 +192,7 @@ int checkpoint_prune(const fs::path& run, const SaveOptions& keep, bool only_sho
   }
   const bool none_whole = found.kept == 0 && !found.damaged.empty();
   print({{"removed", removed}, {"damaged", damaged}, {"kept", found.kept}, {"only_shown", only_show}}, as_json,
-        none_whole ? str(folder.string(), ": no checkpoint is whole; nothing is removed")
+        none_whole ? str(folder.string(), ": no checkpoint is complete; nothing is removed")
                    : str(found.kept, " checkpoints are kept"));
   return none_whole ? kFailed : kDone;
 }
@@ -214,7 +215,7 @@ int checkpoint_export(const fs::path& from, const fs::path& file, bool weights_o
   const bool there = fs::exists(fs::symlink_status(beside));
   if (there && !holds(beside, config)) {
     throw UserError(
-        str(beside.string(), ": exists and is not that of this model; remove it or export to another ", "folder"));
+        str(beside.string(), ": exists and describes another model; remove it or export to another folder"));
   }
   export_tensors(source, file);
   if (!there) replace_text_durably(beside, config, random_nonce());
@@ -225,11 +226,11 @@ int checkpoint_export(const fs::path& from, const fs::path& file, bool weights_o
 }
 
 int checkpoint_import(const fs::path& file, const fs::path& to, bool as_json) {
-  if (!fs::exists(file)) throw UserError(str(file.string(), ": there is no such file"));
+  if (!fs::exists(file)) throw UserError(str(file.string(), ": no such file"));
   const TensorSource source = open_export(file);
   const bool checked = !source.crc.empty();
   if (!checked) {
-    std::fprintf(stderr, "%s: has no checksums, so there was nothing to check its tensors against\n", file.c_str());
+    std::fprintf(stderr, "%s: has no checksums; its tensors are imported unverified\n", file.c_str());
   }
   const fs::path path = write_checkpoint(source, to, 0);
   read_state(CheckpointReader(path));

@@ -1,4 +1,4 @@
-// What `transmamba checkpoint` does beside looking: comparing, thinning out, and other forms of a checkpoint.
+// The actions of `transmamba checkpoint` that compare, prune and convert checkpoints.
 #pragma once
 
 #include <filesystem>
@@ -9,25 +9,26 @@
 
 namespace tmamba {
 
-// All return the exit code, print to standard output, and throw UserError for mistakes.
+// All return the exit code, print to standard output, and throw UserError for invalid arguments.
 
-// Where two checkpoints differ: step, state, tensors and their bits. 0: nowhere; 1 otherwise.
+// Prints where two checkpoints differ: step, state, tensors and their bits. Returns 0 if nowhere, 1 otherwise.
 int checkpoint_diff(const std::filesystem::path& a, const std::filesystem::path& b, bool as_json);
-// Removes the checkpoints of a run folder that the retention does not keep; with `only_show` says which. The newest
-// that it keeps are read and verified; damaged ones among them do not count, are named and stay. 1: none is whole.
+// Removes the checkpoints of a run directory that the retention does not keep; with `only_show` prints them only. The
+// latest ones, which it keeps, are read and verified; damaged ones are printed, not counted and not removed. Returns 1
+// if none is complete.
 int checkpoint_prune(const std::filesystem::path& run, const SaveOptions& keep, bool only_show, bool as_json);
-// The same checkpoint in `writers` files, in another folder of checkpoints.
+// Writes the same checkpoint in `writers` files into another folder of checkpoints.
 int checkpoint_reshard(const std::filesystem::path& from, const std::filesystem::path& to, int64_t writers,
                        bool as_json);
-// One .h5 or .safetensors file, with config.json beside it; `weights_only` leaves the optimizer's state out. Neither is
-// written over; a config.json that says the same may be there.
+// Writes one .h5 or .safetensors file, and config.json beside it; `weights_only` omits the optimizer state. Existing
+// files are not overwritten, except that an identical config.json may exist.
 int checkpoint_export(const std::filesystem::path& from, const std::filesystem::path& file, bool weights_only,
                       bool as_json);
-// A checkpoint of such a file, in a folder of checkpoints. Throws DamagedCheckpoint where it does not have the
-// checksums in it; one without is taken as it is, with a line on standard error.
+// Writes a checkpoint of such a file into a folder of checkpoints. Throws DamagedCheckpoint if its tensors do not match
+// the checksums in it; a file without checksums is imported unverified, with a line on standard error.
 int checkpoint_import(const std::filesystem::path& file, const std::filesystem::path& to, bool as_json);
 
-// The folder of checkpoints of a run, or the path itself where it is one. Throws UserError where there is no folder.
+// The folder of checkpoints of a run directory, or the path itself if it is one. Throws UserError if there is none.
 std::filesystem::path checkpoints_folder(const std::filesystem::path& run);
 
 }  // namespace tmamba

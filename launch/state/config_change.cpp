@@ -1,7 +1,6 @@
 #include "launch/state/config_change.h"
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 #include <map>
 
@@ -11,22 +10,20 @@ namespace tmamba {
 
 namespace {
 
-// model.schedule apart: layers cycle through it, so that two texts may be one schedule.
-constexpr std::array kOfTheModel{"model.vocab",     "model.dim",      "model.heads",     "model.layers",
-                                 "model.ffn",       "model.conv",     "model.tied_head", "model.z_gate",
-                                 "model.converter", "model.norm_eps", "model.rope_theta"};
-constexpr std::array kOfTheTraining{
-    "data.train", "data.seq_len", "data.seed",       "train.steps",        "train.tokens",      "train.global_batch",
-    "train.lr",   "train.min_lr", "train.warmup",    "train.weight_decay", "train.clip",        "train.betas",
-    "train.eps",  "train.dtype",  "train.max_skips", "train.spike_window", "train.spike_sigmas"};
-
-template <class Keys>
-std::vector<ConfigChange> changes_of(const Keys& keys, const RunConfig& was, const RunConfig& now) {
-  const auto before = config_values(was), after = config_values(now);
+// Keys under this rule whose values differ. An entry of [[a.list]] that only one of the two has counts as a change of
+// all its keys.
+std::vector<ConfigChange> changes_of(Resume rule, const RunConfig& was, const RunConfig& now) {
+  const std::vector<KeyValue> before = config_values(was), after = config_values(now);
+  std::map<std::string, std::string> old_text, new_text;
+  for (const KeyValue& key : before) old_text[key.name] = key.text;
+  for (const KeyValue& key : after) new_text[key.name] = key.text;
   std::vector<ConfigChange> changes;
-  for (const char* key : keys) {
-    TM_CHECK(before.contains(key), "there is no key ", key);
-    if (before.at(key) != after.at(key)) changes.push_back({key, before.at(key), after.at(key)});
+  for (const KeyValue& key : after) {
+    const std::string text = old_text.contains(key.name) ? old_text.at(key.name) : "(none)";
+    if (key.resume == rule && text != key.text) changes.push_back({key.name, text, key.text});
+  }
+  for (const KeyValue& key : before) {
+    if (key.resume == rule && !new_text.contains(key.name)) changes.push_back({key.name, key.text, "(none)"});
   }
   return changes;
 }
@@ -39,13 +36,14 @@ bool same_schedule(const ModelConfig& a, const ModelConfig& b) {
   return true;
 }
 
+bool is_schedule(const ConfigChange& change) { return change.key == "model.schedule"; }
+
 }  // namespace
 
 std::vector<ConfigChange> model_changes(const RunConfig& was, const RunConfig& now) {
-  std::vector<ConfigChange> changes = changes_of(kOfTheModel, was, now);
-  if (!same_schedule(was.model, now.model)) {
-    changes.push_back(changes_of(std::array{"model.schedule"}, was, now).front());
-  }
+  std::vector<ConfigChange> changes = changes_of(Resume::fixed, was, now);
+  // Layers cycle through the list, so two texts can mean the same schedule.
+  if (same_schedule(was.model, now.model)) std::erase_if(changes, is_schedule);
   return changes;
 }
 
@@ -53,21 +51,21 @@ void require_same_model(const RunState& state, const RunConfig& now) {
   const RunConfig before = parse_config(state.config, str("configuration of step ", state.step), {});
   const auto changes = model_changes(before, now);
   if (changes.empty()) return;
-  const bool schedule = changes.back().key == "model.schedule";
-  throw UserError(str("run.dir = ", now.run.dir, " holds a run of another model, at step ", state.step,
-                      ". This configuration has ", text_of(changes),
-                      ". Go on with the model as it was, or give this one another run.dir",
-                      schedule ? " (eval and generate can try another schedule on the same weights: --schedule)" : ""));
+  const bool schedule = std::any_of(changes.begin(), changes.end(), is_schedule);
+  throw UserError(
+      str("run.dir = ", now.run.dir, " holds a run of another model, at step ", state.step,
+          "; changed: ", text_of(changes), ". Restore these values, or set another run.dir",
+          schedule ? " (eval and generate evaluate the same weights under another schedule: --schedule)" : ""));
 }
 
 std::vector<ConfigChange> training_changes(const RunConfig& was, const RunConfig& now) {
-  return changes_of(kOfTheTraining, was, now);
+  return changes_of(Resume::changes_numbers, was, now);
 }
 
 std::string text_of(const std::vector<ConfigChange>& changes) {
   std::string text;
   for (const ConfigChange& change : changes) {
-    text += str(text.empty() ? "" : "; ", change.key, " ", change.now, ", was ", change.was);
+    text += str(text.empty() ? "" : ", ", change.key, " ", change.was, " -> ", change.now);
   }
   return text;
 }

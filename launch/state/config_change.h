@@ -1,4 +1,5 @@
-// What of a configuration may change while a run goes on from its checkpoints, and what not.
+// What changed between the configuration that a run's checkpoints hold and the one it resumes with. The rule of each
+// key (Resume) is declared with the key in launch/config/config_keys.cpp.
 #pragma once
 
 #include <string>
@@ -10,21 +11,19 @@
 namespace tmamba {
 
 struct ConfigChange {
-  std::string key, was, now;  // values as TOML
+  std::string key, was, now;  // values as TOML; "(none)" where one configuration does not have the key
 };
 
-// The keys of [model] that make another model of it: its weights mean something else. What rounding alone tells apart
-// (model.chunk) and what only a beginning needs (model.init_std) are none.
+// Changed keys that make it another model (Resume::fixed). Two texts of the same schedule are no change.
 std::vector<ConfigChange> model_changes(const RunConfig& was, const RunConfig& now);
 
 // Throws UserError naming them where the run of `state`, which lies in now.run.dir, is one of another model.
 void require_same_model(const RunState& state, const RunConfig& now);
 
-// The keys that change losses and weights from here on by more than rounding: data, their order, the learning rate, the
-// optimizer, precision. Layout and device are none.
+// Changed keys after which losses and weights differ by more than rounding (Resume::changes_numbers).
 std::vector<ConfigChange> training_changes(const RunConfig& was, const RunConfig& now);
 
-// "data.seq_len 128, was 64; train.lr 0.001, was 0.003".
+// "data.seq_len 64 -> 128, train.lr 2.5e-4 -> 0.001".
 std::string text_of(const std::vector<ConfigChange>& changes);
 
 }  // namespace tmamba

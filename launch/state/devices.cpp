@@ -8,9 +8,8 @@ namespace tmamba {
 
 std::unique_ptr<Ops> ops_of(const RunConfig& config, World* world) {
   validate_dtype(config);
-  const Device device = config.run.device == "cuda" ? Device::cuda : Device::cpu;
-  if (world != nullptr) select_device(*world, device);
-  return make_ops(device);
+  if (world != nullptr) select_device(*world, config.run.device);
+  return make_ops(config.run.device);
 }
 
 std::unique_ptr<Ops> training_ops(const RunConfig& config, World& world, int64_t micro_batches) {

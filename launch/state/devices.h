@@ -11,20 +11,19 @@
 
 namespace tmamba {
 
-// The ops of run.device: of this rank's own GPU where `world` is given (collective then), else of the first. Throws
-// UserError where the device cannot compute in train.dtype, and where this build or this machine has no such device or
-// too few.
+// The ops of run.device: with `world` of this rank's own GPU (collective), else of the first. Throws UserError if the
+// device cannot compute in train.dtype, or if this build or machine has no such device or too few.
 std::unique_ptr<Ops> ops_of(const RunConfig& config, World* world = nullptr);
 
-// The ops of a training run of all ranks of the world with `micro_batches` a step: those of the device, canonical where
-// run.canonical says so. Collective.
+// The ops of a training run on all ranks of the world with `micro_batches` per step: those of the device, in canonical
+// mode (run.canonical) wrapped for it. Collective.
 std::unique_ptr<Ops> training_ops(const RunConfig& config, World& world, int64_t micro_batches);
 
-// Calls fill(x) where the host can write x, else fill(a tensor on the host) and copies that to x. Contiguous, one or
-// two dimensions.
+// Calls fill(x) if the host can write x, else fill(a tensor on the host), which it copies to x. x is contiguous with
+// one or two dimensions.
 void fill_from_host(const Tensor& x, const std::function<void(const Tensor&)>& fill);
 
-// A host buffer's elements in `flat`, which may be on another device and of another floating type.
+// Copies a host buffer's elements to `flat`, which may be on another device and of another floating type.
 void copy_from_host(Ops& ops, const Tensor& flat, const ConstTensor& host);
 
 }  // namespace tmamba

@@ -125,10 +125,7 @@ void sort_out(Integers& values) {
   values.erase(std::unique(values.begin(), values.end()), values.end());
 }
 
-std::string text_of(int64_t x) { return std::to_string(x); }
-std::string text_of(double x) { return str(x); }
-std::string text_of(bool x) { return x ? "true" : "false"; }
-std::string text_of(const std::string& x) { return "\"" + x + "\""; }
+using tmamba::text_of;
 template <class T>
 std::string text_of(const std::vector<T>& x) {
   std::string text;

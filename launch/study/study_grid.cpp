@@ -158,7 +158,7 @@ std::vector<StudyPoint> points_of(const Study& study, const RunConfig& base, con
     try {
       StudyPoint point = point_of(study, base, cut, ranks, seq_len, machine);
       const Prediction predicted = predict(point.plan.dims, machine, point.plan.transports);
-      if (!predicted.fits && base.run.device == "cuda") throw UserError("is predicted not to fit the GPU's memory");
+      if (!predicted.fits && base.run.device == Device::cuda) throw UserError("is predicted not to fit the GPU's memory");
       const double seconds = predicted.time.total();
       if (all || points.empty()) {
         points.push_back(std::move(point));

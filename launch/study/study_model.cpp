@@ -11,7 +11,7 @@ using nlohmann::json;
 // Of a node, from all that was measured: GPUs are never shared by ranks, cores are.
 int slots_of(const Study& study, const std::vector<MeasuredPoint>& points) {
   const MeasuredPoint& any = points.front();
-  if (any.point->config.run.device == "cuda") {
+  if (any.point->config.run.device == Device::cuda) {
     return std::max_element(
                points.begin(), points.end(),
                [](const MeasuredPoint& a, const MeasuredPoint& b) { return a.ranks_per_node() < b.ranks_per_node(); })

@@ -39,7 +39,7 @@ struct Peak {
 
 Peak peak_of(const Study& study, const std::vector<MeasuredPoint>& points) {
   if (study.peak_tflops > 0) return {study.peak_tflops * 1e12, "study.peak_tflops"};
-  if (!points.empty() && points.front().point->config.run.device == "cuda") {
+  if (!points.empty() && points.front().point->config.run.device == Device::cuda) {
     return {h200_machine(points.front().point->config.model.head_dim()).peak_flops,
             "NVIDIA H200, bfloat16 without sparsity; set study.peak_tflops for another GPU"};
   }

@@ -10,8 +10,8 @@ namespace tmamba {
 RunProfile::RunProfile(const RunResources& resources, TrainingStep& step, int64_t step_before)
     : resources_(resources), step_before_(step_before) {
   const RunConfig& config = resources.config;
-  if (config.run.profile == "ops") timed_ops_ = make_timed_ops(*resources.ops);
-  if (config.run.profile != "comm") return;
+  if (config.run.profile == Profile::ops) timed_ops_ = make_timed_ops(*resources.ops);
+  if (config.run.profile != Profile::comm) return;
   const Plan plan = make_plan(resources.plan.dims, resources.plan.transports);
   const int64_t rows = step.ranks().batch() * step.ranks().local_tokens();
   comm_profile_ = std::make_unique<CommProfile>(

@@ -33,7 +33,7 @@ void SaveController::prepare() {
   const CheckpointConfig& config = resources_.config.checkpoint;
   World& world = resources_.world;
   const fs::path checkpoints = attempt_.directory().checkpoints();
-  if (config.writers == "node" && world.size() > 1) {
+  if (config.writers == Writers::node && world.size() > 1) {
     host_ = std::make_unique<HostGroup>(world.comm(), world.host_leader(), SliceRelay::kBytesPerRank);
   }
   saver_ = std::make_unique<Saver>(world.comm(), checkpoints,

@@ -118,7 +118,7 @@ TEST_F(StudyFiles, MistakesAreNamedWithTheirPlace) {
   refused("[study]\nranks = [0]\n", {"study.ranks", "out of range"});
   refused("[study]\nmode = \"wide\"\n", {"study.mode", "strong", "weak"});
   refused("[study]\nrepeats = = 2\n", {"study.toml:2:1"});
-  refused("[study]\nseed = 1\xC3\x9F\n", {"study.toml:2:9", "not ASCII outside of quotes"});
+  refused("[study]\nseed = 1\xC3\x9F\n", {"study.toml:2:9", "non-ASCII character outside of quotes"});
   refused("[study]\nranks = [1]\n", {"study.config must be given"});
   refused("[study]\nconfig = \"model.toml\"\n", {"study.ranks must be given"});
   refused("[study]\nconfig = \"none.toml\"\nranks = [1]\n", {"none.toml", "cannot read"});

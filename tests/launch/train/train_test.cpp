@@ -233,10 +233,10 @@ TEST_F(Train, WhatChangesTheNumbersIsSaidWhenARunGoesOn) {
   ASSERT_EQ(first.code, 0) << first.output;
   const Outcome same = train("--set train.steps=3 --set run.log_every=2");
   ASSERT_EQ(same.code, 0) << same.output;
-  EXPECT_NE(same.output.find("resuming; changed: train.steps 3, was 2\n"), std::string::npos) << same.output;
+  EXPECT_NE(same.output.find("resuming; changed: train.steps 2 -> 3\n"), std::string::npos) << same.output;
   const Outcome other = train("--set train.steps=4 --set data.seq_len=32");
   ASSERT_EQ(other.code, 0) << other.output;
-  EXPECT_NE(other.output.find("resuming; changed: data.seq_len 32, was 64; train.steps 4, was 3\n"), std::string::npos)
+  EXPECT_NE(other.output.find("resuming; changed: data.seq_len 64 -> 32, train.steps 3 -> 4\n"), std::string::npos)
       << other.output;
   const Outcome found = shell("grep config_changed run/events.jsonl | tail -n 1");
   const auto keys = nlohmann::json::parse(found.output)["keys"];
