@@ -29,7 +29,7 @@ std::string read_text(const std::string& path) {
     text << std::cin.rdbuf();
   } else {
     std::ifstream in(path, std::ios::binary);
-    if (!in) throw UserError(str(path, ": cannot read this file"));
+    if (!in) throw UserError(str(path, ": cannot open this file for reading"));
     text << in.rdbuf();
   }
   return text.str();
@@ -41,7 +41,7 @@ int train_tokenizer(const Command& command) {
                                .max_training_bytes = command.get<int64_t>("max-bytes"),
                                .seed = command.get<uint64_t>("seed"),
                                .verbose = command.has("verbose")};
-  if (!command.has("output")) throw UserError("--output is missing: where to write the tokenizer");
+  if (!command.has("output")) throw UserError("--output is missing: the tokenizer file to write");
   const std::string output = command.get<std::string>("output");
   train_sentencepiece(paths(command.list("inputs")), output, options);
   const auto tokenizer = load_tokenizer(output);
@@ -73,55 +73,15 @@ int decode(const Command& command, const Tokenizer& tokenizer) {
     std::istringstream numbers(read_text(input));
     std::vector<int32_t> tokens;
     for (int32_t token; numbers >> token;) tokens.push_back(token);
-    if (!numbers.eof()) throw UserError(str(input, ": not a list of token numbers separated by blanks"));
-    std::fwrite(tokenizer.decode(tokens).data(), 1, tokenizer.decode(tokens).size(), stdout);
+    if (!numbers.eof()) throw UserError(str(input, ": expected token ids separated by white space"));
+    const std::string text = tokenizer.decode(tokens);
+    std::fwrite(text.data(), 1, text.size(), stdout);
   }
   return kDone;
 }
 
-}  // namespace
-
-int tokenizer_verb(const Arguments& arguments) {
-  Command command("tokenizer train|encode|decode FILE... [options]",
-                  "train   trains a lossless SentencePiece tokenizer on text files: --vocab N --output FILE\n"
-                  "encode  text files (- is standard input) to token numbers: --tokenizer FILE\n"
-                  "decode  token numbers to text: --tokenizer FILE");
-  command.options()("output,o", po::value<std::string>(), "file to write")(
-      "vocab", po::value<int64_t>()->default_value(4096), "number of tokens")(
-      "type", po::value<std::string>()->default_value("bpe"), "bpe or unigram")(
-      "max-bytes", po::value<int64_t>()->default_value(int64_t{64} << 20),
-      "train on at most this much text, spread over the files")("seed", po::value<uint64_t>()->default_value(0),
-                                                                "seed of that choice")(
-      "verbose", "show SentencePiece's own log")("tokenizer", po::value<std::string>()->default_value("bytes"),
-                                                 "\"bytes\" or a tokenizer file");
-  command.positional("action");
-  command.positional("inputs", -1);
-  if (!command.parse(arguments)) return kDone;
-  const std::string action = command.required("action");
-  if (command.list("inputs").empty()) throw UserError("no input file was given");
-  if (action == "train") return train_tokenizer(command);
-  const auto tokenizer = load_tokenizer(command.get<std::string>("tokenizer"));
-  if (action == "encode") return encode(command, *tokenizer);
-  if (action == "decode") return decode(command, *tokenizer);
-  throw UserError(str("tokenizer ", action, ": there is no such action; one of train, encode, decode"));
-}
-
-int prepare_verb(const Arguments& arguments) {
-  Command command("prepare FILE... --output FOLDER [options]",
-                  "Text files, JSONL files (*.jsonl) and gzip files of either (*.gz) to HDF5 token files: train.h5 and "
-                  "valid.h5, with\n"
-                  "the tokenizer beside them. Inputs are streamed; a data set that is already there is left as it is.");
-  command.options()("output,o", po::value<std::string>(), "folder to write")(
-      "tokenizer", po::value<std::string>()->default_value("bytes"), "\"bytes\" or a tokenizer file")(
-      "held-out", po::value<double>()->default_value(0.01), "share of the text to hold out")(
-      "separator", po::value<std::string>()->default_value(""),
-      "cut plain text into documents here (\\n for a newline); default: one file, one document")(
-      "field", po::value<std::string>()->default_value("text"), "JSONL field that holds the text")(
-      "seed", po::value<uint64_t>()->default_value(0), "seed of the choice of held-out text")(
-      "overwrite", "replace another data set in the folder");
-  command.positional("inputs", -1);
-  if (!command.parse(arguments)) return kDone;
-  if (command.list("inputs").empty()) throw UserError("no input file was given");
+PrepareOptions prepare_options(const Command& command) {
+  if (command.list("inputs").empty()) throw UserError("no input file was given: prepare FILE...");
   if (!command.has("output")) throw UserError("--output is missing: the folder to write");
   std::string separator = command.get<std::string>("separator");
   for (size_t at = 0; (at = separator.find("\\n", at)) != std::string::npos; ++at) separator.replace(at, 2, "\n");
@@ -133,17 +93,18 @@ int prepare_verb(const Arguments& arguments) {
                          .json_field = command.get<std::string>("field"),
                          .seed = command.get<uint64_t>("seed"),
                          .overwrite = command.has("overwrite")};
-  if (!command.json()) {
-    options.progress = [shown = -0.1](const PrepareProgress& p) mutable {
-      const double share =
-          p.bytes_total > 0 ? static_cast<double>(p.bytes_done) / static_cast<double>(p.bytes_total) : 1;
-      if (share < shown + 0.1) return;  // every tenth
-      shown = share;
-      message_line(str("prepare ", fixed(100 * share, 0), " %  ", bytes_text(p.bytes_done), " of ",
-                       bytes_text(p.bytes_total), "  ", count_text(static_cast<double>(p.tokens)), " tokens"));
-    };
-  }
-  const PrepareReport report = prepare(options);
+  if (command.json()) return options;
+  options.progress = [shown = -0.1](const PrepareProgress& p) mutable {
+    const double done = p.bytes_total > 0 ? static_cast<double>(p.bytes_done) / static_cast<double>(p.bytes_total) : 1;
+    if (done < shown + 0.1) return;  // a line per tenth
+    shown = done;
+    message_line(str("prepare ", fixed(100 * done, 0), " %  ", bytes_text(p.bytes_done), " of ",
+                     bytes_text(p.bytes_total), "  ", count_text(static_cast<double>(p.tokens)), " tokens"));
+  };
+  return options;
+}
+
+json json_of(const PrepareReport& report) {
   json files = json::array();
   for (const PreparedFile& f : report.files) {
     files.push_back({{"path", f.path.string()},
@@ -154,21 +115,63 @@ int prepare_verb(const Arguments& arguments) {
                      {"source_sha256", f.source_hash},
                      {"file_bytes", f.file_bytes}});
   }
+  return {{"already_done", report.already_done},       {"files", files},
+          {"held_out_by", report.held_out_by},         {"vocab", report.vocab_size},
+          {"tokens_per_byte", report.tokens_per_byte}, {"seconds", report.seconds}};
+}
+
+}  // namespace
+
+int tokenizer_verb(const Arguments& arguments) {
+  Command command("tokenizer train|encode|decode FILE... [options]",
+                  "train   trains a lossless SentencePiece tokenizer on text files: --vocab N --output FILE\n"
+                  "encode  text files (- is standard input) to token ids: --tokenizer FILE\n"
+                  "decode  token ids to text: --tokenizer FILE");
+  command.options()("output,o", po::value<std::string>(), "file to write")(
+      "vocab", po::value<int64_t>()->default_value(4096), "number of tokens")(
+      "type", po::value<std::string>()->default_value("bpe"), "bpe or unigram")(
+      "max-bytes", po::value<int64_t>()->default_value(int64_t{64} << 20),
+      "train on at most this many bytes of text, sampled from all files")(
+      "seed", po::value<uint64_t>()->default_value(0), "seed of that sample")(
+      "verbose", "show SentencePiece's own log")("tokenizer", po::value<std::string>()->default_value("bytes"),
+                                                 "\"bytes\" or a tokenizer file");
+  command.positional("action");
+  command.positional("inputs", -1);
+  if (!command.parse(arguments)) return kDone;
+  const std::string action = command.required("action");
+  if (command.list("inputs").empty()) throw UserError(str("no input file was given: tokenizer ", action, " FILE..."));
+  if (action == "train") return train_tokenizer(command);
+  const auto tokenizer = load_tokenizer(command.get<std::string>("tokenizer"));
+  if (action == "encode") return encode(command, *tokenizer);
+  if (action == "decode") return decode(command, *tokenizer);
+  throw UserError(str("tokenizer ", action, ": unknown action; valid: train, encode, decode"));
+}
+
+int prepare_verb(const Arguments& arguments) {
+  Command command(
+      "prepare FILE... --output FOLDER [options]",
+      "Tokenizes text files, JSONL files (*.jsonl) and gzip files of either (*.gz) into the HDF5 token files\n"
+      "train.h5 and valid.h5, with the tokenizer beside them. Inputs are streamed. A data set that was\n"
+      "already prepared from the same inputs and options is left unchanged.");
+  command.options()("output,o", po::value<std::string>(), "folder to write")(
+      "tokenizer", po::value<std::string>()->default_value("bytes"), "\"bytes\" or a tokenizer file")(
+      "held-out", po::value<double>()->default_value(0.01), "fraction of the text for validation")(
+      "separator", po::value<std::string>()->default_value(""),
+      "split plain text into documents at this text (\\n is a newline); default: one document per file")(
+      "field", po::value<std::string>()->default_value("text"), "JSONL field that holds the text")(
+      "seed", po::value<uint64_t>()->default_value(0), "seed of the choice of validation text")(
+      "overwrite", "replace another data set in the folder");
+  command.positional("inputs", -1);
+  if (!command.parse(arguments)) return kDone;
+  const PrepareReport report = prepare(prepare_options(command));
   if (command.json()) {
-    std::printf("%s\n", json({{"already_done", report.already_done},
-                              {"files", files},
-                              {"held_out_by", report.held_out_by},
-                              {"vocab", report.vocab_size},
-                              {"tokens_per_byte", report.tokens_per_byte},
-                              {"seconds", report.seconds}})
-                            .dump(2)
-                            .c_str());
+    std::printf("%s\n", json_of(report).dump(2).c_str());
     return kDone;
   }
   for (const PreparedFile& f : report.files) {
     message_line(str(f.path.string(), ": ", count_text(static_cast<double>(f.tokens)), " tokens, ", f.documents,
                      " documents, ", bytes_text(f.source_bytes), " of text",
-                     report.already_done ? " (already there)" : ""));
+                     report.already_done ? " (already prepared)" : ""));
   }
   return kDone;
 }

@@ -17,20 +17,39 @@ namespace po = boost::program_options;
 
 namespace {
 
-int eval_on(World& world, const Command& command) {
+// Options that eval and generate share, as assignments of keys.
+std::vector<std::string> overrides_of(const Command& command) {
   std::vector<std::string> overrides = command.list("set");
-  if (command.has("schedule")) overrides.push_back("model.schedule=" + command.get<std::string>("schedule"));
-  if (command.has("seq-len")) overrides.push_back(str("data.seq_len=", command.get<int64_t>("seq-len")));
-  if (command.has("device")) overrides.push_back("run.device=" + command.get<std::string>("device"));
-  const LoadedModel loaded = load_model(command.required("checkpoint"), overrides, &world);
-  Ops& ops = *loaded.ops;
-  const std::string data = command.has("data") ? command.get<std::string>("data") : loaded.config.data.valid;
-  if (data.empty()) throw UserError("--data is missing: a token file to evaluate on");
-  const TokenFile file(data);
-  if (file.info().tokenizer_hash != loaded.state.tokenizer_hash) {
-    throw UserError(
-        str(data, " was made with another tokenizer than the one ", loaded.path.string(), " was trained with"));
+  for (const auto& [option, key] : {std::pair("schedule", "model.schedule"), std::pair("device", "run.device")}) {
+    if (command.has(option)) overrides.push_back(str(key, "=", command.get<std::string>(option)));
   }
+  return overrides;
+}
+
+void add_shared_options(Command& command) {
+  command.options()("schedule", po::value<std::string>(), "another TransPoint schedule than in training: [0, \"1/4\"]")(
+      "device", po::value<std::string>(), "cpu or cuda; default: the run's")(
+      "set", po::value<std::vector<std::string>>(),
+      "override a configuration key: --set train.dtype=float32 (repeatable)");
+}
+
+// The validation sets to evaluate on: --data, or those of the run.
+std::vector<ValidationSet> sets_of(const Command& command, const RunConfig& config) {
+  if (command.has("data")) return {{.name = "valid", .path = command.get<std::string>("data")}};
+  std::vector<ValidationSet> sets = validation_sets(config.data);
+  if (sets.empty()) throw UserError("--data is missing: the run has no validation set, give a token file");
+  return sets;
+}
+
+std::vector<EvalResult> results_of(const Command& command, const LoadedModel& loaded,
+                                   const std::vector<ValidationSet>& sets, World& world) {
+  std::vector<TokenFile> files;
+  for (const ValidationSet& set : sets) {
+    files.emplace_back(set.path);
+    if (files.back().info().tokenizer_hash == loaded.state.tokenizer_hash) continue;
+    throw UserError(str(set.path, " was made with another tokenizer than the training data of ", loaded.path.string()));
+  }
+  Ops& ops = *loaded.ops;
   const ModelConfig& model_config = loaded.config.model;
   const std::vector<int64_t> points =
       transpoints(model_config.schedule, model_config.layers, loaded.config.data.seq_len);
@@ -42,36 +61,45 @@ int eval_on(World& world, const Command& command) {
                     .conv_width = static_cast<int>(model_config.conv),
                     .transpoints = points},
                    B, ops, mesh.sp(), mesh.tp());
-  // Nothing is kept for a backward pass.
+  // There is no backward pass to save activations for.
   const Recompute level = Recompute::all;
   const ModelMeasure memory =
       measure_model(model_config, *loaded.table, ranks, dtype, ops.device(), level, Pass::forward);
   Arena saved(memory.saved_bytes, ops.device()), scratch(memory.scratch_bytes, ops.device());
   TransMamba model(model_config, *loaded.table, ranks, dtype, saved, level);
-  const EvalResult result = evaluate({.ops = ops,
-                                      .scratch = scratch,
-                                      .model = model,
-                                      .ranks = ranks,
-                                      .params = loaded.params,
-                                      .mesh = mesh,
-                                      .world = world.comm()},
-                                     file, command.get<int64_t>("sequences"));
+  const EvalContext context{.ops = ops,
+                            .scratch = scratch,
+                            .model = model,
+                            .ranks = ranks,
+                            .params = loaded.params,
+                            .mesh = mesh,
+                            .world = world.comm()};
+  std::vector<EvalResult> results;
+  for (const TokenFile& file : files) results.push_back(evaluate(context, file, command.get<int64_t>("sequences")));
+  return results;
+}
+
+int eval_on(World& world, const Command& command) {
+  std::vector<std::string> overrides = overrides_of(command);
+  if (command.has("seq-len")) overrides.push_back(str("data.seq_len=", command.get<int64_t>("seq-len")));
+  const LoadedModel loaded = load_model(command.required("checkpoint"), overrides, &world);
+  const std::vector<ValidationSet> sets = sets_of(command, loaded.config);
+  const std::vector<EvalResult> results = results_of(command, loaded, sets, world);
   if (world.rank() != 0) return kDone;
-  if (command.json()) {
-    std::printf("%s\n", nlohmann::json({{"checkpoint", loaded.path.string()},
-                                        {"step", loaded.state.step},
-                                        {"data", data},
-                                        {"valid_loss", result.loss()},
-                                        {"valid_bits_per_byte", result.bits_per_byte()},
-                                        {"tokens", result.tokens},
-                                        {"bytes", result.bytes}})
-                            .dump(2)
-                            .c_str());
-  } else {
-    std::printf("%s on %s: loss %.4f, %.4f bits/byte over %s tokens, %s bytes\n", loaded.path.c_str(), data.c_str(),
-                result.loss(), result.bits_per_byte(), count_text(static_cast<double>(result.tokens)).c_str(),
-                count_text(static_cast<double>(result.bytes)).c_str());
+  nlohmann::json json = {{"checkpoint", loaded.path.string()},
+                         {"step", loaded.state.step},
+                         {"data", sets.front().path},
+                         {"tokens", results.front().tokens},
+                         {"bytes", results.front().bytes}};
+  for (size_t i = 0; i < sets.size(); ++i) {
+    json.update(valid_metrics(results[i], sets[i].name, i == 0));
+    if (command.json()) continue;
+    std::printf("%s on %s: loss %.4f, %.4f bits/byte over %s tokens, %s bytes\n", loaded.path.c_str(),
+                sets[i].path.c_str(), results[i].loss(), results[i].bits_per_byte(),
+                count_text(static_cast<double>(results[i].tokens)).c_str(),
+                count_text(static_cast<double>(results[i].bytes)).c_str());
   }
+  if (command.json()) std::printf("%s\n", json.dump(2).c_str());
   return kDone;
 }
 
@@ -80,15 +108,12 @@ int eval_on(World& world, const Command& command) {
 int eval_verb(const Arguments& arguments) {
   return run_main([&](World& world) {
     Command command("eval CHECKPOINT [options]",
-                    "Loss and bits per byte of a checkpoint (or of the newest one of a run folder) on a token file.");
-    command.options()("data", po::value<std::string>(), "token file; default: the run's held-out file")(
-        "schedule", po::value<std::string>(), "another TransPoint schedule than in training: [0, \"1/4\"]")(
+                    "Loss and bits per byte of a checkpoint, or of the latest one of a run directory, on token files.");
+    command.options()("data", po::value<std::string>(), "token file; default: the run's validation sets")(
         "seq-len", po::value<int64_t>(), "another sequence length than in training")(
         "batch", po::value<int64_t>()->default_value(8), "sequences at a time")(
-        "sequences", po::value<int64_t>()->default_value(0), "evaluate on this many; 0: all")(
-        "device", po::value<std::string>(), "cpu or cuda; default: the run's")(
-        "set", po::value<std::vector<std::string>>(),
-        "override a configuration key: --set train.dtype=float32 (repeatable)");
+        "sequences", po::value<int64_t>()->default_value(0), "evaluate on this many; 0: all");
+    add_shared_options(command);
     command.positional("checkpoint");
     if (!command.parse(arguments, world.rank() == 0)) return static_cast<int>(kDone);
     return eval_on(world, command);
@@ -96,29 +121,24 @@ int eval_verb(const Arguments& arguments) {
 }
 
 int generate_verb(const Arguments& arguments) {
-  Command command("generate CHECKPOINT [options]", "Text from a checkpoint, or from the newest one of a run folder.");
-  command.options()("prompt", po::value<std::string>()->default_value("The "), "what the text starts with")(
-      "tokens", po::value<int64_t>()->default_value(256), "how many tokens to add")(
-      "temperature", po::value<double>()->default_value(0.8), "0: always the most likely token")(
-      "top-k", po::value<int64_t>()->default_value(0), "draw from the k most likely tokens; 0: from all")(
-      "seed", po::value<uint64_t>()->default_value(0), "seed of the draws")(
-      "count", po::value<int64_t>()->default_value(1), "how many texts")(
-      "schedule", po::value<std::string>(), "another TransPoint schedule than in training: [0, \"1/4\"]")(
-      "tokenizer", po::value<std::string>(), "tokenizer file; default: the one beside the training data")(
-      "device", po::value<std::string>(), "cpu or cuda; default: the run's")(
-      "set", po::value<std::vector<std::string>>(),
-      "override a configuration key: --set train.dtype=float32 (repeatable)");
+  Command command("generate CHECKPOINT [options]",
+                  "Generates text from a checkpoint, or from the latest one of a run directory.");
+  command.options()("prompt", po::value<std::string>()->default_value("The "), "prompt")(
+      "tokens", po::value<int64_t>()->default_value(256), "maximum number of tokens to generate")(
+      "temperature", po::value<double>()->default_value(0.8), "sampling temperature; 0: greedy")(
+      "top-k", po::value<int64_t>()->default_value(0), "sample from the k most likely tokens; 0: from all")(
+      "seed", po::value<uint64_t>()->default_value(0), "seed of sampling")(
+      "count", po::value<int64_t>()->default_value(1), "number of texts")(
+      "tokenizer", po::value<std::string>(), "tokenizer file; default: the one beside the training data");
+  add_shared_options(command);
   command.positional("checkpoint");
   if (!command.parse(arguments)) return kDone;
-  std::vector<std::string> overrides = command.list("set");
-  if (command.has("schedule")) overrides.push_back("model.schedule=" + command.get<std::string>("schedule"));
-  if (command.has("device")) overrides.push_back("run.device=" + command.get<std::string>("device"));
-  const LoadedModel loaded = load_model(command.required("checkpoint"), overrides);
+  const LoadedModel loaded = load_model(command.required("checkpoint"), overrides_of(command));
   std::unique_ptr<Tokenizer> tokenizer =
       command.has("tokenizer") ? load_tokenizer(command.get<std::string>("tokenizer"))
                                : load_tokenizer_of(TokenFile(loaded.config.data.train), loaded.config.data.tokenizer);
   if (tokenizer->hash() != loaded.state.tokenizer_hash)
-    throw UserError("the tokenizer is not the one the model was trained with");
+    throw UserError("the model was trained with another tokenizer; give its file by --tokenizer");
   const std::vector<int64_t> points =
       transpoints(loaded.config.model.schedule, loaded.config.model.layers, loaded.config.data.seq_len);
   const SampleContext context{.ops = *loaded.ops,

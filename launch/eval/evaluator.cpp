@@ -7,6 +7,11 @@ namespace tmamba {
 
 double EvalResult::bits_per_byte() const { return nats / std::numbers::ln2 / static_cast<double>(bytes); }
 
+nlohmann::json valid_metrics(const EvalResult& result, const std::string& name, bool first) {
+  const std::string suffix = first ? "" : "/" + name;
+  return {{"valid_loss" + suffix, result.loss()}, {"valid_bits_per_byte" + suffix, result.bits_per_byte()}};
+}
+
 EvalResult evaluate(const EvalContext& context, const TokenFile& file, int64_t sequences) {
   const auto& [ops, scratch, model, ranks, params, mesh, world] = context;
   const int64_t B = ranks.batch(), T = ranks.layout().tokens(), n = ranks.local_tokens();
@@ -22,7 +27,7 @@ EvalResult evaluate(const EvalContext& context, const TokenFile& file, int64_t s
     const int64_t count = std::min(B, total - first);
     const Batch batch = loader.load(first, count);
     std::fill_n(whole_2BT.select(0, 0).data<int32_t>(), B * T, 0);
-    std::fill_n(whole_2BT.select(0, 1).data<int32_t>(), B * T, -1);  // rows without a sequence are not counted
+    std::fill_n(whole_2BT.select(0, 1).data<int32_t>(), B * T, -1);  // targets of -1 are not counted
     std::copy_n(batch.tokens_BT.data<int32_t>(), count * T, whole_2BT.select(0, 0).data<int32_t>());
     std::copy_n(batch.targets_BT.data<int32_t>(), count * T, whole_2BT.select(0, 1).data<int32_t>());
     for (int64_t i = 0; i < count * T; ++i)
@@ -33,7 +38,7 @@ EvalResult evaluate(const EvalContext& context, const TokenFile& file, int64_t s
                   {.loss_1 = sums_2.slice(0, 0, 1), .count_1 = sums_2.slice(0, 1, 1), .loss_N = {}});
     ops.synchronize();
   }
-  // Tensor-parallel ranks all have the losses of the tokens they share; sequence ranks share the text.
+  // Tensor-parallel ranks have the same losses, and sequence ranks counted the same text: each is summed once.
   double values[3] = {0, 0, at.sp == 0 ? bytes : 0};
   copy_blocking(Tensor(values, {2}, DType::f64), sums_2);
   if (at.tp != 0) std::fill_n(values, 3, 0.0);

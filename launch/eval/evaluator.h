@@ -1,7 +1,9 @@
-// Held-out loss on a token file.
+// Validation loss over a token file.
 #pragma once
 
 #include <cstdint>
+#include <nlohmann/json.hpp>
+#include <string>
 
 #include "data/tokens/loader.h"
 #include "dist/world/mesh.h"
@@ -12,10 +14,13 @@ namespace tmamba {
 struct EvalResult {
   double nats = 0;     // summed over targets
   int64_t tokens = 0;  // targets
-  int64_t bytes = 0;   // of text that they stand for
+  int64_t bytes = 0;   // of the text of these tokens
   double loss() const { return nats / static_cast<double>(tokens); }
   double bits_per_byte() const;
 };
+
+// The metrics of a validation set: valid_loss and valid_bits_per_byte, for all sets but the first with /NAME.
+nlohmann::json valid_metrics(const EvalResult& result, const std::string& name, bool first);
 
 // The model to evaluate, on the ranks of `world`, which have the shape of `mesh`.
 struct EvalContext {

@@ -29,7 +29,7 @@ std::unique_ptr<Tokenizer> load_tokenizer_of(const TokenFile& file, const std::s
                                                             : (info.path.parent_path() / info.tokenizer_file).string();
   std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(name);
   if (tokenizer->hash() != info.tokenizer_hash) {
-    throw UserError(str("the tokenizer ", name, " is not the one that ", info.path.string(), " was made with"));
+    throw UserError(str(info.path.string(), " was made with another tokenizer than ", name));
   }
   return tokenizer;
 }

@@ -27,14 +27,14 @@ struct LoadedModel {
   Tensor params;  // flat
 };
 
-// `path` is a checkpoint, a run folder or its checkpoints folder (then the newest whole checkpoint is taken; nothing is
-// renamed). Overrides as for load_config, of the configuration in the checkpoint. With `world` all ranks call it, and
-// each takes a device of its own.
+// `path` is a checkpoint, or a run directory or its checkpoints folder, which stand for the latest complete checkpoint.
+// `overrides` are assignments as for load_config, applied to the configuration in the checkpoint. With `world` the call
+// is collective and each rank takes a device of its own.
 LoadedModel load_model(const std::filesystem::path& path, const std::vector<std::string>& overrides,
                        World* world = nullptr);
 
-// The tokenizer of a token file: `override_name` where given, else "bytes" or the file kept beside it. Throws UserError
-// where it is not the one the file was made with.
+// The tokenizer of a token file: `override_name` if given, else "bytes" or the file stored beside the token file.
+// Throws UserError if the token file was made with another tokenizer.
 std::unique_ptr<Tokenizer> load_tokenizer_of(const TokenFile& file, const std::string& override_name);
 
 }  // namespace tmamba

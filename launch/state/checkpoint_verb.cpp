@@ -29,7 +29,7 @@ json summary(const CheckpointReader& reader) {
           {"parameters", parameters},       {"bytes", reader.bytes()}, {"tensors", reader.tensors().size()}};
 }
 
-// summary(), or what is wrong with the checkpoint as far as opening it tells.
+// summary(), or the problem found when the checkpoint is opened.
 json entry_of(const fs::path& path) {
   json entry = {{"path", path.string()}, {"damaged", false}};
   const auto step = step_of_name(path.filename().string());
@@ -40,7 +40,7 @@ json entry_of(const fs::path& path) {
     entry.update(summary(reader));
   } catch (const DamagedCheckpoint& error) {
     entry["damaged"] = true, entry["problem"] = error.what();
-  } catch (const Error& error) {  // of another version, say
+  } catch (const Error& error) {  // for example of another format version
     entry["problem"] = error.what();
   }
   return entry;
@@ -86,10 +86,18 @@ int inspect(const fs::path& path, bool as_json) {
     std::printf("%s\n", result.dump(2).c_str());
     return kDone;
   }
-  std::printf("%s: step %lld, %s tokens, %s parameters, %s\n\n", path.c_str(), result["step"].get<long long>(),
+  std::printf("%s: step %lld, %s tokens, %s parameters, %s\n", path.c_str(), result["step"].get<long long>(),
               count_text(result["tokens"].get<double>()).c_str(),
               count_text(result["parameters"].get<double>()).c_str(),
               bytes_text(result["bytes"].get<int64_t>()).c_str());
+  if (const json build = reader.state().value("build", json()); build.is_object()) {
+    const auto field = [&](const char* name) {
+      const auto found = build.find(name);
+      return found != build.end() && found->is_string() ? found->get<std::string>() : "?";
+    };
+    std::printf("written by transmamba %s, commit %s\n", field("version").c_str(), field("commit").c_str());
+  }
+  std::printf("\n");
   for (const json& t : tensors) {
     std::printf("  %-52s %-9s %s\n", t["name"].get<std::string>().c_str(), t["dtype"].get<std::string>().c_str(),
                 t["shape"].dump().c_str());
@@ -108,7 +116,7 @@ int verify(const fs::path& path, bool as_json) {
                 json({{"path", path.string()}, {"whole", problems.empty()}, {"problems", problems}}).dump(2).c_str());
   } else {
     for (const std::string& problem : problems) std::printf("%s\n", problem.c_str());
-    std::printf("%s: %s\n", path.c_str(), problems.empty() ? "every checksum is right" : "DAMAGED");
+    std::printf("%s: %s\n", path.c_str(), problems.empty() ? "all checksums match" : "DAMAGED");
   }
   return problems.empty() ? kDone : kFailed;
 }
@@ -120,21 +128,21 @@ namespace po = boost::program_options;
 int checkpoint_verb(const Arguments& arguments) {
   Command command(
       "checkpoint ls|inspect|verify|diff|prune|reshard|export|import PATH [PATH] [options]",
-      "A and B are checkpoints, or run folders, whose newest one is taken.\n\n"
-      "ls RUN            the checkpoints of a run folder; exit code 1 where one cannot be opened\n"
-      "inspect A         tensors, step and configuration of one checkpoint\n"
-      "verify A          reads everything and compares every checksum; exit code 1 where something is "
-      "damaged\n"
-      "diff A B          where two checkpoints differ; exit code 1 where they do\n"
-      "prune RUN         verifies the newest checkpoints and removes those before them (--keep, --keep-every, "
-      "--dry-run)\n"
-      "reshard A DIR     the same checkpoint in another number of files (--writers), in folder DIR\n"
-      "export A FILE     one FILE.h5 or FILE.safetensors, with config.json beside it (--weights)\n"
-      "import FILE DIR   a checkpoint of such a file, bit for bit, in folder DIR");
-  command.options()("writers", po::value<int64_t>()->default_value(0), "reshard: files; 0: of at most 1 GiB each")(
-      "keep", po::value<int64_t>()->default_value(3), "prune: newest checkpoints to keep")(
-      "keep-every", po::value<int64_t>()->default_value(0), "prune: keep those of steps divisible by this; 0: none")(
-      "dry-run", "prune: only say what would be removed")("weights", "export: the model's weights alone");
+      "A and B are checkpoints, or run directories, which stand for their latest complete checkpoint.\n\n"
+      "ls RUN            lists the checkpoints of a run directory; exit code 1 if one cannot be opened\n"
+      "inspect A         prints the tensors, step and configuration of a checkpoint\n"
+      "verify A          reads all data and compares all checksums; exit code 1 if something is damaged\n"
+      "diff A B          prints where two checkpoints differ; exit code 1 if they do\n"
+      "prune RUN         verifies the latest checkpoints and removes older ones (--keep, --keep-every, --dry-run)\n"
+      "reshard A DIR     writes the checkpoint into folder DIR, in another number of files (--writers)\n"
+      "export A FILE     writes one FILE.h5 or FILE.safetensors, and config.json beside it (--weights)\n"
+      "import FILE DIR   writes a bit-identical checkpoint of such a file into folder DIR");
+  command.options()("writers", po::value<int64_t>()->default_value(0),
+                    "reshard: number of files; 0: files of at most 1 GiB")(
+      "keep", po::value<int64_t>()->default_value(3), "prune: latest checkpoints to keep")(
+      "keep-every", po::value<int64_t>()->default_value(0),
+      "prune: also keep those of steps divisible by this; 0: none")(
+      "dry-run", "prune: only print what would be removed")("weights", "export: without the optimizer state");
   command.positional("action");
   command.positional("path");
   command.positional("second");
@@ -162,11 +170,11 @@ int checkpoint_verb(const Arguments& arguments) {
   }
   if (action == "prune") {
     const SaveOptions keep{.keep = command.get<int64_t>("keep"), .keep_every = command.get<int64_t>("keep-every")};
-    if (keep.keep < 1) throw UserError("--keep must be at least 1: the newest checkpoint stays");
+    if (keep.keep < 1) throw UserError("--keep must be at least 1: prune never removes the latest checkpoint");
     if (keep.keep_every < 0) throw UserError("--keep-every must not be negative");
     return checkpoint_prune(path, keep, command.has("dry-run"), as_json);
   }
-  throw UserError(str("checkpoint ", action, ": there is no such action; one of ls, inspect, verify, diff, prune, ",
+  throw UserError(str("checkpoint ", action, ": unknown action; valid: ls, inspect, verify, diff, prune, ",
                       "reshard, export, import"));
 }
 

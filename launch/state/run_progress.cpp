@@ -15,7 +15,7 @@ constexpr int64_t kMaxBytes = 1 << 16;
 nlohmann::json read_json(const std::filesystem::path& file) {
   if (!std::filesystem::exists(file)) return nlohmann::json::object();
   const nlohmann::json value = nlohmann::json::parse(read_text(file, kMaxBytes), nullptr, false);
-  if (!value.is_object()) throw UserError(str(file.string(), ": damaged; delete it and start again"));
+  if (!value.is_object()) throw UserError(str(file.string(), ": damaged; delete it and restart the run"));
   return value;
 }
 
@@ -32,7 +32,7 @@ RunProgress::RunProgress(const std::filesystem::path& run, bool write)
     back_step_ = value.value("went_back_to", int64_t{-1});
     passed_over_ = value.value("passed_over", int64_t{0});
   } catch (const nlohmann::json::exception&) {
-    throw UserError(str(file_.string(), ": damaged; delete it and start again"));
+    throw UserError(str(file_.string(), ": damaged; delete it and restart the run"));
   }
 }
 
@@ -58,7 +58,7 @@ void RunProgress::write_again() const {
   if (!write_) return;
   try {
     write();
-  } catch (const FileError& error) {  // the next start would see the newer checkpoint all the same
+  } catch (const FileError& error) {  // the next attempt finds the newer checkpoint anyway
     std::fprintf(stderr, "%s\n", error.what());
   }
 }
@@ -74,8 +74,8 @@ std::string RunProgress::taken_over() const {
   const std::string owner = read_json(file_).value("start", nonce_);
   if (owner == nonce_) return "";
   return str(file_.parent_path().string(),
-             ": another start of this run has taken over its folder, so this one ends without writing. Make sure that ",
-             "one job at a time trains in a folder");
+             ": another attempt of this run has taken over its run directory, so this one stops without writing. Make ",
+             "sure that only one job at a time trains in a run directory");
 }
 
 void RunProgress::require_ours() const {

@@ -1,6 +1,6 @@
-// class RunProgress: what a run must remember between starts that no checkpoint can tell: progress.json of its folder.
-// A start that ends before it has made a newer checkpoint, and ever again, is a crash loop that costs a cluster days;
-// a start that goes on while another has taken its place would write over the other's checkpoints.
+// class RunProgress: what a run remembers between attempts beside its checkpoints, in progress.json of the run
+// directory. It detects crash loops (attempts that fail again and again before they make a newer checkpoint) and a
+// second attempt that writes into the same run directory.
 #pragma once
 
 #include <cstdint>
@@ -11,29 +11,29 @@ namespace tmamba {
 
 class RunProgress {
  public:
-  static constexpr int kStarts = 3;  // without a newer checkpoint; then no more
+  static constexpr int kStarts = 3;  // attempts in a row without a newer checkpoint, then no more
 
-  // Reads what earlier starts left; only the one rank with `write` does anything.
+  // Reads the file of earlier attempts. Only the one rank with `write` reads and writes; on others all calls do
+  // nothing.
   RunProgress(const std::filesystem::path& run, bool write);
 
-  // Training is about to begin from `step` (-1: from no checkpoint). Returns whether kStarts starts in a row, with the
-  // same configuration, have come from this step already; else counts this one. Throws Error where it cannot write.
+  // Called before training begins from `step` (-1: from no checkpoint). Returns true if kStarts attempts in a row, with
+  // the same configuration, began from this step; else counts this one. Throws Error if it cannot write.
   bool stuck(int64_t step, const std::string& config);
-  // The run has ended well, or has a newer checkpoint: starts count from none.
+  // Called when the run has finished or has a newer checkpoint: resets the count.
   void moved_on();
 
-  // The same once more: the file may have gone with its folder.
+  // Writes the file again, for the case that it was removed with the run directory.
   void write_again() const;
 
-  // The run went back to the checkpoint of `step`, leaving out `passed_over` sequences in all.
+  // Called when the run has rolled back to the checkpoint of `step`; it leaves out `passed_over` sequences in all.
   void went_back(int64_t step, int64_t passed_over);
-  // Whether it did, and what it leaves out.
   bool has_gone_back_to(int64_t step) const { return back_step_ == step; }
   int64_t passed_over() const { return passed_over_; }
 
-  // Throws Error where another start has taken over the run folder.
+  // Throws Error if another attempt has taken over the run directory.
   void require_ours() const;
-  // What that error says; empty where there is none.
+  // The message of that error; empty if no attempt has.
   std::string taken_over() const;
 
   const std::filesystem::path& file() const { return file_; }
@@ -43,7 +43,7 @@ class RunProgress {
 
   std::filesystem::path file_;
   bool write_;
-  std::string nonce_;   // of this start
+  std::string nonce_;   // of this attempt
   std::string config_;  // hash of the configuration
   int64_t step_ = -1;
   int starts_ = 0;

@@ -14,7 +14,7 @@ void SaveInterval::step(double seconds, bool saving) {
     return;
   }
   ++steps_;
-  // The first step of a process warms up and says nothing of the others.
+  // The first step of a process includes warm-up and is not representative.
   if (steps_ == 1) return;
   const double weight = 1.0 / static_cast<double>(std::min<int64_t>(steps_ - 1, 100));
   step_seconds_ += weight * (seconds - step_seconds_);

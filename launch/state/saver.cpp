@@ -8,7 +8,7 @@ namespace tmamba {
 
 Saver::Saver(Communicator& comm, std::filesystem::path checkpoints, SaveOptions options)
     : comm_(comm), checkpoints_(std::move(checkpoints)), options_(std::move(options)) {
-  // Signals are the main thread's: they may have to interrupt what it waits for.
+  // Signals go to the main thread, so that they interrupt its system calls.
   sigset_t all, before;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);
@@ -51,7 +51,7 @@ void Saver::wait_until_ready() {
   changed_.wait(lock, [&] { return !working_; });
 }
 
-// Runs one step of a save on the main thread: counts the time, and makes an outcome of a failure.
+// Runs one part of a save on the main thread: counts the time, and turns a failure into an outcome.
 std::optional<SaveOutcome> Saver::guarded(const std::function<std::optional<SaveOutcome>()>& step) {
   const auto begin = Clock::now();
   std::optional<SaveOutcome> outcome;
@@ -77,7 +77,7 @@ std::optional<SaveOutcome> Saver::start(int64_t step, const std::function<std::v
   stall_seconds_ = 0;
   return guarded([&]() -> std::optional<SaveOutcome> {
     save_ = std::make_unique<CheckpointSave>(comm_, checkpoints_, step, collect(), state, options_);
-    options_.check_slices_first = false;  // the ranks' shares never change
+    options_.check_slices_first = false;  // the ranks' slices never change
     hand_over(Part::writing);
     return std::nullopt;
   });

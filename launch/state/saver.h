@@ -1,7 +1,6 @@
-// class Saver: writes checkpoints behind training. Only the main thread talks to other ranks: a save is started at a
-// step boundary, each rank's thread writes its file, and when the ranks have agreed at a later boundary that all are
-// through (by the numbers they exchange there anyway), rank 0's thread makes the checkpoint whole. At most one is in
-// flight.
+// class Saver: writes checkpoints asynchronously. Only the main thread communicates: a save starts at a step boundary,
+// each rank's thread writes its file, and when all are done, which the ranks learn from the all-reduce of a later step,
+// rank 0's thread commits the checkpoint. At most one save is in flight.
 #pragma once
 
 #include <atomic>
@@ -21,35 +20,34 @@
 
 namespace tmamba {
 
-// What became of a save. The same on all ranks but for the seconds training was held up.
+// The outcome of a save. The same on all ranks, except stall_seconds.
 struct SaveOutcome {
   int64_t step = 0;
-  std::string problem;  // why there is no checkpoint; empty: there is one
+  std::string problem;  // why the save failed; empty: it succeeded
   SaveReport report;
-  double stall_seconds = 0;  // this rank was kept from training
+  double stall_seconds = 0;  // training on this rank was blocked
 };
 
 class Saver {
  public:
   Saver(Communicator& comm, std::filesystem::path checkpoints, SaveOptions options);
-  // Gives up what is in flight.
+  // Cancels the save in flight.
   ~Saver();
   Saver(const Saver&) = delete;
   Saver& operator=(const Saver&) = delete;
 
   bool in_flight() const { return save_ != nullptr; }
-  // Whether this rank's thread has nothing left to do in the present part of the save.
+  // Whether this rank's thread has finished the current part of the save.
   bool ready() const { return !working_; }
 
-  // Seconds that saves have kept training waiting so far.
+  // Seconds that saves have blocked training so far.
   double total_stall_seconds() const { return total_stall_seconds_; }
 
-  // Starts a save; none may be in flight. `collect` gives the slices this rank writes, which must not change before
-  // the save has ended. A failure that every run would meet again (UserError) is thrown, any other is the outcome.
-  // Collective, as are the next two.
+  // Starts a save; none may be in flight. `collect` returns the slices that this rank writes, which must not change
+  // until the save has ended. Throws UserError; any other failure is the outcome. Collective, as are the next two.
   std::optional<SaveOutcome> start(int64_t step, const std::function<std::vector<TensorSlice>()>& collect,
                                    const nlohmann::json& state);
-  // Called when all ranks are ready(): goes on to the next part. Returns the outcome where that was the last.
+  // Called when all ranks are ready(): begins the next part. Returns the outcome after the last part.
   std::optional<SaveOutcome> advance();
   // Waits for the save in flight.
   SaveOutcome finish();

@@ -1,4 +1,4 @@
-// class Snapshot: host copies of what a rank saves, in one buffer that is allocated once and used by every save.
+// class Snapshot: host copies of the tensors that a rank saves, in one buffer that is allocated once and reused.
 #pragma once
 
 #include "kernels/base/buffer.h"
@@ -7,16 +7,16 @@ namespace tmamba {
 
 class Snapshot {
  public:
-  // Of tensors on `device`: what it copies to is pinned.
+  // Copies tensors of `device`, into pinned memory.
   explicit Snapshot(Device device) : device_(device) {}
   ~Snapshot();
   Snapshot(const Snapshot&) = delete;
   Snapshot& operator=(const Snapshot&) = delete;
 
-  // Where x [1 or 2 sizes, contiguous, any device] may be read from after it has changed. The copy is done on return.
-  // Before the first clear() nothing is copied, only counted, and what comes back has no data.
+  // Returns a copy of x (1 or 2 dimensions, contiguous, any device), complete on return. Before the first clear() it
+  // only counts bytes and returns a tensor without data.
   Tensor copy(const Tensor& x);
-  // Forgets all copies and allocates what was counted, once. Throws Error where the host has not that much memory.
+  // Discards all copies; the first call allocates the bytes counted. Throws Error if the host has too little memory.
   void clear();
   // Of the buffer; before the first clear(), as much as was counted.
   int64_t bytes() const { return static_cast<int64_t>(arena_.peak()); }

@@ -115,7 +115,7 @@ void two_jobs_in_one_folder(Case& c) {
   const JobFields end = c.ends(first, "FAILED");
   c.equal(end.at("ExitCode"), "93:0", "exit code");  // no other start of it: it would take the folder back
   c.equal(end.at("Restarts"), "0", "restarts");
-  c.contains(c.job_log(), "another start of this run has taken over its folder");
+  c.contains(c.job_log(), "another attempt of this run has taken over its run directory");
   // It may yet tell of one that was whole before it was frozen: the one that the other start came from.
   c.expect(c.events("checkpoint").size() <= checkpoints + 1, "the job that came late has made checkpoints");
   c.same_as_quiet(1);
