@@ -1,7 +1,5 @@
 #include "launch/config/config.h"
 
-#include <algorithm>
-
 #include "kernels/base/check.h"
 #include "launch/config/config_text.h"
 #include "launch/config/key_table.h"

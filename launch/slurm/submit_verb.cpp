@@ -58,7 +58,7 @@ void require_layout(RunConfig config, const JobSpec& job) {
   const MeshShape mesh =
       mesh_shape(config.parallel.tp, config.parallel.sp, config.parallel.dp, static_cast<int>(ranks));
   const TokenFileInfo data = TokenFile(config.data.train).info();
-  if (!config.data.valid.empty()) TokenFile(config.data.valid).info();
+  for (const ValidationSet& set : validation_sets(config.data)) TokenFile(set.path).info();
   if (config.model.vocab == 0) config.model.vocab = data.vocab_size;
   require_own_folder(config);
   MachineModel machine = machine_of_device(config);

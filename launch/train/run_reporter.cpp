@@ -152,17 +152,18 @@ void RunReporter::memory() {
                  {{"planned_bytes", step_.memory_bytes()}, {"used_bytes", before > free ? before - free : 0}});
 }
 
-void RunReporter::evaluation(const EvalResult& result, double seconds) {
+void RunReporter::evaluation(const std::vector<EvalResult>& results, double seconds) {
   const int64_t step = attempt_.state().step;
-  valid_bits_per_byte_ = result.bits_per_byte();
-  metric({{"step", step},
-          {"valid_loss", result.loss()},
-          {"valid_bits_per_byte", valid_bits_per_byte_},
-          {"valid_tokens", result.tokens},
-          {"eval_s", seconds}});
-  if (!resources_.is_main()) return;
-  message_line(str("step ", step, ": held-out loss ", fixed(result.loss(), 4), ", ", fixed(valid_bits_per_byte_, 3),
-                   " bits/byte over ", count_text(static_cast<double>(result.bytes)), " bytes"));
+  const std::vector<ValidationFile>& sets = resources_.data->valid;
+  valid_bits_per_byte_ = results.front().bits_per_byte();
+  json line = {{"step", step}, {"valid_tokens", results.front().tokens}, {"eval_s", seconds}};
+  for (size_t i = 0; i < results.size(); ++i) line.update(valid_metrics(results[i], sets[i].name, i == 0));
+  metric(line);
+  for (size_t i = 0; i < results.size() && resources_.is_main(); ++i) {
+    message_line(str("step ", step, ": ", i == 0 ? "" : sets[i].name + ": ", "held-out loss ",
+                     fixed(results[i].loss(), 4), ", ", fixed(results[i].bits_per_byte(), 3), " bits/byte over ",
+                     count_text(static_cast<double>(results[i].bytes)), " bytes"));
+  }
 }
 
 void RunReporter::sample(const std::string& text, double seconds) {
@@ -177,7 +178,7 @@ void RunReporter::write_summary(const RunProfile& profile) {
   json summary = {{"steps", state.step},      {"tokens", state.tokens},
                   {"seconds", state.seconds}, {"tokens_per_s", static_cast<double>(state.tokens) / state.seconds},
                   {"skipped", state.skipped}, {"checkpoint", attempt_.latest().path}};
-  if (resources_.data->valid) summary["valid_bits_per_byte"] = valid_bits_per_byte_;
+  if (!resources_.data->valid.empty()) summary["valid_bits_per_byte"] = valid_bits_per_byte_;
   profile.add_to(summary, state.step);
   attempt_.directory().write_summary(summary);
 }

@@ -25,7 +25,8 @@ class RunReporter {
   void step(const StepOutcome& outcome, double step_seconds, double elapsed);
   // The planned memory of the device beside the measured one.
   void memory();
-  void evaluation(const EvalResult& result, double seconds);
+  // `results` of the validation sets, in their order.
+  void evaluation(const std::vector<EvalResult>& results, double seconds);
   void sample(const std::string& text, double seconds);
   // The last event of an attempt, with its time in goodput.json.
   void end(const std::string& kind, nlohmann::json details);

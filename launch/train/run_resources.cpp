@@ -17,14 +17,15 @@ namespace tmamba {
 
 namespace {
 
-std::optional<TokenFile> open_valid(const DataConfig& data, const TokenFile& train) {
-  if (data.valid.empty()) return std::nullopt;
-  TokenFile valid(data.valid);
-  if (valid.info().tokenizer_hash != train.info().tokenizer_hash) {
-    throw UserError(str("data.valid = ", data.valid, " was made with another tokenizer than data.train = ", data.train,
-                        "; prepare both together"));
+std::vector<ValidationFile> open_valid(const DataConfig& data, const TokenFile& train) {
+  std::vector<ValidationFile> files;
+  for (const ValidationSet& set : validation_sets(data)) {
+    files.push_back({.name = set.name, .file = TokenFile(set.path)});
+    if (files.back().file.info().tokenizer_hash == train.info().tokenizer_hash) continue;
+    throw UserError(str("validation set ", set.name, ": ", set.path,
+                        " was made with another tokenizer than data.train = ", data.train, "; prepare both together"));
   }
-  return valid;
+  return files;
 }
 
 void set_vocab(RunConfig& config, const TokenFileInfo& info) {

@@ -3,7 +3,8 @@
 #pragma once
 
 #include <memory>
-#include <optional>
+#include <string>
+#include <vector>
 
 #include "data/tokens/loader.h"
 #include "data/tokens/tokenizer.h"
@@ -15,12 +16,17 @@
 
 namespace tmamba {
 
+struct ValidationFile {
+  std::string name;
+  TokenFile file;
+};
+
 struct RunData {
   // Opens the files of `config.data`; sets model.vocab = 0 to the tokenizer's vocabulary. Throws UserError.
   explicit RunData(RunConfig& config);
 
   TokenFile train;
-  std::optional<TokenFile> valid;  // null without data.valid
+  std::vector<ValidationFile> valid;
   std::unique_ptr<Tokenizer> tokenizer;
   Loader loader;  // reads `train`
 

@@ -202,9 +202,9 @@ void Trainer::close() {
   attempt_.progress().moved_on();
 }
 
-// On the first `sequences` windows of the validation file; 0: all.
+// On the first `sequences` windows of each validation set; 0: all.
 void Trainer::evaluate_and_report(int64_t sequences) {
-  if (!resources_.data->valid) return;
+  if (resources_.data->valid.empty()) return;
   const auto begin = Clock::now();
   const EvalContext context{.ops = *resources_.ops,
                             .scratch = step_->scratch(),
@@ -213,8 +213,9 @@ void Trainer::evaluate_and_report(int64_t sequences) {
                             .params = params(),
                             .mesh = *resources_.mesh,
                             .world = resources_.world.comm()};
-  const EvalResult result = evaluate(context, *resources_.data->valid, sequences);
-  reporter_->evaluation(result, seconds_since(begin));
+  std::vector<EvalResult> results;
+  for (const ValidationFile& set : resources_.data->valid) results.push_back(evaluate(context, set.file, sequences));
+  reporter_->evaluation(results, seconds_since(begin));
 }
 
 // Decoding needs whole parameters; from a tensor-parallel run `generate` samples from a checkpoint.

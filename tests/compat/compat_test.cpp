@@ -58,6 +58,9 @@ TEST_F(Compat, RunsResume) {
     }
     EXPECT_NEAR(valid.back(), kFinalValidLoss, kTolerance * kFinalValidLoss) << ranks << layout;
     done("report resumed");
+    // Both are recorded since then.
+    EXPECT_NE(read_file("resumed/events.jsonl").find("\"build\":{"), std::string::npos);
+    EXPECT_NE(done("checkpoint inspect resumed").find("written by transmamba "), std::string::npos);
   }
 }
 

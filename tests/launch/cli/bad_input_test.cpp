@@ -82,6 +82,7 @@ TEST_F(BadInput, CommandLine) {
   refused("train run.toml --sett a=b", {"sett"});
   refused("checkpoint frobnicate good", {"frobnicate", "ls, inspect, verify"});
   refused("explain train.lrr", {"train.lr"});
+  refused("--version", {"transmamba ", "commit ", "compiler ", "CUDA ", "MPI ", "HDF5 "}, 0);
 }
 
 TEST_F(BadInput, Data) {
@@ -98,6 +99,9 @@ TEST_F(BadInput, Data) {
   ASSERT_EQ(transmamba("tokenizer train small.txt --vocab 320 --output tok.model").code, 0);
   ASSERT_EQ(transmamba("prepare text.txt --output other --tokenizer tok.model --held-out 0.1").code, 0);
   refused("train run.toml --set data.valid=other/valid.h5", {"another tokenizer"});
+  refused("train run.toml --set 'data.validation=[{name = \"books\", path = \"other/valid.h5\"}]'",
+          {"validation set books: other/valid.h5", "another tokenizer"});
+  refused("eval good --set data.valid= --set 'data.validation=[]'", {"--data is missing"});
   refused(
       "train run.toml --set run.dir=good --set data.train=other/train.h5 --set data.valid=other/valid.h5 --set "
       "model.vocab=320",

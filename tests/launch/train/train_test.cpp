@@ -71,6 +71,24 @@ TEST_F(Train, LossFallsAndTheRunFolderIsWhole) {
   EXPECT_NEAR(nlohmann::json::parse(eval.output)["valid_bits_per_byte"].get<double>(), valid[1], 1e-5);
 }
 
+TEST_F(Train, EveryValidationSetIsEvaluated) {
+  write_config("run.toml", "global_batch = 2");
+  const Outcome outcome = train(
+      "--set train.steps=2 --set train.eval_sequences=8 --set train.eval_every=1 --set 'data.validation=[{name = "
+      "\"copy\", path = \"data/valid.h5\"}, {name = \"seen\", path = \"data/train.h5\"}]'");
+  ASSERT_EQ(outcome.code, 0) << outcome.output;
+  const std::vector<double> valid = series("run", "valid_loss"), seen = series("run", "valid_loss/seen");
+  ASSERT_GE(valid.size(), 2u);
+  EXPECT_EQ(series("run", "valid_loss/copy"), valid);
+  EXPECT_EQ(series("run", "valid_bits_per_byte/copy"), series("run", "valid_bits_per_byte"));
+  EXPECT_EQ(seen.size(), valid.size());
+  EXPECT_NE(seen, valid);
+  EXPECT_NE(outcome.output.find(": seen: held-out loss "), std::string::npos) << outcome.output;
+  const nlohmann::json eval = nlohmann::json::parse(transmamba("eval run --json").output);
+  EXPECT_NEAR(eval["valid_loss/seen"].get<double>(), seen.back(), 1e-5);
+  EXPECT_NEAR(eval["valid_loss"].get<double>(), valid.back(), 1e-5);
+}
+
 // A vocabulary rounded up beyond the tokenizer's: after one step every second token drawn from all would be one of
 // these.
 TEST_F(Train, TokensWithoutTextAreNotDrawn) {
