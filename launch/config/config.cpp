@@ -9,7 +9,7 @@ namespace tmamba {
 
 RunConfig parse_config(const std::string& text, const std::string& name, const std::vector<std::string>& overrides) {
   RunConfig config;
-  KeyTable keys = keys_of(config);
+  const KeyTable keys = keys_of(config);
   keys.set_origins_to_default(config.origin);
   keys.read_text(text, name, config.origin);
   for (const std::string& assignment : overrides) keys.override_by(assignment, config.origin);

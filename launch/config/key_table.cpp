@@ -79,14 +79,19 @@ std::string KeyTable::nearest(const std::string& key) const {
   return best;
 }
 
-void KeyTable::read_key(const Source& source, const toml::node& node, Origins& origins) {
-  const std::vector<Key> all = all_keys();
-  const auto found = std::find_if(all.begin(), all.end(), [&](const Key& key) { return key.name == source.key; });
-  if (found != all.end()) {
-    found->read(source, node);
-    origins[source.key] = source.where;
-    return;
-  }
+// Reads the one of `keys` that is called `name` and returns true; false if there is none.
+bool KeyTable::read_one_of(const std::vector<Key>& keys, const std::string& name, const Source& source,
+                           const toml::node& node, Origins& origins) {
+  const auto found = std::find_if(keys.begin(), keys.end(), [&](const Key& key) { return key.name == name; });
+  if (found == keys.end()) return false;
+  found->read(source, node);
+  origins[source.key] = source.where;
+  return true;
+}
+
+void KeyTable::read_key(const Source& source, const toml::node& node, Origins& origins) const {
+  if (read_one_of(keys_, source.key, source, node, origins)) return;
+  if (read_one_of(all_keys(), source.key, source, node, origins)) return;
   for (const Table& list : tables_) {
     const std::string rest = source.key.starts_with(list.name + ".") ? source.key.substr(list.name.size() + 1) : "";
     const std::string entry = rest.substr(0, rest.find('.'));
@@ -103,7 +108,7 @@ void KeyTable::read_key(const Source& source, const toml::node& node, Origins& o
   throw UserError(str(source.where, ": unknown key ", source.key, "; did you mean ", nearest(source.key), "?"));
 }
 
-void KeyTable::read_entry(const Table& list, const toml::table& entry, const Where& where, Origins& origins) {
+void KeyTable::read_entry(const Table& list, const toml::table& entry, const Where& where, Origins& origins) const {
   const toml::node* given = entry.get("name");
   if (given == nullptr)
     throw UserError(str(where(entry), ": this [[", list.name, "]] has no name; add name = \"...\""));
@@ -118,13 +123,17 @@ void KeyTable::read_entry(const Table& list, const toml::table& entry, const Whe
   list.append(name);
   origins[full] = source.where;
   for (const KeyValue& field : list.fields) origins[full + "." + field.name] = "default";
+  const std::vector<Key> keys = list.entry_keys(list.size() - 1);
   for (const auto& [key, node] : entry) {
-    if (key.str() != "name") read_key({full + "." + std::string(key.str()), where(node)}, node, origins);
+    const std::string field(key.str());
+    const Source at{full + "." + field, where(node)};
+    if (field == "name" || read_one_of(keys, field, at, node, origins)) continue;
+    throw UserError(str(at.where, ": unknown key ", at.key, "; did you mean ", nearest(at.key), "?"));
   }
 }
 
 // A list given again replaces the one before.
-void KeyTable::read_list(const Table& list, const toml::node& node, const Where& where, Origins& origins) {
+void KeyTable::read_list(const Table& list, const toml::node& node, const Where& where, Origins& origins) const {
   const toml::array* entries = node.as_array();
   const bool tables = entries != nullptr && std::all_of(entries->begin(), entries->end(),
                                                         [](const toml::node& entry) { return entry.is_table(); });
@@ -137,7 +146,7 @@ void KeyTable::read_list(const Table& list, const toml::node& node, const Where&
 }
 
 void KeyTable::read_section(const toml::table& section, const std::string& prefix, const Where& where,
-                            Origins& origins) {
+                            Origins& origins) const {
   for (const auto& [key, node] : section) {
     const std::string path = prefix.empty() ? std::string(key.str()) : prefix + "." + std::string(key.str());
     const auto list =
@@ -152,7 +161,7 @@ void KeyTable::read_section(const toml::table& section, const std::string& prefi
   }
 }
 
-void KeyTable::read_text(const std::string& text, const std::string& name, Origins& origins) {
+void KeyTable::read_text(const std::string& text, const std::string& name, Origins& origins) const {
   check_config_text(text, name);
   try {
     const toml::table table = toml::parse(text, name);
@@ -164,7 +173,7 @@ void KeyTable::read_text(const std::string& text, const std::string& name, Origi
   }
 }
 
-void KeyTable::override_by(const std::string& assignment, Origins& origins) {
+void KeyTable::override_by(const std::string& assignment, Origins& origins) const {
   const std::string where = str("--set ", assignment);
   const size_t equals = assignment.find('=');
   if (equals == std::string::npos || equals == 0) throw UserError(str(where, ": expected section.key=value"));

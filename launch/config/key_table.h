@@ -54,9 +54,9 @@ class KeyTable {
   // Notes that no key has been given.
   void set_origins_to_default(Origins& origins) const;
   // Reads a whole file; `name` stands for it in messages. Throws UserError naming file, line and key.
-  void read_text(const std::string& text, const std::string& name, Origins& origins);
+  void read_text(const std::string& text, const std::string& name, Origins& origins) const;
   // "SECTION.NAME=VALUE"; of a table in a list "SECTION.LIST.ENTRY.NAME=VALUE". A value that is not TOML is a string.
-  void override_by(const std::string& assignment, Origins& origins);
+  void override_by(const std::string& assignment, Origins& origins) const;
 
   // Every key with the text of its value, those of tables in lists included, in the order of declaration.
   std::vector<KeyValue> values() const;
@@ -87,10 +87,12 @@ class KeyTable {
 
   std::vector<Key> all_keys() const;
   std::string nearest(const std::string& key) const;
-  void read_key(const Source& source, const toml::node& node, Origins& origins);
-  void read_section(const toml::table& section, const std::string& prefix, const Where& where, Origins& origins);
-  void read_list(const Table& list, const toml::node& node, const Where& where, Origins& origins);
-  void read_entry(const Table& list, const toml::table& entry, const Where& where, Origins& origins);
+  static bool read_one_of(const std::vector<Key>& keys, const std::string& name, const Source& source,
+                          const toml::node& node, Origins& origins);
+  void read_key(const Source& source, const toml::node& node, Origins& origins) const;
+  void read_section(const toml::table& section, const std::string& prefix, const Where& where, Origins& origins) const;
+  void read_list(const Table& list, const toml::node& node, const Where& where, Origins& origins) const;
+  void read_entry(const Table& list, const toml::table& entry, const Where& where, Origins& origins) const;
 
   std::vector<Key> keys_;
   std::vector<Table> tables_;

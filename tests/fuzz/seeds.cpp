@@ -40,6 +40,8 @@ void write_configs(const fs::path& folder) {
   write_file(folder / "sections.toml",
              "[model]\nschedule = [0, 128, \"1/4\", \"1/1\"]\ndim = 64\n[checkpoint]\nevery = \"auto\"\n"
              "[train]\nlr = 3e-4\nbetas = [0.9, 0.95]\nsteps = 10\n[run]\ndir = 'a\\b'\n[data]\ntrain = \"\"\"x\"\"\"");
+  write_file(folder / "lists.toml",
+             "[[data.validation]]\nname = \"a\"\npath = \"b\"\n[[data.validation]]\npath = 'c'\nname = \"d-2\"\n");
   write_file(folder / "dotted.toml", "model.dim = 0x40\ntrain = {lr = 1.0, steps = 1_000}\nrun.dir = \"\\u00e9\"\n");
 }
 
