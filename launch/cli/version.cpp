@@ -1,32 +1,16 @@
 #include "launch/cli/version.h"
 
-#include <mpi.h>
-
 #include "kernels/base/check.h"
 #include "launch/cli/commit.h"
 
 namespace tmamba {
-
-namespace {
-
-std::string mpi_version() {
-#if defined(OMPI_MAJOR_VERSION)
-  return str("Open MPI ", OMPI_MAJOR_VERSION, ".", OMPI_MINOR_VERSION, ".", OMPI_RELEASE_VERSION);
-#elif defined(MPICH_VERSION)
-  return str("MPICH ", MPICH_VERSION);
-#else
-  return str("MPI ", MPI_VERSION, ".", MPI_SUBVERSION);
-#endif
-}
-
-}  // namespace
 
 const BuildInfo& build_info() {
   static const BuildInfo info{.version = TMAMBA_VERSION,
                               .commit = TMAMBA_COMMIT,
                               .compiler = TMAMBA_COMPILER,
                               .cuda = TMAMBA_CUDA_VERSION,
-                              .mpi = mpi_version(),
+                              .mpi = TMAMBA_MPI_VERSION,
                               .hdf5 = TMAMBA_HDF5_VERSION};
   return info;
 }

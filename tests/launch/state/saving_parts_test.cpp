@@ -33,14 +33,14 @@ TEST(SpikeGuard, TellsALeapFromNoise) {
   SpikeGuard guard(8, 4);
   for (int i = 0; i < 8; ++i) {
     EXPECT_FALSE(leaps(guard, 100, 100)) << "judged on " << i << " steps";
-    guard.took(2 + 0.1 * (i % 2), 1 + 0.1 * (i % 3));
+    guard.applied(2 + 0.1 * (i % 2), 1 + 0.1 * (i % 3));
   }
   EXPECT_FALSE(leaps(guard, 2.2, 1.2));
   EXPECT_FALSE(leaps(guard, -100, -100));  // good news
   EXPECT_TRUE(leaps(guard, 2.3, 1.1));
   EXPECT_TRUE(leaps(guard, 2.05, 2.0));
   // It moves on with the run.
-  for (int i = 0; i < 8; ++i) guard.took(5 + 0.1 * (i % 2), 1 + 0.1 * (i % 3));
+  for (int i = 0; i < 8; ++i) guard.applied(5 + 0.1 * (i % 2), 1 + 0.1 * (i % 3));
   EXPECT_FALSE(leaps(guard, 5.1, 1.1));
   EXPECT_FALSE(leaps(SpikeGuard(0, 4), 1e9, 1e9));
 }
@@ -48,7 +48,7 @@ TEST(SpikeGuard, TellsALeapFromNoise) {
 TEST(SpikeGuard, ItsStateComesBackToTheLastBit) {
   SpikeGuard guard(16, 3), other(16, 3), shorter(4, 3);
   const Philox random(3, 1);
-  for (uint64_t i = 0; i < 40; ++i) guard.took(random.words(i)[0] * 1e-9 + 1, random.words(i)[1] * 1e-9);
+  for (uint64_t i = 0; i < 40; ++i) guard.applied(random.words(i)[0] * 1e-9 + 1, random.words(i)[1] * 1e-9);
   const std::string text = guard.state().dump();
   other.restore(nlohmann::json::parse(text));
   EXPECT_EQ(other.state().dump(), text);
