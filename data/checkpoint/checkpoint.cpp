@@ -20,7 +20,7 @@ using nlohmann::json;
 
 namespace {
 
-// What a rank tells rank 0 about its slices. `written` is null before they are written.
+// The message that a rank sends to rank 0 about its slices. `written` is null before they are written.
 json announce(int64_t step, std::span<const TensorSlice> slices, const RankFile* written) {
   json list = json::array();
   for (size_t i = 0; i < slices.size(); ++i) {
@@ -42,8 +42,8 @@ StoredSlice slice_from(const json& entry, size_t file) {
           .crc = entry.at(7)};
 }
 
-// A slice that another rank has announced, without its data.
-TensorSlice absent_slice(const json& entry) {
+// A slice that another rank has announced, with null data.
+TensorSlice remote_slice(const json& entry) {
   const std::vector<int64_t> sizes = entry.at(4);
   const DType dtype = dtype_named(entry.at(1));
   return {.name = entry.at(0),
@@ -53,7 +53,7 @@ TensorSlice absent_slice(const json& entry) {
                                     : ConstTensor(nullptr, {sizes[0], sizes[1]}, dtype)};
 }
 
-// Puts the ranks' announcements together, tensors in the order of their names whoever holds them.
+// Merges the ranks' announcements. Tensors are sorted by name, so the manifest does not depend on the layout.
 Manifest assemble(const std::vector<std::string>& announcements) {
   Manifest manifest;
   std::map<std::string, ManifestTensor> tensors;
@@ -75,7 +75,7 @@ Manifest assemble(const std::vector<std::string>& announcements) {
       ManifestTensor& tensor = tensors.try_emplace(name, ManifestTensor{name, dtype, shape, {}}).first->second;
       if (tensor.dtype != dtype || tensor.shape != shape) {
         throw Error(str("tensor ", name, " on rank ", rank, " is ", name_of(dtype), " ", entry.at(2).dump(),
-                        ", on a rank before it ", name_of(tensor.dtype), " ", json(tensor.shape).dump()));
+                        ", but on a lower rank ", name_of(tensor.dtype), " ", json(tensor.shape).dump()));
       }
       tensor.slices.push_back(slice_from(entry, manifest.files.empty() ? 0 : manifest.files.size() - 1));
     }
@@ -85,13 +85,16 @@ Manifest assemble(const std::vector<std::string>& announcements) {
 }
 
 void check_request(int64_t step, std::span<const TensorSlice> slices, const json& state, const SaveOptions& options) {
-  if (step < 0) throw Error(str("cannot save step ", step));
-  if (options.keep < 0 || options.keep_every < 0) throw UserError("a number of checkpoints to keep is negative");
+  if (step < 0) throw Error(str("cannot save the negative step ", step));
+  if (options.keep < 0 || options.keep_every < 0) {
+    throw UserError(str("checkpoint.keep = ", options.keep, " and checkpoint.keep_every = ", options.keep_every,
+                        " must not be negative"));
+  }
   for (const TensorSlice& slice : slices) check_slice(slice);
   check_state(state);
 }
 
-// Takes apart what was written for nothing. What cannot be removed now is a left-over that the next save removes.
+// Removes the temporary folder of a failed save. Errors are ignored: the next save removes left-overs.
 void discard(CollectiveGuard& guard, const fs::path& temporary) {
   std::error_code ignored;
   if (guard.is_root()) fs::remove_all(temporary, ignored);
@@ -107,12 +110,12 @@ struct CheckpointSave::Impl {
   json state;
   SaveOptions options;
   std::string file_name, nonce;
-  std::optional<SliceRelay> relay;  // where one rank writes for its host
-  // On that rank: whose each of `slices` is, and its number there.
+  std::optional<SliceRelay> relay;  // if one rank writes for its host
+  // On that rank: for each of `slices`, the rank of the host that owns it and its index there.
   std::vector<std::pair<int, int64_t>> origins;
   fs::path temporary, final_path;
   std::optional<RankFile> written;
-  std::exception_ptr problem;  // of write(), or of commit()
+  std::exception_ptr problem;  // from write() or commit()
   std::vector<std::string> announcements, warnings;
   int64_t bytes = 0;
   double seconds = 0;
@@ -128,8 +131,8 @@ struct CheckpointSave::Impl {
 
   bool writes() const { return !relay || options.host->leads(); }
 
-  // The slices of the host's other ranks join those of its leader, without their data. Collective among them.
-  void join_host() {
+  // Appends the slices of the host's other ranks, with null data, to those of its leader. Collective within the host.
+  void gather_host_slices() {
     relay.emplace(*options.host);
     relay->reset();
     CollectiveGuard host(options.host->ranks());
@@ -139,7 +142,7 @@ struct CheckpointSave::Impl {
     for (size_t rank = 1; rank < announced.size(); ++rank) {
       const json list = json::parse(announced[rank]).at("slices");
       for (size_t i = 0; i < list.size(); ++i) {
-        slices.push_back(absent_slice(list[i]));
+        slices.push_back(remote_slice(list[i]));
         origins.emplace_back(static_cast<int>(rank), static_cast<int64_t>(i));
       }
     }
@@ -175,15 +178,15 @@ CheckpointSave::CheckpointSave(Communicator& comm, const fs::path& checkpoints, 
     : impl_(std::make_unique<Impl>(comm, step, std::move(slices), state, options)) {
   CollectiveGuard& guard = impl_->guard;
   guard.on_all([&] {
-    if (checkpoints.empty()) throw UserError("no folder for checkpoints is given");
+    if (checkpoints.empty()) throw UserError("the path of the checkpoint folder is empty; give one");
     check_request(step, impl_->slices, state, options);
   });
   if (options.check_slices_first) {
     const auto announcements = guard.gather(announce(step, impl_->slices, nullptr).dump());
     guard.on_root([&] { check_tensors(assemble(announcements).tensors); });
   }
-  // All ranks have reset their channels when the next agreement is through.
-  if (options.host != nullptr) impl_->join_host();
+  // The broadcast below returns only after all ranks have reset their relay channels.
+  if (options.host != nullptr) impl_->gather_host_slices();
   impl_->nonce = guard.broadcast(guard.is_root() ? random_nonce() : "");
   const fs::path folder = fs::absolute(checkpoints);
   impl_->temporary = folder / temporary_name(step, impl_->nonce);
@@ -217,7 +220,7 @@ void CheckpointSave::agree() {
         impl_->writes() ? std::span<const TensorSlice>(impl_->slices) : std::span<const TensorSlice>();
     impl_->announcements = guard.gather(announce(impl_->step, slices, written).dump());
   } catch (...) {
-    // All ranks have come here and closed their files.
+    // on_all throws on all ranks, so every rank has closed its file.
     discard(guard, impl_->temporary);
     throw;
   }

@@ -1,6 +1,6 @@
-// Sharded checkpoints: a folder `step-00001000` of HDF5 files, one per writer, and `manifest.json`, which says which
-// slice of which tensor lies where, with a checksum of every slice and of every file. No rank layout in it: any layout
-// loads it by slices.
+// Sharded checkpoints: a folder `step-00001000` of HDF5 files, one per writer, and `manifest.json`, which lists the
+// location and checksum of every tensor slice and the checksum of every file. A checkpoint does not depend on the
+// parallel layout that wrote it: any layout loads the slices it needs.
 #pragma once
 
 #include <atomic>
@@ -20,24 +20,25 @@
 
 namespace tmamba {
 
-// A rectangle of a logical tensor, in host memory. Tensors are 1-D or 2-D.
+// A rectangular slice of a logical tensor, in host memory. Tensors are 1-D or 2-D.
 struct TensorSlice {
   std::string name;             // "model/embedding.weight", "optim/m/layers.0.mixer.q.weight", ...
   std::vector<int64_t> shape;   // of the logical tensor
-  std::vector<int64_t> offset;  // where the rectangle starts
-  ConstTensor data;             // the rectangle: sizes of the data, any row stride
+  std::vector<int64_t> offset;  // of the slice in the logical tensor
+  ConstTensor data;             // the slice, with any row stride
 };
 
 struct SaveOptions {
-  int64_t keep = 3;        // newest checkpoints to keep; 0 keeps all
-  int64_t keep_every = 0;  // checkpoints of steps divisible by this are never deleted; 0: none
-  // Whether the ranks' slices are held against each other before anything is written. They are in any case before the
-  // checkpoint becomes visible; ranks that always save the same slices need it once.
+  int64_t keep = 3;        // number of latest checkpoints to keep; 0 keeps all
+  int64_t keep_every = 0;  // never delete checkpoints of steps divisible by this; 0: no such rule
+  // Checks before writing that the ranks' slices cover every tensor exactly once. The check runs in any case before the
+  // checkpoint becomes visible, so ranks that always save the same slices need the early one only for the first save.
   bool check_slices_first = true;
-  // Ranks that share memory, of which the first writes for all (`checkpoint.writers = "node"`); null: every rank writes
-  // its own file. The memory is that of a SliceRelay. Must outlive the save.
+  // The ranks of a host, of which the first writes for all (`checkpoint.writers = "node"`); null: every rank writes its
+  // own file. Its shared memory is used by a SliceRelay. Must outlive the save.
   HostGroup* host = nullptr;
-  // Called on rank 0 right before the checkpoint gets its name; what it throws ends the save with nothing visible.
+  // Called on rank 0 right before the checkpoint is renamed to its final name; if it throws, the save fails and nothing
+  // becomes visible.
   std::function<void()> before_publish = {};
 };
 
@@ -45,31 +46,33 @@ struct SaveReport {
   std::filesystem::path path;
   int64_t bytes = 0;  // of all files of the checkpoint
   double seconds = 0;
-  // What failed after the checkpoint was whole and visible (an old one that could not be removed, say), one line each.
+  // Problems after the checkpoint became complete and visible, such as an old one that could not be removed; one line
+  // each.
   std::vector<std::string> warnings;
 };
 
-// Writes a checkpoint: all ranks of `comm` call it with the slices they own (together they cover every tensor once).
-// Files are written under a temporary name, closed, fsynced; then the manifest; then one rename; then the folder's
-// parent is fsynced and `latest` replaced. Throws on all ranks alike, leaving nothing visible, where any rank cannot
-// write (disk full, say) or the slices leave a hole or overlap. Rank 0's `state` goes into the manifest: configuration,
-// data position, whatever the run needs to go on; anything that JSON can hold. A checkpoint of the same step is
-// replaced in one step; left-overs of crashed saves are removed. One save at a time per folder. All ranks get the same
-// report.
+// Writes a checkpoint. Collective: all ranks of `comm` call it with the slices they own, which together cover every
+// tensor exactly once. The files are written and fsynced in a temporary folder, then the manifest, then the folder is
+// renamed, its parent is fsynced and `latest` is replaced. Rank 0's `state` is stored in the manifest: any JSON the run
+// needs to resume, such as configuration and data position. A checkpoint of the same step is replaced atomically, and
+// left-overs of crashed saves are removed. Throws on all ranks, leaving nothing visible, if a rank cannot write (for
+// example because the disk is full) or if the slices leave a hole or overlap. Only one save per folder may run at a
+// time. All ranks return the same report.
 SaveReport save_checkpoint(Communicator& comm, const std::filesystem::path& checkpoints, int64_t step,
                            std::span<const TensorSlice> slices, const nlohmann::json& state,
                            const SaveOptions& options);
 
-// The same save in pieces, for writing behind training. In this order, on every rank:
+// The same save in steps, so that it can run concurrently with training. Every rank calls, in this order:
 //
-//   constructor   collective; what can be wrong is found, the temporary folder is there
-//   write()       writes this rank's file; any thread, no communication
-//   agree()       collective, when write() has returned here; throws on all ranks alike where one could not write
-//   commit()      on rank 0: manifest, name, retention; any thread, no communication
-//   report()      collective, when commit() has returned on rank 0; throws on all ranks alike where it failed
+//   constructor   collective; checks the request and creates the temporary folder
+//   write()       writes this rank's file; on any thread, without communication
+//   agree()       collective, after write() has returned here; throws on all ranks if a rank could not write
+//   commit()      on rank 0 writes the manifest, renames the folder and applies the retention; on any thread, without
+//                 communication
+//   report()      collective, after commit() has returned on rank 0; throws on all ranks if it failed
 //
-// Whatever is thrown, nothing is visible and the temporary folder is gone. The slices' data must not change from the
-// constructor to the end of write(); the communicator must outlive all.
+// If any of them throws, nothing is visible and the temporary folder is removed. The slices' data must not change
+// between the constructor and the end of write(); the communicator must outlive this object.
 class CheckpointSave {
  public:
   CheckpointSave(Communicator& comm, const std::filesystem::path& checkpoints, int64_t step,
@@ -78,12 +81,12 @@ class CheckpointSave {
   CheckpointSave(const CheckpointSave&) = delete;
   CheckpointSave& operator=(const CheckpointSave&) = delete;
 
-  // Keep what goes wrong for agree() and report().
+  // These store exceptions, which agree() and report() throw.
   void write() noexcept;
   void commit() noexcept;
   void agree();
   SaveReport report();
-  // From another thread: write() gives up soon.
+  // From another thread: makes write() stop soon with an error.
   void cancel() { cancelled_ = true; }
 
  private:
@@ -92,12 +95,13 @@ class CheckpointSave {
   std::unique_ptr<Impl> impl_;
 };
 
-// Whether each rank (with `host`: for all of its host) could write `bytes` bytes to the folder now: makes the folder
-// and the files of a save, takes the space and gives it back. Collective; throws on all ranks alike as a save would.
+// Checks that every rank (with `host`: every host's writer) can write `bytes` bytes per rank to the folder: creates the
+// folder and the files of a save, allocates the space and removes them again. Collective; throws on all ranks as a save
+// would.
 void try_checkpoint_space(Communicator& comm, const std::filesystem::path& checkpoints, int64_t bytes,
                           HostGroup* host = nullptr);
 
-// Bytes that are missing, or are not those that were written. what() names the file and, where known, the tensor.
+// The checkpoint lacks bytes or has other bytes than were written. what() names the file and, if known, the tensor.
 class DamagedCheckpoint : public Error {
  public:
   using Error::Error;
@@ -109,14 +113,15 @@ struct StoredTensor {
   std::vector<int64_t> shape;
 };
 
-// When a reader looks at the files that hold tensors: at all of them when it is made, or at each when something in it
-// is asked for, which spares the file system where thousands of ranks read a checkpoint of thousands.
+// When a reader opens the tensor files to check their sizes: all of them in the constructor, or each on first use. The
+// latter spares the file system when thousands of ranks open a checkpoint of thousands of files.
 enum class FileCheck : uint8_t { at_once, when_read };
 
-// A checkpoint open for reading. Opening reads and checks the manifest alone: the schema, the sizes of the files, and
-// that the slices cover every tensor exactly. The bytes are read by the manifest, not by the HDF5 library, so that a
-// file made to attack the library does nothing. Throws DamagedCheckpoint; UserError where the folder is no checkpoint
-// or is of another format version; FileError (data/io/fs.h) where the system refuses. May be read from several threads.
+// A checkpoint open for reading, treated as untrusted input. Opening reads the manifest and checks its schema, the
+// sizes of the files, and that the slices cover every tensor exactly. Tensor bytes are read at the positions that the
+// manifest lists, without an HDF5 parser. Throws DamagedCheckpoint if the checkpoint is damaged, UserError if the
+// folder is not a checkpoint or has another format version, and FileError (data/io/fs.h) if a system call fails.
+// Thread-safe.
 class CheckpointReader {
  public:
   explicit CheckpointReader(const std::filesystem::path& path, FileCheck check = FileCheck::at_once);
@@ -129,15 +134,16 @@ class CheckpointReader {
   // Sorted by name.
   const std::vector<StoredTensor>& tensors() const;
   bool has(const std::string& name) const;
-  // Bytes of all files that hold tensors.
+  // Bytes of all tensor files.
   int64_t bytes() const;
-  // Fills the host tensor `out` (any row stride) with the rectangle of tensor `name` that starts at `offset`. Element
-  // types are converted between float32, float64 and bfloat16, to the nearest number. A slice that is touched for the
-  // first time is read whole and verified; a mismatch throws DamagedCheckpoint naming file, tensor and offset, and
+  // Fills the host tensor `out` (any row stride) with the slice of tensor `name` that starts at `offset` and has out's
+  // sizes. Converts between float32, float64 and bfloat16, rounding to nearest. The first read from a stored slice
+  // reads all of it and verifies its checksum; a mismatch throws DamagedCheckpoint naming file, tensor and offset, and
   // leaves `out` undefined.
   void read(const std::string& name, std::span<const int64_t> offset, const Tensor& out) const;
-  // Checks every file's hash and every slice's checksum. Returns the problems found, one line each; none means whole.
-  // `part` of `parts` checks only its share of the files, so that ranks can divide the work. Uses all cores.
+  // Verifies every file's hash and every slice's checksum. Returns the problems, one line each; empty if the checkpoint
+  // is complete and undamaged. Checks only the files with index % parts == part, so that ranks can divide the work.
+  // Uses all cores.
   std::vector<std::string> verify(int64_t part = 0, int64_t parts = 1) const;
 
  private:
@@ -145,23 +151,23 @@ class CheckpointReader {
   std::unique_ptr<Impl> impl_;
 };
 
-// Folders of whole-looking checkpoints (a manifest is there) in `checkpoints`, oldest first.
+// Folders in `checkpoints` that have a checkpoint's name and a manifest, oldest first. Does not verify them.
 std::vector<std::filesystem::path> list_checkpoints(const std::filesystem::path& checkpoints);
 
-// Why a checkpoint in a folder of checkpoints cannot be used, the first problem alone: its manifest is damaged or that
-// of another step than the folder's name says, or bytes are not those that were written. Empty where it is whole. Reads
-// everything, or only `part` of `parts` of the files. What is no damage throws, as for CheckpointReader.
+// The first problem that makes a checkpoint unusable: its manifest is damaged or is of another step than the folder's
+// name, or bytes fail their checksum. Empty if it is complete. Verifies all files, or those of `part` of `parts` (see
+// CheckpointReader::verify). Other failures throw, as in CheckpointReader.
 std::string damage_of(const std::filesystem::path& path, int64_t part = 0, int64_t parts = 1);
 
-// The newest checkpoint that verifies. A damaged one is renamed to `NAME.damaged` after `on_damage(path, problem)` was
-// called (on rank 0), and the one before it is tried. What is no damage - permissions, too many open files, a newer
-// format version - throws and renames nothing. The ranks of `comm` share the work of verifying and all get the same
-// answer.
+// The latest complete checkpoint; nullopt if there is none. A damaged one is renamed to `NAME.damaged`, after rank 0
+// has called `on_damage(path, problem)`, and the one before it is tried. Failures other than damage (permissions, too
+// many open files, a newer format version) throw and rename nothing. Collective: the ranks of `comm` share the work of
+// verifying and return the same path.
 std::optional<std::filesystem::path> newest_checkpoint(
     Communicator& comm, const std::filesystem::path& checkpoints,
     const std::function<void(const std::filesystem::path&, const std::string&)>& on_damage);
 
-// The same, called on one rank.
+// The same on a single rank.
 std::optional<std::filesystem::path> newest_checkpoint(
     const std::filesystem::path& checkpoints,
     const std::function<void(const std::filesystem::path&, const std::string&)>& on_damage);

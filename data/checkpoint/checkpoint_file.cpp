@@ -1,6 +1,7 @@
-// HDF5 lays the file out - every dataset contiguous, its place reserved - and is closed again. The bytes then stream to
-// those places through one loop that sums them for both checksums while they are in the cache and writes them, so that
-// nothing is read back, an error of the disk is the system's own, and no lock of the HDF5 library is held meanwhile.
+// Writing has two passes. First HDF5 creates all datasets, contiguous and with allocated space, and closes the file.
+// Then one loop streams the tensor bytes to these positions with plain writes and computes both checksums while the
+// bytes are in the cache. Nothing is read back, disk errors have the system's message, and the HDF5 library is not
+// locked during the writes.
 #include "data/checkpoint/checkpoint_file.h"
 
 #include <algorithm>
@@ -32,36 +33,36 @@ std::string join(const std::vector<int64_t>& numbers) {
   return text;
 }
 
-// Makes the file with all its datasets; fills in where each one lies.
-std::vector<StoredSlice> lay_out(const std::filesystem::path& path, std::span<const TensorSlice> slices) {
+// Creates the file with all its datasets; returns their names and positions.
+std::vector<StoredSlice> create_datasets(const std::filesystem::path& path, std::span<const TensorSlice> slices) {
   std::vector<StoredSlice> stored;
   H5DatasetOptions reserved;
   reserved.reserved = true;
   H5File file = H5File::create(path);
   for (const TensorSlice& slice : slices) {
-    StoredSlice place = describe(slice);
-    const bool whole = place.shape == slice.shape;
-    const std::string offset = join(place.offset), tensor_shape = join(slice.shape);
-    place.dataset = whole ? str("/", slice.name) : str("/", slice.name, "/", offset);
-    place.position = file.create_dataset(place.dataset, h5_type(slice.data.dtype()), place.shape, reserved).position();
-    if (slice.data.dtype() == DType::bf16) file.set_attribute(place.dataset, "dtype", name_of(DType::bf16));
-    if (!whole) {
-      file.set_attribute(place.dataset, "offset", offset);
-      file.set_attribute(place.dataset, "tensor_shape", tensor_shape);
+    StoredSlice out = describe(slice);
+    const bool complete = out.shape == slice.shape;
+    const std::string offset = join(out.offset), tensor_shape = join(slice.shape);
+    out.dataset = complete ? str("/", slice.name) : str("/", slice.name, "/", offset);
+    out.position = file.create_dataset(out.dataset, h5_type(slice.data.dtype()), out.shape, reserved).position();
+    if (slice.data.dtype() == DType::bf16) file.set_attribute(out.dataset, "dtype", name_of(DType::bf16));
+    if (!complete) {
+      file.set_attribute(out.dataset, "offset", offset);
+      file.set_attribute(out.dataset, "tensor_shape", tensor_shape);
     }
-    stored.push_back(std::move(place));
+    stored.push_back(std::move(out));
   }
   file.close();
   return stored;
 }
 
-// Goes through a laid-out file once, from its beginning to its end.
-class Filler {
+// Streams once through a file that create_datasets() has made, writing tensors and hashing all bytes.
+class FileFiller {
  public:
-  Filler(File& file, const std::atomic<bool>& cancelled) : file_(file), cancelled_(cancelled), block_(kBlock) {}
+  FileFiller(File& file, const std::atomic<bool>& cancelled) : file_(file), cancelled_(cancelled), block_(kBlock) {}
 
-  // Takes what HDF5 wrote, up to `end`.
-  void keep_until(int64_t end) {
+  // Hashes the bytes that HDF5 wrote, up to `end`.
+  void hash_until(int64_t end) {
     while (position_ < end) {
       const size_t bytes = std::min(kBlock, static_cast<size_t>(end - position_));
       file_.read(position_, block_.data(), bytes);
@@ -70,7 +71,7 @@ class Filler {
     }
   }
 
-  // Writes the tensor here; returns its CRC32C.
+  // Writes the tensor at the current position; returns its CRC32C.
   uint32_t fill(const ConstTensor& x) {
     crc_ = 0;
     const int64_t runs = x.contiguous() ? 1 : x.size(0);
@@ -91,14 +92,14 @@ class Filler {
     return crc_;
   }
 
-  // Writes `bytes` bytes that come in pieces; returns their CRC32C.
+  // Writes `bytes` bytes from `pull` at the current position; returns their CRC32C.
   uint32_t fill_from(int64_t bytes, const std::function<void(char* out, size_t bytes)>& pull) {
     crc_ = 0;
     while (bytes > 0) {
-      const size_t piece = std::min(kBlock, static_cast<size_t>(bytes));
-      pull(block_.data(), piece);
-      put(block_.data(), piece);
-      bytes -= static_cast<int64_t>(piece);
+      const size_t count = std::min(kBlock, static_cast<size_t>(bytes));
+      pull(block_.data(), count);
+      put(block_.data(), count);
+      bytes -= static_cast<int64_t>(count);
     }
     return crc_;
   }
@@ -111,7 +112,7 @@ class Filler {
   }
 
   void put(const char* data, size_t bytes) {
-    if (cancelled_) throw Error(str(file_.path().string(), ": given up, the program ends"));
+    if (cancelled_) throw Error(str(file_.path().string(), ": the save was cancelled because the program is exiting"));
     crc_ = crc32c(crc_, data, bytes);
     sha_.add(data, bytes);
     file_.write(position_, data, bytes);
@@ -148,7 +149,7 @@ void check_slice(const TensorSlice& slice) {
   if (data.device() != Device::cpu) throw Error(str(where, " is in device memory; copy it to the host first"));
   if (data.empty()) throw Error(str(where, " has no data"));
   if (!data.contiguous() && !(data.dims() == 2 && (data.stride(1) == 1 || data.size(1) == 1))) {
-    throw Error(str(where, " has gaps inside its rows; only whole rows may lie apart"));
+    throw Error(str(where, " has gaps inside its rows; rows must be contiguous"));
   }
   try {
     checked_bytes(slice.shape, data.dtype());
@@ -169,7 +170,7 @@ RankFile write_rank_file(const std::filesystem::path& path, std::span<const Tens
   int64_t bytes = 0;
   for (const TensorSlice& slice : slices) bytes += slice.data.bytes();
   try_space(path, bytes);
-  RankFile out{{path.filename().string(), 0, ""}, lay_out(path, slices)};
+  RankFile out{{path.filename().string(), 0, ""}, create_datasets(path, slices)};
   File file = File::open_update(path);
   out.file.bytes = file.bytes();
   file.reserve(out.file.bytes);
@@ -177,14 +178,14 @@ RankFile write_rank_file(const std::filesystem::path& path, std::span<const Tens
   std::iota(order.begin(), order.end(), size_t{0});
   std::sort(order.begin(), order.end(),
             [&](size_t a, size_t b) { return out.slices[a].position < out.slices[b].position; });
-  Filler filler(file, cancelled);
+  FileFiller filler(file, cancelled);
   for (size_t i : order) {
-    filler.keep_until(out.slices[i].position);
+    filler.hash_until(out.slices[i].position);
     const ConstTensor& data = slices[i].data;
     out.slices[i].crc = data.empty() ? filler.fill_from(data.bytes(), [&](char* to, size_t size) { pull(i, to, size); })
                                      : filler.fill(data);
   }
-  filler.keep_until(out.file.bytes);
+  filler.hash_until(out.file.bytes);
   out.file.sha256 = filler.sha256();
   file.sync();
   file.close();

@@ -17,7 +17,8 @@ constexpr std::string_view kPrefix = "step-";
 constexpr int kDigits = 8;
 constexpr const char* kLatest = "latest";
 
-// Removes a folder of ours and all in it, its manifest first and durably.
+// Removes a folder and its content. The manifest is removed first and durably, so that a crash leaves no folder that
+// looks complete.
 void remove_tree(const fs::path& folder) {
   const fs::path manifest = folder / kManifestName;
   std::error_code error;
@@ -30,7 +31,7 @@ void remove_tree(const fs::path& folder) {
   if (error) throw FileError("remove", folder, error.value());
 }
 
-// The checkpoint that NAME.MARK-NONCE belongs to, or "latest"; empty for other names.
+// NAME of "NAME" + mark + NONCE if it is a checkpoint's name or "latest"; else empty.
 std::string owner_of(const std::string& name, std::string_view mark) {
   const size_t at = name.find(mark);
   if (at == std::string::npos) return "";
@@ -43,17 +44,18 @@ bool is_left_over(const std::string& name, const std::string& nonce) {
   return !owner_of(name, ".tmp-").empty() || !owner_of(name, ".old-").empty();
 }
 
-bool keeps_for_ever(const fs::path& path, const SaveOptions& options) {
+bool is_permanent(const fs::path& path, const SaveOptions& options) {
   return options.keep_every > 0 && step_of_name(path.filename().string()).value() % options.keep_every == 0;
 }
 
-// The step that a folder's own name says, however the path is written: "step-00000005/", ".".
+// The step in a folder's name, for any form of its path, such as "step-00000005/" or ".".
 std::optional<int64_t> step_of_folder(const fs::path& folder) {
   const fs::path full = fs::absolute(folder).lexically_normal();
   return step_of_name((full.has_filename() ? full : full.parent_path()).filename().string());
 }
 
-// For file systems that cannot swap two names. recover_set_aside() mends a crash between the renames.
+// For file systems that cannot swap two names. After a crash between the renames, recover_set_aside() restores the old
+// checkpoint.
 void replace_by_renames(const fs::path& temporary, const fs::path& final_path, const fs::path& aside) {
   rename_new(final_path, aside);
   try {
@@ -89,25 +91,27 @@ std::optional<int64_t> step_of_name(const std::string& name) {
 std::string temporary_name(int64_t step, const std::string& nonce) { return checkpoint_name(step) + ".tmp-" + nonce; }
 
 fs::path checkpoint_at(const fs::path& path) {
-  if (!fs::exists(path)) throw UserError(str(path.string(), ": there is no such checkpoint or run folder"));
+  if (!fs::exists(path)) throw UserError(str(path.string(), ": no such checkpoint or run directory"));
   if (fs::is_regular_file(path) && path.filename() == kLatest) {
     std::string name = read_text(fs::canonical(path), 256);
     while (name.ends_with('\n')) name.pop_back();
-    if (!step_of_name(name)) throw UserError(str(path.string(), ": does not hold the name of a checkpoint"));
+    if (!step_of_name(name)) throw UserError(str(path.string(), ": does not contain the name of a checkpoint"));
     return path.parent_path() / name;
   }
-  if (!fs::is_directory(path)) throw UserError(str(path.string(), ": is a file; expected a checkpoint or run folder"));
+  if (!fs::is_directory(path))
+    throw UserError(str(path.string(), ": is a file; expected a checkpoint or run directory"));
   if (fs::exists(path / kManifestName) || step_of_folder(path)) return path;
   const fs::path folder = fs::exists(path / "checkpoints") ? path / "checkpoints" : path;
   const std::vector<fs::path> all = list_checkpoints(folder);
-  if (all.empty()) throw UserError(str(folder.string(), ": no checkpoints"));
+  if (all.empty()) throw UserError(str(folder.string(), ": contains no complete checkpoint"));
   return all.back();
 }
 
 std::string misplaced(const CheckpointReader& reader) {
   const auto step = step_of_folder(reader.path());
   if (!step || *step == reader.step()) return "";
-  return str(reader.path().string(), ": its manifest is that of step ", reader.step());
+  return str(reader.path().string(), ": the manifest is of step ", reader.step(), ", the folder's name of step ",
+             *step);
 }
 
 void publish_checkpoint(const fs::path& temporary, const fs::path& final_path, const std::string& nonce) {
@@ -120,7 +124,7 @@ void publish_checkpoint(const fs::path& temporary, const fs::path& final_path, c
   try {
     sync_folder(final_path.parent_path());
   } catch (...) {
-    // It may not be on the disk, so it must not be visible either.
+    // The rename may not be durable, so it is undone.
     if (replaces) {
       exchange(temporary, final_path);
     } else {
@@ -151,7 +155,7 @@ std::vector<fs::path> beyond_retention(const fs::path& current, const SaveOption
   std::erase(others, current);
   int64_t kept = 1;
   for (auto path = others.rbegin(); path != others.rend(); ++path) {
-    if (options.keep == 0 || kept++ < options.keep || keeps_for_ever(*path, options)) continue;
+    if (options.keep == 0 || kept++ < options.keep || is_permanent(*path, options)) continue;
     out.push_back(*path);
   }
   std::reverse(out.begin(), out.end());
@@ -169,7 +173,7 @@ VerifiedRetention verified_retention(const fs::path& checkpoints, const SaveOpti
       } else {
         found.damaged.push_back({*path, problem});
       }
-    } else if (keeps_for_ever(*path, options)) {
+    } else if (is_permanent(*path, options)) {
       ++found.kept;
     } else {
       found.beyond.push_back(*path);

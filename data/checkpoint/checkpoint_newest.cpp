@@ -24,7 +24,7 @@ fs::path free_damaged_name(const fs::path& path) {
 
 std::string damage_of(const fs::path& path, int64_t part, int64_t parts) {
   try {
-    const CheckpointReader reader(path, FileCheck::when_read);  // verify() looks
+    const CheckpointReader reader(path, FileCheck::when_read);  // verify() opens the files
     if (const std::string wrong = misplaced(reader); !wrong.empty()) return wrong;
     const auto problems = reader.verify(part, parts);
     return problems.empty() ? "" : problems.front();
@@ -38,7 +38,7 @@ std::optional<fs::path> newest_checkpoint(Communicator& comm, const fs::path& ch
   CollectiveGuard guard(comm);
   guard.on_root([&] { recover_set_aside(checkpoints); });
   while (true) {
-    // Rank 0's list counts: other nodes may see an older one.
+    // All ranks use rank 0's list, because other nodes may see an older state of the file system.
     std::string name;
     guard.on_root([&] {
       const auto candidates = list_checkpoints(checkpoints);

@@ -20,8 +20,8 @@ namespace {
 constexpr int64_t kBlock = int64_t{1} << 20;  // a multiple of every element size; fits the L2 cache
 constexpr int64_t kMaxManifestBytes = int64_t{256} << 20;
 
-// Whether a failed call says that the checkpoint is not what it was, rather than that this program may not look, or
-// that the file system is in trouble (EIO): that may pass, and must not cost a run all its checkpoints.
+// Whether a failed call means that the checkpoint is damaged. Denied permissions and I/O errors (EIO) do not: they may
+// be temporary, and a run must not set aside all its checkpoints because of them.
 bool means_damage(const FileError& error) {
   constexpr int codes[] = {0, ENOENT, ENOTDIR, ELOOP, EINVAL, EISDIR, ENXIO};
   return std::find(std::begin(codes), std::end(codes), error.code()) != std::end(codes);
@@ -37,7 +37,7 @@ auto or_damaged(Work&& work) {
   }
 }
 
-// Part of a tensor as rows and columns; a 1-D tensor is one row.
+// A slice of a tensor as rows and columns; a 1-D tensor is one row.
 struct Rectangle {
   int64_t row, rows, column, columns;
 };
@@ -53,11 +53,12 @@ Rectangle intersect(const Rectangle& a, const Rectangle& b) {
           std::min(a.column + a.columns, b.column + b.columns) - column};
 }
 
-// Copies from a slice that arrives piece by piece in row-major order to the tensor that is being filled.
+// Copies elements of a stored slice, which arrive in row-major blocks, to the tensor that is being filled. All
+// rectangles are in coordinates of the logical tensor.
 struct Target {
-  Rectangle slice;   // of the tensor
-  Rectangle wanted;  // the part of it to copy
-  Rectangle out;     // of the tensor
+  Rectangle slice;   // the stored slice
+  Rectangle wanted;  // the intersection of `slice` and `out`
+  Rectangle out;     // what `tensor` holds
   DType stored;
   const Tensor& tensor;
 
@@ -67,7 +68,7 @@ struct Target {
     return static_cast<char*>(tensor.raw()) + element * static_cast<int64_t>(size_of(tensor.dtype()));
   }
 
-  // Elements [first, first + count) of the slice.
+  // Copies those of elements [first, first + count) of the slice that are wanted.
   void take(const char* data, int64_t first, int64_t count) const {
     const int64_t end = first + count;
     const int64_t first_row = std::max(first / slice.columns, wanted.row - slice.row);
@@ -89,9 +90,9 @@ struct CheckpointReader::Impl {
   fs::path path;
   Manifest manifest;
   std::vector<StoredTensor> tensors;
-  std::vector<size_t> first_slice;  // of each tensor, in `verified`
-  std::unique_ptr<std::atomic<bool>[]> verified;
-  std::mutex mutex;  // guards the file that is kept open
+  std::vector<size_t> first_slice;                // index in `verified` of each tensor's first slice
+  std::unique_ptr<std::atomic<bool>[]> verified;  // per slice: its checksum matched
+  std::mutex mutex;                               // guards `open` and `open_index`
   size_t open_index = 0;
   std::shared_ptr<const File> open;
 
@@ -109,7 +110,7 @@ CheckpointReader::Impl::Impl(const fs::path& folder, FileCheck check) : path(fol
   const fs::path manifest_path = path / kManifestName;
   if (!fs::is_directory(path)) throw UserError(path.string() + ": no such folder; expected a checkpoint");
   if (!fs::exists(fs::symlink_status(manifest_path))) {
-    throw UserError(str(path.string(), ": is no checkpoint, or was not written to its end: it has no ", kManifestName));
+    throw UserError(str(path.string(), ": is not a complete checkpoint: it has no ", kManifestName));
   }
   try {
     manifest = parse_manifest(or_damaged([&] { return read_text(manifest_path, kMaxManifestBytes); }));
@@ -134,18 +135,18 @@ CheckpointReader::Impl::Impl(const fs::path& folder, FileCheck check) : path(fol
   verified = std::make_unique<std::atomic<bool>[]>(slices);
 }
 
-// Throws where the file's size is not the manifest's.
+// Opens the file; throws DamagedCheckpoint if its size differs from the manifest's.
 std::shared_ptr<const File> CheckpointReader::Impl::open_checked(size_t index) const {
   return or_damaged([&] {
     auto opened = std::make_shared<const File>(File::open_read(at(index)));
     const int64_t bytes = opened->bytes(), expected = manifest.files[index].bytes;
     if (bytes == expected) return opened;
     throw DamagedCheckpoint(
-        str(at(index), ": has ", bytes, " bytes, the manifest says ", expected, ": it is cut short or was changed"));
+        str(at(index), ": has ", bytes, " bytes, expected ", expected, ": it is truncated or was changed"));
   });
 }
 
-// The file, open; it is opened again unless it was the last one asked for.
+// The open file. Only the last one used stays open.
 std::shared_ptr<const File> CheckpointReader::Impl::file(size_t index) {
   const std::lock_guard lock(mutex);
   if (!open || open_index != index) {
@@ -187,7 +188,7 @@ void CheckpointReader::Impl::read_slice(const ManifestTensor& tensor, size_t sli
   if (crc != stored.crc) {
     throw DamagedCheckpoint(str(at(stored.file), ": tensor ", tensor.name, ", slice ", brackets(stored.shape), " at ",
                                 brackets(stored.offset), ": its bytes [", stored.position, ", ",
-                                stored.position + end * width, ") have CRC32C ", hex8(crc), ", the manifest says ",
+                                stored.position + end * width, ") have CRC32C ", hex8(crc), ", expected ",
                                 hex8(stored.crc), ": the file is damaged"));
   }
   known.store(true);
@@ -215,14 +216,14 @@ void CheckpointReader::read(const std::string& name, std::span<const int64_t> of
   if (tensor == nullptr) throw Error(str(path().string(), ": has no tensor ", name));
   const std::string where = str(path().string(), ": tensor ", name, " ", brackets(tensor->shape));
   const size_t dims = tensor->shape.size();
-  TM_CHECK(offset.size() == dims && static_cast<size_t>(out.dims()) == dims, where, " is asked for with ",
-           offset.size(), " offsets and ", out.dims(), " sizes");
+  TM_CHECK(offset.size() == dims && static_cast<size_t>(out.dims()) == dims, where, ": read with ", offset.size(),
+           " offsets and ", out.dims(), " sizes");
   std::vector<int64_t> sizes;
   for (size_t i = 0; i < dims; ++i) {
     sizes.push_back(out.size(static_cast<int>(i)));
     TM_CHECK(
         offset[i] >= 0 && sizes[i] >= 0 && offset[i] <= tensor->shape[i] && sizes[i] <= tensor->shape[i] - offset[i],
-        where, ": the rectangle ", out.shape(), " at ", brackets(offset), " lies outside");
+        where, ": the slice ", out.shape(), " at ", brackets(offset), " is outside the tensor");
   }
   if (out.numel() == 0) return;
   const int last = out.dims() - 1;
@@ -242,33 +243,33 @@ void CheckpointReader::read(const std::string& name, std::span<const int64_t> of
 
 namespace {
 
-// A slice whose checksum grows as the file goes by.
-struct Running {
+// The checksum of a slice while its file is streamed.
+struct SliceChecksum {
   const ManifestTensor* tensor;
   const StoredSlice* slice;
-  int64_t begin, end;
-  uint32_t crc = 0;
+  int64_t begin, end;  // bytes of the file
+  uint32_t crc = 0;    // of the bytes streamed so far
 };
 
-std::vector<Running> slices_in(const Manifest& manifest, size_t file) {
-  std::vector<Running> out;
+std::vector<SliceChecksum> slices_in(const Manifest& manifest, size_t file) {
+  std::vector<SliceChecksum> out;
   for (const ManifestTensor& tensor : manifest.tensors) {
     for (const StoredSlice& slice : tensor.slices) {
       if (slice.file != file) continue;
       out.push_back({&tensor, &slice, slice.position, slice.position + checked_bytes(slice.shape, tensor.dtype)});
     }
   }
-  std::sort(out.begin(), out.end(), [](const Running& a, const Running& b) { return a.begin < b.begin; });
+  std::sort(out.begin(), out.end(), [](const SliceChecksum& a, const SliceChecksum& b) { return a.begin < b.begin; });
   return out;
 }
 
 }  // namespace
 
-// One pass over the file for its hash and its slices' checksums.
+// Computes the file's hash and its slices' checksums in one pass; returns the problems.
 std::vector<std::string> CheckpointReader::Impl::verify_file(size_t index) const {
   const ManifestFile& expected = manifest.files[index];
   std::vector<std::string> problems;
-  std::vector<Running> slices = slices_in(manifest, index);
+  std::vector<SliceChecksum> slices = slices_in(manifest, index);
   Sha256 sha;
   try {
     const auto source = open_checked(index);
@@ -290,22 +291,22 @@ std::vector<std::string> CheckpointReader::Impl::verify_file(size_t index) const
   } catch (const DamagedCheckpoint& error) {
     return {error.what()};
   }
-  for (const Running& slice : slices) {
+  for (const SliceChecksum& slice : slices) {
     if (slice.crc == slice.slice->crc) continue;
     problems.push_back(str(at(index), ": tensor ", slice.tensor->name, ", slice ", brackets(slice.slice->shape), " at ",
-                           brackets(slice.slice->offset), ": CRC32C ", hex8(slice.crc), ", the manifest says ",
+                           brackets(slice.slice->offset), ": CRC32C is ", hex8(slice.crc), ", expected ",
                            hex8(slice.slice->crc), ": the file is damaged"));
   }
   const std::string found = sha.hex();
   if (found != expected.sha256) {
-    problems.push_back(str(at(index), ": SHA-256 ", found, ", the manifest says ", expected.sha256,
-                           ": the file is damaged", problems.empty() ? " outside its tensors" : ""));
+    problems.push_back(str(at(index), ": SHA-256 is ", found, ", expected ", expected.sha256, ": the file is damaged",
+                           problems.empty() ? " outside its tensors" : ""));
   }
   return problems;
 }
 
 std::vector<std::string> CheckpointReader::verify(int64_t part, int64_t parts) const {
-  TM_CHECK(part >= 0 && part < parts, "part ", part, " of ", parts);
+  TM_CHECK(part >= 0 && part < parts, "part ", part, " is not in [0, ", parts, ")");
   std::vector<size_t> mine;
   for (size_t i = static_cast<size_t>(part); i < impl_->manifest.files.size(); i += static_cast<size_t>(parts)) {
     mine.push_back(i);

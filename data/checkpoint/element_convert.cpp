@@ -14,7 +14,7 @@ bool is_float(DType dtype) { return dtype == DType::f32 || dtype == DType::f64 |
 
 bf16_t rounded(float x) { return to_bf16(x); }
 bf16_t rounded(double x) {
-  // Through float, rounded to odd: rounding to nearest twice could be off by one.
+  // Round to odd as the step to float: rounding to nearest twice (double rounding) could be off by one ulp.
   float y = static_cast<float>(x);
   if (!std::isnan(x) && static_cast<double>(y) != x) {
     uint32_t bits = std::bit_cast<uint32_t>(y);

@@ -17,7 +17,7 @@ constexpr std::string_view kSealEnd = "\"\n}\n";
 constexpr size_t kSealBytes = kSealBegin.size() + 64 + kSealEnd.size();
 constexpr int kMaxDepth = 64;
 
-// The value of a member of exactly this kind. `where` is for messages.
+// Each of these returns a JSON value as one type and throws Error "WHERE ..." if it has another one.
 const json& member(const json& object, const char* key, const std::string& where) {
   const auto found = object.find(key);
   if (found == object.end()) throw Error(str(where, " has no \"", key, "\""));
@@ -32,7 +32,7 @@ int64_t integer(const json& value, const std::string& where) {
 }
 
 const std::string& text_of(const json& value, const std::string& where) {
-  if (!value.is_string()) throw Error(str(where, " is not a text"));
+  if (!value.is_string()) throw Error(str(where, " is not a string"));
   return value.get_ref<const std::string&>();
 }
 
@@ -100,21 +100,21 @@ ManifestFile parse_file(const json& value, const std::string& where) {
           .sha256 = text_of(member(value, "sha256", where), where + ".sha256")};
 }
 
-// The text before the seal, once the seal is found to fit.
+// The text before the seal; throws Error if the seal does not match it.
 std::string_view unseal(std::string_view text) {
-  if (text.size() < kSealBytes) throw Error("the file is cut short");
+  if (text.size() < kSealBytes) throw Error(str("the file is truncated: it has ", text.size(), " bytes"));
   const std::string_view body = text.substr(0, text.size() - kSealBytes), seal = text.substr(body.size());
   if (!seal.starts_with(kSealBegin) || !seal.ends_with(kSealEnd)) {
-    throw Error("the file does not end in its own SHA-256: it is cut short or damaged");
+    throw Error("the file does not end with its SHA-256: it is truncated or damaged");
   }
   if (seal.substr(kSealBegin.size(), 64) != sha256_hex(body)) {
-    throw Error("the file's bytes do not have the SHA-256 written at its end: it is damaged");
+    throw Error("SHA-256 mismatch: the file's bytes do not match the hash at its end; it is damaged");
   }
   return body;
 }
 
 json parse_json(std::string_view text) {
-  // Deeper nesting than any run writes would overflow the stack of whoever prints it.
+  // Printing deeply nested JSON overflows the stack. No run writes more than a few levels.
   const auto depth_guard = [](int depth, json::parse_event_t, json&) {
     if (depth > kMaxDepth) throw Error(str("the JSON is nested deeper than ", kMaxDepth, " levels"));
     return true;
@@ -136,13 +136,13 @@ std::string hex8(uint32_t value) {
 
 void check_state(const json& state) {
   try {
-    // NaN and infinity are written as null without a word.
-    const json wrapped = {{"state", state}};  // as deep as it will be in the manifest
+    // The library writes NaN and infinity as null, so the comparison detects them.
+    const json wrapped = {{"state", state}};  // the same nesting depth as in the manifest
     if (parse_json(wrapped.dump()) == wrapped) return;
   } catch (const json::exception& error) {
     throw Error(str("the state of the run cannot be written as JSON: ", error.what()));
   }
-  throw Error("the state of the run cannot be written as JSON: it holds a number that is not finite");
+  throw Error("the state of the run cannot be written as JSON: it contains a number that is not finite");
 }
 
 std::string seal_manifest(const std::string& body) { return str(body, kSealBegin, sha256_hex(body), kSealEnd); }
@@ -176,7 +176,7 @@ Manifest parse_manifest(std::string_view text) {
   const int64_t version = integer(member(body, "version", "the file"), "version");
   if (version != kVersion) {
     throw UserError(str("the checkpoint has format version ", version, ", this program reads version ", kVersion,
-                        ": use the program that wrote it"));
+                        "; use the program version that wrote it"));
   }
   object_of(body, 7, "the file");
   member(body, "state", "the file");

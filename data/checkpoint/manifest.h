@@ -1,16 +1,16 @@
-// The manifest of a checkpoint: which slice of which tensor lies where, with a checksum of every slice and every file.
-// Written last, it is what makes a checkpoint whole; read first, it is checked as bytes from a stranger.
+// The manifest of a checkpoint: the location and checksum of every tensor slice, and the checksum of every file. It is
+// written last, so a checkpoint that has one is complete. It is treated as untrusted input when it is read.
 //
-// The file is JSON with four members and a seal:
+// The file is JSON. Its last member, the seal, is the SHA-256 of everything before it:
 //   "format": "transmamba-checkpoint", "version": 1, "step": 1000,
-//   "state": anything the run wants back,
+//   "state": any JSON that the run needs to resume,
 //   "files": [{"name": "rank-00000.h5", "bytes": 4096, "sha256": "64 hexadecimal digits"}, ...],
 //   "tensors": [{"name": "model/norm.weight", "dtype": "float32", "shape": [64], "slices": [
-//       {"file": 0, "dataset": "/model/norm.weight", "position": 2048, "offset": [0], "shape": [64], "crc32c": "8
-//       digits"}]}],
+//       {"file": 0, "dataset": "/model/norm.weight", "position": 2048, "offset": [0], "shape": [64],
+//        "crc32c": "8 hexadecimal digits"}]}],
 //   "sha256": of all bytes of this file before the comma that precedes this member
-// `file` counts in "files". `position` is where in the file the slice's bytes start: contiguous, row-major,
-// little-endian.
+// `file` is an index of "files". `position` is the file offset of the slice's bytes, which are contiguous, row-major
+// and little-endian.
 #pragma once
 
 #include <cstdint>
@@ -27,9 +27,9 @@ namespace tmamba {
 
 inline constexpr const char* kManifestName = "manifest.json";
 
-// A rectangle of a tensor, and where its bytes are.
+// A slice of a tensor and the location of its bytes.
 struct StoredSlice {
-  size_t file = 0;       // in Manifest::files
+  size_t file = 0;       // index of Manifest::files
   std::string dataset;   // absolute path inside the HDF5 file
   int64_t position = 0;  // of the first byte in the file
   std::vector<int64_t> offset;
@@ -57,38 +57,38 @@ struct Manifest {
   std::vector<ManifestTensor> tensors;
 };
 
-// "[128, 0]" and "0a1b2c3d": how messages show sizes and checksums.
+// Format sizes as "[128, 0]" and checksums as "0a1b2c3d".
 std::string brackets(std::span<const int64_t> numbers);
 std::string hex8(uint32_t value);
 
-// Product of the sizes times the element size; throws Error where a size is below 1, there are not 1 or 2 sizes, or the
-// product does not fit 62 bits.
+// Bytes of a tensor of this shape. Throws Error if there are not 1 or 2 sizes, a size is below 1, or the product does
+// not fit 62 bits.
 int64_t checked_bytes(const std::vector<int64_t>& shape, DType dtype);
 
-// Throws Error saying what is wrong with a tensor's name: empty, too long, characters that are not printable ASCII, or
+// Throws Error if a tensor's name is empty, too long, has characters that are not printable ASCII, or has a component
 // "", "." or ".." between slashes.
 void check_tensor_name(const std::string& name);
 
-// Throws Error naming the tensor and the rectangles unless the slices cover every element of it exactly once.
+// Throws Error naming the tensor and the slices unless they cover every element exactly once.
 void check_cover(const ManifestTensor& tensor);
 
-// check_cover() of each, and that the names are proper, each used once, and none the folder of another.
+// Calls check_cover() for each tensor. Throws Error too if a name is invalid, used twice, or the folder of another one.
 void check_tensors(const std::vector<ManifestTensor>& tensors);
 
-// Throws Error unless everything fits together: names, sizes, covers, and slices inside their files without overlap.
+// Throws Error unless names, sizes and covers are valid and the slices are inside their files without overlap.
 void check_manifest(const Manifest& manifest);
 
-// Throws Error where JSON cannot hold the state and give it back: NaN, bytes that are not UTF-8, nesting without end.
+// Throws Error if JSON cannot represent the state exactly: NaN, invalid UTF-8, too deep nesting.
 void check_state(const nlohmann::json& state);
 
-// `body`, a JSON object without its closing brace, and the seal behind it.
+// Appends the seal to `body`, a JSON object without its closing brace.
 std::string seal_manifest(const std::string& body);
 
-// The manifest as text, sealed. Throws as check_state() does.
+// The manifest as sealed text. Throws as check_state() does.
 std::string manifest_text(const Manifest& manifest);
 
-// Reads manifest_text() back, and checks it. Throws Error saying what is wrong, without the file's name, and UserError
-// where it is whole, but of a version that this program does not know.
+// Parses and checks manifest_text(). Throws Error with the problem but without the file's name, and UserError if the
+// manifest is undamaged but has a version that this program does not support.
 Manifest parse_manifest(std::string_view text);
 
 }  // namespace tmamba

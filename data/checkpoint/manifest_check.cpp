@@ -1,4 +1,4 @@
-// The rules that a manifest must keep, whoever wrote it.
+// Checks of a manifest, for those being written and those from untrusted files.
 #include <algorithm>
 #include <map>
 #include <set>
@@ -26,14 +26,14 @@ std::string place(const StoredSlice& slice) {
 Rectangle rectangle_of(const ManifestTensor& tensor, const StoredSlice& slice) {
   const size_t dims = tensor.shape.size();
   if (slice.offset.size() != dims || slice.shape.size() != dims) {
-    throw Error(
-        str("tensor ", tensor.name, " ", brackets(tensor.shape), ": ", place(slice), " has another number of sizes"));
+    throw Error(str("tensor ", tensor.name, " ", brackets(tensor.shape), ": ", place(slice), " has another rank"));
   }
   for (size_t i = 0; i < dims; ++i) {
     // Subtractions only: sums of numbers from a file may overflow.
     if (slice.offset[i] < 0 || slice.shape[i] < 1 || slice.offset[i] > tensor.shape[i] ||
         slice.shape[i] > tensor.shape[i] - slice.offset[i]) {
-      throw Error(str("tensor ", tensor.name, " ", brackets(tensor.shape), ": ", place(slice), " lies outside"));
+      throw Error(
+          str("tensor ", tensor.name, " ", brackets(tensor.shape), ": ", place(slice), " is outside the tensor"));
     }
   }
   const size_t last = dims - 1;
@@ -46,7 +46,7 @@ Rectangle rectangle_of(const ManifestTensor& tensor, const StoredSlice& slice) {
                   " overlap"));
 }
 
-// Sweeps over the rows with the set of rectangles that the current row cuts, ordered by column.
+// Sweep line over the rows: `active` are the rectangles that contain the current row, ordered by column.
 void check_no_overlap(const ManifestTensor& tensor, std::vector<Rectangle> rectangles) {
   std::sort(rectangles.begin(), rectangles.end(), [](const Rectangle& a, const Rectangle& b) {
     return std::tie(a.row, a.column) < std::tie(b.row, b.column);
@@ -79,7 +79,7 @@ bool is_hex(const std::string& text, size_t digits) {
 void check_files(const std::vector<ManifestFile>& files) {
   std::set<std::string> names;
   for (const ManifestFile& file : files) {
-    // A plain name: nothing that leaves the folder or hides in it.
+    // No path separators and no hidden files.
     const bool plain = !file.name.empty() && file.name.size() <= 64 && file.name[0] != '.' &&
                        std::all_of(file.name.begin(), file.name.end(), [](char c) {
                          return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
@@ -88,22 +88,23 @@ void check_files(const std::vector<ManifestFile>& files) {
     if (!plain || !file.name.ends_with(".h5")) throw Error("a file name is not allowed: it must be plain, NAME.h5");
     if (!names.insert(file.name).second) throw Error(str("file ", file.name, " is listed twice"));
     if (file.bytes < 1) throw Error(str("file ", file.name, " cannot have ", file.bytes, " bytes"));
-    if (!is_hex(file.sha256, 64)) throw Error(str("file ", file.name, " has no proper SHA-256"));
+    if (!is_hex(file.sha256, 64))
+      throw Error(str("file ", file.name, " has a SHA-256 that is not 64 hexadecimal digits"));
   }
 }
 
 void check_path(const std::string& path, const char* what, size_t max_bytes) {
   if (path.empty()) throw Error(str("a ", what, " has an empty name"));
   if (path.size() > max_bytes)
-    throw Error(str("a ", what, "'s name has ", path.size(), " characters, over ", max_bytes));
+    throw Error(str("a ", what, "'s name has ", path.size(), " characters, more than ", max_bytes));
   if (!std::all_of(path.begin(), path.end(), [](char c) { return c > ' ' && c < 0x7F; })) {
-    throw Error(str("a ", what, "'s name holds characters that are not printable ASCII"));
+    throw Error(str("a ", what, "'s name contains characters that are not printable ASCII"));
   }
   for (size_t begin = 0; begin <= path.size();) {
     const size_t end = std::min(path.find('/', begin), path.size());
     const std::string part = path.substr(begin, end - begin);
     if (part.empty() || part == "." || part == "..") {
-      throw Error(str(what, " name \"", path, "\" has an empty part, \".\" or \"..\" between slashes"));
+      throw Error(str(what, " name \"", path, "\" has an empty component, \".\" or \"..\" between slashes"));
     }
     begin = end + 1;
   }
@@ -114,12 +115,15 @@ struct Extent {
   const ManifestTensor* tensor;
 };
 
-// Slices must lie in their file one beside the other, so that no small file can claim to hold big tensors.
+// Slices must be inside their files and disjoint, so that a small file cannot claim to contain large tensors.
 void check_extents(const Manifest& manifest) {
   std::vector<std::vector<Extent>> extents(manifest.files.size());
   for (const ManifestTensor& tensor : manifest.tensors) {
     for (const StoredSlice& slice : tensor.slices) {
-      if (slice.file >= manifest.files.size()) throw Error(str("tensor ", tensor.name, ": no file ", slice.file));
+      if (slice.file >= manifest.files.size()) {
+        throw Error(str("tensor ", tensor.name, ": slice in file ", slice.file, ", but there are ",
+                        manifest.files.size(), " files"));
+      }
       const int64_t bytes = checked_bytes(slice.shape, tensor.dtype);
       const ManifestFile& file = manifest.files[slice.file];
       if (slice.position < 0 || slice.position > file.bytes || bytes > file.bytes - slice.position) {
@@ -131,7 +135,7 @@ void check_extents(const Manifest& manifest) {
   }
   for (size_t i = 0; i < extents.size(); ++i) {
     auto& of_file = extents[i];
-    if (of_file.empty()) throw Error(str("file ", manifest.files[i].name, " holds no tensor"));
+    if (of_file.empty()) throw Error(str("file ", manifest.files[i].name, " contains no tensor"));
     std::sort(of_file.begin(), of_file.end(), [](const Extent& a, const Extent& b) { return a.begin < b.begin; });
     for (size_t k = 1; k < of_file.size(); ++k) {
       if (of_file[k].begin < of_file[k - 1].end) {
@@ -170,7 +174,7 @@ void check_cover(const ManifestTensor& tensor) {
   rectangles.reserve(tensor.slices.size());
   for (const StoredSlice& slice : tensor.slices) rectangles.push_back(rectangle_of(tensor, slice));
   check_no_overlap(tensor, rectangles);
-  // Inside and disjoint, so this sum cannot exceed `elements`.
+  // The slices are inside the tensor and disjoint, so this sum cannot exceed `elements`.
   int64_t covered = 0;
   for (const StoredSlice& slice : tensor.slices) covered += checked_bytes(slice.shape, tensor.dtype) / width;
   if (covered != elements) {
@@ -186,7 +190,7 @@ void check_tensors(const std::vector<ManifestTensor>& tensors) {
     if (!names.insert(tensor.name).second) throw Error(str("tensor ", tensor.name, " is listed twice"));
     check_cover(tensor);
   }
-  // A tensor "a" beside a tensor "a/b" would be a dataset and a group of one name.
+  // Tensors "a" and "a/b" would need a dataset and a group of the same name.
   for (const std::string& name : names) {
     for (size_t slash = name.find('/'); slash != std::string::npos; slash = name.find('/', slash + 1)) {
       if (names.count(name.substr(0, slash))) {
@@ -204,7 +208,7 @@ void check_manifest(const Manifest& manifest) {
   for (const ManifestTensor& tensor : manifest.tensors) {
     for (const StoredSlice& slice : tensor.slices) {
       if (slice.dataset.empty() || slice.dataset[0] != '/') {
-        throw Error(str("tensor ", tensor.name, ": no dataset path"));
+        throw Error(str("tensor ", tensor.name, ": dataset \"", slice.dataset, "\" is not an absolute path"));
       }
       check_path(slice.dataset.substr(1), "dataset", kMaxDatasetName);
       if (!datasets.emplace(slice.file, slice.dataset).second) {

@@ -14,7 +14,7 @@ using nlohmann::json;
 namespace {
 
 constexpr uint64_t kMaxHeader = 100'000'000;
-constexpr int kMaxDepth = 3;  // the header, a tensor, its sizes
+constexpr int kMaxDepth = 3;  // the header, a tensor, its shape
 constexpr const char* kMetadata = "__metadata__";
 
 const std::map<std::string, DType>& types() {
@@ -31,7 +31,7 @@ std::string type_name(DType dtype) {
   throw Error(str("no safetensors type for ", name_of(dtype)));
 }
 
-// JSON that a reader could understand in two ways, or run out of stack on, is refused while it is parsed.
+// Refuses duplicate names, which parsers resolve differently, and deep nesting, which may overflow the stack.
 json parse_strictly(const std::string& text) {
   std::vector<std::set<std::string>> names;
   const auto check = [&](int depth, json::parse_event_t event, json& value) {
@@ -53,7 +53,7 @@ json parse_strictly(const std::string& text) {
 int64_t number(const json& value, const std::string& where) {
   if (!value.is_number_integer() || (value.is_number_unsigned() && value.get<uint64_t>() > uint64_t{INT64_MAX}) ||
       value.get<int64_t>() < 0) {
-    throw Error(str(where, " is not an integer from 0 on that fits 63 bits"));
+    throw Error(str(where, " is not a non-negative integer of at most 63 bits"));
   }
   return value.get<int64_t>();
 }
@@ -90,12 +90,12 @@ Entry parse_entry(const std::string& name, const json& value) {
   }
   if (entry.begin > entry.end || entry.end - entry.begin != bytes) {
     throw Error(str(where, " ", brackets(entry.tensor.shape), " of ", type.get<std::string>(), " has ", bytes,
-                    " bytes, but data_offsets says [", entry.begin, ", ", entry.end, ")"));
+                    " bytes, but data_offsets is [", entry.begin, ", ", entry.end, ")"));
   }
   return entry;
 }
 
-// Back to back from 0 to `bytes`.
+// Throws Error unless the tensors are adjacent and cover [0, bytes).
 void check_layout(std::vector<Entry>& entries, int64_t bytes) {
   std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) { return a.begin < b.begin; });
   int64_t end = 0;
@@ -107,7 +107,7 @@ void check_layout(std::vector<Entry>& entries, int64_t bytes) {
     end = entry.end;
   }
   if (end != bytes) {
-    throw Error(str("the tensors have ", end, " bytes, the file has ", bytes, ": it is cut short or was changed"));
+    throw Error(str("the tensors have ", end, " bytes, the file has ", bytes, ": it is truncated or was changed"));
   }
 }
 
@@ -118,7 +118,7 @@ std::string read_header(const File& file) {
   file.read(0, raw, sizeof raw);
   uint64_t length = 0;
   for (int i = 7; i >= 0; --i) length = length << 8 | raw[i];
-  if (length > kMaxHeader) throw Error(str("the header claims ", length, " bytes; at most ", kMaxHeader, " are read"));
+  if (length > kMaxHeader) throw Error(str("the header claims ", length, " bytes; the limit is ", kMaxHeader));
   if (length > static_cast<uint64_t>(size - 8)) {
     throw Error(str("the header claims ", length, " bytes, the file has ", size - 8, " after its length"));
   }
@@ -143,7 +143,7 @@ SafetensorsReader::SafetensorsReader(const std::filesystem::path& file) : file_(
       }
       if (!value.is_object()) throw Error("__metadata__ is not an object");
       for (const auto& [key, entry] : value.items()) {
-        if (!entry.is_string()) throw Error(str("__metadata__ ", key, " is not a text"));
+        if (!entry.is_string()) throw Error(str("__metadata__ ", key, " is not a string"));
         metadata_[key] = entry.get<std::string>();
       }
     }
@@ -155,7 +155,7 @@ SafetensorsReader::SafetensorsReader(const std::filesystem::path& file) : file_(
   } catch (const FileError&) {
     throw;
   } catch (const Error& error) {
-    throw UserError(str(file.string(), ": not a proper safetensors file: ", error.what()));
+    throw UserError(str(file.string(), ": not a valid safetensors file: ", error.what()));
   }
   std::sort(tensors_.begin(), tensors_.end(),
             [](const StoredTensor& a, const StoredTensor& b) { return a.name < b.name; });
@@ -178,7 +178,9 @@ SafetensorsHeader safetensors_header(std::vector<StoredTensor> tensors,
   }
   std::string text = header.dump();
   text.resize(static_cast<size_t>(round_up(static_cast<int64_t>(text.size()), 8)), ' ');
-  if (text.size() > kMaxHeader) throw Error("too many tensors for a safetensors header");
+  if (text.size() > kMaxHeader) {
+    throw Error(str("the safetensors header has ", text.size(), " bytes; the limit is ", kMaxHeader));
+  }
   std::string out;
   for (int i = 0; i < 8; ++i) out += static_cast<char>(text.size() >> (8 * i) & 0xFF);
   return {out + text, std::move(tensors)};

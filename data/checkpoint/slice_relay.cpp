@@ -8,13 +8,13 @@
 
 namespace tmamba {
 
-// At the start of a rank's shared memory; the ring is behind it. One thread of each of two processes uses it.
+// At the start of a rank's shared memory, before the ring buffer. Used by one thread of the leader and one of the rank.
 struct SliceRelay::Channel {
-  alignas(64) std::atomic<int64_t> wanted;   // the slice that the leader asks for, and
-  std::atomic<int64_t> requests;             // how often it has asked; kFinished: nothing more
-  alignas(64) std::atomic<int64_t> written;  // bytes that went into the ring so far
-  alignas(64) std::atomic<int64_t> taken;    // and out of it
-  std::atomic<bool> given_up;                // by the rank
+  alignas(64) std::atomic<int64_t> wanted;   // index of the slice that the leader requests
+  std::atomic<int64_t> requests;             // number of requests so far, or kFinished
+  alignas(64) std::atomic<int64_t> written;  // bytes written to the ring so far
+  alignas(64) std::atomic<int64_t> taken;    // bytes read from the ring so far
+  std::atomic<bool> failed;                  // the rank cannot serve the request
 };
 
 namespace {
@@ -22,12 +22,12 @@ namespace {
 constexpr int64_t kFinished = -1;
 static_assert(std::atomic<int64_t>::is_always_lock_free && std::atomic<bool>::is_always_lock_free);
 
-// Waits for the other process: at first without sleep, then for up to a millisecond at a time.
+// Waits for the other process: first yields, then sleeps for up to a millisecond at a time.
 template <class Condition>
 void wait_until(const std::atomic<bool>& cancelled, Condition&& condition) {
   auto pause = std::chrono::microseconds(1);
   for (int spins = 0; !condition(); ++spins) {
-    if (cancelled) throw Error("given up, the program ends");
+    if (cancelled) throw Error("the save was cancelled because the program is exiting");
     if (spins < 100) {
       std::this_thread::yield();
       continue;
@@ -57,8 +57,8 @@ void SliceRelay::pull(int rank, int64_t index, char* out, size_t bytes, const st
   }
   while (bytes > 0) {
     const int64_t taken = from.taken;
-    wait_until(cancelled, [&] { return from.written != taken || from.given_up; });
-    if (from.written == taken) throw Error(str("rank ", rank, " of this host has given up"));
+    wait_until(cancelled, [&] { return from.written != taken || from.failed; });
+    if (from.written == taken) throw Error(str("rank ", rank, " of this host failed to send slice ", index));
     const int64_t at = taken % size;
     const auto count = static_cast<size_t>(std::min({from.written - taken, size - at, static_cast<int64_t>(bytes)}));
     std::memcpy(out, memory.data() + at, count);
@@ -102,7 +102,7 @@ void SliceRelay::serve(std::span<const TensorSlice> slices, const std::atomic<bo
       for (int64_t i = 0; i < runs; ++i, run += step) push(to, run, run_bytes, cancelled);
     }
   } catch (...) {
-    to.given_up = true;
+    to.failed = true;
     throw;
   }
 }

@@ -1,6 +1,6 @@
-// class SliceRelay: how the ranks of a host hand the bytes of their slices to the one that writes the host's file, each
-// on a thread of its own and without MPI: through a ring of a few MiB of shared memory per rank. The writer asks for
-// the slice it wants next; the bounded rings are all the memory it takes.
+// class SliceRelay passes the bytes of slices from the ranks of a host to the rank that writes the host's file (the
+// leader). Every rank has a ring buffer of a few MiB in shared memory; the leader requests one slice after the other.
+// It uses no MPI, so it can run on a thread beside training.
 #pragma once
 
 #include <atomic>
@@ -13,21 +13,22 @@ namespace tmamba {
 
 class SliceRelay {
  public:
-  // Of shared memory per rank that a relay wants.
+  // Shared memory per rank that the HostGroup should have.
   static constexpr int64_t kBytesPerRank = int64_t{4} << 20;
 
   explicit SliceRelay(HostGroup& group) : group_(group) {}
 
-  // Forgets the save before. On every rank, before any rank goes on to what follows.
+  // Starts a new save. Every rank calls it; all calls must have returned before a rank calls another function.
   void reset();
 
-  // On the leader: the next `bytes` bytes of slice `index` of `rank`. Slices are taken whole, one after the other.
-  // Throws Error where the rank has given up, or `cancelled` is set meanwhile.
+  // On the leader: reads the next `bytes` bytes of slice `index` of `rank`. A slice must be read completely before the
+  // next one. Throws Error if the rank has failed or `cancelled` is set meanwhile.
   void pull(int rank, int64_t index, char* out, size_t bytes, const std::atomic<bool>& cancelled);
-  // On the leader: nothing more will be asked for.
+  // On the leader: ends serve() on the other ranks.
   void finish();
 
-  // On the others: gives slices until the leader has finished. Throws Error where `cancelled` is set meanwhile.
+  // On the other ranks: sends the requested slices until the leader calls finish(). Throws Error if `cancelled` is set
+  // meanwhile.
   void serve(std::span<const TensorSlice> slices, const std::atomic<bool>& cancelled);
 
  private:

@@ -1,4 +1,4 @@
-// TensorSource to and from one file.
+// Reads and writes TensorSources as single files.
 #include <algorithm>
 #include <charconv>
 #include <memory>
@@ -30,7 +30,7 @@ constexpr int64_t kMaxState = int64_t{64} << 20;
 
 json parse_state(const std::string& text, const fs::path& file) {
   const auto depth_guard = [&](int depth, json::parse_event_t, json&) {
-    if (depth > 64) throw UserError(str(file.string(), ": the state of the run is nested too deep"));
+    if (depth > 64) throw UserError(str(file.string(), ": the state of the run is nested deeper than 64 levels"));
     return true;
   };
   json state = json::parse(text, depth_guard, false);
@@ -43,9 +43,9 @@ void sort_by_name(std::vector<StoredTensor>& tensors) {
             [](const StoredTensor& a, const StoredTensor& b) { return a.name < b.name; });
 }
 
-// --- checksums
+// --- Checksums ---
 
-// Of everything but the tensors' bytes, which their CRC32Cs stand for.
+// SHA-256 of the step, the state and the tensors' names, types, shapes and CRC32Cs.
 std::string seal_of(const TensorSource& source) {
   json tensors = json::object();
   for (const StoredTensor& tensor : source.tensors) {
@@ -61,7 +61,7 @@ uint32_t parse_crc(const std::string& digits, const std::string& where) {
   throw DamagedCheckpoint(str(where, ": its CRC32C is not 8 hexadecimal digits: the file is damaged"));
 }
 
-// Checksums are all there or none is.
+// Throws DamagedCheckpoint unless the seal matches and either all tensors or none have a CRC32C.
 void check_seal(const TensorSource& source, const std::string& seal) {
   if (source.crc.empty() && seal.empty()) return;
   for (const StoredTensor& tensor : source.tensors) {
@@ -71,11 +71,11 @@ void check_seal(const TensorSource& source, const std::string& seal) {
   }
   if (seal == seal_of(source)) return;
   throw DamagedCheckpoint(str(source.path.string(),
-                              ": the step, the state or the tensors' names, types, sizes and checksums do not have the "
-                              "SHA-256 that the file says: it is damaged or was changed"));
+                              ": SHA-256 mismatch of the step, the state and the tensors' names, types, sizes and "
+                              "checksums: the file is damaged or was changed"));
 }
 
-// Each block of a tensor and, in the end, the checksum of all.
+// As each_block; also sets source.crc of the tensor.
 void each_summed_block(TensorSource& source, const StoredTensor& tensor,
                        const std::function<void(int64_t row, const Tensor& block)>& f) {
   uint32_t crc = 0;
@@ -86,12 +86,12 @@ void each_summed_block(TensorSource& source, const StoredTensor& tensor,
   source.crc[tensor.name] = crc;
 }
 
-// --- HDF5
+// --- HDF5 ---
 
 void write_h5(TensorSource source, const fs::path& file) {
   H5File out = H5File::create(file);
   for (const StoredTensor& tensor : source.tensors) {
-    if (tensor.name == kStateDataset) throw Error(str("a tensor may not have the name ", tensor.name));
+    if (tensor.name == kStateDataset) throw Error(str("the tensor name ", tensor.name, " is reserved in HDF5 exports"));
     H5Dataset dataset = out.create_dataset(tensor.name, h5_type(tensor.dtype), tensor.shape);
     each_summed_block(source, tensor, [&](int64_t row, const Tensor& block) {
       std::vector<int64_t> offset(tensor.shape.size(), 0);
@@ -111,17 +111,18 @@ void write_h5(TensorSource source, const fs::path& file) {
 DType dtype_of(const H5File& file, const std::string& name, H5Type type) {
   const bool marked = file.has_attribute(name, "dtype");
   if (marked && (type != H5Type::u16 || file.string_attribute(name, "dtype") != name_of(DType::bf16))) {
-    throw UserError(str(file.path().string(), ": dataset ", name, ": the attribute dtype is not one of an export"));
+    throw UserError(
+        str(file.path().string(), ": dataset ", name, ": the attribute dtype is not \"bfloat16\" on uint16"));
   }
   if (marked) return DType::bf16;
   for (DType dtype : {DType::f64, DType::f32, DType::i64, DType::i32, DType::u16, DType::u8}) {
     if (h5_type(dtype) == type) return dtype;
   }
-  throw UserError(
-      str(file.path().string(), ": dataset ", name, " holds ", tmamba::name_of(type), ", which no checkpoint does"));
+  throw UserError(str(file.path().string(), ": dataset ", name, " has type ", tmamba::name_of(type),
+                      ", unsupported in checkpoints"));
 }
 
-// What a checkpoint can hold: a proper name, 1 or 2 sizes, none of them 0.
+// Throws UserError unless a checkpoint can store the tensor: valid name, 1 or 2 sizes, none of them 0.
 void check_tensor(const StoredTensor& tensor, const fs::path& path) {
   try {
     check_tensor_name(tensor.name);
@@ -134,7 +135,7 @@ void check_tensor(const StoredTensor& tensor, const fs::path& path) {
 TensorSource open_h5(const fs::path& path) {
   const auto file = std::make_shared<H5File>(H5File::open_read(path));
   if (!file->has(kStateDataset) || !file->has_attribute("/", "step")) {
-    throw UserError(str(path.string(), ": is no export of a checkpoint: it has no ", kStateDataset, " or no step"));
+    throw UserError(str(path.string(), ": is not an export of a checkpoint: it has no ", kStateDataset, " or no step"));
   }
   TensorSource source{.path = path, .step = file->int_attribute("/", "step"), .state = {}, .tensors = {}, .read = {}};
   for (std::string name : file->datasets()) {
@@ -143,7 +144,7 @@ TensorSource open_h5(const fs::path& path) {
     if (name == kStateDataset) {
       const int64_t bytes = dataset.info().numel();
       if (dataset.info().type != H5Type::u8 || dataset.info().shape.size() != 1 || bytes > kMaxState) {
-        throw UserError(str(path.string(), ": ", kStateDataset, " is not a text"));
+        throw UserError(str(path.string(), ": ", kStateDataset, " is not a string"));
       }
       std::string text(static_cast<size_t>(bytes), '\0');
       dataset.read(std::vector<int64_t>{0}, Tensor(text.data(), {bytes}, DType::u8));
@@ -165,12 +166,12 @@ TensorSource open_h5(const fs::path& path) {
   return source;
 }
 
-// --- safetensors
+// --- safetensors ---
 
 std::string outer_name(const std::string& name) {
   const bool model = name.starts_with(kModelFolder) && name.find('/', kModelFolder.size()) == std::string::npos;
   if (!model && name.find('/') == std::string::npos) {
-    throw Error(str("tensor ", name, " lies in no folder and would come back as ", kModelFolder, name));
+    throw Error(str("tensor ", name, " has no folder and would be read back as ", kModelFolder, name));
   }
   return model ? name.substr(kModelFolder.size()) : name;
 }
@@ -194,7 +195,7 @@ SafetensorsHeader header_of(const TensorSource& source, const std::string& seal)
                                       {kSealKey, seal}});
 }
 
-// The header comes last, when the checksums are known; it has the same length before.
+// Writes the header last, when the checksums are known. Its length does not depend on their values.
 void write_safetensors(TensorSource source, const fs::path& file) {
   for (const StoredTensor& tensor : source.tensors) source.crc[tensor.name] = 0;
   const SafetensorsHeader place = header_of(source, seal_of(source));
@@ -215,7 +216,7 @@ void write_safetensors(TensorSource source, const fs::path& file) {
   out.close();
 }
 
-// What the metadata says of the tensors' bytes.
+// Fills source.crc from the metadata and checks the seal.
 void read_sums(TensorSource& source, const std::map<std::string, std::string>& metadata) {
   const auto sums = metadata.find(kCrcKey), seal = metadata.find(kSealKey);
   if (sums != metadata.end()) {
@@ -223,7 +224,8 @@ void read_sums(TensorSource& source, const std::map<std::string, std::string>& m
     const json listed = json::parse(sums->second, nullptr, false);
     if (!listed.is_object()) throw DamagedCheckpoint(where + " is not a JSON object: the file is damaged");
     for (const auto& [name, digits] : listed.items()) {
-      if (!digits.is_string()) throw DamagedCheckpoint(where + " is not one of texts: the file is damaged");
+      if (!digits.is_string())
+        throw DamagedCheckpoint(where + " has a value that is not a string: the file is damaged");
       source.crc[inner_name(name)] =
           parse_crc(digits.get<std::string>(), str(source.path.string(), ": tensor ", inner_name(name)));
     }
@@ -236,7 +238,7 @@ TensorSource open_safetensors(const fs::path& path) {
   const auto& metadata = reader->metadata();
   if (!metadata.contains(kStepKey) || !metadata.contains(kStateKey)) {
     throw UserError(
-        str(path.string(), ": is no export of a checkpoint: its metadata has no ", kStepKey, " or no ", kStateKey));
+        str(path.string(), ": is not an export of a checkpoint: its metadata has no ", kStepKey, " or no ", kStateKey));
   }
   const std::string& digits = metadata.at(kStepKey);
   if (digits.empty() || digits.size() > 18 || digits.find_first_not_of("0123456789") != std::string::npos) {
@@ -249,7 +251,7 @@ TensorSource open_safetensors(const fs::path& path) {
                       .read = {}};
   for (StoredTensor& tensor : source.tensors) {
     if (outer_name(inner_name(tensor.name)) != tensor.name) {
-      throw UserError(str(path.string(), ": tensor ", tensor.name, " has a name that no export gives"));
+      throw UserError(str(path.string(), ": tensor ", tensor.name, " has a name that exports do not use"));
     }
     tensor.name = inner_name(tensor.name);
   }
@@ -279,7 +281,8 @@ TensorSource open_export(const fs::path& file) {
 
 void export_tensors(const TensorSource& source, const fs::path& file) {
   require_known_ending(file);
-  if (fs::exists(fs::symlink_status(file))) throw UserError(str(file.string(), ": exists; remove it or give another"));
+  if (fs::exists(fs::symlink_status(file)))
+    throw UserError(str(file.string(), ": exists; remove it or give another name"));
   const fs::path full = fs::absolute(file), temporary = full.string() + ".tmp-" + random_nonce();
   make_folders(full.parent_path());
   try {

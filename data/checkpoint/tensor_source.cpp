@@ -21,20 +21,20 @@ constexpr int64_t kFileBytes = int64_t{1} << 30;
 
 int64_t row_bytes(const StoredTensor& tensor) { return checked_bytes(tensor.shape, tensor.dtype) / tensor.shape[0]; }
 
-// Rows of a tensor of this kind in memory.
+// `rows` rows of a tensor of this type and row size, at `data`.
 Tensor rows_at(void* data, const StoredTensor& tensor, int64_t rows) {
   return tensor.shape.size() == 1 ? Tensor(data, {rows}, tensor.dtype)
                                   : Tensor(data, {rows, tensor.shape[1]}, tensor.dtype);
 }
 
-struct Share {
+struct RowSlice {
   const StoredTensor* tensor;
   int64_t row, rows;
 };
 
-// Cuts the tensors, one after the other, into `writers` parts of equal bytes, to within a row.
-std::vector<std::vector<Share>> divide(const TensorSource& source, int64_t writers) {
-  std::vector<std::vector<Share>> parts(static_cast<size_t>(writers));
+// Splits the concatenated tensors into `writers` parts of equal bytes, to within a row.
+std::vector<std::vector<RowSlice>> divide(const TensorSource& source, int64_t writers) {
+  std::vector<std::vector<RowSlice>> parts(static_cast<size_t>(writers));
   const double total = static_cast<double>(source.bytes());
   int64_t before = 0;
   for (const StoredTensor& tensor : source.tensors) {
@@ -57,17 +57,18 @@ std::vector<std::vector<Share>> divide(const TensorSource& source, int64_t write
   return parts;
 }
 
-// Reads one part and writes it as one file; adds it to the manifest.
-void write_part(const TensorSource& source, const std::vector<Share>& part, const fs::path& file, Manifest& manifest) {
+// Reads one part, writes it as one file and adds it to the manifest.
+void write_part(const TensorSource& source, const std::vector<RowSlice>& part, const fs::path& file,
+                Manifest& manifest) {
   std::vector<TensorSlice> slices;
   std::vector<std::unique_ptr<char[]>> memory;
-  for (const Share& share : part) {
-    const StoredTensor& tensor = *share.tensor;
-    memory.push_back(std::make_unique<char[]>(static_cast<size_t>(share.rows * row_bytes(tensor))));
-    const Tensor rows = rows_at(memory.back().get(), tensor, share.rows);
-    source.read(tensor.name, share.row, rows);
+  for (const RowSlice& slice : part) {
+    const StoredTensor& tensor = *slice.tensor;
+    memory.push_back(std::make_unique<char[]>(static_cast<size_t>(slice.rows * row_bytes(tensor))));
+    const Tensor rows = rows_at(memory.back().get(), tensor, slice.rows);
+    source.read(tensor.name, slice.row, rows);
     std::vector<int64_t> offset(tensor.shape.size(), 0);
-    offset[0] = share.row;
+    offset[0] = slice.row;
     slices.push_back({tensor.name, tensor.shape, offset, rows});
   }
   RankFile written = write_rank_file(file, slices, false);
@@ -79,19 +80,20 @@ void write_part(const TensorSource& source, const std::vector<Share>& part, cons
   manifest.files.push_back(std::move(written.file));
 }
 
-// Holds the bytes that were written, slice by slice in the order of their rows, against what the source says of them.
+// Verifies the written bytes: combines the CRCs of each tensor's slices, which are ordered by row, and compares the
+// result with the source's.
 void check_sums(const TensorSource& source, const Manifest& manifest) {
   for (const ManifestTensor& tensor : manifest.tensors) {
-    const auto said = source.crc.find(tensor.name);
-    if (said == source.crc.end()) continue;
+    const auto expected = source.crc.find(tensor.name);
+    if (expected == source.crc.end()) continue;
     uint32_t crc = 0;
     for (const StoredSlice& slice : tensor.slices) {
       const auto bytes = static_cast<uint64_t>(checked_bytes(slice.shape, tensor.dtype));
       crc = crc32c_detail::multiply(crc32c_detail::zero_bytes_factor(bytes), crc) ^ slice.crc;
     }
-    if (crc == said->second) continue;
+    if (crc == expected->second) continue;
     throw DamagedCheckpoint(str(source.path.string(), ": tensor ", tensor.name, ": its bytes have CRC32C ", hex8(crc),
-                                ", the file says ", hex8(said->second), ": the file is damaged"));
+                                ", expected ", hex8(expected->second), ": the file is damaged"));
   }
 }
 
@@ -105,10 +107,10 @@ int64_t TensorSource::bytes() const {
 
 void each_block(const TensorSource& source, const StoredTensor& tensor,
                 const std::function<void(int64_t row, const Tensor& block)>& f) {
-  const int64_t width = row_bytes(tensor), most = std::max<int64_t>(1, kBlockBytes / width);
-  std::vector<char> memory(static_cast<size_t>(std::min(most, tensor.shape[0]) * width));
-  for (int64_t row = 0; row < tensor.shape[0]; row += most) {
-    const Tensor block = rows_at(memory.data(), tensor, std::min(most, tensor.shape[0] - row));
+  const int64_t width = row_bytes(tensor), block_rows = std::max<int64_t>(1, kBlockBytes / width);
+  std::vector<char> memory(static_cast<size_t>(std::min(block_rows, tensor.shape[0]) * width));
+  for (int64_t row = 0; row < tensor.shape[0]; row += block_rows) {
+    const Tensor block = rows_at(memory.data(), tensor, std::min(block_rows, tensor.shape[0] - row));
     source.read(tensor.name, row, block);
     f(row, block);
   }

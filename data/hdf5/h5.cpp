@@ -13,8 +13,8 @@ namespace tmamba {
 namespace {
 using h5_detail::DatasetHandle;
 using h5_detail::FileHandle;
-using h5_detail::Guard;
 using h5_detail::Id;
+using h5_detail::LibraryLock;
 
 constexpr std::array<H5Type, 8> kTypes{H5Type::u8,  H5Type::u16, H5Type::u32, H5Type::u64,
                                        H5Type::i32, H5Type::i64, H5Type::f32, H5Type::f64};
@@ -25,11 +25,11 @@ std::recursive_mutex& library_mutex() {
 }
 
 void set_up_library() {
-  // Locks fail on many network file systems, and a file that is being written has a name nobody else opens.
+  // Locks fail on many network file systems, and no other process opens a file while it is written.
   setenv("HDF5_USE_FILE_LOCKING", "FALSE", 0);
-  // After a failed write the library would try again at exit, and abort.
+  // After a failed write the library's exit handler would retry it and abort.
   H5dont_atexit();
-  if (H5open() < 0) throw Error("cannot start the HDF5 library");
+  if (H5open() < 0) throw Error("cannot initialize the HDF5 library");
 }
 
 herr_t collect(unsigned, const H5E_error2_t* error, void* out) {
@@ -39,13 +39,13 @@ herr_t collect(unsigned, const H5E_error2_t* error, void* out) {
   return 0;
 }
 
-// What HDF5 says, from the call down to its cause. Where the system refused, its reason alone, without the addresses
-// and times that HDF5 puts around it.
+// HDF5's error stack, from the call down to the cause. If a system call failed, only the call and strerror's text,
+// without the addresses and times that HDF5 adds.
 std::string error_stack() {
   std::vector<std::string> parts;
   H5Ewalk2(H5E_DEFAULT, H5E_WALK_DOWNWARD, collect, &parts);
   H5Eclear2(H5E_DEFAULT);
-  if (parts.empty()) return "HDF5 gives no reason";
+  if (parts.empty()) return "HDF5 reports no cause";
   constexpr std::string_view kBefore = "error message = '";
   for (const std::string& part : parts) {
     const size_t begin = part.find(kBefore), end = part.find('\'', begin + kBefore.size());
@@ -66,36 +66,24 @@ std::vector<hsize_t> to_hsize(std::span<const int64_t> sizes) {
   return out;
 }
 
-// Checks that the rectangle lies in the dataset.
-void check_rectangle(const std::string& where, const H5Info& info, std::span<const int64_t> offset,
-                     std::span<const int64_t> count) {
-  TM_CHECK(offset.size() == info.shape.size() && count.size() == info.shape.size(), where, " has ", info.shape.size(),
-           " dimensions, asked for ", offset.size(), " and ", count.size());
-  for (size_t i = 0; i < count.size(); ++i) {
-    TM_CHECK(offset[i] >= 0 && count[i] >= 0 && offset[i] <= info.shape[i] && count[i] <= info.shape[i] - offset[i],
-             where, ": elements [", offset[i], ", ", offset[i] + count[i], ") of dimension ", i, ", which has ",
-             info.shape[i]);
-  }
-}
-
-// The file space with the rectangle selected.
+// The file dataspace with the hyperslab selected.
 Id select(const DatasetHandle& dataset, std::span<const int64_t> offset, std::span<const int64_t> count) {
   const FileHandle& file = *dataset.file;
   Id space = file.own(H5Dget_space(dataset.id), H5Sclose, "cannot read the size of " + dataset.name);
   if (count.empty()) return space;
   file.check(
       H5Sselect_hyperslab(space, H5S_SELECT_SET, to_hsize(offset).data(), nullptr, to_hsize(count).data(), nullptr),
-      "cannot select a part of " + dataset.name);
+      "cannot select a hyperslab of " + dataset.name);
   return space;
 }
 
 Id simple_space(const FileHandle& file, std::span<const int64_t> sizes) {
-  if (sizes.empty()) return file.own(H5Screate(H5S_SCALAR), H5Sclose, "cannot make a dataspace");
+  if (sizes.empty()) return file.own(H5Screate(H5S_SCALAR), H5Sclose, "cannot create a dataspace");
   return file.own(H5Screate_simple(static_cast<int>(sizes.size()), to_hsize(sizes).data(), nullptr), H5Sclose,
-                  "cannot make a dataspace");
+                  "cannot create a dataspace");
 }
 
-// The memory of a tensor as a dataspace: rows may have gaps between them.
+// The memory dataspace of a tensor, whose rows may have gaps between them.
 Id tensor_space(const FileHandle& file, const ConstTensor& x) {
   std::vector<int64_t> sizes, allocated, zero;
   for (int i = 0; i < x.dims(); ++i) sizes.push_back(x.size(i)), zero.push_back(0);
@@ -120,14 +108,14 @@ std::string label(const DatasetHandle& dataset) { return dataset.file->path.stri
 
 Id dataset_properties(const FileHandle& file, const std::string& name, const H5DatasetOptions& options) {
   Id list = file.own(H5Pcreate(H5P_DATASET_CREATE), H5Pclose, "cannot describe " + name);
-  // Times would make two files with the same content differ.
+  // Time stamps would make two files with the same content differ.
   file.check(H5Pset_obj_track_times(list, false), "cannot describe " + name);
   if (options.chunk.empty()) {
     TM_CHECK(!options.growable && !options.fletcher32 && options.deflate == 0, name,
-             ": filters and growth need chunks");
+             ": growable, fletcher32 and deflate need H5DatasetOptions::chunk");
     if (options.reserved) {
-      file.check(H5Pset_alloc_time(list, H5D_ALLOC_TIME_EARLY), "cannot reserve the place of " + name);
-      file.check(H5Pset_fill_time(list, H5D_FILL_TIME_NEVER), "cannot reserve the place of " + name);
+      file.check(H5Pset_alloc_time(list, H5D_ALLOC_TIME_EARLY), "cannot allocate " + name);
+      file.check(H5Pset_fill_time(list, H5D_FILL_TIME_NEVER), "cannot allocate " + name);
     }
     return list;
   }
@@ -191,6 +179,17 @@ H5Type h5_type(DType dtype) {
 
 namespace h5_detail {
 
+void check_hyperslab(const std::string& where, const H5Info& info, std::span<const int64_t> offset,
+                     std::span<const int64_t> count) {
+  TM_CHECK(offset.size() == info.shape.size() && count.size() == info.shape.size(), where, " has ", info.shape.size(),
+           " dimensions, asked for ", offset.size(), " and ", count.size());
+  for (size_t i = 0; i < count.size(); ++i) {
+    TM_CHECK(offset[i] >= 0 && count[i] >= 0 && offset[i] <= info.shape[i] && count[i] <= info.shape[i] - offset[i],
+             where, ": elements [", offset[i], ", ", offset[i] + count[i], ") are outside dimension ", i, " of size ",
+             info.shape[i]);
+  }
+}
+
 hid_t memory_type(H5Type type) {
   const std::array<hid_t, kTypes.size()> ids{H5T_NATIVE_UINT8, H5T_NATIVE_UINT16, H5T_NATIVE_UINT32, H5T_NATIVE_UINT64,
                                              H5T_NATIVE_INT32, H5T_NATIVE_INT64,  H5T_NATIVE_FLOAT,  H5T_NATIVE_DOUBLE};
@@ -203,21 +202,21 @@ hid_t file_type(H5Type type) {
   return ids[static_cast<size_t>(type)];
 }
 
-Guard::Guard() : lock_(library_mutex()) {
+LibraryLock::LibraryLock() : lock_(library_mutex()) {
   static const bool ready = (set_up_library(), true);
-  // A thread-safe library has one error stack, and one printer, per thread.
+  // A thread-safe library has one error stack and one error printer per thread.
   thread_local const bool quiet = H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr) >= 0;
   TM_CHECK(ready && quiet, "cannot turn off HDF5's own error messages");
 }
 
 FileHandle::~FileHandle() {
-  const Guard guard;
+  const LibraryLock guard;
   if (id >= 0 && H5Fflush(id, H5F_SCOPE_LOCAL) < 0) abandon(error_stack());
   id.close();
 }
 
 DatasetHandle::~DatasetHandle() {
-  const Guard guard;
+  const LibraryLock guard;
   const bool written = chunked && file->id >= 0;
   if (written && H5Dflush(id) < 0) file->abandon("cannot be written (" + error_stack() + ")");
   if (!file->abandoned.empty()) id.leak();
@@ -228,7 +227,7 @@ void FileHandle::abandon(const std::string& why) const {
   if (id < 0) return;
   void* descriptor = nullptr;
   const bool found = H5Fget_vfd_handle(id, H5P_DEFAULT, &descriptor) >= 0;
-  // Best effort: there is an error to report already.
+  // A failure is ignored: the caller already has an error to report.
   if (found && ftruncate(*static_cast<int*>(descriptor), 0) != 0) H5Eclear2(H5E_DEFAULT);
   id.leak();
   abandoned = why;
@@ -254,15 +253,15 @@ H5Dataset::H5Dataset(std::shared_ptr<DatasetHandle> handle, H5Info info)
     : handle_(std::move(handle)), info_(std::move(info)) {}
 
 DatasetHandle& H5Dataset::written() const {
-  TM_CHECK(handle_, name(), " is a dataset of a file that was opened for reading");
+  TM_CHECK(handle_, name(), " is open for reading and cannot be written");
   return *handle_;
 }
 
 void H5Dataset::write(std::span<const int64_t> offset, std::span<const int64_t> count, H5Type memory,
                       const void* data) {
-  const Guard guard;
+  const LibraryLock guard;
   const DatasetHandle& dataset = written();
-  check_rectangle(label(dataset), info_, offset, count);
+  h5_detail::check_hyperslab(label(dataset), info_, offset, count);
   const FileHandle& file = *dataset.file;
   file.open_id();
   const Id file_space = select(dataset, offset, count), memory_space = simple_space(file, count);
@@ -271,10 +270,10 @@ void H5Dataset::write(std::span<const int64_t> offset, std::span<const int64_t> 
 }
 
 void H5Dataset::write(std::span<const int64_t> offset, const ConstTensor& data) {
-  const Guard guard;
+  const LibraryLock guard;
   const auto count = sizes_of(data);
   const DatasetHandle& dataset = written();
-  check_rectangle(label(dataset), info_, offset, count);
+  h5_detail::check_hyperslab(label(dataset), info_, offset, count);
   if (data.numel() == 0) return;
   TM_CHECK(data.device() == Device::cpu, name(), " can be written from host memory only");
   const FileHandle& file = *dataset.file;
@@ -286,7 +285,7 @@ void H5Dataset::write(std::span<const int64_t> offset, const ConstTensor& data) 
 }
 
 void H5Dataset::grow(int64_t rows) {
-  const Guard guard;
+  const LibraryLock guard;
   TM_CHECK(!info_.shape.empty() && rows >= info_.shape[0], label(written()), " has ",
            info_.shape.empty() ? 0 : info_.shape[0], " rows and cannot shrink to ", rows);
   std::vector<int64_t> shape = info_.shape;
@@ -297,18 +296,18 @@ void H5Dataset::grow(int64_t rows) {
 }
 
 int64_t H5Dataset::position() const {
-  const Guard guard;
+  const LibraryLock guard;
   const FileHandle& file = *written().file;
   file.open_id();
   const haddr_t address = H5Dget_offset(handle_->id);
-  if (address == HADDR_UNDEF) file.fail("has no place for " + name());
+  if (address == HADDR_UNDEF) file.fail("has no storage allocated for " + name());
   return static_cast<int64_t>(address);
 }
 
 // --- H5File ---
 
 H5File H5File::create(const std::filesystem::path& path, H5Format format) {
-  const Guard guard;
+  const LibraryLock guard;
   const bool checksummed = format == H5Format::checksummed;
   const H5F_libver_t lowest = checksummed ? H5F_LIBVER_V110 : H5F_LIBVER_EARLIEST;
   const H5F_libver_t highest = checksummed ? H5F_LIBVER_V110 : H5F_LIBVER_V18;
@@ -317,13 +316,14 @@ H5File H5File::create(const std::filesystem::path& path, H5Format format) {
   const Id access = handle->own(H5Pcreate(H5P_FILE_ACCESS), H5Pclose, "cannot create the file");
   handle->check(H5Pset_fapl_sec2(access), "cannot create the file");
   handle->check(H5Pset_fclose_degree(access, H5F_CLOSE_STRONG), "cannot create the file");
-  // Contiguous data is written at once, so that closing a dataset writes nothing, see FileHandle::abandon.
+  // No sieve buffer: contiguous data is written immediately, so that closing a dataset writes nothing (see
+  // FileHandle::abandon).
   handle->check(H5Pset_sieve_buf_size(access, 0), "cannot create the file");
   handle->check(H5Pset_libver_bounds(access, lowest, highest), "cannot create the file");
   const Id creation = handle->own(H5Pcreate(H5P_FILE_CREATE), H5Pclose, "cannot create the file");
-  // Times would make two files with the same content differ.
+  // Time stamps would make two files with the same content differ.
   handle->check(H5Pset_obj_track_times(creation, false), "cannot create the file");
-  // All attributes stay in the header, where a reader finds them without another structure.
+  // Attributes stay in the object header: the reader does not support dense attribute storage.
   handle->check(H5Pset_attr_phase_change(creation, 1000, 0), "cannot create the file");
   handle->id =
       handle->own(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, creation, access), H5Fclose, "cannot create the file");
@@ -335,29 +335,29 @@ H5File H5File::create(const std::filesystem::path& path, H5Format format) {
 int64_t H5File::file_bytes() const { return static_cast<int64_t>(std::filesystem::file_size(path())); }
 
 h5_detail::FileHandle& H5File::writer() const {
-  TM_CHECK(handle_, path().string(), " was opened for reading");
+  TM_CHECK(handle_, path().string(), " is open for reading and cannot be written");
   return *handle_;
 }
 
 void H5File::flush() {
-  const Guard guard;
+  const LibraryLock guard;
   const FileHandle& file = writer();
   file.check(H5Fflush(file.open_id(), H5F_SCOPE_LOCAL), "cannot be written");
 }
 
 void H5File::close() {
   if (!handle_) return;
-  const Guard guard;
+  const LibraryLock guard;
   if (handle_->id < 0 && handle_->abandoned.empty()) return;
-  flush();  // so that closing writes nothing, see FileHandle::abandon
+  flush();  // closing must write nothing (see FileHandle::abandon)
   if (handle_->id.close() < 0) handle_->fail("cannot be closed");
 }
 
 H5Dataset H5File::create_dataset(const std::string& name, H5Type type, std::vector<int64_t> shape,
                                  const H5DatasetOptions& options) {
-  const Guard guard;
+  const LibraryLock guard;
   const FileHandle& file = writer();
-  const std::string what = "cannot make dataset " + name;
+  const std::string what = "cannot create dataset " + name;
   Id space = simple_space(file, shape);
   if (options.growable) {
     TM_CHECK(!shape.empty(), name, ": a scalar cannot grow");

@@ -28,7 +28,8 @@ void Source::refuse(const std::string& problem) const { throw UserError(str(path
 
 void Source::read(int64_t position, int64_t count, const char* what, void* out) const {
   if (position < 0 || count < 0 || position > bytes_ || count > bytes_ - position) {
-    refuse(str(what, " lies outside the file: is it truncated, or damaged?"));
+    refuse(str(what, " at offset ", position, " (", count, " bytes) is outside the file of ", bytes_, " bytes",
+               kDamagedAdvice));
   }
   try {
     file_.read(position, out, static_cast<size_t>(count));
@@ -38,14 +39,16 @@ void Source::read(int64_t position, int64_t count, const char* what, void* out) 
 }
 
 std::vector<uint8_t> Source::read(int64_t position, int64_t count, const char* what) const {
-  if (count < 0 || count > bytes_) refuse(str(what, " is larger than the file: is it truncated, or damaged?"));
+  if (count < 0 || count > bytes_) {
+    refuse(str(what, " has ", count, " bytes, more than the file of ", bytes_, kDamagedAdvice));
+  }
   std::vector<uint8_t> out(static_cast<size_t>(count));
   read(position, count, what, out.data());
   return out;
 }
 
 const uint8_t* Cursor::take(size_t bytes) {
-  if (bytes > left()) damaged("is cut short");
+  if (bytes > remaining()) damaged("ends too early");
   const uint8_t* begin = at_;
   at_ += bytes;
   return begin;
@@ -60,31 +63,29 @@ uint64_t Cursor::number(size_t width) {
 
 int64_t Cursor::size(size_t width) {
   const uint64_t x = number(width);
-  if (x > uint64_t{INT64_MAX}) damaged("holds an impossible size");
+  if (x > uint64_t{INT64_MAX}) damaged(str("contains the impossible size ", x));
   return static_cast<int64_t>(x);
 }
 
 int64_t Cursor::address() {
   const uint64_t x = number(8);
   if (x == UINT64_MAX) return kUndefined;
-  if (x >= static_cast<uint64_t>(source_->bytes())) damaged("points outside the file");
+  if (x >= static_cast<uint64_t>(source_->bytes())) damaged(str("contains the address ", x, ", outside the file"));
   return static_cast<int64_t>(x);
 }
 
 void Cursor::expect(std::string_view signature, uint8_t version) {
   const auto* found = reinterpret_cast<const char*>(take(signature.size()));
-  if (std::string_view(found, signature.size()) != signature) damaged("does not begin as it should");
+  if (std::string_view(found, signature.size()) != signature) damaged(str("lacks its signature ", signature));
   const uint8_t number = u8();
-  if (number != version) damaged(str("is of version ", int{number}, ", which is not read here"));
+  if (number != version) damaged(str("has version ", int{number}, ", only ", int{version}, " is supported"));
 }
 
 void Cursor::expect_checksum() {
-  const size_t bytes = taken();
-  if (!lookup3_holds(begin_, bytes, u32())) damaged("does not have the checksum written behind it");
+  const size_t bytes = consumed();
+  if (!lookup3_holds(begin_, bytes, u32())) damaged("has a checksum mismatch");
 }
 
-void Cursor::damaged(const std::string& problem) const {
-  source_->refuse(str(what_, " ", problem, "; is it damaged?"));
-}
+void Cursor::damaged(const std::string& problem) const { source_->refuse(str(what_, " ", problem, kDamagedAdvice)); }
 
 }  // namespace tmamba::h5_detail

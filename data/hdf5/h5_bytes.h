@@ -1,4 +1,4 @@
-// The bytes of an HDF5 file from a stranger: every read is inside the file, every number inside what was read.
+// Bounds-checked access to the bytes of an untrusted HDF5 file.
 #pragma once
 
 #include <cstdint>
@@ -11,21 +11,25 @@
 
 namespace tmamba::h5_detail {
 
-inline constexpr int64_t kUndefined = -1;  // an address that points nowhere
+inline constexpr int64_t kUndefined = -1;  // HDF5's undefined address
 
-// Whether the checksum is that of the bytes: Jenkins' lookup3, which HDF5 puts behind its structures, and its
-// Fletcher-32, behind chunks.
+// Appended to messages about a structure that contradicts the format.
+inline constexpr const char* kDamagedAdvice = "; the file may be damaged: restore or recreate it";
+
+// Whether the bytes have the expected checksum. HDF5 stores a Jenkins lookup3 checksum after each metadata structure
+// and a Fletcher-32 checksum after each chunk that has that filter.
 bool lookup3_holds(const uint8_t* data, size_t bytes, uint32_t expected);
 bool fletcher32_holds(const uint8_t* data, size_t bytes, uint32_t expected);
 
 class Source {
  public:
-  // Throws UserError unless it is a plain file that can be read; symbolic links to it are followed.
+  // Throws UserError unless `path` is a readable regular file or a symbolic link to one.
   explicit Source(const std::filesystem::path& path);
   const std::filesystem::path& path() const { return path_; }
   int64_t bytes() const { return bytes_; }
+  // Throws UserError "PATH: PROBLEM".
   [[noreturn]] void refuse(const std::string& problem) const;
-  // `count` bytes from `position`; `what` they are, for the message where they lie outside the file.
+  // Reads `count` bytes at `position`. Throws UserError naming `what` if they are not all inside the file.
   std::vector<uint8_t> read(int64_t position, int64_t count, const char* what) const;
   void read(int64_t position, int64_t count, const char* what, void* out) const;
 
@@ -35,7 +39,8 @@ class Source {
   int64_t bytes_;
 };
 
-// Takes little-endian numbers off a structure.
+// Reads little-endian numbers from a structure, in order. Throws UserError naming `what` at its end. Does not own the
+// bytes.
 class Cursor {
  public:
   Cursor(const Source& source, const char* what, const uint8_t* begin, size_t bytes)
@@ -43,23 +48,24 @@ class Cursor {
   Cursor(const Source& source, const char* what, const std::vector<uint8_t>& bytes)
       : Cursor(source, what, bytes.data(), bytes.size()) {}
 
-  size_t left() const { return static_cast<size_t>(end_ - at_); }
-  size_t taken() const { return static_cast<size_t>(at_ - begin_); }
+  size_t remaining() const { return static_cast<size_t>(end_ - at_); }
+  size_t consumed() const { return static_cast<size_t>(at_ - begin_); }
   const uint8_t* take(size_t bytes);
   void skip(size_t bytes) { take(bytes); }
   uint64_t number(size_t width);
   uint8_t u8() { return static_cast<uint8_t>(number(1)); }
   uint16_t u16() { return static_cast<uint16_t>(number(2)); }
   uint32_t u32() { return static_cast<uint32_t>(number(4)); }
-  // A size or count; throws where it does not fit 63 bits.
+  // A size or count; throws if it does not fit 63 bits.
   int64_t size(size_t width = 8);
-  // kUndefined, or a position inside the file.
+  // kUndefined or a position inside the file; throws if it is outside.
   int64_t address();
   Cursor sub(size_t bytes) { return Cursor(*source_, what_, take(bytes), bytes); }
-  // The next bytes must be these letters, then the version.
+  // Throws unless the next bytes are this signature and this version.
   void expect(std::string_view signature, uint8_t version);
-  // Takes the checksum, which must be that of all bytes before it.
+  // Throws unless the next 4 bytes are the checksum of all bytes before them.
   void expect_checksum();
+  // Throws UserError "PATH: WHAT PROBLEM", with advice.
   [[noreturn]] void damaged(const std::string& problem) const;
 
  private:

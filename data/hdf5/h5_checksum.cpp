@@ -1,5 +1,5 @@
-// The checksums inside HDF5 files. A file of its own: the fuzzers put functions that hold for all bytes in the place of
-// these two, since no mutation would come past them.
+// The checksums inside HDF5 files. The fuzzers link tests/fuzz/no_checksums.cpp instead of this file, because a mutated
+// input would almost never pass a checksum.
 #include <algorithm>
 #include <bit>
 
@@ -17,7 +17,7 @@ uint32_t word(const uint8_t* data, size_t bytes) {
 
 }  // namespace
 
-// Jenkins' lookup3, of whole structures.
+// Jenkins' lookup3, used for metadata structures.
 static uint32_t lookup3(const uint8_t* data, size_t bytes) {
   const auto rot = [](uint32_t x, int k) { return std::rotl(x, k); };
   uint32_t a = 0xdeadbeef + static_cast<uint32_t>(bytes), b = a, c = a;
@@ -39,12 +39,12 @@ static uint32_t lookup3(const uint8_t* data, size_t bytes) {
   return c;
 }
 
-// HDF5's Fletcher-32, of chunks.
+// HDF5's variant of Fletcher-32 (big-endian 16-bit words), used for chunks.
 static uint32_t fletcher32(const uint8_t* data, size_t bytes) {
   uint32_t sum1 = 0, sum2 = 0;
   size_t words = bytes / 2;
   while (words > 0) {
-    size_t block = std::min<size_t>(words, 360);  // as many as cannot overflow
+    size_t block = std::min<size_t>(words, 360);  // the most words whose sums cannot overflow 32 bits
     words -= block;
     for (; block > 0; --block, data += 2) {
       sum1 += static_cast<uint32_t>(data[0] << 8 | data[1]);

@@ -1,5 +1,5 @@
-// The indexes of chunks: a B-tree in files of the first format; in later ones one chunk without an index, an array for
-// sizes that are fixed, and an array in blocks of growing size for a first dimension that may grow.
+// Chunk indexes. H5Format::earliest has a version-1 B-tree. Later formats have no index for a single chunk, a fixed
+// array for datasets of fixed size and an extensible array for datasets whose first dimension is unlimited.
 #include <algorithm>
 #include <bit>
 
@@ -11,15 +11,15 @@ namespace {
 
 class ChunkReader {
  public:
-  ChunkReader(const Source& source, const std::string& name, const Object& dataset, int64_t whole)
-      : source_(source), name_(name), dataset_(dataset), layout_(dataset.layout), whole_(whole) {
-    const auto& shape = dataset.extent.shape;
+  ChunkReader(const Source& source, const std::string& name, const Object& dataset, int64_t chunk_bytes)
+      : source_(source), name_(name), dataset_(dataset), layout_(dataset.layout), chunk_bytes_(chunk_bytes) {
+    const auto& shape = dataset.dataspace.shape;
     int64_t count = 1;
     for (size_t i = 0; i < shape.size(); ++i) {
       counts_.push_back(ceil_div(shape[i], layout_.chunk[i]));
-      // Arrays number the chunks of the sizes that a dimension may grow to.
-      const int64_t most = dataset.extent.most[i];
-      places_.push_back(most < 0 || i == 0 ? counts_.back() : (most - 1) / layout_.chunk[i] + 1);
+      // Array indexes number the chunks of the maximum shape.
+      const int64_t max_size = dataset.dataspace.max_shape[i];
+      max_counts_.push_back(max_size < 0 || i == 0 ? counts_.back() : (max_size - 1) / layout_.chunk[i] + 1);
       count *= counts_.back();
     }
     chunks_.resize(static_cast<size_t>(count));
@@ -28,11 +28,11 @@ class ChunkReader {
   std::vector<Chunk> read() {
     if (layout_.address != kUndefined) {
       switch (layout_.index) {
-        case ChunkIndex::tree:
+        case ChunkIndex::btree:
           read_tree(layout_.address, -1);
           break;
-        case ChunkIndex::single:
-          chunks_.at(0) = {layout_.address, layout_.bytes < 0 ? whole_ : layout_.bytes, layout_.filter_mask};
+        case ChunkIndex::single_chunk:
+          chunks_.at(0) = {layout_.address, layout_.bytes < 0 ? chunk_bytes_ : layout_.bytes, layout_.filter_mask};
           break;
         case ChunkIndex::fixed_array:
           read_fixed_array();
@@ -49,20 +49,23 @@ class ChunkReader {
 
  private:
   [[noreturn]] void refuse(const std::string& problem) const {
-    source_.refuse(str("dataset ", name_, ": the index of its chunks ", problem, "; is it damaged?"));
+    source_.refuse(str("dataset ", name_, ": the chunk index ", problem, kDamagedAdvice));
   }
 
-  // --- B-tree
+  // --- Version-1 B-tree ---
 
-  void read_tree(int64_t address, int above) {
-    constexpr const char* kWhat = "a tree of chunks";
-    if (address == kUndefined) refuse("points nowhere");
+  // `parent_level` is -1 for the root.
+  void read_tree(int64_t address, int parent_level) {
+    constexpr const char* kWhat = "a node of a chunk B-tree";
+    if (address == kUndefined) refuse("contains an undefined address");
     if (++nodes_ > source_.bytes() / 24) refuse("is a loop");
     const auto head = source_.read(address, 24, kWhat);
     Cursor cursor(source_, kWhat, head);
-    cursor.expect("TREE", 1);  // of chunks
+    cursor.expect("TREE", 1);  // node type 1: chunks
     const int level = cursor.u8(), entries = cursor.u16();
-    if (above >= 0 && level != above - 1) cursor.damaged("has a node of a wrong level");
+    if (parent_level >= 0 && level != parent_level - 1) {
+      cursor.damaged(str("has level ", level, " below level ", parent_level));
+    }
     const auto rank = static_cast<int64_t>(counts_.size());
     const int64_t key = 8 + 8 * (rank + 1);
     const auto body = source_.read(address + 24, entries * (key + 8) + key, kWhat);
@@ -75,7 +78,8 @@ class ChunkReader {
       bool inside = true;
       for (size_t d = 0; d < counts_.size(); ++d) {
         const int64_t offset = rows.size();
-        if (offset % layout_.chunk[d] != 0) rows.damaged("has a chunk between two places");
+        if (offset % layout_.chunk[d] != 0)
+          rows.damaged(str("has a chunk at offset ", offset, ", not a multiple of ", layout_.chunk[d]));
         inside = inside && offset / layout_.chunk[d] < counts_[d];
         if (inside) index = index * counts_[d] + offset / layout_.chunk[d];
       }
@@ -83,142 +87,151 @@ class ChunkReader {
       chunk.address = rows.address();
       if (level > 0) {
         read_tree(chunk.address, level);
-      } else if (inside) {  // else of a part that was cut off
+      } else if (inside) {  // chunks outside are left over from before the dataset shrank
         put(index, chunk);
       }
     }
   }
 
   void put(int64_t index, const Chunk& chunk) {
-    Chunk& place = chunks_[static_cast<size_t>(index)];
-    if (place.address != kUndefined) refuse("has a chunk twice");
-    place = chunk;
+    Chunk& slot = chunks_[static_cast<size_t>(index)];
+    if (slot.address != kUndefined) refuse(str("has chunk ", index, " twice"));
+    slot = chunk;
   }
 
-  // --- arrays
+  // --- Fixed and extensible arrays ---
 
-  // Puts the chunk number `place` of an array; those outside of the dataset are left out.
-  void put_place(int64_t place, Cursor& cursor, int64_t width, bool filtered) {
+  // Reads the array's entry for chunk `number` of the maximum shape; skips chunks outside the current shape.
+  void read_entry(int64_t number, Cursor& cursor, int64_t entry_bytes, bool filtered) {
     Chunk chunk;
     chunk.address = cursor.address();
-    chunk.bytes = whole_;
+    chunk.bytes = chunk_bytes_;
     if (filtered) {
-      chunk.bytes = cursor.size(static_cast<size_t>(width - 12));
+      chunk.bytes = cursor.size(static_cast<size_t>(entry_bytes - 12));
       chunk.filter_mask = cursor.u32();
     }
     if (chunk.address == kUndefined) return;
     int64_t index = 0, stride = 1;
     for (size_t d = counts_.size(); d-- > 0;) {
-      const int64_t at = d == 0 ? place : place % places_[d];
+      const int64_t at = d == 0 ? number : number % max_counts_[d];
       if (at >= counts_[d]) return;
       index += at * stride;
       stride *= counts_[d];
-      if (d > 0) place /= places_[d];
+      if (d > 0) number /= max_counts_[d];
     }
     put(index, chunk);
   }
 
-  // The width of an entry, by whether chunks are filtered.
-  static void check_width(const Cursor& cursor, int client, int64_t width) {
-    if (client == 0 ? width != 8 : client != 1 || width < 13 || width > 20) cursor.damaged("has impossible entries");
+  // Client 0 has entries of one address, client 1 (filtered chunks) of an address, a size and a filter mask.
+  static void check_entry_bytes(const Cursor& cursor, int client_id, int64_t entry_bytes) {
+    if (client_id == 0 ? entry_bytes != 8 : client_id != 1 || entry_bytes < 13 || entry_bytes > 20) {
+      cursor.damaged(str("has client ", client_id, " with entries of ", entry_bytes, " bytes"));
+    }
   }
 
   void read_fixed_array() {
-    constexpr const char* kWhat = "an array of chunks";
+    constexpr const char* kWhat = "a fixed array of chunks";
     const auto head = source_.read(layout_.address, 28, kWhat);
     Cursor cursor(source_, kWhat, head);
     cursor.expect("FAHD", 0);
-    const int client = cursor.u8();
-    const int64_t width = cursor.u8();
+    const int client_id = cursor.u8();
+    const int64_t entry_bytes = cursor.u8();
     const int page_bits = cursor.u8();
     const int64_t entries = cursor.size(), block = cursor.address();
     cursor.expect_checksum();
-    check_width(cursor, client, width);
+    check_entry_bytes(cursor, client_id, entry_bytes);
     if (block == kUndefined) return;
-    if (page_bits > 32 || entries > source_.bytes() / 8) cursor.damaged("has an impossible length");
+    if (page_bits > 32 || entries > source_.bytes() / 8) {
+      cursor.damaged(str("has ", entries, " entries in pages of 2^", page_bits, ", more than fit in the file"));
+    }
     const int64_t page = int64_t{1} << page_bits, pages = entries > page ? ceil_div(entries, page) : 0;
     const int64_t bitmap = ceil_div(pages, 8), prefix = 14 + bitmap;
-    const auto body = source_.read(block, prefix + (pages == 0 ? entries * width : 0) + 4, kWhat);
+    const auto body = source_.read(block, prefix + (pages == 0 ? entries * entry_bytes : 0) + 4, kWhat);
     Cursor rows(source_, kWhat, body);
     rows.expect("FADB", 0);
-    if (rows.u8() != client || rows.address() != layout_.address) rows.damaged("does not belong to its header");
+    if (rows.u8() != client_id || rows.address() != layout_.address) rows.damaged("belongs to another header");
     const uint8_t* used = rows.take(static_cast<size_t>(bitmap));
-    for (int64_t i = 0; pages == 0 && i < entries; ++i) put_place(i, rows, width, client == 1);
+    for (int64_t i = 0; pages == 0 && i < entries; ++i) read_entry(i, rows, entry_bytes, client_id == 1);
     rows.expect_checksum();
     int64_t at = block + prefix + 4;
     for (int64_t i = 0; i < pages; ++i) {
       const int64_t count = std::min(page, entries - i * page);
       const bool filled = (used[i / 8] >> (7 - i % 8) & 1) != 0;
-      if (filled) read_page(kWhat, at, i * page, count, width, client == 1);
-      at += count * width + 4;
+      if (filled) read_page(kWhat, at, i * page, count, entry_bytes, client_id == 1);
+      at += count * entry_bytes + 4;
     }
   }
 
-  void read_page(const char* what, int64_t position, int64_t first, int64_t count, int64_t width, bool filtered) {
-    const auto bytes = source_.read(position, count * width + 4, what);
+  void read_page(const char* what, int64_t position, int64_t first, int64_t count, int64_t entry_bytes, bool filtered) {
+    const auto bytes = source_.read(position, count * entry_bytes + 4, what);
     Cursor rows(source_, what, bytes);
-    for (int64_t k = 0; k < count; ++k) put_place(first + k, rows, width, filtered);
+    for (int64_t k = 0; k < count; ++k) read_entry(first + k, rows, entry_bytes, filtered);
     rows.expect_checksum();
   }
 
-  // The numbers that an extensible array's header gives.
-  struct Growing {
-    int client = 0;
-    int64_t width = 0;
-    int most_bits = 0;
-    int64_t in_index = 0, block_least = 0, pointers_least = 0, page = 0;
-    int64_t offset_bytes() const { return (most_bits + 7) / 8; }
+  // The header of an extensible array.
+  struct ExtensibleArray {
+    int client_id = 0;
+    int64_t entry_bytes = 0;
+    int max_bits = 0;                // bits of the largest entry number
+    int64_t index_entries = 0;       // entries in the index block
+    int64_t min_block_entries = 0;   // entries of the smallest data block
+    int64_t min_block_pointers = 0;  // data block addresses of the smallest secondary block
+    int64_t page_entries = 0;        // data blocks with more entries are paged
+    int64_t offset_bytes() const { return (max_bits + 7) / 8; }
   };
 
   void read_extensible_array() {
-    constexpr const char* kWhat = "a growing array of chunks";
+    constexpr const char* kWhat = "an extensible array of chunks";
     for (size_t d = 1; d < counts_.size(); ++d) {
-      if (dataset_.extent.most[d] < 0)
-        source_.refuse(str("dataset ", name_, " grows in more than its first dimension"));
+      if (dataset_.dataspace.max_shape[d] < 0) {
+        source_.refuse(str("dataset ", name_, ": dimension ", d, " is unlimited; only the first one may be"));
+      }
     }
     const auto head = source_.read(layout_.address, 72, kWhat);
     Cursor cursor(source_, kWhat, head);
     cursor.expect("EAHD", 0);
-    Growing g;
-    g.client = cursor.u8();
-    g.width = cursor.u8();
-    g.most_bits = cursor.u8();
-    g.in_index = cursor.u8();
-    g.block_least = cursor.u8();
-    g.pointers_least = cursor.u8();
+    ExtensibleArray g;
+    g.client_id = cursor.u8();
+    g.entry_bytes = cursor.u8();
+    g.max_bits = cursor.u8();
+    g.index_entries = cursor.u8();
+    g.min_block_entries = cursor.u8();
+    g.min_block_pointers = cursor.u8();
     const int page_bits = cursor.u8();
     cursor.skip(6 * 8);
     const int64_t block = cursor.address();
     cursor.expect_checksum();
-    check_width(cursor, g.client, g.width);
+    check_entry_bytes(cursor, g.client_id, g.entry_bytes);
     const auto power = [](int64_t x) { return x > 0 && (x & (x - 1)) == 0; };
-    if (!power(g.block_least) || !power(g.pointers_least) || g.pointers_least < 2 || page_bits > 32 ||
-        g.most_bits > 62 || g.most_bits < std::countr_zero(static_cast<uint64_t>(g.block_least))) {
-      cursor.damaged("has impossible numbers");
+    if (!power(g.min_block_entries) || !power(g.min_block_pointers) || g.min_block_pointers < 2 || page_bits > 32 ||
+        g.max_bits > 62 || g.max_bits < std::countr_zero(static_cast<uint64_t>(g.min_block_entries))) {
+      cursor.damaged(str("has impossible block sizes (", g.min_block_entries, " entries, ", g.min_block_pointers,
+                         " pointers, 2^", page_bits, " per page, ", g.max_bits, " bits)"));
     }
-    g.page = int64_t{1} << page_bits;
+    g.page_entries = int64_t{1} << page_bits;
     if (block != kUndefined) read_index_block(g, block);
   }
 
-  void read_index_block(const Growing& g, int64_t address) {
-    constexpr const char* kWhat = "the index block of an array of chunks";
-    const int supers = 1 + g.most_bits - std::countr_zero(static_cast<uint64_t>(g.block_least));
-    const int direct = std::min(supers, 2 * std::countr_zero(static_cast<uint64_t>(g.pointers_least)));
-    const int64_t direct_blocks = 2 * (g.pointers_least - 1);
+  void read_index_block(const ExtensibleArray& g, int64_t address) {
+    constexpr const char* kWhat = "the index block of an extensible array of chunks";
+    const int supers = 1 + g.max_bits - std::countr_zero(static_cast<uint64_t>(g.min_block_entries));
+    const int direct = std::min(supers, 2 * std::countr_zero(static_cast<uint64_t>(g.min_block_pointers)));
+    const int64_t direct_blocks = 2 * (g.min_block_pointers - 1);
     const auto bytes =
-        source_.read(address, 14 + g.in_index * g.width + 8 * (direct_blocks + supers - direct) + 4, kWhat);
+        source_.read(address, 14 + g.index_entries * g.entry_bytes + 8 * (direct_blocks + supers - direct) + 4, kWhat);
     Cursor cursor(source_, kWhat, bytes);
     start_block(g, cursor, "EAIB");
     int64_t first = 0;
-    for (; first < g.in_index; ++first) put_place(first, cursor, g.width, g.client == 1);
+    for (; first < g.index_entries; ++first) read_entry(first, cursor, g.entry_bytes, g.client_id == 1);
     std::vector<int64_t> blocks, tables;
     for (int64_t i = 0; i < direct_blocks; ++i) blocks.push_back(cursor.address());
     for (int i = direct; i < supers; ++i) tables.push_back(cursor.address());
     cursor.expect_checksum();
     size_t next = 0;
-    const int64_t places = total_places();
+    const int64_t places = max_entries();
     for (int u = 0; u < supers && first < places; ++u) {
-      const int64_t count = int64_t{1} << (u / 2), length = (int64_t{1} << ((u + 1) / 2)) * g.block_least;
+      const int64_t count = int64_t{1} << (u / 2), length = (int64_t{1} << ((u + 1) / 2)) * g.min_block_entries;
       if (u >= direct) {
         const int64_t table = tables[static_cast<size_t>(u - direct)];
         if (table != kUndefined) read_super_block(g, table, first, count, length);
@@ -231,25 +244,25 @@ class ChunkReader {
     }
   }
 
-  int64_t total_places() const {
+  int64_t max_entries() const {
     int64_t places = 1;
-    for (int64_t count : places_) {
-      if (__builtin_mul_overflow(places, count, &places)) refuse("is of an impossible length");
+    for (int64_t count : max_counts_) {
+      if (__builtin_mul_overflow(places, count, &places)) refuse("has an impossible length");
     }
     return places;
   }
 
-  void start_block(const Growing& g, Cursor& cursor, const char* signature) {
+  void start_block(const ExtensibleArray& g, Cursor& cursor, const char* signature) {
     cursor.expect(signature, 0);
-    if (cursor.u8() != g.client || cursor.address() != layout_.address) {
-      cursor.damaged("does not belong to its header");
+    if (cursor.u8() != g.client_id || cursor.address() != layout_.address) {
+      cursor.damaged("belongs to another header");
     }
     if (++nodes_ > source_.bytes() / 14) refuse("is a loop");
   }
 
-  void read_super_block(const Growing& g, int64_t address, int64_t first, int64_t count, int64_t length) {
-    constexpr const char* kWhat = "a super block of an array of chunks";
-    const int64_t bitmap = length > g.page ? ceil_div(length / g.page, 8) : 0;
+  void read_super_block(const ExtensibleArray& g, int64_t address, int64_t first, int64_t count, int64_t length) {
+    constexpr const char* kWhat = "a secondary block of an extensible array of chunks";
+    const int64_t bitmap = length > g.page_entries ? ceil_div(length / g.page_entries, 8) : 0;
     if (count > source_.bytes() / 8 || bitmap > source_.bytes()) refuse("is larger than the file");
     const auto bytes = source_.read(address, 14 + g.offset_bytes() + count * (bitmap + 8) + 4, kWhat);
     Cursor cursor(source_, kWhat, bytes);
@@ -261,49 +274,53 @@ class ChunkReader {
     cursor.expect_checksum();
     for (int64_t i = 0; i < count; ++i) {
       const int64_t block = blocks[static_cast<size_t>(i)];
-      if (block != kUndefined) read_data_block(g, block, first + i * length, length, used, i * (length / g.page));
+      if (block != kUndefined)
+        read_data_block(g, block, first + i * length, length, used, i * (length / g.page_entries));
     }
   }
 
-  // `used` has a bit for every page of the blocks of a table; those of this block begin at `first_page`.
-  void read_data_block(const Growing& g, int64_t address, int64_t first, int64_t length, const uint8_t* used,
+  // `used` has one bit per page of a secondary block's data blocks; the bits of this block begin at `first_page`. Null
+  // if the block is not paged.
+  void read_data_block(const ExtensibleArray& g, int64_t address, int64_t first, int64_t length, const uint8_t* used,
                        int64_t first_page) {
-    constexpr const char* kWhat = "a data block of an array of chunks";
-    const bool paged = length > g.page;
+    constexpr const char* kWhat = "a data block of an extensible array of chunks";
+    const bool paged = length > g.page_entries;
     if (length > source_.bytes() / 8) refuse("is larger than the file");
     const int64_t prefix = 14 + g.offset_bytes();
-    const auto bytes = source_.read(address, prefix + (paged ? 0 : length * g.width) + 4, kWhat);
+    const auto bytes = source_.read(address, prefix + (paged ? 0 : length * g.entry_bytes) + 4, kWhat);
     Cursor cursor(source_, kWhat, bytes);
     start_block(g, cursor, "EADB");
     cursor.skip(static_cast<size_t>(g.offset_bytes()));
-    for (int64_t i = 0; !paged && i < length; ++i) put_place(first + i, cursor, g.width, g.client == 1);
+    for (int64_t i = 0; !paged && i < length; ++i) read_entry(first + i, cursor, g.entry_bytes, g.client_id == 1);
     cursor.expect_checksum();
     if (!paged) return;
-    for (int64_t i = 0; i < length / g.page; ++i) {
+    for (int64_t i = 0; i < length / g.page_entries; ++i) {
       const int64_t page = first_page + i;
       if (used == nullptr || (used[page / 8] >> (7 - page % 8) & 1) == 0) continue;
-      read_page(kWhat, address + prefix + 4 + i * (g.page * g.width + 4), first + i * g.page, g.page, g.width,
-                g.client == 1);
+      read_page(kWhat, address + prefix + 4 + i * (g.page_entries * g.entry_bytes + 4), first + i * g.page_entries,
+                g.page_entries, g.entry_bytes, g.client_id == 1);
     }
   }
 
   const Source& source_;
   const std::string& name_;
   const Object& dataset_;
-  const Layout& layout_;
-  const int64_t whole_;
-  std::vector<int64_t> counts_, places_;  // chunks along each dimension: of the dataset, and numbered by an array
+  const DataLayout& layout_;
+  const int64_t chunk_bytes_;
+  std::vector<int64_t> counts_;      // chunks along each dimension
+  std::vector<int64_t> max_counts_;  // the same for the maximum shape; an unlimited dimension has its current count
   std::vector<Chunk> chunks_;
-  int64_t nodes_ = 0;
+  int64_t nodes_ = 0;  // visited so far; more than fit in the file mean a loop
 };
 
 }  // namespace
 
-std::vector<Chunk> read_chunks(const Source& source, const std::string& name, const Object& dataset, int64_t whole) {
+std::vector<Chunk> read_chunks(const Source& source, const std::string& name, const Object& dataset,
+                               int64_t chunk_bytes) {
   if (dataset.layout.index == ChunkIndex::other) {
-    source.refuse(str("dataset ", name, " has an index of its chunks that is not read here"));
+    source.refuse(str("dataset ", name, " has a chunk index of an unsupported type; recreate it with HDF5's defaults"));
   }
-  return ChunkReader(source, name, dataset, whole).read();
+  return ChunkReader(source, name, dataset, chunk_bytes).read();
 }
 
 }  // namespace tmamba::h5_detail

@@ -12,9 +12,9 @@ namespace {
 constexpr size_t kMaxRank = 8;
 constexpr size_t kMaxFilters = 8;
 constexpr int64_t kMaxChunkBytes = int64_t{256} << 20;
-constexpr int64_t kMaxDeflateRatio = 1032;  // what deflate can reach
+constexpr int64_t kMaxDeflateRatio = 1032;  // the largest compression ratio of the deflate format
 
-// Elements of `size` bytes whose first bytes all come first, then their second ones, and so on.
+// Reverses HDF5's shuffle filter, which stores byte 0 of all elements of `size` bytes, then byte 1 of all, and so on.
 std::vector<uint8_t> unshuffle(const std::vector<uint8_t>& in, size_t size) {
   const size_t elements = in.size() / size;
   std::vector<uint8_t> out = in;
@@ -24,20 +24,20 @@ std::vector<uint8_t> unshuffle(const std::vector<uint8_t>& in, size_t size) {
   return out;
 }
 
-// Nothing where the bytes are not those of one stream, or more than `most`.
-std::optional<std::vector<uint8_t>> inflated(const std::vector<uint8_t>& in, size_t most) {
-  std::vector<uint8_t> out(most);
-  uLongf bytes = most;
+// Decompresses one zlib stream; nullopt if it is invalid or decompresses to more than `max_bytes`.
+std::optional<std::vector<uint8_t>> inflated(const std::vector<uint8_t>& in, size_t max_bytes) {
+  std::vector<uint8_t> out(max_bytes);
+  uLongf bytes = max_bytes;
   if (uncompress(out.data(), &bytes, in.data(), in.size()) != Z_OK) return std::nullopt;
   out.resize(bytes);
   return out;
 }
 
-// Calls f(linear index of the first element in the dataset, in the rectangle, how many) for each run of the rectangle
-// that lies in one piece in a row-major array of these sizes.
+// Calls f(first element in the array, first element in the hyperslab, number of elements) for each contiguous run of
+// the hyperslab in a row-major array of these sizes.
 template <class F>
 void each_run(std::span<const int64_t> sizes, std::span<const int64_t> offset, std::span<const int64_t> count, F&& f) {
-  size_t outer = sizes.size();  // dimensions before this one are walked through
+  size_t outer = sizes.size();  // the dimensions from this one on are contiguous
   int64_t run = 1;
   while (outer > 0) {
     --outer;
@@ -67,12 +67,12 @@ DatasetReader::DatasetReader(std::shared_ptr<const ReadFile> file, const std::st
   if (!object_->dataset) source().refuse(str("\"", name, "\" is not a dataset"));
   check_storage();
   if (!object_->type.known) {
-    refuse("has an element type that is not allowed; allowed are little-endian integers and floats");
+    refuse("has an element type that is not allowed; allowed are little-endian integers and IEEE floats");
   }
   info_.type = *object_->type.known;
-  info_.shape = object_->extent.shape;
-  if (object_->extent.null || info_.shape.size() > kMaxRank) {
-    refuse(str("has no size, or more than ", kMaxRank, " dimensions"));
+  info_.shape = object_->dataspace.shape;
+  if (object_->dataspace.null || info_.shape.size() > kMaxRank) {
+    refuse(str("has a null dataspace or more than ", kMaxRank, " dimensions"));
   }
   int64_t bytes = static_cast<int64_t>(size_of(info_.type));
   for (int64_t size : info_.shape) {
@@ -85,17 +85,17 @@ DatasetReader::DatasetReader(std::shared_ptr<const ReadFile> file, const std::st
   } else {
     check_chunks(bytes);
     const int64_t budget = cache_bytes > 0 ? cache_bytes : int64_t{1} << 20;
-    most_kept_ = static_cast<size_t>(std::clamp<int64_t>(budget / chunk_bytes_, 1, 4096));
+    cache_chunks_ = static_cast<size_t>(std::clamp<int64_t>(budget / chunk_bytes_, 1, 4096));
   }
 }
 
 void DatasetReader::check_storage() {
-  const Layout& layout = object_->layout;
-  if (layout.storage == Storage::virtual_) refuse("is virtual (its data lies in other files), which is not allowed");
+  const DataLayout& layout = object_->layout;
+  if (layout.storage == Storage::virtual_) refuse("is virtual (its data is in other files), which is not allowed");
   if (layout.storage != Storage::contiguous && layout.storage != Storage::chunked) {
-    refuse("is stored neither contiguously nor in chunks, which is not allowed");
+    refuse("is stored neither contiguously nor in chunks; recreate it with one of these layouts");
   }
-  if (object_->external_storage) refuse("keeps its data in an external file, which is not allowed");
+  if (object_->external_storage) refuse("stores its data in an external file, which is not allowed");
   const auto& ids = object_->filters.ids;
   for (int id : ids) {
     if (id != kShuffle && id != kDeflate && id != kFletcher32) {
@@ -115,23 +115,24 @@ void DatasetReader::check_contiguous(int64_t bytes) const {
 void DatasetReader::check_chunks(int64_t bytes) {
   const std::vector<int64_t>& all = object_->layout.chunk;
   const auto width = static_cast<int64_t>(size_of(info_.type));
-  if (all.size() != info_.shape.size() + 1 || all.back() != width) refuse("has chunks of another rank than its own");
+  if (all.size() != info_.shape.size() + 1 || all.back() != width)
+    refuse(str("has chunks whose rank or element size differs from its own", kDamagedAdvice));
   info_.chunk.assign(all.begin(), all.end() - 1);
   chunk_bytes_ = width;
   for (int64_t size : info_.chunk) {
     if (size < 1 || __builtin_mul_overflow(chunk_bytes_, size, &chunk_bytes_))
-      refuse("has chunks of an impossible size");
+      refuse(str("has chunks of an impossible size", kDamagedAdvice));
   }
   if (chunk_bytes_ > kMaxChunkBytes) {
     refuse(str("has chunks of ", chunk_bytes_, " bytes; at most ", kMaxChunkBytes, " are allowed"));
   }
-  const Filters& filters = object_->filters;
+  const FilterPipeline& filters = object_->filters;
   const int64_t ratio = filters.has(kDeflate) ? kMaxDeflateRatio : 1, file_bytes = source().bytes();
   int64_t chunks = 1;
   for (size_t i = 0; i < info_.shape.size() && chunks <= file_bytes; ++i) {
     chunks *= (info_.shape[i] - 1) / info_.chunk[i] + 1;
   }
-  // Every chunk has an entry of 8 bytes or more in its index.
+  // A chunk index has at least 8 bytes per chunk.
   if (bytes / ratio > file_bytes || chunks > file_bytes / 8) {
     refuse(str("declares ", bytes, " bytes, which the file of ", file_bytes, " bytes does not hold"));
   }
@@ -142,8 +143,12 @@ void DatasetReader::check_chunks(int64_t bytes) {
       ++missing;
       continue;
     }
-    if (chunk.bytes < 1 || chunk.bytes > file_bytes - chunk.address) refuse("has a chunk outside the file");
-    if (filters.ids.empty() && chunk.bytes != chunk_bytes_) refuse("has a chunk of a wrong size");
+    if (chunk.bytes < 1 || chunk.bytes > file_bytes - chunk.address) {
+      refuse(str("has a chunk outside the file", kDamagedAdvice));
+    }
+    if (filters.ids.empty() && chunk.bytes != chunk_bytes_) {
+      refuse(str("has a chunk of ", chunk.bytes, " bytes, expected ", chunk_bytes_, kDamagedAdvice));
+    }
     info_.stored_bytes += chunk.bytes;
     if (info_.stored_bytes > file_bytes) break;
   }
@@ -169,7 +174,7 @@ void DatasetReader::read_contiguous(std::span<const int64_t> offset, std::span<c
   });
 }
 
-// Goes through the chunks that the rectangle touches.
+// Copies the intersection of the hyperslab with each chunk it touches, row by row.
 void DatasetReader::read_chunked(std::span<const int64_t> offset, std::span<const int64_t> count, uint8_t* out) {
   const std::lock_guard lock(mutex_);
   const auto width = static_cast<int64_t>(size_of(info_.type));
@@ -192,7 +197,6 @@ void DatasetReader::read_chunked(std::span<const int64_t> offset, std::span<cons
       from[d] = low - begin, part[d] = high - low, target[d] = low - offset[d];
     }
     const std::vector<uint8_t>& bytes = chunk(index);
-    // Runs of the chunk, each cut to rows of the rectangle.
     const int64_t row = rank == 0 ? 1 : part[rank - 1];
     int64_t rows = 1;
     for (size_t d = 0; d + 1 < rank; ++d) rows *= part[d];
@@ -210,45 +214,49 @@ void DatasetReader::read_chunked(std::span<const int64_t> offset, std::span<cons
   }
 }
 
-// The decoded chunk; the one that was not used for the longest makes room.
+// The decoded chunk, from the least-recently-used cache.
 const std::vector<uint8_t>& DatasetReader::chunk(int64_t index) {
   ++uses_;
-  Kept* oldest = nullptr;
-  for (Kept& kept : kept_) {
-    if (kept.index == index) {
-      kept.used = uses_;
-      return kept.bytes;
+  CachedChunk* oldest = nullptr;
+  for (CachedChunk& cached : cache_) {
+    if (cached.index == index) {
+      cached.last_use = uses_;
+      return cached.bytes;
     }
-    if (oldest == nullptr || kept.used < oldest->used) oldest = &kept;
+    if (oldest == nullptr || cached.last_use < oldest->last_use) oldest = &cached;
   }
-  std::vector<uint8_t> bytes = decode(chunks_[static_cast<size_t>(index)]);
-  if (kept_.size() < most_kept_) oldest = &kept_.emplace_back();
+  std::vector<uint8_t> bytes = decode(index);
+  if (cache_.size() < cache_chunks_) oldest = &cache_.emplace_back();
   *oldest = {index, uses_, std::move(bytes)};
   return oldest->bytes;
 }
 
-std::vector<uint8_t> DatasetReader::decode(const Chunk& chunk) const {
+// Reads a chunk and reverses its filters, the last one first.
+std::vector<uint8_t> DatasetReader::decode(int64_t index) const {
+  const Chunk& chunk = chunks_[static_cast<size_t>(index)];
   std::vector<uint8_t> bytes = source().read(chunk.address, chunk.bytes, name_.c_str());
   const std::vector<int>& ids = object_->filters.ids;
   for (size_t i = ids.size(); i-- > 0;) {
     if ((chunk.filter_mask >> i & 1) != 0) continue;
     if (ids[i] == kFletcher32) {
-      if (bytes.size() < 4) refuse("has a chunk too short for its checksum");
+      if (bytes.size() < 4) refuse(str("has a chunk ", index, " too short for its checksum", kDamagedAdvice));
       const uint8_t* end = bytes.data() + bytes.size() - 4;
       const uint32_t stored = end[0] | end[1] << 8 | end[2] << 16 | static_cast<uint32_t>(end[3]) << 24;
       if (!fletcher32_holds(bytes.data(), bytes.size() - 4, stored)) {
-        refuse("has a chunk that does not have its Fletcher32 checksum: the file is damaged");
+        refuse(str("has a Fletcher32 checksum mismatch in chunk ", index, kDamagedAdvice));
       }
       bytes.resize(bytes.size() - 4);
     } else if (ids[i] == kShuffle) {
       bytes = unshuffle(bytes, size_of(info_.type));
     } else {
       auto larger = inflated(bytes, static_cast<size_t>(chunk_bytes_) + 4 * kMaxFilters);
-      if (!larger) refuse("has a chunk that cannot be decompressed: the file is damaged");
+      if (!larger) refuse(str("has a chunk ", index, " that cannot be decompressed", kDamagedAdvice));
       bytes = std::move(*larger);
     }
   }
-  if (std::ssize(bytes) != chunk_bytes_) refuse("has a chunk of a wrong size");
+  if (std::ssize(bytes) != chunk_bytes_) {
+    refuse(str("has a chunk ", index, " of ", bytes.size(), " bytes, expected ", chunk_bytes_, kDamagedAdvice));
+  }
   return bytes;
 }
 

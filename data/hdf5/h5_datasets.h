@@ -1,4 +1,4 @@
-// Datasets of an HDF5 file that is read, for h5_read.cpp.
+// Reads datasets of an untrusted HDF5 file. Implementation of H5Dataset::read.
 #pragma once
 
 #include <memory>
@@ -13,18 +13,19 @@ namespace tmamba::h5_detail {
 
 class DatasetReader {
  public:
-  // Throws UserError where the dataset does not keep the rules of h5.h.
+  // Throws UserError if the dataset breaks the rules of h5.h.
   DatasetReader(std::shared_ptr<const ReadFile> file, const std::string& name, int64_t cache_bytes);
 
   const std::string& name() const { return name_; }
   const H5Info& info() const { return info_; }
   const Source& source() const { return file_->source(); }
-  // The rectangle, which lies in the dataset, row-major, in the stored type.
+  // Reads the hyperslab, which must be inside the dataset, row-major and in the stored type. Thread-safe.
   void read(std::span<const int64_t> offset, std::span<const int64_t> count, uint8_t* out);
 
  private:
-  struct Kept {
-    int64_t index = -1, used = 0;
+  struct CachedChunk {
+    int64_t index = -1;
+    int64_t last_use = 0;  // value of uses_
     std::vector<uint8_t> bytes;
   };
 
@@ -35,18 +36,18 @@ class DatasetReader {
   void read_contiguous(std::span<const int64_t> offset, std::span<const int64_t> count, uint8_t* out) const;
   void read_chunked(std::span<const int64_t> offset, std::span<const int64_t> count, uint8_t* out);
   const std::vector<uint8_t>& chunk(int64_t index);
-  std::vector<uint8_t> decode(const Chunk& chunk) const;
+  std::vector<uint8_t> decode(int64_t index) const;
 
   std::shared_ptr<const ReadFile> file_;
   std::string name_;
   std::shared_ptr<const Object> object_;
   H5Info info_;
-  int64_t chunk_bytes_ = 0;
-  std::vector<Chunk> chunks_;
-  std::mutex mutex_;  // guards what follows
-  size_t most_kept_ = 1;
+  int64_t chunk_bytes_ = 0;    // of a decoded chunk
+  std::vector<Chunk> chunks_;  // row-major
+  std::mutex mutex_;           // guards the members below
+  size_t cache_chunks_ = 1;    // capacity of cache_
   int64_t uses_ = 0;
-  std::vector<Kept> kept_;
+  std::vector<CachedChunk> cache_;
 };
 
 }  // namespace tmamba::h5_detail

@@ -1,4 +1,4 @@
-// The only header that includes hdf5.h. For the files that write HDF5.
+// The only header that includes hdf5.h. For the sources that write HDF5.
 #pragma once
 
 #include <hdf5.h>
@@ -10,10 +10,11 @@
 
 namespace tmamba::h5_detail {
 
-// Every public function holds one: HDF5 need not be built thread-safe. The first one sets the library up.
-class Guard {
+// Serializes calls into the HDF5 library, which need not be built thread-safe; every public function holds one. The
+// first one initializes the library.
+class LibraryLock {
  public:
-  Guard();
+  LibraryLock();
 
  private:
   std::unique_lock<std::recursive_mutex> lock_;
@@ -34,10 +35,10 @@ class Id {
   Id(const Id&) = delete;
   ~Id() { close(); }
 
-  operator hid_t() const { return id_; }  // NOLINT(google-explicit-constructor): it stands for the id in C calls
-  // Forgets the id without closing it.
+  operator hid_t() const { return id_; }  // NOLINT(google-explicit-constructor): passed to C calls
+  // Drops the id without closing it.
   void leak() { id_ = H5I_INVALID_HID; }
-  // Negative where the library could not close it; it is gone either way.
+  // Negative if the library could not close it; the id is dropped either way.
   herr_t close() { return id_ < 0 ? 0 : close_(std::exchange(id_, H5I_INVALID_HID)); }
 
  private:
@@ -48,16 +49,17 @@ class Id {
 struct FileHandle {
   std::filesystem::path path;
   mutable Id id;
-  mutable std::string abandoned;  // why the file was given up; empty: it was not
+  mutable std::string abandoned;  // why the file was abandoned; empty while it is usable
 
   ~FileHandle();
-  // Gives up a file that could not be written: HDF5 crashes when it closes one, so it is never closed, only emptied.
-  // Its descriptor stays open too: the library takes a new file with the same inode for this one.
+  // Marks a file as unusable after a failed write and truncates it to 0 bytes. It is never closed, because HDF5 crashes
+  // when it closes such a file. Its descriptor stays open too: HDF5 identifies files by inode and would take a new file
+  // with the same inode for this one.
   void abandon(const std::string& why) const;
-  // Throws what failed: PATH: WHAT (error stack of HDF5). The file is given up.
+  // Throws Error "PATH: WHAT (HDF5's error stack)" and abandons the file.
   [[noreturn]] void fail(const std::string& what) const;
 
-  // `result` unless it is negative.
+  // Returns `result`; calls fail() if it is negative.
   template <class Result>
   Result check(Result result, const std::string& what) const {
     if (result < 0) fail(what);
@@ -66,18 +68,29 @@ struct FileHandle {
   Id own(hid_t id_or_error, Id::Close close, const std::string& what) const {
     return Id(check(id_or_error, what), close);
   }
-  // Throws where the file is closed already, or was given up.
+  // Throws if the file is closed or abandoned.
   hid_t open_id() const;
 };
 
 struct DatasetHandle {
   std::shared_ptr<FileHandle> file;
   std::string name;
-  bool chunked = false;  // chunks may wait in memory to be written
+  bool chunked = false;  // the library's chunk cache may hold unwritten chunks
   Id id;
 
   ~DatasetHandle();
 };
+
+// Throws unless the hyperslab is inside the dataset; `where` names it in the message.
+void check_hyperslab(const std::string& where, const H5Info& info, std::span<const int64_t> offset,
+                     std::span<const int64_t> count);
+
+constexpr int64_t kMaxAttributeBytes = int64_t{64} << 10;  // limit of an attribute in an object header
+
+// How messages name an attribute of an object.
+inline std::string attribute_label(const std::string& object, const std::string& name) {
+  return "attribute " + name + (object == "/" ? "" : " of " + object);
+}
 
 hid_t memory_type(H5Type type);
 hid_t file_type(H5Type type);

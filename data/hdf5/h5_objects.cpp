@@ -1,4 +1,4 @@
-// The superblock, paths and listings; object headers are in h5_headers.cpp, groups in h5_groups.cpp.
+// The superblock, path lookup and listing. Object headers and groups are in h5_headers.cpp.
 #include "data/hdf5/h5_objects.h"
 
 #include <algorithm>
@@ -26,41 +26,43 @@ void require_hard(const Source& source, const std::string& name, const Link& lin
 
 // The address of the root group.
 int64_t read_superblock(const Source& source) {
-  constexpr int64_t kMost = 96;
-  const auto bytes = source.read(0, std::min(kMost, source.bytes()), "the superblock");
+  constexpr int64_t kMaxBytes = 96;
+  const auto bytes = source.read(0, std::min(kMaxBytes, source.bytes()), "the superblock");
   const bool ours = bytes.size() > kSignature.size() && std::equal(kSignature.begin(), kSignature.end(), bytes.begin(),
                                                                    [](char a, uint8_t b) { return uint8_t(a) == b; });
-  if (!ours) source.refuse("is not an HDF5 file, or its beginning is damaged");
+  if (!ours) source.refuse("is not an HDF5 file, or its first bytes are damaged");
   Cursor cursor(source, "the superblock", bytes);
   cursor.skip(kSignature.size());
   const int version = cursor.u8();
-  const auto wide = [&] {
+  const auto check_widths = [&] {
     const int offsets = cursor.u8(), lengths = cursor.u8();
-    if (offsets != 8 || lengths != 8) cursor.damaged("has addresses that are not of 8 bytes");
+    if (offsets != 8 || lengths != 8) {
+      cursor.damaged(str("has offsets of ", offsets, " and lengths of ", lengths, " bytes, only 8 is supported"));
+    }
   };
   const auto check_end = [&](int64_t end) {
     if (end > source.bytes()) {
-      source.refuse(str("is truncated: it has ", source.bytes(), " bytes of ", end));
+      source.refuse(str("is truncated: it has ", source.bytes(), " of ", end, " bytes; restore or recreate it"));
     }
   };
   if (version == 0) {
     cursor.skip(4);
-    wide();
+    check_widths();
     cursor.skip(1 + 2 + 2 + 4);
-    if (cursor.number(8) != 0) cursor.damaged("has a base address");
+    if (cursor.number(8) != 0) cursor.damaged("has a base address other than 0, which is not supported");
     cursor.skip(8);
     check_end(cursor.size());
-    if (cursor.number(8) != UINT64_MAX) cursor.damaged("has a driver's block");
+    if (cursor.number(8) != UINT64_MAX) cursor.damaged("has a driver information block, which is not supported");
     cursor.skip(8);
   } else if (version == 2 || version == 3) {
-    wide();
+    check_widths();
     cursor.skip(1);
-    if (cursor.number(8) != 0) cursor.damaged("has a base address");
+    if (cursor.number(8) != 0) cursor.damaged("has a base address other than 0, which is not supported");
     cursor.skip(8);
     const int64_t end = cursor.size();
     check_end(end);
   } else {
-    cursor.damaged(str("is of version ", version, ", which is not read here"));
+    cursor.damaged(str("has version ", version, ", only 0, 2 and 3 are supported"));
   }
   const int64_t root = cursor.address();
   if (root == kUndefined) cursor.damaged("has no root group");
@@ -70,10 +72,10 @@ int64_t read_superblock(const Source& source) {
 
 }  // namespace
 
-bool Filters::has(int id) const { return std::find(ids.begin(), ids.end(), id) != ids.end(); }
+bool FilterPipeline::has(int id) const { return std::find(ids.begin(), ids.end(), id) != ids.end(); }
 
 ReadFile::ReadFile(const std::filesystem::path& path) : source_(path), root_(read_superblock(source_)) {
-  if (!at(root_)->group) source_.refuse("has no root group; is it damaged?");
+  if (!at(root_)->group) source_.refuse(str("has no root group", kDamagedAdvice));
 }
 
 std::shared_ptr<const Object> ReadFile::at(int64_t address) const {
@@ -88,7 +90,7 @@ std::shared_ptr<const Object> ReadFile::find(const std::string& name) const {
     if (!step.empty()) {
       if (!object->group) return nullptr;
       if (object->dense_links) {
-        source_.refuse(str("the group above \"", name, "\" keeps its members in a form that is not read here"));
+        source_.refuse(str("the parent group of \"", name, "\" has dense link storage, which is not supported"));
       }
       const auto link = object->links.find(step);
       if (link == object->links.end()) return nullptr;
@@ -116,22 +118,22 @@ std::vector<std::string> ReadFile::datasets() const {
 
 void ReadFile::list(const Object& group, const std::string& name, int depth, std::map<int64_t, int>& seen,
                     std::vector<std::string>& out) const {
-  if (depth > kMaxDepth) source_.refuse(str("groups are nested more than ", kMaxDepth, " deep"));
+  if (depth > kMaxDepth) source_.refuse(str("group \"", name, "\" is nested more than ", kMaxDepth, " deep"));
   if (group.dense_links) {
-    source_.refuse(str("group \"", name, "\" keeps its members in a form that is not read here"));
+    source_.refuse(str("group \"", name, "\" has dense link storage, which is not supported"));
   }
   for (const auto& [member, link] : group.links) {
     const std::string full = name.empty() ? member : name + "/" + member;
     require_hard(source_, full, link);
     const auto object = at(link.address);
-    if (out.size() + seen.size() > kMaxObjects) source_.refuse(str("holds more than ", kMaxObjects, " objects"));
+    if (out.size() + seen.size() > kMaxObjects) source_.refuse(str("has more than ", kMaxObjects, " objects"));
     if (object->dataset) {
       out.push_back(full);
       continue;
     }
-    if (!object->group) source_.refuse(str("\"", full, "\" is not a group"));
+    if (!object->group) source_.refuse(str("\"", full, "\" is neither a group nor a dataset"));
     if (!seen.emplace(link.address, depth).second) {
-      source_.refuse(str("group \"", full, "\" is reachable in two ways; is it a loop?"));
+      source_.refuse(str("group \"", full, "\" is reachable by two paths, which may be a loop"));
     }
     list(*object, full, depth + 1, seen, out);
   }

@@ -1,7 +1,7 @@
-// What is in an HDF5 file from a stranger, read here and not by the HDF5 library: its parser (1.10) writes over memory
-// or stops the program on files made to do that. Of the format this knows what the library and h5py write by default
-// for groups, datasets and attributes (superblock 0, 2 and 3; object headers 1 and 2), and no more; what else a file
-// holds is refused by name when it is asked for. Only hard links are followed.
+// A parser for untrusted HDF5 files. The HDF5 library is not used for them, because its parser (1.10) corrupts memory
+// or aborts on crafted files. This one supports what the library and h5py write by default for groups, datasets and
+// attributes: superblock versions 0, 2 and 3 and object header versions 1 and 2. Other features are refused by name
+// when an object that uses them is opened. Only hard links are followed.
 #pragma once
 
 #include <map>
@@ -15,42 +15,42 @@
 
 namespace tmamba::h5_detail {
 
-enum class TypeClass : uint8_t { integer, real, text, other };
+enum class TypeClass : uint8_t { fixed_point, floating_point, string, other };
 
-// An element type. `known` where it is one of H5Type.
-struct FileType {
+struct Datatype {
   TypeClass kind = TypeClass::other;
   int64_t bytes = 0;
   bool is_signed = false;
-  std::optional<H5Type> known;
+  std::optional<H5Type> known;  // nullopt if H5Type has no such type
 };
 
-struct Extent {
+struct Dataspace {
   bool null = false;
-  std::vector<int64_t> shape, most;  // sizes, and what they may grow to (-1: without end); empty: a scalar
+  std::vector<int64_t> shape;      // empty: a scalar
+  std::vector<int64_t> max_shape;  // sizes that the dimensions may grow to; -1: unlimited
 };
 
 enum class Storage : uint8_t { none, compact, contiguous, chunked, virtual_ };
-enum class ChunkIndex : uint8_t { tree, single, fixed_array, extensible_array, other };
+enum class ChunkIndex : uint8_t { btree, single_chunk, fixed_array, extensible_array, other };
 
-struct Layout {
+struct DataLayout {
   Storage storage = Storage::none;
-  int64_t address = kUndefined;  // of the data, or of the index of chunks
-  int64_t bytes = 0;             // contiguous: of the data; single chunk: stored
-  std::vector<int64_t> chunk;    // sizes, with the element's bytes last
-  ChunkIndex index = ChunkIndex::tree;
-  uint32_t filter_mask = 0;  // single chunk
+  int64_t address = kUndefined;  // of the data, or of the chunk index
+  int64_t bytes = 0;             // contiguous: of the data; single chunk: stored bytes, or -1 for those of a full chunk
+  std::vector<int64_t> chunk;    // sizes in elements, then the bytes of an element
+  ChunkIndex index = ChunkIndex::btree;
+  uint32_t filter_mask = 0;  // of a single chunk
 };
 
-struct Filters {
-  std::vector<int> ids;  // in the order they were applied on writing
+struct FilterPipeline {
+  std::vector<int> ids;  // in the order in which writing applied them
   bool has(int id) const;
 };
 inline constexpr int kDeflate = 1, kShuffle = 2, kFletcher32 = 3;
 
 struct Attribute {
-  FileType type;
-  Extent extent;
+  Datatype type;
+  Dataspace dataspace;
   std::vector<uint8_t> data;
 };
 
@@ -60,16 +60,15 @@ struct Link {
   int64_t address = kUndefined;
 };
 
-// A group or a dataset, or something else.
 struct Object {
-  bool group = false, dataset = false;
+  bool group = false, dataset = false;  // never both; neither for a committed datatype and the like
   bool external_storage = false, dense_attributes = false, dense_links = false;
   std::map<std::string, Link> links;
   std::map<std::string, Attribute> attributes;
-  FileType type;
-  Extent extent;
-  Layout layout;
-  Filters filters;
+  Datatype type;
+  Dataspace dataspace;
+  DataLayout layout;
+  FilterPipeline filters;
 };
 
 class ReadFile {
@@ -77,14 +76,16 @@ class ReadFile {
   explicit ReadFile(const std::filesystem::path& path);
   const Source& source() const { return source_; }
 
-  // Nothing where the path, or a step of it, is not there. Throws UserError where a step is no hard link.
+  // The object at this path; null if it does not exist. Throws UserError if a component of the path is not a hard link.
   std::shared_ptr<const Object> find(const std::string& name) const;
-  // Throws UserError where there is no such object.
+  // As find, but throws UserError "has no KIND NAME" if it does not exist.
   std::shared_ptr<const Object> object(const std::string& name, const char* kind) const;
+  // Full names of all datasets, sorted.
   std::vector<std::string> datasets() const;
 
  private:
   std::shared_ptr<const Object> at(int64_t address) const;
+  // Appends the datasets in `group`. `seen` maps the addresses of visited groups to their depth.
   void list(const Object& group, const std::string& name, int depth, std::map<int64_t, int>& seen,
             std::vector<std::string>& out) const;
 
@@ -92,15 +93,16 @@ class ReadFile {
   int64_t root_ = 0;
 };
 
-// A chunk of a dataset as it is stored.
+// Where a chunk is stored.
 struct Chunk {
-  int64_t address = kUndefined;
-  int64_t bytes = 0;
-  uint32_t filter_mask = 0;  // of filters that were left out
+  int64_t address = kUndefined;  // kUndefined: never written
+  int64_t bytes = 0;             // stored bytes, after filters
+  uint32_t filter_mask = 0;      // bit i: filter i of the pipeline was skipped
 };
 
-// The chunks of a dataset in row-major order of their places, read from whichever index it has. `whole` is the bytes of
-// a chunk, for those stored without filters.
-std::vector<Chunk> read_chunks(const Source& source, const std::string& name, const Object& dataset, int64_t whole);
+// All chunks of a dataset in row-major order, from its chunk index. `chunk_bytes` is the size of a decoded chunk.
+// Throws UserError if the index is damaged or of an unsupported type.
+std::vector<Chunk> read_chunks(const Source& source, const std::string& name, const Object& dataset,
+                               int64_t chunk_bytes);
 
 }  // namespace tmamba::h5_detail

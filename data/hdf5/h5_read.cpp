@@ -1,4 +1,4 @@
-// What H5File and H5Dataset do with a file that was opened for reading.
+// H5File and H5Dataset for files that were opened for reading.
 #include <array>
 #include <cmath>
 #include <cstring>
@@ -13,14 +13,14 @@ namespace {
 
 using h5_detail::Attribute;
 using h5_detail::DatasetReader;
+using h5_detail::kDamagedAdvice;
 using h5_detail::Object;
 using h5_detail::ReadFile;
 using h5_detail::TypeClass;
 
-constexpr int64_t kMaxString = int64_t{64} << 10;  // what the old file format can hold
 constexpr int64_t kMaxList = 1 << 16;
 
-// f() with a value of the C++ type of `type`.
+// Calls f() with a zero of the C++ type that `type` names.
 template <class F>
 void with_type(H5Type type, F&& f) {
   switch (type) {
@@ -43,7 +43,7 @@ void with_type(H5Type type, F&& f) {
   }
 }
 
-// The number of type To that is nearest to x.
+// Converts x to To, clamping to its range; NaN becomes 0 in an integer type.
 template <class To, class From>
 To nearest(From x) {
   if constexpr (std::is_floating_point_v<To>) {
@@ -73,40 +73,29 @@ void convert(const uint8_t* in, H5Type from, void* out, H5Type to, int64_t count
   });
 }
 
-void check_rectangle(const DatasetReader& dataset, std::span<const int64_t> offset, std::span<const int64_t> count) {
-  const std::string where = dataset.source().path().string() + ": " + dataset.name();
-  const auto& shape = dataset.info().shape;
-  TM_CHECK(offset.size() == shape.size() && count.size() == shape.size(), where, " has ", shape.size(),
-           " dimensions, asked for ", offset.size(), " and ", count.size());
-  for (size_t i = 0; i < count.size(); ++i) {
-    TM_CHECK(offset[i] >= 0 && count[i] >= 0 && offset[i] <= shape[i] && count[i] <= shape[i] - offset[i], where,
-             ": elements [", offset[i], ", ", offset[i] + count[i], ") of dimension ", i, ", which has ", shape[i]);
-  }
-}
-
-std::string label(const std::string& object, const std::string& name) {
-  return "attribute " + name + (object == "/" ? "" : " of " + object);
-}
-
-// The attribute; throws where it is missing, or not of this class and number of sizes.
+// The attribute; throws UserError if it is missing or does not have this type class and rank. `kind` names those in the
+// message.
 const Attribute& attribute_of(const ReadFile& file, const Object& owner, const std::string& object,
                               const std::string& name, TypeClass wanted, size_t rank, const char* kind) {
   const auto found = owner.attributes.find(name);
   if (found == owner.attributes.end()) {
     if (owner.dense_attributes) {
       file.source().refuse(
-          str("keeps attributes in a form that is not read here; make the file again, for token files "
-              "with `transmamba prepare`"));
+          str(object,
+              " has dense attribute storage, which is not supported; recreate the file, token files with "
+              "`transmamba prepare`"));
     }
-    file.source().refuse("has no " + label(object, name));
+    file.source().refuse("has no " + h5_detail::attribute_label(object, name));
   }
   const Attribute& attribute = found->second;
-  const bool fits = attribute.type.kind == wanted && !attribute.extent.null && attribute.extent.shape.size() == rank &&
-                    (rank == 0 || attribute.extent.shape[0] <= kMaxList) && attribute.type.bytes <= kMaxString;
-  if (!fits) file.source().refuse(str(label(object, name), " is not ", kind));
-  const int64_t elements = rank == 0 ? 1 : attribute.extent.shape[0];
+  const bool fits =
+      attribute.type.kind == wanted && !attribute.dataspace.null && attribute.dataspace.shape.size() == rank &&
+      (rank == 0 || attribute.dataspace.shape[0] <= kMaxList) && attribute.type.bytes <= h5_detail::kMaxAttributeBytes;
+  if (!fits) file.source().refuse(str(h5_detail::attribute_label(object, name), " is not ", kind));
+  const int64_t elements = rank == 0 ? 1 : attribute.dataspace.shape[0];
   if (std::ssize(attribute.data) < elements * attribute.type.bytes) {
-    file.source().refuse(label(object, name) + " is cut short; is the file damaged?");
+    file.source().refuse(str(h5_detail::attribute_label(object, name), " has ", attribute.data.size(), " of ",
+                             elements * attribute.type.bytes, " bytes", kDamagedAdvice));
   }
   return attribute;
 }
@@ -122,7 +111,7 @@ int64_t integer_at(const Attribute& attribute, int64_t index) {
 }  // namespace
 
 const ReadFile& H5File::reader() const {
-  TM_CHECK(reader_, path().string(), " is being written and cannot be read");
+  TM_CHECK(reader_, path().string(), " is open for writing and cannot be read");
   return *reader_;
 }
 
@@ -152,27 +141,29 @@ bool H5File::has_attribute(const std::string& object, const std::string& name) c
 
 std::string H5File::string_attribute(const std::string& object, const std::string& name) const {
   const auto owner = reader().object(object, "object");
-  const Attribute& found = attribute_of(reader(), *owner, object, name, TypeClass::text, 0, "a string of fixed length");
+  const Attribute& found =
+      attribute_of(reader(), *owner, object, name, TypeClass::string, 0, "a string of fixed length");
   const std::string value(found.data.begin(), found.data.begin() + found.type.bytes);
   return value.substr(0, value.find('\0'));
 }
 
 int64_t H5File::int_attribute(const std::string& object, const std::string& name) const {
   const auto owner = reader().object(object, "object");
-  return integer_at(attribute_of(reader(), *owner, object, name, TypeClass::integer, 0, "one integer"), 0);
+  return integer_at(attribute_of(reader(), *owner, object, name, TypeClass::fixed_point, 0, "one integer"), 0);
 }
 
 std::vector<int64_t> H5File::int_list_attribute(const std::string& object, const std::string& name) const {
   const auto owner = reader().object(object, "object");
-  const Attribute& found = attribute_of(reader(), *owner, object, name, TypeClass::integer, 1, "a list of integers");
+  const Attribute& found =
+      attribute_of(reader(), *owner, object, name, TypeClass::fixed_point, 1, "a list of integers");
   std::vector<int64_t> values;
-  for (int64_t i = 0; i < found.extent.shape[0]; ++i) values.push_back(integer_at(found, i));
+  for (int64_t i = 0; i < found.dataspace.shape[0]; ++i) values.push_back(integer_at(found, i));
   return values;
 }
 
 double H5File::double_attribute(const std::string& object, const std::string& name) const {
   const auto owner = reader().object(object, "object");
-  const Attribute& found = attribute_of(reader(), *owner, object, name, TypeClass::real, 0, "one number");
+  const Attribute& found = attribute_of(reader(), *owner, object, name, TypeClass::floating_point, 0, "one number");
   double value = 0;
   convert(found.data.data(), *found.type.known, &value, H5Type::f64, 1);
   return value;
@@ -185,15 +176,15 @@ std::vector<std::string> H5File::attributes(const std::string& object) const {
   return names;
 }
 
-// --- H5Dataset
+// --- H5Dataset ---
 
 const std::string& H5Dataset::name() const { return reader_ ? reader_->name() : handle_->name; }
 
 H5Dataset::H5Dataset(std::shared_ptr<DatasetReader> reader) : reader_(std::move(reader)), info_(reader_->info()) {}
 
 void H5Dataset::read(std::span<const int64_t> offset, std::span<const int64_t> count, H5Type memory, void* out) const {
-  TM_CHECK(reader_, name(), " is being written and cannot be read");
-  check_rectangle(*reader_, offset, count);
+  TM_CHECK(reader_, name(), " is open for writing and cannot be read");
+  h5_detail::check_hyperslab(reader_->source().path().string() + ": " + name(), info_, offset, count);
   if (memory == info_.type) return reader_->read(offset, count, static_cast<uint8_t*>(out));
   int64_t elements = 1;
   for (int64_t n : count) elements *= n;
@@ -210,7 +201,7 @@ void H5Dataset::read(std::span<const int64_t> offset, const Tensor& out) const {
   if (out.contiguous() || out.numel() == 0) return read(offset, count, memory, out.raw());
   TM_CHECK(out.dims() == 2 && out.stride(1) == 1 && out.stride(0) >= out.size(1), "a tensor ", out.shape(),
            " that is neither contiguous nor 2-D with contiguous rows cannot be read");
-  TM_CHECK(offset.size() == 2, name(), " is asked for with ", offset.size(), " offsets and 2 sizes");
+  TM_CHECK(offset.size() == 2, name(), ": ", offset.size(), " offsets for a 2-D tensor");
   count[0] = 1;
   for (int64_t row = 0; row < out.size(0); ++row) {
     read(std::array{offset[0] + row, offset[1]}, count, memory, out.slice(0, row, 1).raw());

@@ -27,7 +27,7 @@ constexpr std::array<std::array<uint32_t, 256>, 8> make_tables() {
 }
 
 constexpr auto kTables = make_tables();
-static_assert(std::endian::native == std::endian::little, "checkpoints are little-endian, and so is this code");
+static_assert(std::endian::native == std::endian::little, "checkpoints and this code are little-endian");
 
 }  // namespace
 

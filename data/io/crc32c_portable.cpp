@@ -1,4 +1,4 @@
-// CRC32C on processors whose instruction is not used: tables only.
+// CRC32C for processors other than x86-64: tables only.
 #include "data/io/crc32c.h"
 
 namespace tmamba::crc32c_detail {

@@ -1,5 +1,6 @@
-// CRC32C by the SSE4.2 instruction. It takes one word a cycle but answers after three, so three neighbouring blocks are
-// summed at once and joined by the effect of a block of zero bytes, a linear map of the register kept as a table.
+// CRC32C with the SSE4.2 instruction. The instruction has a latency of three cycles and a throughput of one, so three
+// adjacent blocks are processed at once. Their registers are combined with a table of the linear map that a block of
+// zero bytes applies to the register.
 #include <cstring>
 
 #include "data/io/crc32c.h"
@@ -8,7 +9,7 @@ namespace tmamba::crc32c_detail {
 
 namespace {
 
-constexpr size_t kBlock = 4096;  // bytes per lane; a join costs about as much as 60 bytes
+constexpr size_t kBlock = 4096;  // bytes per lane; combining two costs about as much as 60 bytes
 
 using JoinTable = std::array<std::array<uint32_t, 256>, 4>;
 

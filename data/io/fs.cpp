@@ -18,7 +18,7 @@ namespace fs = std::filesystem;
 
 namespace {
 
-// The most that one read or write call is asked for.
+// Upper limit of one read or write call.
 constexpr size_t kCallBytes = size_t{64} << 20;
 
 std::string advice(int code) {
@@ -32,7 +32,7 @@ std::string advice(int code) {
     case EACCES:
     case EPERM:
     case EROFS:
-      return "; check who owns it and that it may be written";
+      return "; check its owner and permissions";
     case EMFILE:
     case ENFILE:
       return "; raise `ulimit -n`";
@@ -58,7 +58,7 @@ FileError::FileError(const std::string& what, const fs::path& path, int code)
       code_(code) {}
 
 File::File(const fs::path& path, int flags) : path_(path) {
-  // O_NONBLOCK: opening a pipe that someone left under this name must fail, not wait.
+  // O_NONBLOCK: opening a named pipe must fail and not block.
   fd_ = retry_interrupted([&] { return ::open(path.c_str(), flags | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666); });
   if (fd_ < 0) throw FileError((flags & O_CREAT) ? "create" : "open", path, errno);
   struct stat info {};
@@ -86,7 +86,7 @@ File::~File() {
 
 int64_t File::bytes() const {
   struct stat info {};
-  if (::fstat(fd_, &info) != 0) throw FileError("look at", path_, errno);
+  if (::fstat(fd_, &info) != 0) throw FileError("read the size of", path_, errno);
   return info.st_size;
 }
 
@@ -96,7 +96,7 @@ void File::reserve(int64_t bytes) {
   if (result == 0) return;
   if (errno != EOPNOTSUPP && errno != ENOSYS) throw FileError("reserve space for", path_, errno);
   struct statvfs info {};
-  if (::fstatvfs(fd_, &info) != 0) return;  // a file system that does not tell
+  if (::fstatvfs(fd_, &info) != 0) return;  // the free space is unknown
   const uint64_t free = static_cast<uint64_t>(info.f_bavail) * info.f_frsize;
   if (free < static_cast<uint64_t>(bytes - this->bytes())) throw FileError("reserve space for", path_, ENOSPC);
 }
@@ -124,14 +124,14 @@ void File::sync() {
 }
 
 void File::close() {
-  // Not repeated after EINTR: on Linux the descriptor is gone by then.
+  // close() is not retried after EINTR, because Linux has released the descriptor by then.
   if (::close(std::exchange(fd_, -1)) != 0 && errno != EINTR) throw FileError("close", path_, errno);
 }
 
 std::string read_text(const fs::path& path, int64_t max_bytes) {
   const File file = File::open_read(path);
   const int64_t bytes = file.bytes();
-  if (bytes > max_bytes) throw Error(str(path.string(), " has ", bytes, " bytes; at most ", max_bytes, " are read"));
+  if (bytes > max_bytes) throw Error(str(path.string(), " has ", bytes, " bytes; the limit is ", max_bytes));
   std::string text(static_cast<size_t>(bytes), '\0');
   file.read(0, text.data(), text.size());
   return text;
@@ -162,7 +162,7 @@ void sync_folder(const fs::path& folder) {
   const int result = retry_interrupted([&] { return ::fsync(fd); });
   const int code = errno;
   ::close(fd);
-  // EINVAL: the file system keeps no folder buffers to write.
+  // EINVAL: the file system does not support fsync of folders.
   if (result != 0 && code != EINVAL) throw FileError("write to the disk the folder", folder, code);
 }
 
@@ -175,7 +175,7 @@ void make_folders(const fs::path& folder) {
   if (fs::is_directory(folder, error)) return;
   const fs::path above = folder.has_filename() ? folder.parent_path() : folder.parent_path().parent_path();
   if (!above.empty()) make_folders(above);
-  // Another process may have been faster.
+  // EEXIST: another process has created it meanwhile.
   if (::mkdir(folder.c_str(), 0777) != 0) {
     const int code = errno;
     if (code != EEXIST) throw FileError("make the folder", folder, code);
@@ -197,7 +197,7 @@ std::vector<fs::path> folder_entries(const fs::path& folder) {
 void rename_new(const fs::path& from, const fs::path& to) {
   if (::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_NOREPLACE) == 0) return;
   if (errno != EINVAL && errno != ENOSYS) throw FileError(str("rename ", from.string(), " to"), to, errno);
-  // A file system without the flag: rename() itself replaces nothing but an empty folder.
+  // The file system does not support the flag. rename() alone replaces files and empty folders.
   if (::rename(from.c_str(), to.c_str()) != 0) throw FileError(str("rename ", from.string(), " to"), to, errno);
 }
 
@@ -209,7 +209,8 @@ bool exchange(const fs::path& a, const fs::path& b) {
 
 std::string random_nonce() {
   uint64_t value = 0;
-  if (::getrandom(&value, sizeof value, 0) != sizeof value) throw Error("the system gives no random numbers");
+  if (::getrandom(&value, sizeof value, 0) != sizeof value)
+    throw Error("getrandom failed: the system returned no random bytes");
   char text[17];
   std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(value));
   return text;

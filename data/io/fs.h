@@ -1,5 +1,5 @@
-// Files and folders that survive a crash: every call checked, the path and the cause in the message, and the fsyncs
-// that make a write or a rename durable.
+// Crash-safe files and folders. Every call is checked, messages name the path and the cause, and functions that promise
+// durability call fsync on the file and its folder. All functions throw FileError on failure.
 #pragma once
 
 #include <cstddef>
@@ -13,7 +13,8 @@
 
 namespace tmamba {
 
-// A failed call on a file. what() holds the path, the cause and, where there is one, what to do; code() is the errno.
+// A failed call on a file. what() contains the path, the cause and, for common causes, what to do. code() is the errno,
+// or 0 for an unexpected end of file.
 class FileError : public Error {
  public:
   // "cannot WHAT PATH: CAUSE".
@@ -24,12 +25,12 @@ class FileError : public Error {
   int code_;
 };
 
-// An open file. Move-only; the destructor closes it.
+// Owns an open regular file. The destructor closes it and ignores errors; call close() after writing.
 class File {
  public:
-  // A new file; one that is there is an error.
+  // Creates a file; fails if the path exists.
   static File create(const std::filesystem::path& path);
-  // An existing regular file; a symbolic link, a folder or a device is an error (code ELOOP or EINVAL).
+  // Opens an existing regular file; fails on a symbolic link (ELOOP), a folder or a device (EINVAL).
   static File open_read(const std::filesystem::path& path);
   static File open_update(const std::filesystem::path& path);
 
@@ -39,15 +40,15 @@ class File {
 
   const std::filesystem::path& path() const { return path_; }
   int64_t bytes() const;
-  // Takes disk space for the first `bytes` bytes now, so that a full disk is found before anything is written; on file
-  // systems that cannot, looks whether so much is free.
+  // Allocates disk space for the first `bytes` bytes, so that a full disk fails here and not in a later write. On file
+  // systems without fallocate it only checks the free space.
   void reserve(int64_t bytes);
   void write(int64_t position, const void* data, size_t bytes);
-  // Throws FileError with code 0 where the file ends before.
+  // Throws FileError with code 0 if the file ends early.
   void read(int64_t position, void* data, size_t bytes) const;
-  // Returns when the bytes are on the disk.
+  // fsync.
   void sync();
-  // Closes; a failure (some network file systems write only now) throws.
+  // Closes and reports write errors: some network file systems write only on close.
   void close();
 
  private:
@@ -56,28 +57,27 @@ class File {
   int fd_ = -1;
 };
 
-// The whole file as text; throws where it holds more than `max_bytes`.
+// The file's content. Throws Error if it has more than `max_bytes` bytes.
 std::string read_text(const std::filesystem::path& path, int64_t max_bytes);
-// A new file with this text, on the disk when it returns.
+// Creates a file with this text; durable on return.
 void write_text_durably(const std::filesystem::path& path, std::string_view text);
-// Replaces `path` by a file with this text in one step: a reader sees the old text or the new one. `nonce` names the
-// temporary file beside it, PATH.tmp-NONCE.
+// Atomically replaces the content of `path`; durable on return. The temporary file is PATH.tmp-NONCE.
 void replace_text_durably(const std::filesystem::path& path, std::string_view text, const std::string& nonce);
 
-// The folder's entries (names made, renamed or removed in it) are on the disk when it returns.
+// Makes created, renamed and removed entries of the folder durable.
 void sync_folder(const std::filesystem::path& folder);
-// Makes one folder; one that is there is an error.
+// Creates one folder; fails if the path exists.
 void make_folder(const std::filesystem::path& folder);
-// Makes a folder and those above it as far as they are missing, on the disk when it returns.
+// Creates a folder and its missing parents; durable on return.
 void make_folders(const std::filesystem::path& folder);
-// The paths in a folder, sorted; none where there is no such folder.
+// The paths in a folder, sorted; empty if the folder does not exist.
 std::vector<std::filesystem::path> folder_entries(const std::filesystem::path& folder);
-// Renames; `to` must not exist.
+// Renames; fails if `to` exists.
 void rename_new(const std::filesystem::path& from, const std::filesystem::path& to);
-// Swaps two existing names in one step; false where the file system cannot.
+// Atomically swaps two existing paths; returns false if the file system does not support it.
 bool exchange(const std::filesystem::path& a, const std::filesystem::path& b);
 
-// 16 hexadecimal digits from the system's random source.
+// 16 hexadecimal digits from the system's random number generator.
 std::string random_nonce();
 
 }  // namespace tmamba

@@ -1,4 +1,4 @@
-// SHA-256, fed piece by piece: the fingerprint of whole files.
+// SHA-256 of data that arrives in blocks.
 #pragma once
 
 #include <cstddef>
@@ -16,7 +16,7 @@ class Sha256 {
   Sha256& operator=(const Sha256&) = delete;
 
   void add(const void* data, size_t bytes);
-  // 64 lower-case hexadecimal digits; nothing may be added afterwards.
+  // The digest as 64 lower-case hexadecimal digits. Must be the last call.
   std::string hex();
 
  private:

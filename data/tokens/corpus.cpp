@@ -18,12 +18,12 @@ void check_is_file(const std::filesystem::path& path) {
   std::error_code error;
   const auto status = std::filesystem::status(path, error);
   if (!std::filesystem::exists(status)) throw UserError(path.string() + ": no such file");
-  if (std::filesystem::is_directory(status)) throw UserError(path.string() + ": is a folder; name the files in it");
+  if (std::filesystem::is_directory(status)) throw UserError(path.string() + ": is a folder; give the files in it");
   if (!std::filesystem::is_regular_file(status)) throw UserError(path.string() + ": is not a regular file");
   if (std::filesystem::file_size(path) == 0) throw UserError(path.string() + ": is empty");
 }
 
-// A file read through zlib, which passes on what is not compressed.
+// Reads a file through zlib, which returns uncompressed files unchanged.
 class Source {
  public:
   explicit Source(const std::filesystem::path& path) : path_(path), file_(gzopen(path.c_str(), "rb")) {
@@ -33,16 +33,16 @@ class Source {
   ~Source() { gzclose_r(file_); }
   Source(const Source&) = delete;
 
-  // Up to block.size() bytes; none at the end.
+  // Up to block.size() bytes; empty at the end of the file.
   std::string_view read(std::vector<char>& block) {
     const int count = gzread(file_, block.data(), static_cast<unsigned>(block.size()));
     int code = Z_OK;
     const char* reason = gzerror(file_, &code);
-    // A compressed file that ends too early is read to its end without an error, and then says so.
+    // zlib reads a truncated compressed file to its end and reports Z_BUF_ERROR only then.
     if (count < 0 || code == Z_BUF_ERROR) {
       const bool system = code == Z_ERRNO;
       throw UserError(path_.string() + ": cannot be read: " + (system ? std::strerror(errno) : reason) +
-                      (system ? "" : "; is the compressed file whole?"));
+                      (system ? "" : "; the compressed file may be truncated"));
     }
     return {block.data(), static_cast<size_t>(count)};
   }
@@ -54,7 +54,7 @@ class Source {
   gzFile file_;
 };
 
-// Cuts plain text into documents.
+// Splits plain text into documents at the separator.
 class PlainParser {
  public:
   PlainParser(const CorpusOptions& options, const CorpusHandler& handler)
@@ -68,7 +68,7 @@ class PlainParser {
       handler_.text(std::string_view(rest_).substr(begin, at - begin));
       handler_.end_document();
     }
-    // The end may be the beginning of a separator.
+    // The last bytes may be the beginning of a separator.
     const size_t keep = std::min(rest_.size() - begin, separator_.size() - 1);
     handler_.text(std::string_view(rest_).substr(begin, rest_.size() - begin - keep));
     rest_.erase(0, rest_.size() - keep);
@@ -84,7 +84,7 @@ class PlainParser {
   std::string rest_;
 };
 
-// Takes the text out of JSON lines.
+// Extracts the text from JSON lines.
 class JsonParser {
  public:
   JsonParser(const std::filesystem::path& path, const CorpusOptions& options, const CorpusHandler& handler)
@@ -119,7 +119,8 @@ class JsonParser {
     }
     if (!object.is_object()) fail("is not a JSON object");
     const auto found = object.find(field_);
-    if (found == object.end()) fail(str("has no field \"", field_, "\"; choose the field that holds the text"));
+    if (found == object.end())
+      fail(str("has no field \"", field_, "\"; `transmamba prepare --field NAME` reads another one"));
     if (!found->is_string()) fail(str("field \"", field_, "\" is not a string"));
     return found->get<std::string>();
   }
@@ -160,7 +161,7 @@ void read_blocks(const std::filesystem::path& path, Parser parser, const CorpusO
 
 void read_corpus(const std::filesystem::path& path, const CorpusOptions& options, const CorpusHandler& handler) {
   check_is_file(path);
-  TM_CHECK(options.buffer_bytes > 0, "a buffer of ", options.buffer_bytes, " bytes");
+  TM_CHECK(options.buffer_bytes > 0, "CorpusOptions::buffer_bytes must be positive, is ", options.buffer_bytes);
   if (is_json_lines(path)) {
     read_blocks(path, JsonParser(path, options, handler), options, handler);
   } else {

@@ -1,4 +1,4 @@
-// Which documents or blocks are held out: a pure function of (seed, share, index).
+// Selects the held-out documents or blocks: a pure function of (seed, fraction, index).
 #pragma once
 
 #include <cmath>
@@ -10,22 +10,23 @@ namespace tmamba {
 
 class HoldOut {
  public:
-  HoldOut(double share, uint64_t seed) : share_(share), random_(seed, stream_id("data/held out")) {}
+  // `fraction` is in [0, 1).
+  HoldOut(double fraction, uint64_t seed) : fraction_(fraction), random_(seed, stream_id("data/held out")) {}
 
-  // One index of each stratum of 1 / share consecutive indices.
+  // Stratified: true for one random index in each stratum of 1 / fraction consecutive indices.
   bool holds_out(int64_t index) const {
-    if (share_ <= 0) return false;
-    const auto stratum = static_cast<int64_t>(std::floor(static_cast<double>(index) * share_));
+    if (fraction_ <= 0) return false;
+    const auto stratum = static_cast<int64_t>(std::floor(static_cast<double>(index) * fraction_));
     return drawn(stratum) == index || (stratum > 0 && drawn(stratum - 1) == index) || drawn(stratum + 1) == index;
   }
 
  private:
   int64_t drawn(int64_t stratum) const {
-    const double place = static_cast<double>(stratum) + random_.uniform(static_cast<uint64_t>(stratum));
-    return static_cast<int64_t>(std::floor(place / share_));
+    const double position = static_cast<double>(stratum) + random_.uniform(static_cast<uint64_t>(stratum));
+    return static_cast<int64_t>(std::floor(position / fraction_));
   }
 
-  double share_;
+  double fraction_;
   Philox random_;
 };
 

@@ -1,4 +1,4 @@
-// A random order of n things as a pure function: no table, no state.
+// A random permutation as a pure function, without a table.
 #pragma once
 
 #include "kernels/base/check.h"
@@ -6,11 +6,11 @@
 
 namespace tmamba {
 
-// Place of `index` in a permutation of [0, size) drawn by `random`. A Feistel network permutes the smallest 4^k >= size
-// numbers; results outside [0, size) are sent through again (cycle walking), on average fewer than four times. At least
-// 4^3 numbers: with fewer, some orders are noticeably more likely than others.
+// The image of `index` under a permutation of [0, size) that `random` selects. A Feistel network permutes [0, 4^k) for
+// the smallest 4^k >= size; results outside [0, size) are permuted again (cycle walking), on average fewer than four
+// times. k is at least 3, because smaller networks make some permutations noticeably more likely than others.
 inline int64_t permute(int64_t index, int64_t size, const Philox& random) {
-  TM_CHECK(index >= 0 && index < size, "index ", index, " of ", size);
+  TM_CHECK(index >= 0 && index < size, "index ", index, " is outside [0, ", size, ")");
   constexpr uint64_t kRounds = 8;
   int half = 3;
   while (half < 31 && (int64_t{1} << (2 * half)) < size) ++half;

@@ -20,14 +20,13 @@ namespace tmamba {
 
 namespace {
 constexpr const char* kTokenizerFile = "tokenizer.model";
-// Pieces to be held out where there are enough, and the sizes of blocks where there are not.
-constexpr int64_t kHeldOutPieces = 16;
-constexpr int64_t kLeastBlock = 256, kLargestBlock = int64_t{1} << 20;
+constexpr int64_t kMinHeldOut = 16;  // documents to hold out; with fewer, blocks are held out
+constexpr int64_t kMinBlockBytes = 256, kMaxBlockBytes = int64_t{1} << 20;
 
 enum Split : size_t { kTrain, kValid, kSplits };
 constexpr std::array<const char*, kSplits> kSplitNames{"train", "valid"};
 
-// One split in the making: text is hashed, tokenized and written as it comes.
+// Hashes, tokenizes and writes the text of one split.
 class SplitWriter {
  public:
   SplitWriter(const std::filesystem::path& path, const Tokenizer& tokenizer, const std::string& tokenizer_file,
@@ -69,17 +68,17 @@ class SplitWriter {
   const Tokenizer& tokenizer_;
   TokenFileWriter writer_;
   size_t buffer_bytes_;
-  size_t threshold_;
-  std::string pending_;
+  size_t threshold_;     // size of pending_ from which its stable prefix is encoded
+  std::string pending_;  // text of the open document that is not encoded yet
   Sha256 sha_;
   int64_t bytes_ = 0;
   std::string hash_;
 };
 
-// Sends documents, or blocks of them, to the splits.
+// Assigns documents, or blocks of them, to the splits.
 class Splitter {
  public:
-  // block_bytes 0: whole documents.
+  // block_bytes 0: complete documents.
   Splitter(const HoldOut& hold_out, int64_t block_bytes, std::array<SplitWriter*, kSplits> writers)
       : hold_out_(hold_out), block_bytes_(block_bytes), writers_(writers) {}
 
@@ -107,8 +106,8 @@ class Splitter {
     filled_ = 0;
   }
 
-  // How much of the piece belongs to this block; in_block_ becomes false where the block ends there. It ends behind the
-  // first newline from block_bytes on, or between two characters at twice that.
+  // How many bytes of `piece` belong to the current block; clears in_block_ if the block ends there. A block ends after
+  // the first newline at or after block_bytes, or between two characters at 2 * block_bytes.
   size_t rest_of_block(std::string_view piece) {
     if (block_bytes_ == 0) return piece.size();
     auto at = static_cast<size_t>(std::max<int64_t>(0, block_bytes_ - 1 - filled_));
@@ -131,8 +130,8 @@ class Splitter {
   std::array<SplitWriter*, kSplits> writers_;
   std::optional<Split> target_;  // of the open document
   bool in_block_ = false;
-  int64_t filled_ = 0;
-  int64_t index_ = 0;
+  int64_t filled_ = 0;  // bytes of the current block
+  int64_t index_ = 0;   // of the next block
 };
 
 CorpusOptions corpus_options(const PrepareOptions& options) {
@@ -144,25 +143,27 @@ CorpusOptions corpus_options(const PrepareOptions& options) {
 }
 
 void check_options(const PrepareOptions& options) {
-  if (options.inputs.empty()) throw UserError("no input files; name at least one");
-  if (options.output.empty()) throw UserError("no output folder");
+  if (options.inputs.empty()) throw UserError("no input files; give at least one");
+  if (options.output.empty()) throw UserError("no output folder; give one");
   if (!(options.held_out >= 0 && options.held_out <= 0.5)) {
-    throw UserError(str("held_out is ", options.held_out, "; it is a share of the text between 0 and 0.5"));
+    throw UserError(str("held_out is ", options.held_out, "; it must be a fraction of the text between 0 and 0.5"));
   }
-  if (options.buffer_bytes < 1) throw UserError(str("a buffer of ", options.buffer_bytes, " bytes"));
+  if (options.buffer_bytes < 1) {
+    throw UserError(str("buffer_bytes is ", options.buffer_bytes, "; it must be positive"));
+  }
   std::set<std::filesystem::path> seen;
   for (const auto& input : options.inputs) {
     std::error_code error;
     if (!seen.insert(std::filesystem::weakly_canonical(input, error)).second)
-      throw UserError(input.string() + ": is given twice");
+      throw UserError(input.string() + ": is given twice; remove one");
   }
 }
 
-// Size of blocks to hold out; 0 for whole documents.
+// Size of the blocks that are held out; 0 for complete documents.
 int64_t choose_block_bytes(const PrepareOptions& options) {
   CorpusSize all;
-  const double enough = options.held_out > 0 ? std::ceil(kHeldOutPieces / options.held_out) : 0;
-  // Every input is looked at, so that a missing one is found now.
+  const double enough = options.held_out > 0 ? std::ceil(kMinHeldOut / options.held_out) : 0;
+  // All inputs are measured, even after `enough` documents, so that a missing file fails now.
   for (const auto& input : options.inputs) {
     const auto wanted = static_cast<int64_t>(std::max(1.0, enough - static_cast<double>(all.documents)));
     const CorpusSize size = measure_corpus(input, corpus_options(options), wanted);
@@ -170,11 +171,11 @@ int64_t choose_block_bytes(const PrepareOptions& options) {
     all.text_bytes += size.text_bytes;
   }
   if (static_cast<double>(all.documents) >= enough) return 0;
-  return std::clamp(static_cast<int64_t>(static_cast<double>(all.text_bytes) * options.held_out / kHeldOutPieces),
-                    kLeastBlock, kLargestBlock);
+  return std::clamp(static_cast<int64_t>(static_cast<double>(all.text_bytes) * options.held_out / kMinHeldOut),
+                    kMinBlockBytes, kMaxBlockBytes);
 }
 
-// What dataset.json says before the text is read.
+// The parts of dataset.json that are known before the text is read.
 nlohmann::json describe_plan(const PrepareOptions& options, const Tokenizer& tokenizer) {
   nlohmann::json inputs = nlohmann::json::array();
   for (const auto& input : options.inputs) inputs.push_back(describe_input(input));
@@ -238,7 +239,7 @@ void read_inputs(const PrepareOptions& options, Splitter& splitter, const std::f
     };
     read_corpus(options.inputs[i], corpus_options(options), handler);
     if (describe_input(options.inputs[i]) != dataset["inputs"][i]) {
-      throw UserError(options.inputs[i].string() + ": was changed while it was read; prepare it again");
+      throw UserError(options.inputs[i].string() + ": changed while it was read; run prepare again");
     }
     files_done += dataset["inputs"][i]["bytes"].get<int64_t>();
     dataset["inputs"][i]["sha256"] = content.hex();
@@ -247,10 +248,10 @@ void read_inputs(const PrepareOptions& options, Splitter& splitter, const std::f
 
 void check_splits(const PrepareOptions& options, const SplitWriter& train, const SplitWriter* valid) {
   const int64_t bytes = train.bytes() + (valid == nullptr ? 0 : valid->bytes());
-  if (bytes == 0) throw UserError(options.inputs[0].string() + ": the inputs hold no text");
+  if (bytes == 0) throw UserError(options.inputs[0].string() + ": the inputs contain no text");
   if (train.bytes() == 0 || (valid != nullptr && valid->bytes() == 0)) {
     throw UserError(str("the text of ", bytes, " bytes is too small to hold out ", options.held_out,
-                        " of it; use more text, a larger share or 0"));
+                        " of it; use more text, a larger fraction or 0"));
   }
 }
 

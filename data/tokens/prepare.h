@@ -1,14 +1,14 @@
-// prepare(): text files -> a folder that training reads: train.h5, valid.h5, the tokenizer's file and dataset.json.
-// Text is read once, in pieces: inputs may be larger than memory.
+// prepare() turns text files into a data folder for training: train.h5, valid.h5, the tokenizer's file and
+// dataset.json. It streams the text, so inputs may be larger than memory.
 //
-// Held-out text. Where there are many documents (at least 16 / held_out), whole documents are held out: of each run of
-// 1 / held_out consecutive documents one, drawn by the seed. Where there are few, every document is cut at newlines
-// into blocks such that about 16 are held out, and blocks are drawn in the same way; a document then continues in the
-// training file as a new document behind each gap, and a block held out is a document of the validation file. The
-// choice depends on the text and the options alone, not on the tokenizer.
+// Held-out text. If there are at least 16 / held_out documents, complete documents are held out: one random document of
+// each 1 / held_out consecutive ones. Otherwise every document is split at newlines into blocks, sized so that about 16
+// are held out, and blocks are selected in the same way. Each held-out block becomes a document of the validation file,
+// and the text after it becomes a new document of the training file. The selection depends on the text and the options,
+// not on the tokenizer.
 //
-// Nothing of the output is visible before all of it is complete: files are written in a hidden folder inside `output`,
-// fsynced, and renamed, dataset.json last.
+// Files are written to a hidden folder inside `output`, fsynced and then renamed, dataset.json last. A data folder
+// without dataset.json is incomplete.
 #pragma once
 
 #include <cstdint>
@@ -20,21 +20,21 @@
 namespace tmamba {
 
 struct PrepareProgress {
-  int64_t bytes_done = 0;  // of the input files as they lie on the disk
+  int64_t bytes_done = 0;  // of the input files on the disk, compressed if they are
   int64_t bytes_total = 0;
   int64_t tokens = 0;  // written so far
 };
 
 struct PrepareOptions {
   std::vector<std::filesystem::path> inputs;  // see corpus.h
-  std::filesystem::path output;               // a folder; made where it is missing
+  std::filesystem::path output;               // a folder; created if missing
   std::string tokenizer = "bytes";            // or a tokenizer file
-  double held_out = 0.01;                     // share of the text, in [0, 0.5]; 0 writes no valid.h5
+  double held_out = 0.01;                     // fraction of the text, in [0, 0.5]; 0 writes no valid.h5
   std::string separator;                      // see CorpusOptions
   std::string json_field = "text";
   uint64_t seed = 0;
-  bool overwrite = false;                   // replace another data set in `output`
-  int64_t buffer_bytes = int64_t{1} << 20;  // the result does not depend on it
+  bool overwrite = false;                   // replace a different data set in `output`
+  int64_t buffer_bytes = int64_t{1} << 20;  // does not affect the result
   std::function<void(const PrepareProgress&)> progress;
 };
 
@@ -49,7 +49,7 @@ struct PreparedFile {
 };
 
 struct PrepareReport {
-  bool already_done = false;  // the folder held this very data set; nothing was written
+  bool already_done = false;  // `output` already contains this data set; nothing was written
   std::vector<PreparedFile> files;
   std::string held_out_by;  // "document", "block" or "nothing"
   int64_t vocab_size = 0;
@@ -57,8 +57,7 @@ struct PrepareReport {
   double seconds = 0;
 };
 
-// Throws UserError for what is wrong with inputs and options, Error where the output cannot be written; then `output`
-// is as it was.
+// Throws UserError for invalid inputs or options and Error if the output cannot be written; `output` is then unchanged.
 PrepareReport prepare(const PrepareOptions& options);
 
 }  // namespace tmamba

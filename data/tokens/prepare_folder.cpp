@@ -22,7 +22,7 @@ nlohmann::json read_dataset_file(const fs::path& path) {
     const auto json = nlohmann::json::parse(read_text(path, kMaxDatasetFile));
     if (json.is_object()) return json;
   } catch (const std::exception&) {
-    // Whatever is wrong with it, it is not the data set that is wanted.
+    // An unreadable dataset.json counts as one of a different data set.
   }
   return nlohmann::json::object();
 }
@@ -37,7 +37,8 @@ std::string content_hash(const fs::path& path, const CorpusOptions& options) {
   return sha.hex();
 }
 
-// The same content: at once where name, size and time agree, by its hash where only the time differs.
+// Whether the input has the same content: yes if name, size and modification time agree; if only the time differs, by
+// its hash.
 bool same_input(const fs::path& path, const nlohmann::json& now, const nlohmann::json& before,
                 const PrepareOptions& options) {
   const auto field = [&](const char* name) {
@@ -59,11 +60,11 @@ bool same_inputs(const nlohmann::json& now, const nlohmann::json& before, const 
   return true;
 }
 
-// What of the wanted data set is otherwise in the one that is there, for the message; empty where nothing is.
+// How the existing data set differs from the wanted one, for the message; empty if it does not.
 std::string difference(const PrepareOptions& options, const nlohmann::json& wanted, const nlohmann::json& there) {
   if (there.value("format", nlohmann::json()) != wanted["format"] ||
       there.value("version", nlohmann::json()) != wanted["version"]) {
-    return "its dataset.json is not one of this program";
+    return "its dataset.json has another format or version";
   }
   const auto old_options = there.value("options", nlohmann::json::object());
   for (const auto& [key, value] : wanted["options"].items()) {
@@ -89,7 +90,7 @@ bool files_are_there(const fs::path& output, const nlohmann::json& there) {
   return true;
 }
 
-// Work folders of runs that were killed: nobody holds their lock.
+// Removes the work folders of killed runs, whose lock no process holds.
 void remove_abandoned(const fs::path& output) {
   std::vector<fs::path> found;
   for (const auto& entry : fs::directory_iterator(output)) {
@@ -110,7 +111,7 @@ void refuse_symlink_or_file(const fs::path& output) {
   std::error_code error;
   const auto status = fs::status(output, error);
   if (fs::exists(status) && !fs::is_directory(status))
-    throw UserError(output.string() + ": is a file; the output is a folder");
+    throw UserError(output.string() + ": is a file; the output must be a folder");
 }
 }  // namespace
 
@@ -127,12 +128,11 @@ nlohmann::json describe_input(const fs::path& path) {
 nlohmann::json find_finished(const PrepareOptions& options, const nlohmann::json& wanted) {
   refuse_symlink_or_file(options.output);
   const fs::path path = options.output / kDatasetFile;
-  const std::string advice = "; choose another output folder, or overwrite it";
+  const std::string advice = "; choose another output folder, or replace it with --overwrite";
   if (!fs::exists(path)) {
     const bool leftover = fs::exists(options.output / "train.h5") || fs::exists(options.output / "valid.h5");
     if (leftover && !options.overwrite) {
-      throw UserError(options.output.string() + ": holds token files, but no dataset.json that says what they are" +
-                      advice);
+      throw UserError(options.output.string() + ": has token files but no dataset.json that describes them" + advice);
     }
     return nullptr;
   }
@@ -140,7 +140,7 @@ nlohmann::json find_finished(const PrepareOptions& options, const nlohmann::json
   const std::string differs = difference(options, wanted, there);
   if (differs.empty()) return files_are_there(options.output, there) ? there : nlohmann::json();
   if (options.overwrite) return nullptr;
-  throw UserError(options.output.string() + ": holds another data set (" + differs + ")" + advice);
+  throw UserError(options.output.string() + ": has a different data set (" + differs + ")" + advice);
 }
 
 WorkFolder::WorkFolder(const fs::path& output) : output_(fs::absolute(output).lexically_normal()) {
@@ -149,12 +149,12 @@ WorkFolder::WorkFolder(const fs::path& output) : output_(fs::absolute(output).le
   }
   std::error_code error;
   fs::create_directories(output_, error);
-  if (error) throw UserError(output.string() + ": cannot be made: " + error.message());
+  if (error) throw UserError(output.string() + ": cannot be created: " + error.message());
   remove_abandoned(output_);
   path_ = output_ / (kWorkPrefix + random_nonce());
   make_folder(path_);
   lock_ = open((path_ / "lock").c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-  // Some network file systems have no locks; then a killed run's folder stays until somebody deletes it.
+  // On network file systems without locks the folder of a killed run stays until somebody deletes it.
   if (lock_ >= 0 && flock(lock_, LOCK_EX | LOCK_NB) != 0) fs::remove(path_ / "lock", error);
 }
 
@@ -162,7 +162,8 @@ WorkFolder::~WorkFolder() {
   std::error_code ignored;
   fs::remove_all(path_, ignored);
   if (lock_ >= 0) close(lock_);
-  for (auto folder = made_.rbegin(); folder != made_.rend(); ++folder) rmdir(folder->c_str());  // fails unless empty
+  // rmdir fails for folders that are not empty, which must stay.
+  for (auto folder = made_.rbegin(); folder != made_.rend(); ++folder) rmdir(folder->c_str());
 }
 
 void WorkFolder::publish(const std::vector<std::string>& files, const std::vector<std::string>& obsolete) {

@@ -1,4 +1,4 @@
-// The output folder of prepare(): what it holds already, and how new files appear in it all at once. For prepare*.cpp.
+// The output folder of prepare(): detects an existing data set and publishes a new one atomically. Private to prepare*.
 #pragma once
 
 #include <filesystem>
@@ -12,17 +12,17 @@ namespace tmamba {
 
 inline constexpr const char* kDatasetFile = "dataset.json";
 
-// An input file as dataset.json names it: name, bytes, mtime_ns; sha256 of its (decompressed) content is added later.
+// The entry of an input file in dataset.json: name, bytes, mtime_ns. The caller adds sha256 of its decompressed
+// content.
 nlohmann::json describe_input(const std::filesystem::path& path);
 
-// Looks at what `output` holds. `wanted` is the dataset.json to be, with everything that is known before the text is
-// read: format, options, tokenizer, inputs. Returns the dataset.json that is there where it is the wanted one and its
-// files are there; null where the folder holds no data set, or one that `options.overwrite` gives up. Throws UserError
-// where it holds another.
+// Compares the data set in `output` with `wanted`, the parts of dataset.json that are known before the text is read:
+// format, options, tokenizer, inputs. Returns the existing dataset.json if it matches and its files exist. Returns null
+// if there is no data set or `options.overwrite` permits replacing it. Throws UserError if there is a different one.
 nlohmann::json find_finished(const PrepareOptions& options, const nlohmann::json& wanted);
 
-// A hidden folder inside `output` for files in the making. Whatever is still in it when it is destroyed is deleted, and
-// so is `output` where it was made here and is empty.
+// A hidden folder inside `output` for unfinished files. The destructor deletes it, and `output` too if the constructor
+// created it and it is empty.
 class WorkFolder {
  public:
   explicit WorkFolder(const std::filesystem::path& output);
@@ -30,14 +30,14 @@ class WorkFolder {
   WorkFolder(const WorkFolder&) = delete;
 
   std::filesystem::path operator/(const std::string& name) const { return path_ / name; }
-  // Renames the files into `output`, in this order, dataset.json last; deletes `obsolete` files there before that.
+  // Deletes the `obsolete` files of `output`, then renames `files` into it in this order, dataset.json last.
   void publish(const std::vector<std::string>& files, const std::vector<std::string>& obsolete);
 
  private:
   std::filesystem::path output_;
   std::filesystem::path path_;
-  std::vector<std::filesystem::path> made_;  // folders that were made on the way, outermost first
-  int lock_ = -1;
+  std::vector<std::filesystem::path> made_;  // folders that the constructor created, outermost first
+  int lock_ = -1;                            // descriptor of the lock that marks the folder as in use
 };
 
 }  // namespace tmamba

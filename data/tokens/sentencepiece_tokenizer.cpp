@@ -15,24 +15,23 @@ namespace {
 constexpr std::string_view kSpaceSymbol = "\xE2\x96\x81";  // U+2581, SentencePiece's space
 constexpr size_t kMaxVocab = size_t{1} << 24;
 constexpr size_t kMaxPieceBytes = 65535;
-// Words remembered: at most this many, none longer than this.
-constexpr size_t kRememberWords = size_t{1} << 20;
-constexpr size_t kRememberBytes = 64;
+constexpr size_t kCachedWords = size_t{1} << 20;  // capacity of the word cache
+constexpr size_t kCachedWordBytes = 64;           // longer words are not cached
 
-bool stands_alone(char c) { return c == '\n' || c == '\t'; }
+bool is_single_char_word(char c) { return c == '\n' || c == '\t'; }
 
-// End of the word that begins at `begin`; text.size() where the text ends before the word surely does.
+// End of the word that begins at `begin`; text.size() if the word may continue after the text.
 size_t word_end(std::string_view text, size_t begin) {
-  if (stands_alone(text[begin])) return begin + 1;
+  if (is_single_char_word(text[begin])) return begin + 1;
   const size_t limit = std::min(text.size(), begin + SentencePieceTokenizer::kMaxWord);
   size_t at = begin;
   while (at < limit && text[at] == ' ') ++at;
-  while (at < limit && text[at] != ' ' && !stands_alone(text[at])) ++at;
+  while (at < limit && text[at] != ' ' && !is_single_char_word(text[at])) ++at;
   if (at < limit || limit == text.size()) return at;
   return begin + utf8_cut(text.substr(begin), SentencePieceTokenizer::kMaxWord);
 }
 
-// Text of a piece: its space symbols are spaces.
+// The text of a piece, with spaces for SentencePiece's space symbols.
 std::string text_of_piece(const std::string& piece) {
   std::string text;
   for (size_t at = 0; at < piece.size();) {
@@ -66,7 +65,10 @@ void SentencePieceTokenizer::read_pieces(const std::string& name) {
   const auto count = static_cast<size_t>(std::max(0, processor.GetPieceSize()));
   if (count == 0 || count > kMaxVocab) throw UserError(str(name, ": has a vocabulary of ", count, " tokens"));
   document_end_ = processor.eos_id();
-  if (document_end_ < 0) throw UserError(name + ": has no end-of-sentence token, which ends documents here");
+  if (document_end_ < 0)
+    throw UserError(name +
+                    ": has no end-of-sentence token, which is needed to end documents; train one with "
+                    "`transmamba tokenizer`");
   byte_tokens_.assign(256, -1);
   pieces_.resize(count);
   for (size_t i = 0; i < count; ++i) {
@@ -90,7 +92,7 @@ void SentencePieceTokenizer::read_pieces(const std::string& name) {
   }
 }
 
-// Catches normalisation, a space added in front, and collapsed spaces.
+// Detects normalisation, an added leading space and collapsed spaces.
 void SentencePieceTokenizer::check_lossless(const std::string& name) const {
   for (const std::string& text :
        {std::string("word"), std::string("  two  spaces "), std::string("line\n\n\tline \n"),
@@ -122,9 +124,9 @@ void SentencePieceTokenizer::encode_word(std::string_view word, std::vector<int3
   size_t begin = 0, at = 0;
   while (at < word.size()) {
     const size_t length = utf8_length(word, at);
-    const bool spoiled = length == 0 || word[at] == '\0' || word.substr(at, length) == kSpaceSymbol;
+    const bool by_bytes = length == 0 || word[at] == '\0' || word.substr(at, length) == kSpaceSymbol;
     const size_t next = at + std::max<size_t>(length, 1);
-    if (spoiled) {
+    if (by_bytes) {
       flush(word.substr(begin, at - begin));
       for (size_t i = at; i < next; ++i) out.push_back(byte_tokens_[static_cast<uint8_t>(word[i])]);
       begin = next;
@@ -143,19 +145,20 @@ std::vector<int32_t> SentencePieceTokenizer::encode(std::string_view text) const
     const std::string_view word = text.substr(begin, end - begin);
     begin = end;
     if (const auto found = words_.find(word); found != words_.end()) {
-      const auto first = remembered_.begin() + found->second.begin;
+      const auto first = cached_tokens_.begin() + found->second.begin;
       out.insert(out.end(), first, first + found->second.count);
       continue;
     }
     const size_t before = out.size();
     encode_word(word, out);
-    if (word.size() > kRememberBytes) continue;
-    if (words_.size() >= kRememberWords) {
+    if (word.size() > kCachedWordBytes) continue;
+    if (words_.size() >= kCachedWords) {
       words_.clear();
-      remembered_.clear();
+      cached_tokens_.clear();
     }
-    words_.emplace(word, Range{static_cast<uint32_t>(remembered_.size()), static_cast<uint32_t>(out.size() - before)});
-    remembered_.insert(remembered_.end(), out.begin() + static_cast<int64_t>(before), out.end());
+    words_.emplace(word,
+                   Range{static_cast<uint32_t>(cached_tokens_.size()), static_cast<uint32_t>(out.size() - before)});
+    cached_tokens_.insert(cached_tokens_.end(), out.begin() + static_cast<int64_t>(before), out.end());
   }
   return out;
 }
@@ -167,12 +170,12 @@ std::string SentencePieceTokenizer::decode(std::span<const int32_t> tokens) cons
 }
 
 size_t SentencePieceTokenizer::stable_prefix(std::string_view text) const {
-  // Words begin anew after a newline.
+  // A new word begins after a newline.
   const size_t newline = text.rfind('\n');
   size_t begin = newline == std::string_view::npos ? 0 : newline + 1;
   while (begin < text.size()) {
     const size_t end = word_end(text, begin);
-    if (end == text.size() && !stands_alone(text[begin])) break;
+    if (end == text.size() && !is_single_char_word(text[begin])) break;
     begin = end;
   }
   return begin;

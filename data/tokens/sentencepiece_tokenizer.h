@@ -1,10 +1,10 @@
-// A SentencePiece model made lossless and fast.
+// A lossless and fast wrapper of a SentencePiece model.
 //
-// Text is cut into words first: a word is a run of spaces and what follows it up to the next space; a newline or a tab
-// is a word of its own; words longer than kMaxWord bytes are cut. Words are encoded one by one and remembered, so that
-// text is mostly looked up. No piece of a model trained here reaches over such a cut, so the result is that of encoding
-// whole lines. Inside a word, what SentencePiece cannot give back (bytes that are no UTF-8, U+2581, which it uses for
-// the space, and NUL) becomes byte pieces without its help.
+// The text is split into words: a word is a run of spaces and the characters after it up to the next space, and a
+// newline or a tab is a word of its own. Longer words are split after kMaxWord bytes. Words are encoded separately and
+// cached, so most text is looked up. No piece of a model trained by train_sentencepiece crosses a word boundary, so the
+// result equals that of encoding complete lines. SentencePiece cannot reproduce invalid UTF-8, NUL and U+2581 (its
+// symbol for the space); these are encoded as byte pieces without it.
 #pragma once
 
 #include <mutex>
@@ -18,7 +18,8 @@ class SentencePieceTokenizer final : public Tokenizer {
  public:
   static constexpr size_t kMaxWord = 1024;
 
-  // `model`: the bytes of a model file; `name` is used in messages. Throws UserError.
+  // `model` is the content of a model file, `name` its name for messages. Throws UserError if it is not a lossless
+  // model.
   SentencePieceTokenizer(const std::string& model, const std::string& name);
   ~SentencePieceTokenizer() override;
 
@@ -48,17 +49,17 @@ class SentencePieceTokenizer final : public Tokenizer {
   std::unique_ptr<Model> model_;
   std::string serialized_;
   std::string hash_;
-  std::vector<std::string> pieces_;   // text of every token; empty for control tokens
-  std::vector<int32_t> byte_tokens_;  // [256]
+  std::vector<std::string> pieces_;   // the text of every token; empty for control tokens
+  std::vector<int32_t> byte_tokens_;  // [256]: the token of each byte
   int32_t document_end_ = -1;
 
-  // Words met before, and where in `remembered_` their tokens are.
+  // Cache of encoded words: the tokens of a word are a range of cached_tokens_.
   struct Range {
     uint32_t begin, count;
   };
-  mutable std::mutex mutex_;
+  mutable std::mutex mutex_;  // guards the cache
   mutable std::unordered_map<std::string, Range, StringHash, std::equal_to<>> words_;
-  mutable std::vector<int32_t> remembered_;
+  mutable std::vector<int32_t> cached_tokens_;
 };
 
 }  // namespace tmamba

@@ -1,4 +1,4 @@
-// Training a SentencePiece model on a sample of the lines of some files.
+// Trains a SentencePiece model on a random sample of lines.
 #include <sentencepiece_trainer.h>
 
 #include <algorithm>
@@ -15,11 +15,11 @@
 namespace tmamba {
 
 namespace {
-constexpr size_t kMaxLine = 4096;       // bytes; longer lines are cut
+constexpr size_t kMaxLine = 4096;       // bytes; longer lines are split
 constexpr int64_t kReserved = 256 + 4;  // tokens: bytes, unknown, document end, newline, tab
 
-// Draws lines with equal chances until their bytes reach a limit: every line has a random number, and those with the
-// smallest stay.
+// A uniform random sample of lines of at most max_bytes: every line gets a random key, and those with the smallest keys
+// stay.
 class LineSample {
  public:
   LineSample(int64_t max_bytes, uint64_t seed)
@@ -37,7 +37,7 @@ class LineSample {
     }
   }
 
-  // The lines in the order of the text; the sample is empty afterwards.
+  // Returns the lines in the order of the text and empties the sample.
   std::vector<std::string> take() {
     std::vector<Line> lines;
     for (; !kept_.empty(); kept_.pop()) lines.push_back(kept_.top());
@@ -61,44 +61,44 @@ class LineSample {
   std::priority_queue<Line> kept_;
 };
 
-// Cuts text into lines, without what never reaches SentencePiece when text is encoded: bytes that are no UTF-8, NUL and
-// U+2581 end a line too.
-class LineCutter {
+// Splits text into lines. Invalid UTF-8, NUL and U+2581 end a line too and are dropped, because encoding never passes
+// them to SentencePiece.
+class LineSplitter {
  public:
-  explicit LineCutter(LineSample& sample) : sample_(sample) {}
+  explicit LineSplitter(LineSample& sample) : sample_(sample) {}
 
   void add(std::string_view piece) {
     rest_ += piece;
     size_t begin = 0;
-    for (size_t at; (at = rest_.find('\n', begin)) != std::string::npos; begin = at + 1) cut(begin, at);
-    // A line without end is cut at spaces, where SentencePiece's words begin.
+    for (size_t at; (at = rest_.find('\n', begin)) != std::string::npos; begin = at + 1) add_line(begin, at);
+    // A long line is split at spaces, where SentencePiece's words begin.
     for (size_t at; rest_.size() - begin > kMaxLine && (at = rest_.rfind(' ', begin + kMaxLine)) != std::string::npos &&
                     at > begin;
          begin = at) {
-      cut(begin, at);
+      add_line(begin, at);
     }
     if (rest_.size() - begin > 2 * kMaxLine) {
-      cut(begin, rest_.size());
+      add_line(begin, rest_.size());
       begin = rest_.size();
     }
     rest_.erase(0, begin);
   }
   void finish() {
-    cut(0, rest_.size());
+    add_line(0, rest_.size());
     rest_.clear();
   }
 
  private:
-  void cut(size_t begin, size_t end) {
+  void add_line(size_t begin, size_t end) {
     const std::string_view line = std::string_view(rest_).substr(begin, end - begin);
     size_t start = 0;
     for (size_t at = 0; at < line.size();) {
       const size_t length = utf8_length(line, at);
-      const bool spoiled = length == 0 || line[at] == '\0' || line.substr(at, length) == "\xE2\x96\x81";
+      const bool dropped = length == 0 || line[at] == '\0' || line.substr(at, length) == "\xE2\x96\x81";
       const size_t next = at + std::max<size_t>(length, 1);
-      if (spoiled || next - start > kMaxLine) {
+      if (dropped || next - start > kMaxLine) {
         sample_.add(line.substr(start, at - start));
-        start = spoiled ? next : at;
+        start = dropped ? next : at;
       }
       at = next;
     }
@@ -125,9 +125,9 @@ class Lines final : public sentencepiece::SentenceIterator {
 std::vector<std::string> sample_lines(const std::vector<std::filesystem::path>& inputs,
                                       const SentencePieceOptions& options) {
   LineSample sample(options.max_training_bytes, options.seed);
-  LineCutter cutter(sample);
-  const CorpusHandler handler{.text = [&](std::string_view piece) { cutter.add(piece); },
-                              .end_document = [&] { cutter.finish(); },
+  LineSplitter splitter(sample);
+  const CorpusHandler handler{.text = [&](std::string_view piece) { splitter.add(piece); },
+                              .end_document = [&] { splitter.finish(); },
                               .progress = {},
                               .raw = {}};
   CorpusOptions corpus;
@@ -136,8 +136,8 @@ std::vector<std::string> sample_lines(const std::vector<std::filesystem::path>& 
   return sample.take();
 }
 
-// Share of the characters that become pieces; the others are spelt in bytes. 0.9999, or less where so many different
-// characters would fill more than half of the vocabulary.
+// SentencePiece's character_coverage: the fraction of characters in the text that get a piece; the others are encoded
+// as bytes. It is 0.9999, or less if so many different characters would fill more than half of the vocabulary.
 double character_coverage(const std::vector<std::string>& lines, int64_t vocab_size) {
   std::unordered_map<std::string_view, int64_t> counts;
   int64_t total = 0;
@@ -152,21 +152,23 @@ double character_coverage(const std::vector<std::string>& lines, int64_t vocab_s
   std::sort(sorted.rbegin(), sorted.rend());
   const auto most = std::min(sorted.size(), static_cast<size_t>(std::max<int64_t>(1, (vocab_size - kReserved) / 2)));
   const int64_t covered = std::accumulate(sorted.begin(), sorted.begin() + static_cast<int64_t>(most), int64_t{0});
-  // A little less, because SentencePiece compares in single precision.
+  // The margin covers that SentencePiece compares in single precision.
   return std::min(0.9999, static_cast<double>(covered) / static_cast<double>(total) - 1e-6);
 }
 
 void check_options(const std::vector<std::filesystem::path>& inputs, const SentencePieceOptions& options) {
-  if (inputs.empty()) throw UserError("no text to train a tokenizer on; name at least one file");
+  if (inputs.empty()) throw UserError("no text to train a tokenizer on; give at least one file");
   if (options.model_type != "bpe" && options.model_type != "unigram") {
-    throw UserError("model type \"" + options.model_type + "\" is unknown; it is \"bpe\" or \"unigram\"");
+    throw UserError("unknown model type \"" + options.model_type + "\"; valid: bpe, unigram");
   }
-  constexpr int64_t kLeast = kReserved + 1;
-  if (options.vocab_size < kLeast || options.vocab_size > (int64_t{1} << 20)) {
+  constexpr int64_t kMinVocab = kReserved + 1;
+  if (options.vocab_size < kMinVocab || options.vocab_size > (int64_t{1} << 20)) {
     throw UserError(
-        str("a vocabulary of ", options.vocab_size, " tokens; it must have between ", kLeast, " and ", 1 << 20));
+        str("a vocabulary of ", options.vocab_size, " tokens; it must have between ", kMinVocab, " and ", 1 << 20));
   }
-  if (options.max_training_bytes < 1) throw UserError("max_training_bytes must be positive");
+  if (options.max_training_bytes < 1) {
+    throw UserError(str("max_training_bytes is ", options.max_training_bytes, "; it must be positive"));
+  }
 }
 }  // namespace
 
@@ -174,10 +176,10 @@ void train_sentencepiece(const std::vector<std::filesystem::path>& inputs, const
                          const SentencePieceOptions& options) {
   check_options(inputs, options);
   const std::vector<std::string> lines = sample_lines(inputs, options);
-  if (lines.empty()) throw UserError(inputs[0].string() + ": holds no text to train a tokenizer on");
+  if (lines.empty()) throw UserError(inputs[0].string() + ": contains no text to train a tokenizer on");
   Lines iterator(lines);
   std::string model;
-  // A fixed number of threads: sums of floats depend on it.
+  // The number of threads is fixed because the order of floating-point sums depends on it.
   const auto status = sentencepiece::SentencePieceTrainer::Train(
       {{"model_type", options.model_type},
        {"vocab_size", std::to_string(options.vocab_size)},

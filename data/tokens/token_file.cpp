@@ -12,7 +12,7 @@ namespace {
 constexpr int64_t kVersion = 1;
 constexpr const char* kFormat = "transmamba tokens";
 constexpr int64_t kMaxVocab = int64_t{1} << 24;
-constexpr int64_t kCacheBytes = int64_t{32} << 20;  // chunks kept where the file is read piece by piece
+constexpr int64_t kCacheBytes = int64_t{32} << 20;  // chunk cache of files that are not loaded into memory
 constexpr std::array<int64_t, 1> kOrigin{0};
 
 H5Dataset vector_dataset(const H5File& file, const std::string& name, int64_t cache_bytes = 0) {
@@ -34,12 +34,13 @@ void expect_type(const H5File& file, const H5Dataset& dataset, std::span<const H
 
 void check_format(const H5File& file) {
   if (!file.has_attribute("/", "format") || file.string_attribute("/", "format") != kFormat) {
-    throw UserError(file.path().string() + ": is an HDF5 file, but no token file; make one with `transmamba prepare`");
+    throw UserError(file.path().string() +
+                    ": is an HDF5 file, but not a token file; create one with `transmamba prepare`");
   }
   const int64_t version = file.int_attribute("/", "version");
   if (version != kVersion) {
     throw UserError(str(file.path().string(), ": is a token file of version ", version, ", this program reads version ",
-                        kVersion, "; prepare the data again"));
+                        kVersion, "; create it again with `transmamba prepare --overwrite`"));
   }
 }
 
@@ -61,14 +62,14 @@ TokenFileInfo read_info(const H5File& file) {
     refuse(str("document_end is ", info.document_end, ", out of the vocabulary of ", info.vocab_size));
   }
   if (info.source_bytes < 0) refuse(str("source_bytes is ", info.source_bytes));
-  // The name is joined to this file's folder, so it must stay in it.
+  // The name is joined to this file's folder, so it must not lead out of it.
   if (info.tokenizer_file != std::filesystem::path(info.tokenizer_file).filename()) {
     refuse("tokenizer_file \"" + info.tokenizer_file + "\" is not the name of a file beside it");
   }
   return info;
 }
 
-// Widens tokens and returns the largest; 0 for none.
+// Converts tokens to int32 and returns the largest; 0 if there are none.
 template <class Stored>
 int64_t widen(const Stored* in, std::span<int32_t> out) {
   Stored largest = 0;
@@ -83,8 +84,8 @@ int64_t widen(const Stored* in, std::span<int32_t> out) {
 struct TokenFile::File {
   H5Dataset tokens;
   H5Dataset documents;
-  bool whole = false;             // keep all tokens in memory
-  std::vector<std::byte> memory;  // all tokens, or those of the last read
+  bool in_memory = false;         // `memory` caches all tokens
+  std::vector<std::byte> memory;  // stored type: all tokens, or those of the last read
 };
 
 TokenFile::TokenFile(const std::filesystem::path& path, int64_t memory_limit) {
@@ -107,8 +108,8 @@ TokenFile::TokenFile(const std::filesystem::path& path, int64_t memory_limit) {
   }
   token_bytes_.resize(static_cast<size_t>(info_.vocab_size));
   token_bytes.read(kOrigin, std::array{info_.vocab_size}, H5Type::u16, token_bytes_.data());
-  const bool whole = info_.tokens * static_cast<int64_t>(size_of(tokens.info().type)) <= memory_limit;
-  file_ = std::make_unique<File>(File{std::move(tokens), std::move(documents), whole, {}});
+  const bool in_memory = info_.tokens * static_cast<int64_t>(size_of(tokens.info().type)) <= memory_limit;
+  file_ = std::make_unique<File>(File{std::move(tokens), std::move(documents), in_memory, {}});
 }
 
 TokenFile::~TokenFile() = default;
@@ -125,9 +126,9 @@ void TokenFile::read(int64_t begin, std::span<int32_t> out) const {
     memory.resize(static_cast<size_t>(n) * size_of(type));
     file_->tokens.read(std::array{from}, std::array{n}, type, memory.data());
   };
-  if (file_->whole && memory.empty()) fill(0, info_.tokens);
-  if (!file_->whole) fill(begin, count);
-  const std::byte* data = memory.data() + (file_->whole ? static_cast<size_t>(begin) * size_of(type) : 0);
+  if (file_->in_memory && memory.empty()) fill(0, info_.tokens);
+  if (!file_->in_memory) fill(begin, count);
+  const std::byte* data = memory.data() + (file_->in_memory ? static_cast<size_t>(begin) * size_of(type) : 0);
   const int64_t largest = type == H5Type::u16 ? widen(reinterpret_cast<const uint16_t*>(data), out)
                                               : widen(reinterpret_cast<const uint32_t*>(data), out);
   if (largest < info_.vocab_size) return;
@@ -145,7 +146,7 @@ std::vector<int64_t> TokenFile::documents() const {
     const bool in_order = i == 0 ? starts[i] == 0 : starts[i] > starts[i - 1];
     if (!in_order || starts[i] >= info_.tokens) {
       throw UserError(str(info_.path.string(), ": document ", i, " begins at token ", starts[i],
-                          ", which is out of order or behind the end; the file is damaged"));
+                          ", which is out of order or after the last token; the file is damaged"));
     }
   }
   return starts;

@@ -8,10 +8,10 @@
 namespace tmamba {
 
 namespace {
-// A chunk is what one random access reads and checks: 128 or 256 KiB.
+// Tokens per chunk. A random access reads and verifies one chunk: 128 KiB of uint16 or 256 KiB of uint32.
 constexpr int64_t kChunk = int64_t{1} << 16;
 constexpr int64_t kDocumentChunk = int64_t{1} << 12;
-constexpr size_t kPending = size_t{16} * kChunk;  // values gathered before one write
+constexpr size_t kPending = size_t{16} * kChunk;  // values buffered before a write
 
 // A 1-D dataset that grows at its end.
 template <class T>

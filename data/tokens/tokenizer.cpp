@@ -1,4 +1,4 @@
-// The byte tokenizer, and the choice between the kinds.
+// The byte tokenizer and load_tokenizer().
 #include "data/tokens/tokenizer.h"
 
 #include <nlohmann/json.hpp>
@@ -46,7 +46,7 @@ class ByteTokenizer final : public Tokenizer {
   size_t stable_prefix(std::string_view text) const override { return text.size(); }
 };
 
-// Whether this is what ByteTokenizer::save writes.
+// Whether ByteTokenizer::save wrote this content.
 bool is_byte_tokenizer(const std::string& content) {
   if (content.empty() || content[0] != '{') return false;
   const auto json = nlohmann::json::parse(content, nullptr, false);
@@ -57,7 +57,7 @@ std::string read_tokenizer_file(const std::filesystem::path& path) {
   std::error_code error;
   const auto status = std::filesystem::status(path, error);
   if (!std::filesystem::exists(status)) {
-    throw UserError(path.string() + ": no such tokenizer; it is \"bytes\" or a file written by `transmamba tokenizer`");
+    throw UserError(path.string() + ": no such tokenizer; give \"bytes\" or a file written by `transmamba tokenizer`");
   }
   if (!std::filesystem::is_regular_file(status)) throw UserError(path.string() + ": is not a tokenizer file");
   try {

@@ -1,4 +1,4 @@
-// UTF-8, as the Unicode standard defines it: no overlong forms, no surrogates, nothing above U+10FFFF.
+// UTF-8 as the Unicode standard defines it: no overlong forms, no surrogates, no code points above U+10FFFF.
 #pragma once
 
 #include <cstddef>
@@ -7,7 +7,7 @@
 
 namespace tmamba {
 
-// Bytes of the character that begins at text[at]; 0 where no valid one does.
+// Bytes of the character that begins at text[at]; 0 if it is invalid.
 inline size_t utf8_length(std::string_view text, size_t at) {
   const auto byte = [&](size_t i) { return at + i < text.size() ? static_cast<uint8_t>(text[at + i]) : uint8_t{0}; };
   const auto continues = [&](size_t i) { return (byte(i) & 0xC0) == 0x80; };
@@ -25,7 +25,7 @@ inline size_t utf8_length(std::string_view text, size_t at) {
   return allowed && continues(1) && continues(2) && continues(3) ? 4 : 0;
 }
 
-// Largest end <= limit such that text[0, end) does not stop inside a character (as far as the lead bytes tell).
+// Largest end <= limit such that text[0, end) does not end inside a character. Only lead bytes are examined.
 inline size_t utf8_cut(std::string_view text, size_t limit) {
   if (limit >= text.size()) return text.size();
   size_t end = limit;

@@ -6,13 +6,13 @@ namespace tmamba {
 
 namespace {
 [[noreturn]] void refuse(const Communicator& comm, Collective op) {
-  throw Error(str(CallSite{comm, op}.text(), ": the other ranks are not there; a dry run exchanges nothing"));
+  throw Error(str(CallSite{comm, op}.text(), ": a dry run has no other ranks and must not call collectives"));
 }
 }  // namespace
 
 AbsentCommunicator::AbsentCommunicator(std::string name, int rank, int size)
     : name_(std::move(name)), rank_(rank), size_(size) {
-  TM_CHECK(rank >= 0 && rank < size, "rank ", rank, " of ", size, " on \"", name_, "\"");
+  TM_CHECK(rank >= 0 && rank < size, "rank ", rank, " is not in [0, ", size, ") of \"", name_, "\"");
 }
 
 Work AbsentCommunicator::all_reduce(Tensor, ReduceOp) { refuse(*this, Collective::all_reduce); }

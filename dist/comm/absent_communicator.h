@@ -1,5 +1,5 @@
-// class AbsentCommunicator: one rank of an axis whose ranks are not there, for dry runs: any rank of any layout can be
-// measured on one machine. It says its rank and size; whatever would move something throws Error.
+// class AbsentCommunicator stands for one rank of an axis whose other ranks do not exist. A dry run uses it to measure
+// any rank of any layout on one machine. It returns its rank and size; every collective throws Error.
 #pragma once
 
 #include "dist/comm/communicator.h"

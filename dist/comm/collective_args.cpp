@@ -11,8 +11,8 @@ std::string CallSite::text() const {
 void check_tensor(const CallSite& site, const char* what, const ConstTensor& tensor, Device device) {
   if (tensor.numel() == 0) return;
   if (tensor.device() != device) {
-    throw Error(str(site.text(), ": ", what, " ", tensor.shape(), " lies on ", name_of(tensor.device()),
-                    ", but this communicator moves tensors on ", name_of(device)));
+    throw Error(str(site.text(), ": ", what, " ", tensor.shape(), " is on ", name_of(tensor.device()),
+                    ", but this communicator needs tensors on ", name_of(device)));
   }
   if (!tensor.contiguous()) {
     throw Error(str(site.text(), ": ", what, " ", tensor.shape(), " is not contiguous; copy it first"));
@@ -22,7 +22,7 @@ void check_tensor(const CallSite& site, const char* what, const ConstTensor& ten
 
 void check_counts(const CallSite& site, const char* what, const ConstTensor& whole, std::span<const int64_t> counts) {
   if (std::ssize(counts) != site.comm.size()) {
-    throw Error(str(site.text(), ": ", counts.size(), " counts for ", what, ", one per rank is needed"));
+    throw Error(str(site.text(), ": ", counts.size(), " counts for ", what, ", expected one per rank"));
   }
   int64_t total = 0;
   for (int64_t count : counts) {
@@ -30,22 +30,24 @@ void check_counts(const CallSite& site, const char* what, const ConstTensor& who
     total += count;
   }
   if (total != whole.numel()) {
-    throw Error(str(site.text(), ": the counts for ", what, " add up to ", total, ", but it is ", whole.shape()));
+    throw Error(
+        str(site.text(), ": the counts for ", what, " sum to ", total, ", but it has the shape ", whole.shape()));
   }
 }
 
-void check_piece(const CallSite& site, const ConstTensor& whole, const ConstTensor& piece,
+void check_shard(const CallSite& site, const ConstTensor& whole, const ConstTensor& shard,
                  std::span<const int64_t> counts) {
   const int64_t count = counts[static_cast<size_t>(site.comm.rank())];
-  if (piece.numel() != count) {
-    throw Error(str(site.text(), ": this rank's piece is ", piece.shape(), ", but its count is ", count));
+  if (shard.numel() != count) {
+    throw Error(str(site.text(), ": this rank's shard is ", shard.shape(), ", but its count is ", count));
   }
-  check_same_type(site, whole, piece);
+  check_same_type(site, whole, shard);
 }
 
 void check_same_type(const CallSite& site, const ConstTensor& a, const ConstTensor& b) {
   if (a.numel() > 0 && b.numel() > 0 && a.dtype() != b.dtype()) {
-    throw Error(str(site.text(), ": ", name_of(a.dtype()), " and ", name_of(b.dtype()), " in one call"));
+    throw Error(
+        str(site.text(), ": ", "the tensors have different types, ", name_of(a.dtype()), " and ", name_of(b.dtype())));
   }
 }
 
@@ -62,7 +64,9 @@ void check_all_to_all(const CallSite& site, const ConstTensor& out, std::span<co
 }
 
 void check_peer(const CallSite& site, const char* what, int peer) {
-  if (peer < 0 || peer >= site.comm.size()) throw Error(str(site.text(), ": ", what, " is rank ", peer));
+  if (peer < 0 || peer >= site.comm.size()) {
+    throw Error(str(site.text(), ": ", what, " is rank ", peer, ", which does not exist"));
+  }
 }
 
 int64_t received_bytes(Collective op, int64_t whole, int64_t own, int size) {
@@ -74,11 +78,11 @@ int64_t received_bytes(Collective op, int64_t whole, int64_t own, int size) {
     case Collective::all_gather:
       return whole - own;
     default:
-      throw Error(str("received_bytes of ", name_of(op), ": its messages tell"));
+      throw Error(str("received_bytes of ", name_of(op), " is known only from its messages"));
   }
 }
 
-int64_t piece_begin(std::span<const int64_t> counts, int rank) {
+int64_t shard_begin(std::span<const int64_t> counts, int rank) {
   return std::accumulate(counts.begin(), counts.begin() + rank, int64_t{0});
 }
 
@@ -86,7 +90,7 @@ namespace {
 template <class T>
 T slice_elements(const T& whole, int64_t begin, int64_t count) {
   TM_CHECK(begin >= 0 && count >= 0 && begin + count <= whole.numel(), "elements [", begin, ", ", begin + count,
-           ") of ", whole.shape());
+           ") are outside the tensor ", whole.shape());
   if (count == 0) return T(nullptr, {0}, whole.dtype(), whole.device());
   return whole.view({whole.numel()}).slice(0, begin, count);
 }

@@ -6,7 +6,7 @@ namespace tmamba {
 
 namespace {
 
-// What went wrong on this rank: a letter for the kind of error, then the message. Empty: nothing.
+// Runs `step`; returns "U" (UserError) or "E" (any other error) and the message, or "" if it succeeded.
 std::string problem_of(const std::function<void()>& step) {
   try {
     step();

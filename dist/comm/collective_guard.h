@@ -1,5 +1,5 @@
-// class CollectiveGuard: runs an action on some or all ranks. Either it succeeds on every rank, or every rank throws
-// the same message. Beside it broadcast_text(), for what one rank has read or decided.
+// class CollectiveGuard runs an action on some or all ranks. Either it succeeds on every rank, or every rank throws the
+// same message. broadcast_text() distributes what one rank has read or decided.
 #pragma once
 
 #include <functional>

@@ -1,4 +1,4 @@
-// How two terms of a reduction become one, on every device.
+// Combines two terms of a reduction, on host and device.
 #pragma once
 
 #include <type_traits>
@@ -12,7 +12,7 @@ constexpr T combine(T a, T b) {
   if constexpr (op == ReduceOp::sum) {
     if constexpr (std::is_signed_v<T> && std::is_integral_v<T>) {
       using Unsigned = std::make_unsigned_t<T>;
-      return static_cast<T>(static_cast<Unsigned>(a) + static_cast<Unsigned>(b));  // wraps
+      return static_cast<T>(static_cast<Unsigned>(a) + static_cast<Unsigned>(b));  // wraps around
     } else {
       return static_cast<T>(a + b);
     }

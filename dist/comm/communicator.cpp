@@ -20,7 +20,7 @@ Work::~Work() {
   try {
     wait();
   } catch (const Error&) {
-    // A destructor cannot report it; the communicator keeps the error and throws it from its next call.
+    // A destructor cannot report the error; the communicator throws it from its next call.
   }
 }
 

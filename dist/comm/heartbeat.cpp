@@ -60,7 +60,7 @@ std::optional<Heartbeat> heartbeat_from_text(const std::string& text) {
     std::string read;
     if (!(in >> read) || read != word) in.setstate(std::ios::failbit);
   };
-  // Counts come from a file: nothing is reserved, and reading ends where the text does.
+  // The counts are untrusted: nothing is reserved for them, and the loops end at the end of the text.
   Heartbeat heartbeat;
   size_t communicators = 0, members = 0, recent = 0;
   expect("rank"), in >> heartbeat.rank, expect("host"), in >> std::quoted(heartbeat.host);
@@ -96,7 +96,7 @@ std::string operation_text(const CommunicatorRecord& comm, const OperationRecord
   return str(name_of(operation.op), " #", operation.sequence, " (", operation.bytes, " bytes) on \"", comm.name, "\"");
 }
 
-// Operations whose bytes are the same on every rank.
+// Whether all ranks have the same number of bytes in this operation.
 bool same_bytes_everywhere(Collective op) { return op != Collective::all_to_all && op != Collective::send_recv; }
 
 bool contradict(const OperationRecord& a, const OperationRecord& b) {
@@ -105,9 +105,9 @@ bool contradict(const OperationRecord& a, const OperationRecord& b) {
 
 class Investigation {
  public:
-  explicit Investigation(const std::function<const SeenRank&(int)>& look_at) : look_at_(look_at) {}
+  explicit Investigation(const std::function<const RankStatus&(int)>& status_of) : status_of_(status_of) {}
 
-  // Looks at everybody who should take part in what `waiter` waits for.
+  // Examines all other ranks of the operation that `waiter` waits for.
   void visit(const Heartbeat& waiter) {
     if (!visited_.insert(waiter.rank).second) return;
     const CommunicatorRecord* comm = waiter.find(waiter.waiting_key);
@@ -115,62 +115,63 @@ class Investigation {
     waits_ += str("  rank ", waiter.rank, " on ", waiter.host, ": waits for ",
                   operation_text(*comm, waiter.waiting_for), " for ", seconds_text(waiter.seconds), "\n");
     for (int member : comm->members) {
-      if (member != waiter.rank) judge(member, *comm, waiter.waiting_for);
+      if (member != waiter.rank) examine(member, *comm, waiter.waiting_for);
     }
   }
 
   std::string result() const {
-    if (!causes_.empty()) return "held up by\n" + causes_;
-    if (!suspects_.empty()) return "perhaps held up by\n" + suspects_;
-    return "the ranks wait for each other\n" + waits_;
+    if (!stragglers_.empty()) return "stragglers:\n" + stragglers_;
+    if (!possible_.empty()) return "possible stragglers:\n" + possible_;
+    return "deadlock, the ranks wait for each other:\n" + waits_;
   }
 
  private:
-  void judge(int rank, const CommunicatorRecord& comm, const OperationRecord& operation) {
-    const SeenRank& seen = look_at_(rank);
-    if (!seen.heartbeat) return blame(rank, seen, "has left no heartbeat");
+  void examine(int rank, const CommunicatorRecord& comm, const OperationRecord& operation) {
+    const RankStatus& seen = status_of_(rank);
+    if (!seen.heartbeat) return add_straggler(rank, seen, "has written no heartbeat");
     const Heartbeat& other = *seen.heartbeat;
     const CommunicatorRecord* theirs = other.find(comm.key);
-    const std::string outside = " for " + seconds_text(other.seconds) + " outside any communication";
+    const std::string outside = "outside any communication for " + seconds_text(other.seconds);
     const std::string last = theirs && !theirs->recent.empty()
                                  ? "; its last operation there was " + operation_text(*theirs, theirs->recent.back())
                                  : "; it has started no operation there";
-    if (!seen.beating) return blame(rank, seen, "its process has stopped" + last);
-    if (theirs == nullptr) return blame(rank, seen, str("has no communicator \"", comm.name, "\" of these ranks"));
+    if (!seen.alive) return add_straggler(rank, seen, "its process has stopped" + last);
+    if (theirs == nullptr)
+      return add_straggler(rank, seen, str("has no communicator \"", comm.name, "\" of these ranks"));
     const OperationRecord* same = theirs->find(operation.sequence);
     if (same != nullptr && contradict(*same, operation)) {
-      return blame(rank, seen,
-                   "issued " + operation_text(*theirs, *same) +
-                       " in its place; all ranks must issue the same operations in the same order");
+      return add_straggler(rank, seen,
+                           "issued " + operation_text(*theirs, *same) +
+                               " instead; all ranks must issue the same operations in the same order");
     }
     if (other.waiting()) return visit(other);
-    if (theirs->started() < operation.sequence) return blame(rank, seen, "did not arrive," + outside + last);
-    // It may be done there, or be needed to pass messages on.
-    if (suspected_.insert(rank).second) suspects_ += line(rank, seen, "has started it, and is" + outside);
+    if (theirs->started() < operation.sequence) return add_straggler(rank, seen, "did not arrive: " + outside + last);
+    // The rank may have completed the operation, or still be needed to forward messages.
+    if (possible_ranks_.insert(rank).second) possible_ += line(rank, seen, "has started it and is " + outside);
   }
 
-  void blame(int rank, const SeenRank& seen, const std::string& what) {
-    if (blamed_.insert(rank).second) causes_ += line(rank, seen, what);
+  void add_straggler(int rank, const RankStatus& seen, const std::string& what) {
+    if (straggler_ranks_.insert(rank).second) stragglers_ += line(rank, seen, what);
   }
 
-  static std::string line(int rank, const SeenRank& seen, const std::string& what) {
+  static std::string line(int rank, const RankStatus& seen, const std::string& what) {
     return str("  rank ", rank, " on ", seen.host, ": ", what, "\n");
   }
 
-  const std::function<const SeenRank&(int)>& look_at_;
-  std::set<int> visited_, blamed_, suspected_;
-  std::string causes_, suspects_, waits_;
+  const std::function<const RankStatus&(int)>& status_of_;
+  std::set<int> visited_, straggler_ranks_, possible_ranks_;
+  std::string stragglers_, possible_, waits_;
 };
 
 }  // namespace
 
-std::string hang_report(const Heartbeat& waiter, const std::function<const SeenRank&(int)>& look_at) {
+std::string hang_report(const Heartbeat& waiter, const std::function<const RankStatus&(int)>& status_of) {
   const CommunicatorRecord* comm = waiter.find(waiter.waiting_key);
   TM_CHECK(comm != nullptr, "rank ", waiter.rank, " waits for nothing");
-  Investigation investigation(look_at);
+  Investigation investigation(status_of);
   investigation.visit(waiter);
   return str("rank ", waiter.rank, " on ", waiter.host, ": ", operation_text(*comm, waiter.waiting_for),
-             " is not done after ", seconds_text(waiter.seconds), ", ", investigation.result());
+             " timed out after ", seconds_text(waiter.seconds), "; ", investigation.result());
 }
 
 }  // namespace tmamba

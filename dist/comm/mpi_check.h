@@ -1,4 +1,4 @@
-// The one way an MPI call is checked.
+// Checks of MPI calls.
 #pragma once
 
 #include <mpi.h>

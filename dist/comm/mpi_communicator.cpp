@@ -16,9 +16,9 @@ namespace tmamba {
 
 namespace {
 
-// Every MPI library has tags to 32767. One is for send_recv, the others go round among the collectives, so that the
-// stages of those in flight together are told apart. The kind of operation is part of the tag: ranks that issue
-// different ones wait for each other, which the watchdog explains, and never take each other's data.
+// Every MPI library supports tags up to 32767. One is for send_recv; collectives cycle through the others, so that
+// concurrent ones have different tags. The kind of operation is part of the tag: ranks that issue different operations
+// wait for each other, which the watchdog reports, and never receive each other's data.
 constexpr int kSendRecvTag = 0;
 constexpr int64_t kTagRounds = 32767 / kCollectives;
 
@@ -26,7 +26,7 @@ int collective_tag(Collective op, int64_t number) {
   return static_cast<int>(1 + number % kTagRounds * kCollectives + static_cast<int64_t>(op));
 }
 
-// Up to this many bytes every rank sends all of its tensor to all others: one round of messages in place of two.
+// Up to this size in bytes, every rank sends its complete tensor to all others: one round of messages instead of two.
 constexpr int64_t kSmallAllReduce = 8192;
 
 class MpiWork final : public Work::State {
@@ -41,8 +41,7 @@ class MpiWork final : public Work::State {
   MpiOperationPtr operation_;
 };
 
-// Calls f(to, from) for the other ranks in size - 1 rounds; in each round every rank sends to one and receives from
-// one.
+// Calls f(to, from) in size - 1 rounds; in each round every rank sends to one rank and receives from one.
 template <class F>
 void for_each_round(int rank, int size, F f) {
   for (int round = 1; round < size; ++round) f((rank + round) % size, (rank - round + size) % size);
@@ -82,7 +81,7 @@ MpiCommunicator::MpiCommunicator(MPI_Comm comm, std::string name, std::shared_pt
 MpiCommunicator::~MpiCommunicator() {
   int finalized = 0;
   MPI_Finalized(&finalized);
-  // After a failure the others may never arrive in a collective call, and freeing is one.
+  // MPI_Comm_free is collective, and after a failure the other ranks may never call it.
   if (!finalized && progress_->clean() && std::uncaught_exceptions() == 0) MPI_Comm_free(&comm_);
 }
 
@@ -113,10 +112,10 @@ void MpiCommunicator::add_reduce_scatter(const MpiOperationPtr& operation, Tenso
                                          std::vector<int64_t> counts, ReduceOp op) {
   auto terms = std::make_shared<std::vector<const void*>>(at(size_));
   operation->stages.push_back([=, this, counts = std::move(counts)](const MpiOperationPtr& self) {
-    (*terms)[at(rank_)] = flat_slice(in, piece_begin(counts, rank_), out.numel()).raw();
+    (*terms)[at(rank_)] = flat_slice(in, shard_begin(counts, rank_), out.numel()).raw();
     for_each_round(rank_, size_, [&](int to, int from) {
-      const ConstTensor piece = flat_slice(in, piece_begin(counts, to), counts[at(to)]);
-      progress_->send(self, piece.raw(), piece.bytes(), to);
+      const ConstTensor shard = flat_slice(in, shard_begin(counts, to), counts[at(to)]);
+      progress_->send(self, shard.raw(), shard.bytes(), to);
       std::byte* term = self->take_scratch(out.bytes());
       progress_->receive(self, term, out.bytes(), from);
       (*terms)[at(from)] = term;
@@ -132,11 +131,11 @@ void MpiCommunicator::add_all_gather(const MpiOperationPtr& operation, Tensor ou
                                      std::vector<int64_t> counts) {
   operation->stages.push_back([=, this, counts = std::move(counts)](const MpiOperationPtr& self) {
     for_each_round(rank_, size_, [&](int to, int from) {
-      const Tensor piece = flat_slice(out, piece_begin(counts, from), counts[at(from)]);
-      progress_->receive(self, piece.raw(), piece.bytes(), from);
+      const Tensor shard = flat_slice(out, shard_begin(counts, from), counts[at(from)]);
+      progress_->receive(self, shard.raw(), shard.bytes(), from);
       progress_->send(self, in.raw(), in.bytes(), to);
     });
-    copy_bytes(flat_slice(out, piece_begin(counts, rank_), counts[at(rank_)]), in);
+    copy_bytes(flat_slice(out, shard_begin(counts, rank_), counts[at(rank_)]), in);
   });
 }
 
@@ -156,9 +155,9 @@ Work MpiCommunicator::all_reduce(Tensor x, ReduceOp op) {
   }
   std::vector<int64_t> counts;
   for (int r = 0; r < size_; ++r) counts.push_back(shard_of(x.numel(), r, size_).count);
-  const Tensor piece = flat_slice(x, piece_begin(counts, rank_), counts[at(rank_)]);
-  add_reduce_scatter(operation, piece, x, counts, op);
-  add_all_gather(operation, x, piece, counts);
+  const Tensor shard = flat_slice(x, shard_begin(counts, rank_), counts[at(rank_)]);
+  add_reduce_scatter(operation, shard, x, counts, op);
+  add_all_gather(operation, x, shard, counts);
   return start(operation);
 }
 
@@ -167,7 +166,7 @@ Work MpiCommunicator::reduce_scatter(Tensor out, ConstTensor in, std::span<const
   check_tensor(site, "output", out, Device::cpu);
   check_tensor(site, "input", in, Device::cpu);
   check_counts(site, "the input", in, counts);
-  check_piece(site, in, out, counts);
+  check_shard(site, in, out, counts);
   const auto operation = begin(site.op, in.bytes(), received_bytes(site.op, in.bytes(), out.bytes(), size_));
   add_reduce_scatter(operation, out, in, {counts.begin(), counts.end()}, ReduceOp::sum);
   return start(operation);
@@ -178,13 +177,13 @@ Work MpiCommunicator::all_gather(Tensor out, ConstTensor in, std::span<const int
   check_tensor(site, "output", out, Device::cpu);
   check_tensor(site, "input", in, Device::cpu);
   check_counts(site, "the output", out, counts);
-  check_piece(site, out, in, counts);
+  check_shard(site, out, in, counts);
   const auto operation = begin(site.op, out.bytes(), received_bytes(site.op, out.bytes(), in.bytes(), size_));
   add_all_gather(operation, out, in, {counts.begin(), counts.end()});
   return start(operation);
 }
 
-// A binomial tree: counted from the root, the parent of a rank is the rank without its lowest set bit.
+// A binomial tree: with ranks relative to the root, a rank's parent is the rank with the lowest set bit cleared.
 Work MpiCommunicator::broadcast(Tensor x, int root) {
   const CallSite site{*this, Collective::broadcast};
   check_peer(site, "the root", root);
@@ -218,13 +217,13 @@ Work MpiCommunicator::all_to_all(Tensor out, std::span<const int64_t> out_counts
       [=, this, out_counts = std::vector(out_counts.begin(), out_counts.end()),
        in_counts = std::vector(in_counts.begin(), in_counts.end())](const MpiOperationPtr& self) {
         for_each_round(rank_, size_, [&](int to, int from) {
-          const Tensor received = flat_slice(out, piece_begin(out_counts, from), out_counts[at(from)]);
-          const ConstTensor sent = flat_slice(in, piece_begin(in_counts, to), in_counts[at(to)]);
+          const Tensor received = flat_slice(out, shard_begin(out_counts, from), out_counts[at(from)]);
+          const ConstTensor sent = flat_slice(in, shard_begin(in_counts, to), in_counts[at(to)]);
           progress_->receive(self, received.raw(), received.bytes(), from);
           progress_->send(self, sent.raw(), sent.bytes(), to);
         });
-        copy_bytes(flat_slice(out, piece_begin(out_counts, rank_), out_counts[at(rank_)]),
-                   flat_slice(in, piece_begin(in_counts, rank_), in_counts[at(rank_)]));
+        copy_bytes(flat_slice(out, shard_begin(out_counts, rank_), out_counts[at(rank_)]),
+                   flat_slice(in, shard_begin(in_counts, rank_), in_counts[at(rank_)]));
       });
   return start(operation);
 }
@@ -240,7 +239,7 @@ Work MpiCommunicator::send_recv(std::span<const Message> messages) {
   }
   const auto operation = begin(site.op, received, received);
   const auto copies = match_self_messages(site, messages);
-  // By reference: the first stage of an operation runs within start().
+  // Capturing by reference is safe: the first stage runs within start().
   operation->stages.push_back([&, this](const MpiOperationPtr& self) {
     for (const Message& message : messages) {
       if (message.peer != rank_) progress_->receive(self, message.recv.raw(), message.recv.bytes(), message.peer);
@@ -268,11 +267,11 @@ void MpiCommunicator::barrier() {
 }
 
 std::unique_ptr<Communicator> MpiCommunicator::split(int color, int key, const std::string& name) {
-  if (color < 0) throw Error(str("split of \"", name_, "\", rank ", rank_, ", with the negative color ", color));
-  // MPI_Comm_split blocks out of sight of the watchdog: meet the others, and finish all messages, before it.
-  const auto meeting = begin_uncounted(Collective::barrier, 0);
-  add_barrier(meeting);
-  start(meeting).wait();
+  if (color < 0) throw Error(str("split of \"", name_, "\", rank ", rank_, ": negative color ", color));
+  // The watchdog does not see MPI_Comm_split, so a barrier that it sees comes before it.
+  const auto barrier = begin_uncounted(Collective::barrier, 0);
+  add_barrier(barrier);
+  start(barrier).wait();
   progress_->drain();
   const std::string where = str("split of \"", name_, "\" into \"", name, "\", rank ", rank_);
   MPI_Comm comm = MPI_COMM_NULL;

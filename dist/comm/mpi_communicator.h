@@ -1,7 +1,7 @@
 // class MpiCommunicator: collectives on host tensors over MPI.
 //
-// All of them are built from non-blocking point-to-point messages, so that the order of every sum is ours: rank 0's
-// term first, whatever the sizes, the timing and the MPI library.
+// All of them are built from non-blocking point-to-point messages, so that every sum is in rank order, independent of
+// sizes, timing and the MPI library.
 #pragma once
 
 #include <mpi.h>
@@ -13,7 +13,7 @@ namespace tmamba {
 
 class MpiCommunicator final : public Communicator {
  public:
-  // Takes over `comm`, which must not be used by anything else. Not collective.
+  // Takes ownership of `comm`, which nothing else may use. Not collective.
   MpiCommunicator(MPI_Comm comm, std::string name, std::shared_ptr<MpiProgress> progress);
   ~MpiCommunicator() override;
   MpiCommunicator(const MpiCommunicator&) = delete;
@@ -31,19 +31,19 @@ class MpiCommunicator final : public Communicator {
                   std::span<const int64_t> in_counts) override;
   Work send_recv(std::span<const Message> messages) override;
   void barrier() override;
-  // A SelfCommunicator for a rank alone with its color.
+  // Returns a SelfCommunicator if no other rank has the same color.
   std::unique_ptr<Communicator> split(int color, int key, const std::string& name) override;
 
  private:
-  // Prepares an operation on `bytes` with a tag of its own, and counts what it receives.
+  // Creates an operation on `bytes` bytes with its own tag and counts the received bytes.
   MpiOperationPtr begin(Collective op, int64_t bytes, int64_t received_bytes);
   MpiOperationPtr begin_uncounted(Collective op, int64_t bytes);
   Work start(const MpiOperationPtr& operation);
   void add_barrier(const MpiOperationPtr& operation);
-  // Adds the stages that leave the sum over ranks of each rank's piece of `in` in `out`, on the piece's owner.
+  // Adds the stages that write the reduction of this rank's shard of `in` over all ranks to `out`.
   void add_reduce_scatter(const MpiOperationPtr& operation, Tensor out, ConstTensor in, std::vector<int64_t> counts,
                           ReduceOp op);
-  // Adds the stage that sends `in` to all, and receives the pieces of all others in their places in `out`.
+  // Adds the stage that sends `in` to all ranks and receives all other shards of `out`.
   void add_all_gather(const MpiOperationPtr& operation, Tensor out, ConstTensor in, std::vector<int64_t> counts);
 
   MPI_Comm comm_;

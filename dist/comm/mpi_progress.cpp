@@ -14,7 +14,8 @@ std::byte* MpiOperation::take_scratch(int64_t bytes) {
 
 MpiProgress::MpiProgress(int64_t chunk_bytes, std::shared_ptr<Watchdog> watchdog)
     : chunk_bytes_(chunk_bytes), watchdog_(std::move(watchdog)) {
-  TM_CHECK(chunk_bytes > 0 && chunk_bytes <= INT32_MAX, "messages cannot travel in chunks of ", chunk_bytes, " bytes");
+  TM_CHECK(chunk_bytes > 0 && chunk_bytes <= INT32_MAX, "WorldOptions::chunk_bytes is ", chunk_bytes,
+           ", must be in [1, ", INT32_MAX, "]");
 }
 
 void MpiProgress::start(const MpiOperationPtr& operation) {
@@ -47,7 +48,7 @@ void MpiProgress::abandon(const MpiOperationPtr& operation) noexcept {
   for (size_t i = 0; i < posted_.size(); ++i) {
     if (posted_[i].operation == operation && posted_[i].expected >= 0) MPI_Cancel(&requests_[i]);
   }
-  if (failure_.empty()) failure_ = operation->label + " was given up because of an earlier error";
+  if (failure_.empty()) failure_ = operation->label + " was aborted because of an earlier error";
 }
 
 void MpiProgress::send(const MpiOperationPtr& operation, const void* data, int64_t bytes, int peer) {
@@ -107,7 +108,7 @@ void MpiProgress::progress(bool block) {
   std::vector<MpiOperationPtr> ready;
   for (int i = 0; i < completed; ++i) {
     MPI_Status& status = statuses_[static_cast<size_t>(i)];
-    if (code == MPI_SUCCESS) status.MPI_ERROR = MPI_SUCCESS;  // MPI sets it only where there was an error
+    if (code == MPI_SUCCESS) status.MPI_ERROR = MPI_SUCCESS;  // MPI sets it only after an error
     const auto index = static_cast<size_t>(indices_[static_cast<size_t>(i)]);
     complete(index, status);
     if (--posted_[index].operation->pending == 0) ready.push_back(posted_[index].operation);
@@ -121,7 +122,7 @@ void MpiProgress::complete(size_t index, const MPI_Status& status) {
   const Posted& posted = posted_[index];
   if (posted.operation->abandoned) return;
   if (status.MPI_ERROR != MPI_SUCCESS) {
-    const char* advice = posted.expected >= 0 ? "; where a message is truncated, the ranks disagree on its size" : "";
+    const char* advice = posted.expected >= 0 ? "; a truncated message means that the ranks disagree on its size" : "";
     fail(str(posted.operation->label, ": ", posted.expected >= 0 ? "receiving from" : "sending to", " rank ",
              posted.peer, " failed: ", mpi_error_text(status.MPI_ERROR), advice));
   }

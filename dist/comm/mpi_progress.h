@@ -1,8 +1,8 @@
-// class MpiProgress: drives every started MPI operation of this process, on whichever communicator it is.
+// class MpiProgress is the progress engine for all started MPI operations of this process, over all communicators.
 //
-// An operation is a list of stages. A stage posts point-to-point messages; when all of them are complete the next stage
-// runs. Whoever waits for one operation moves all of them along, so that two ranks may wait in different orders
-// without a deadlock.
+// An operation is a list of stages. A stage posts point-to-point messages; when all of them are complete, the next
+// stage runs. Waiting for one operation progresses all of them, so two ranks may wait in different orders without a
+// deadlock.
 #pragma once
 
 #include <mpi.h>
@@ -31,41 +31,42 @@ struct MpiOperation {
   std::vector<Stage> stages;
   std::vector<std::unique_ptr<std::byte[]>> scratch;
 
-  // Uninitialised memory that lives as long as the operation.
+  // Uninitialized memory that the operation owns.
   std::byte* take_scratch(int64_t bytes);
 
-  // Kept by MpiProgress.
+  // Managed by MpiProgress.
   size_t next_stage = 0;
-  int pending = 0;
+  int pending = 0;  // incomplete requests of the current stage
   bool abandoned = false;
   bool done() const { return pending == 0 && next_stage == stages.size(); }
 };
 
 class MpiProgress {
  public:
-  // Messages travel in chunks of at most `chunk_bytes`, because MPI counts are 32-bit.
+  // Longer messages are split into chunks of at most `chunk_bytes` bytes, because MPI counts are 32-bit.
   MpiProgress(int64_t chunk_bytes, std::shared_ptr<Watchdog> watchdog);
 
-  // Runs the first stages of an operation, and moves the others along without blocking.
+  // Runs the first stages of an operation and progresses the others without blocking. Like wait() and drain() it throws
+  // Error after a failure.
   void start(const MpiOperationPtr& operation);
-  // Blocks until the operation is done.
+  // Blocks until the operation is complete.
   void wait(const MpiOperationPtr& operation);
-  // Blocks until every operation is done.
+  // Blocks until every operation is complete.
   void drain();
-  // Gives an operation up without waiting: its receives are cancelled, its further stages never run.
+  // Aborts an operation without waiting: cancels its receives and runs no further stage.
   void abandon(const MpiOperationPtr& operation) noexcept;
 
   // For stages. Messages between two ranks with the same tag match in the order posted; `peer` is a rank of the
-  // operation's communicator. A message of no bytes is not sent, and not expected by its receiver.
+  // operation's communicator. Messages of 0 bytes are neither sent nor received.
   void send(const MpiOperationPtr& operation, const void* data, int64_t bytes, int peer);
   void receive(const MpiOperationPtr& operation, void* data, int64_t bytes, int peer);
-  // Lets the stage end only when this request is complete.
+  // Makes the stage wait for this request too.
   void add_request(const MpiOperationPtr& operation, MPI_Request request);
 
-  // Nothing in flight, nothing given up: MPI may be finalized.
+  // Nothing is in flight and nothing has failed: MPI may be finalized.
   bool clean() const { return requests_.empty() && failure_.empty(); }
   Watchdog& watchdog() { return *watchdog_; }
-  // Throws the first failure again, if there was one.
+  // Throws Error with the first failure, if there was one.
   void check_alive() const;
 
  private:
@@ -76,7 +77,7 @@ class MpiProgress {
   };
 
   void run_stages(const MpiOperationPtr& operation);
-  // Handles what has completed; with `block` waits until something has.
+  // Handles completed requests; with `block` waits for at least one.
   void progress(bool block);
   void complete(size_t index, const MPI_Status& status);
   void remove_completed();
@@ -84,11 +85,11 @@ class MpiProgress {
 
   int64_t chunk_bytes_;
   std::shared_ptr<Watchdog> watchdog_;
-  std::vector<MPI_Request> requests_;  // beside posted_
-  std::vector<Posted> posted_;
+  std::vector<MPI_Request> requests_;
+  std::vector<Posted> posted_;  // one per request
   std::vector<int> indices_;
   std::vector<MPI_Status> statuses_;
-  std::string failure_;
+  std::string failure_;  // the first failure; empty if there was none
 };
 
 }  // namespace tmamba

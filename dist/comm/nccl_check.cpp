@@ -9,17 +9,16 @@ namespace {
 const char* advice(ncclResult_t code) {
   switch (code) {
     case ncclRemoteError:
-      return "another rank ended, or the network to it broke; what that rank printed comes first";
+      return "another rank exited or the network to it failed; check that rank's output first";
     case ncclSystemError:
-      return "a call of the operating system or the network failed; NCCL_DEBUG=WARN shows which, and "
-             "NCCL_SOCKET_IFNAME "
-             "chooses the network";
+      return "a system or network call failed; NCCL_DEBUG=WARN shows which one, and NCCL_SOCKET_IFNAME selects the "
+             "network interface";
     case ncclUnhandledCudaError:
-      return "a call of CUDA failed, perhaps for memory or because of an earlier error; NCCL_DEBUG=WARN shows which";
+      return "a CUDA call failed, possibly out of memory or after an earlier error; NCCL_DEBUG=WARN shows which one";
     case ncclInternalError:
     case ncclInvalidArgument:
     case ncclInvalidUsage:
-      return "NCCL_DEBUG=WARN shows more";
+      return "set NCCL_DEBUG=WARN for details";
     default:
       return "";
   }
@@ -41,7 +40,7 @@ void check_nccl(ncclResult_t code, const char* call, const std::string& where, n
 
 void check_cuda(cudaError_t status, const char* call, const std::string& where) {
   if (status == cudaSuccess) return;
-  cudaGetLastError();  // an error that can be recovered from is not reported twice
+  cudaGetLastError();  // clears a recoverable error, so that it is not reported again
   throw Error(str(where, ": ", call, " failed: ", cudaGetErrorString(status)));
 }
 

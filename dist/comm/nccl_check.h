@@ -1,4 +1,4 @@
-// The one way that calls of NCCL, and of the CUDA runtime in this folder, are checked.
+// Checks of NCCL calls and of CUDA runtime calls in this folder.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -8,7 +8,7 @@
 
 namespace tmamba {
 
-// What NCCL says of an error, and what a person can do about it. `comm` may be null.
+// NCCL's description of an error and advice for the user. `comm` may be null.
 std::string nccl_error_text(ncclResult_t code, ncclComm_t comm);
 
 // Throw Error "WHERE: CALL failed: TEXT" unless the call succeeded.

@@ -17,7 +17,7 @@ namespace {
 size_t at(int rank) { return static_cast<size_t>(rank); }
 size_t count_of(int64_t elements) { return static_cast<size_t>(elements); }
 
-// The type in which NCCL's reduction is ours, nothing where there is none.
+// The NCCL type whose reduction matches the rules of communicator.h; nullopt if there is none.
 std::optional<ncclDataType_t> reduction_type(DType dtype, ReduceOp op) {
   const bool sum = op == ReduceOp::sum;
   switch (dtype) {
@@ -47,7 +47,7 @@ bool all_equal(std::span<const int64_t> counts) {
 
 }  // namespace
 
-// Holds the event behind an operation until somebody waits for it.
+// Owns the event that is recorded after an operation.
 class NcclCommunicator::Pending final : public Work::State {
  public:
   Pending(NcclCommunicator& comm, cudaEvent_t done) : comm_(comm), done_(done), sequence_(comm.current_.sequence) {}
@@ -58,7 +58,7 @@ class NcclCommunicator::Pending final : public Work::State {
     comm_.check(cudaStreamWaitEvent(runtime.compute(), done_, 0), "cudaStreamWaitEvent");
   }
   void abandon() noexcept override {
-    // One that is done holds nobody up.
+    // A completed operation needs no abort.
     if (cudaEventQuery(done_) == cudaSuccess) return;
     comm_.runtime_->abandon(str("operation #", sequence_, " on \"", comm_.name_, "\", ", comm_.runtime_->rank_name()));
   }
@@ -76,12 +76,12 @@ NcclCommunicator::NcclCommunicator(std::unique_ptr<Communicator> host, std::stri
   const std::vector<int64_t> ones(members.size(), 1);
   host_->all_gather(Tensor(members.data(), {size()}, DType::i32), ConstTensor(&world_rank_, {1}, DType::i32), ones)
       .wait();
-  finished_ = runtime_->make_finished();
+  finished_ = runtime_->make_finished_counter();
   count_ = Buffer({1}, DType::i64, Device::cuda);
   check(cudaHostGetDevicePointer(reinterpret_cast<void**>(&finished_on_device_), finished_, 0),
         "cudaHostGetDevicePointer");
   watched_ = runtime_->watchdog().watch(name_, members, finished_);
-  // Ahead of compute in the queue for the device's processors: what it moves is waited for.
+  // The highest priority, above the compute stream: other ranks wait for these operations.
   int lowest = 0, highest = 0;
   check(cudaDeviceGetStreamPriorityRange(&lowest, &highest), "cudaDeviceGetStreamPriorityRange");
   check(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, highest), "cudaStreamCreateWithPriority");
@@ -97,7 +97,7 @@ void NcclCommunicator::connect() {
   ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
   config.commName = name_.c_str();
 
-  // The host waits for the other ranks inside the call.
+  // ncclCommInitRankConfig blocks until all ranks have called it, so the watchdog must see it as a wait.
   Watchdog& watchdog = runtime_->watchdog();
   watchdog.wait_begins(watched_, {.sequence = 0, .op = Collective::barrier, .bytes = 0});
   const ncclResult_t code = ncclCommInitRankConfig(&comm_, size(), id, rank(), &config);
@@ -107,9 +107,9 @@ void NcclCommunicator::connect() {
 }
 
 NcclCommunicator::~NcclCommunicator() {
-  const bool in_peace = runtime_->alive() && std::uncaught_exceptions() == 0;
-  if (in_peace) cudaStreamSynchronize(stream_);
-  runtime_->retire(handle_, in_peace);
+  const bool graceful = runtime_->alive() && std::uncaught_exceptions() == 0;
+  if (graceful) cudaStreamSynchronize(stream_);
+  runtime_->retire(handle_, graceful);
   cudaEventDestroy(ready_);
   cudaStreamDestroy(stream_);
 }
@@ -150,7 +150,7 @@ void NcclCommunicator::note(Collective op, int64_t bytes, int64_t received_bytes
   runtime_->watchdog().started(watched_, current_);
 }
 
-// A recorded stream must end in the one it came from.
+// A stream that a capture forked into must be joined to the captured stream before the capture ends.
 void NcclCommunicator::join() {
   check(cudaEventRecord(ready_, stream_), "cudaEventRecord");
   check(cudaStreamWaitEvent(runtime_->compute(), ready_, 0), "cudaStreamWaitEvent");
@@ -191,7 +191,7 @@ void NcclCommunicator::reduce_gathered(ReduceOp op, const Tensor& out, const Con
     synchronize();  // an operation in flight still uses the old memory
     gathered_ = Buffer();
     gathered_ = Buffer(needed, Device::cuda);
-    // The new memory is cleared on the compute stream.
+    // The compute stream clears the new memory.
     check(cudaEventRecord(ready_, runtime_->compute()), "cudaEventRecord");
     check(cudaStreamWaitEvent(stream_, ready_, 0), "cudaStreamWaitEvent");
   }
@@ -220,24 +220,24 @@ Work NcclCommunicator::reduce_scatter(Tensor out, ConstTensor in, std::span<cons
   check_tensor(site, "output", out, Device::cuda);
   check_tensor(site, "input", in, Device::cuda);
   check_counts(site, "the input", in, counts);
-  check_piece(site, in, out, counts);
+  check_shard(site, in, out, counts);
   begin(site.op, in.bytes(), received_bytes(site.op, in.bytes(), out.bytes(), size()));
   const auto type = reduction_type(in.dtype(), ReduceOp::sum);
   if (in.numel() == 0) return finish();
   if (!type) {
-    reduce_gathered(ReduceOp::sum, out, in, piece_begin(counts, rank()));
+    reduce_gathered(ReduceOp::sum, out, in, shard_begin(counts, rank()));
   } else if (all_equal(counts)) {
     check(ncclReduceScatter(in.raw(), out.raw(), count_of(out.numel()), *type, ncclSum, comm_, stream_),
           "ncclReduceScatter");
   } else {
     group([&] {
-      int64_t begin_of_piece = 0;
+      int64_t begin_of_shard = 0;
       for (int owner = 0; owner < size(); ++owner) {
-        const ConstTensor piece = flat_slice(in, begin_of_piece, counts[at(owner)]);
-        begin_of_piece += counts[at(owner)];
-        if (piece.numel() == 0) continue;
-        void* sum = owner == rank() ? out.raw() : nullptr;  // only the owner's is written
-        check(ncclReduce(piece.raw(), sum, count_of(piece.numel()), *type, ncclSum, owner, comm_, stream_),
+        const ConstTensor shard = flat_slice(in, begin_of_shard, counts[at(owner)]);
+        begin_of_shard += counts[at(owner)];
+        if (shard.numel() == 0) continue;
+        void* sum = owner == rank() ? out.raw() : nullptr;  // NCCL writes it on the owner only
+        check(ncclReduce(shard.raw(), sum, count_of(shard.numel()), *type, ncclSum, owner, comm_, stream_),
               "ncclReduce");
       }
     });
@@ -250,20 +250,20 @@ Work NcclCommunicator::all_gather(Tensor out, ConstTensor in, std::span<const in
   check_tensor(site, "output", out, Device::cuda);
   check_tensor(site, "input", in, Device::cuda);
   check_counts(site, "the output", out, counts);
-  check_piece(site, out, in, counts);
+  check_shard(site, out, in, counts);
   begin(site.op, out.bytes(), received_bytes(site.op, out.bytes(), in.bytes(), size()));
   if (out.numel() == 0) return finish();
   if (all_equal(counts)) {
     check(ncclAllGather(in.raw(), out.raw(), count_of(in.bytes()), ncclUint8, comm_, stream_), "ncclAllGather");
   } else {
     group([&] {
-      int64_t begin_of_piece = 0;
+      int64_t begin_of_shard = 0;
       for (int owner = 0; owner < size(); ++owner) {
-        const Tensor piece = flat_slice(out, begin_of_piece, counts[at(owner)]);
-        begin_of_piece += counts[at(owner)];
-        if (piece.numel() == 0) continue;
-        const void* from = owner == rank() ? in.raw() : piece.raw();  // only the owner's is read
-        check(ncclBroadcast(from, piece.raw(), count_of(piece.bytes()), ncclUint8, owner, comm_, stream_),
+        const Tensor shard = flat_slice(out, begin_of_shard, counts[at(owner)]);
+        begin_of_shard += counts[at(owner)];
+        if (shard.numel() == 0) continue;
+        const void* from = owner == rank() ? in.raw() : shard.raw();  // NCCL reads it on the owner only
+        check(ncclBroadcast(from, shard.raw(), count_of(shard.bytes()), ncclUint8, owner, comm_, stream_),
               "ncclBroadcast");
       }
     });
@@ -291,7 +291,7 @@ Work NcclCommunicator::all_to_all(Tensor out, std::span<const int64_t> out_count
   const int64_t own = out_counts[at(rank())];
   begin(site.op, out.bytes(), out.bytes() - own * static_cast<int64_t>(size_of(out.dtype())));
   if (own > 0) {
-    copy(flat_slice(out, piece_begin(out_counts, rank()), own), flat_slice(in, piece_begin(in_counts, rank()), own));
+    copy(flat_slice(out, shard_begin(out_counts, rank()), own), flat_slice(in, shard_begin(in_counts, rank()), own));
   }
   group([&] {
     int64_t sent = 0, received = 0;
@@ -328,7 +328,7 @@ Work NcclCommunicator::send_recv(std::span<const Message> messages) {
   return finish();
 }
 
-// Seen by the watchdog as the oldest operation that the device has not finished.
+// Blocks the host. The watchdog reports the oldest operation that the device has not finished.
 void NcclCommunicator::synchronize() { check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize"); }
 
 void NcclCommunicator::barrier() {
@@ -339,7 +339,7 @@ void NcclCommunicator::barrier() {
 }
 
 std::unique_ptr<Communicator> NcclCommunicator::split(int color, int key, const std::string& name) {
-  if (color < 0) throw Error(str("split of \"", name_, "\", rank ", rank(), ", with the negative color ", color));
+  if (color < 0) throw Error(str("split of \"", name_, "\", rank ", rank(), ": negative color ", color));
   runtime_->check_alive();
   synchronize();
   auto host = host_->split(color, key, name + " (host)");

@@ -1,18 +1,18 @@
 // class NcclCommunicator: collectives on device tensors over NCCL.
 //
-// Each communicator has a stream of its own. An operation starts when what the host has issued to the compute stream
-// before it is done; Work::wait() puts what is issued later behind it, and does not block the host.
+// Each communicator has its own stream. An operation waits for the work that the compute stream has at the time of the
+// call. Work::wait() makes later work of the compute stream wait for the operation; it does not block the host.
 //
-// What NCCL runs
-// - Equal pieces: its collective. Unequal pieces: one group of a reduce, or a broadcast, to or from each owner, which
-//   moves as many bytes as the collective.
-// - Sums: NCCL's order, which follows its rings: fixed for a given machine, sizes and NCCL, but not rank 0 first.
-//   bfloat16 is rounded after each addition.
-// - Maxima and minima of floating types, of which NCCL's would lose a NaN, and all reductions of uint16, which NCCL
-// does
-//   not know: terms are gathered, and combined in rank order as on the host.
+// NCCL calls
+// - Equal shards use NCCL's collective. Unequal shards use one group of reduces to, or broadcasts from, each owner,
+//   which moves the same number of bytes.
+// - Sums are in NCCL's order, which follows its rings: it is fixed for a given machine, size and NCCL version, but it
+// is
+//   not rank order. bfloat16 is rounded after each addition.
+// - Maxima and minima of floating-point types (NCCL's may drop a NaN) and all reductions of uint16 (NCCL does not
+//   support it) gather the terms and combine them in rank order, as on the host.
 //
-// MPI carries what NCCL needs to find the other ranks, and barriers: each communicator has a twin on the host.
+// Every communicator has a host communicator over MPI for NCCL's bootstrap and for barriers.
 #pragma once
 
 #include "dist/comm/communicator.h"
@@ -24,8 +24,8 @@ namespace tmamba {
 
 class NcclCommunicator final : public Communicator {
  public:
-  // Collective over the ranks of `host`, a communicator on host tensors, used for nothing else from now on.
-  // `world_rank` is this process's in the job. Throws Error where NCCL cannot connect the ranks.
+  // Collective over the ranks of `host`, a communicator for host tensors that nothing else may use. `world_rank` is
+  // this process's rank in the job. Throws Error if NCCL cannot connect the ranks.
   NcclCommunicator(std::unique_ptr<Communicator> host, std::string name, int world_rank,
                    std::shared_ptr<NcclRuntime> runtime);
   ~NcclCommunicator() override;
@@ -43,28 +43,28 @@ class NcclCommunicator final : public Communicator {
   Work all_to_all(Tensor out, std::span<const int64_t> out_counts, ConstTensor in,
                   std::span<const int64_t> in_counts) override;
   Work send_recv(std::span<const Message> messages) override;
-  // Blocks the host until this rank's operations here are done and all ranks have come.
+  // Blocks the host until this rank's operations on this communicator are complete and all ranks have arrived.
   void barrier() override;
-  // A SelfCommunicator for a rank alone with its color.
+  // Returns a SelfCommunicator if no other rank has the same color.
   std::unique_ptr<Communicator> split(int color, int key, const std::string& name) override;
 
  private:
   class Pending;
 
   void connect();
-  // Counts an operation, and puts the stream behind the compute stream. finish() ends what begin() began.
+  // begin() counts an operation and makes the stream wait for the compute stream; finish() returns its Work.
   void begin(Collective op, int64_t bytes, int64_t received_bytes);
   Work finish();
-  // What the host keeps of an operation each time it is issued.
+  // Counts the operation and reports it to the watchdog, each time it is issued or replayed.
   void note(Collective op, int64_t bytes, int64_t received_bytes);
   void join();
   void check(ncclResult_t code, const char* call);
   void check(cudaError_t status, const char* call);
-  // Runs `calls`, which issue several operations of NCCL, as one.
+  // Runs `calls` as one NCCL group.
   template <class F>
   void group(F calls);
 
-  // out = elements [begin, begin + out.numel()) of the reduction of `in`, in rank order.
+  // out = elements [begin, begin + out.numel()) of the reduction of `in`, combined in rank order.
   void reduce_gathered(ReduceOp op, const Tensor& out, const ConstTensor& in, int64_t begin);
   void send(const ConstTensor& x, int peer);
   void receive(const Tensor& x, int peer);
@@ -82,9 +82,9 @@ class NcclCommunicator final : public Communicator {
   cudaEvent_t ready_ = nullptr;
   Watchdog::Finished* finished_ = nullptr;
   int64_t* finished_on_device_ = nullptr;  // the same memory
-  Buffer count_;                           // of operations finished, on the device
+  Buffer count_;                           // number of finished operations, on the device
   Watchdog::Handle watched_;
-  OperationRecord current_;  // the last one begun
+  OperationRecord current_;  // the last operation begun
   Buffer gathered_;          // the terms of reduce_gathered
 };
 

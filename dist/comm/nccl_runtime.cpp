@@ -10,16 +10,16 @@ namespace tmamba {
 
 namespace {
 
-constexpr auto kLookInterval = std::chrono::milliseconds(200);
+constexpr auto kPollInterval = std::chrono::milliseconds(200);
 
 static_assert(sizeof(Watchdog::Finished) == 8 && Watchdog::Finished::is_always_lock_free,
-              "the device writes 8 bytes that the host reads in one piece");
+              "the host must read the 8 bytes that the device writes atomically");
 
 }  // namespace
 
 NcclRuntime::NcclRuntime(std::string rank_name, std::shared_ptr<Watchdog> watchdog, cudaStream_t compute)
     : rank_name_(std::move(rank_name)), watchdog_(std::move(watchdog)), compute_(compute) {
-  thread_ = std::thread([this] { look_for_errors(); });
+  thread_ = std::thread([this] { poll_errors(); });
 }
 
 NcclRuntime::~NcclRuntime() {
@@ -32,7 +32,7 @@ NcclRuntime::~NcclRuntime() {
   for (cudaEvent_t event : events_) cudaEventDestroy(event);
 }
 
-Watchdog::Finished* NcclRuntime::make_finished() const {
+Watchdog::Finished* NcclRuntime::make_finished_counter() const {
   void* memory = nullptr;
   check_cuda(cudaHostAlloc(&memory, sizeof(Watchdog::Finished), cudaHostAllocMapped), "cudaHostAlloc", rank_name_);
   return new (memory) Watchdog::Finished(0);
@@ -55,16 +55,16 @@ int NcclRuntime::adopt(ncclComm_t comm, const std::string& name) {
   return next_handle_++;
 }
 
-void NcclRuntime::retire(int handle, bool in_peace) noexcept {
+void NcclRuntime::retire(int handle, bool graceful) noexcept {
   ncclComm_t comm = nullptr;
   {
     const std::lock_guard lock(mutex_);
     const auto found = adopted_.find(handle);
-    if (found == adopted_.end()) return;  // abandoned before
+    if (found == adopted_.end()) return;  // abandon() has aborted it
     comm = found->second.comm;
     adopted_.erase(found);
   }
-  in_peace ? ncclCommDestroy(comm) : ncclCommAbort(comm);
+  graceful ? ncclCommDestroy(comm) : ncclCommAbort(comm);
 }
 
 void NcclRuntime::check_alive() const {
@@ -72,14 +72,14 @@ void NcclRuntime::check_alive() const {
 }
 
 void NcclRuntime::abandon(const std::string& operation) noexcept {
-  if (alive()) failure_ = operation + " was given up because of an earlier error";
-  // All of them: memory that kernels of any one use is about to be freed.
-  std::map<int, Adopted> given_up;
+  if (alive()) failure_ = operation + " was aborted because of an earlier error";
+  // All communicators, because the memory that any of their kernels uses is about to be freed.
+  std::map<int, Adopted> aborted;
   {
     const std::lock_guard lock(mutex_);
-    given_up.swap(adopted_);
+    aborted.swap(adopted_);
   }
-  for (const auto& [handle, adopted] : given_up) ncclCommAbort(adopted.comm);
+  for (const auto& [handle, adopted] : aborted) ncclCommAbort(adopted.comm);
 }
 
 void NcclRuntime::fail(const std::string& message) {
@@ -87,19 +87,18 @@ void NcclRuntime::fail(const std::string& message) {
   throw Error(message);
 }
 
-// Of an error that NCCL's own threads meet, a lost connection for one, the main thread would never hear while it waits
-// for the device. What the device holds then is not to be trusted, so the process ends here, and the launcher ends the
-// others.
-void NcclRuntime::look_for_errors() {
+// NCCL's own threads detect errors such as a lost connection, which a main thread that waits for the device would never
+// see. The device's data may be wrong after such an error, so this process exits and the launcher ends the others.
+void NcclRuntime::poll_errors() {
   std::unique_lock lock(mutex_);
-  while (!stop_requested_.wait_for(lock, kLookInterval, [this] { return stopping_; })) {
+  while (!stop_requested_.wait_for(lock, kPollInterval, [this] { return stopping_; })) {
     for (const auto& [handle, adopted] : adopted_) {
       ncclResult_t state = ncclSuccess;
       const ncclResult_t code = ncclCommGetAsyncError(adopted.comm, &state);
       if (code != ncclSuccess) state = code;
       if (state == ncclSuccess || state == ncclInProgress) continue;
       print_line(str(rank_name_, ": NCCL failed on communicator \"", adopted.name,
-                     "\": ", nccl_error_text(state, adopted.comm), "; the job ends here"));
+                     "\": ", nccl_error_text(state, adopted.comm), "; ending the job"));
       std::_Exit(1);
     }
   }

@@ -1,5 +1,5 @@
-// class NcclRuntime: what the NCCL communicators of this process share: the compute stream they are ordered with,
-// events, the thread that finds errors NCCL meets on its own, and the failure after which nothing more is started.
+// class NcclRuntime: the state that the NCCL communicators of this process share: the compute stream, a pool of events,
+// the thread that polls for asynchronous NCCL errors, and the first failure, after which no operation is started.
 #pragma once
 
 #include <condition_variable>
@@ -16,8 +16,8 @@ namespace tmamba {
 
 class NcclRuntime {
  public:
-  // `rank_name`: "rank 1 on HOST", for messages. `compute`: the stream that makes and takes what is exchanged. The
-  // current GPU must be this rank's.
+  // `rank_name` is "rank 1 on HOST", for messages. `compute` is the stream that produces and consumes the tensors. The
+  // current CUDA device must be this rank's.
   NcclRuntime(std::string rank_name, std::shared_ptr<Watchdog> watchdog, cudaStream_t compute);
   ~NcclRuntime();
   NcclRuntime(const NcclRuntime&) = delete;
@@ -27,21 +27,21 @@ class NcclRuntime {
   Watchdog& watchdog() { return *watchdog_; }
   cudaStream_t compute() const { return compute_; }
 
-  // Host memory that the device writes and any thread reads without a call of CUDA. It is never freed: where operations
-  // are given up, the device may yet write it.
-  Watchdog::Finished* make_finished() const;
+  // A counter in host memory that the device writes and any thread can read without a CUDA call. It is never freed,
+  // because the device may still write it after operations were aborted.
+  Watchdog::Finished* make_finished_counter() const;
 
   cudaEvent_t take_event();
   void give_event(cudaEvent_t event) { events_.push_back(event); }
-  // A communicator that the thread looks after, until retire(), which frees it: in peace, or by aborting it where there
-  // was a failure. adopt() returns its handle here.
+  // adopt() takes ownership of a communicator, polls it for errors and returns its handle. retire() frees it:
+  // gracefully with ncclCommDestroy, else with ncclCommAbort.
   int adopt(ncclComm_t comm, const std::string& name);
-  void retire(int handle, bool in_peace) noexcept;
+  void retire(int handle, bool graceful) noexcept;
 
-  // Throws the first failure again, if there was one.
+  // Throws Error with the first failure, if there was one.
   void check_alive() const;
   bool alive() const { return failure_.empty(); }
-  // Gives up all operations in flight on all communicators: other ranks may never arrive in them.
+  // Aborts all operations in flight on all communicators, because the other ranks may never join them.
   void abandon(const std::string& operation) noexcept;
   [[noreturn]] void fail(const std::string& message);
 
@@ -51,7 +51,7 @@ class NcclRuntime {
     std::string name;
   };
 
-  void look_for_errors();
+  void poll_errors();
 
   const std::string rank_name_;
   const std::shared_ptr<Watchdog> watchdog_;
@@ -60,7 +60,7 @@ class NcclRuntime {
   std::string failure_;
   int next_handle_ = 0;
 
-  std::mutex mutex_;  // guards what follows
+  std::mutex mutex_;  // guards the members below
   std::condition_variable stop_requested_;
   bool stopping_ = false;
   std::map<int, Adopted> adopted_;

@@ -1,4 +1,4 @@
-// print_line: a line on standard error, in one piece.
+// print_line: writes a line to standard error.
 #pragma once
 
 #include <unistd.h>
@@ -7,7 +7,7 @@
 
 namespace tmamba {
 
-// In one write, so that lines of different ranks and threads do not mix.
+// Uses one write() call, so that lines of different ranks and threads do not interleave.
 inline void print_line(const std::string& line) {
   const std::string text = line + "\n";
   size_t done = 0;

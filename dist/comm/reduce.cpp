@@ -18,7 +18,7 @@ T widen(T x) {
   return x;
 }
 
-// In blocks, so that the accumulator stays in the first-level cache and each input is read once.
+// In blocks, so that the accumulator stays in the L1 cache and each input is read once.
 template <ReduceOp op, class T>
 void reduce_typed(void* out, std::span<const void* const> inputs, int64_t count) {
   using Accumulator = decltype(widen(T{}));

@@ -11,7 +11,7 @@ namespace tmamba {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int64_t kMostBlocks = 1024;
+constexpr int64_t kMaxBlocks = 1024;
 
 __device__ float widen(bf16_t x) { return __uint_as_float(uint32_t{x.bits} << 16); }
 template <class T>
@@ -41,7 +41,7 @@ __global__ void reduce_kernel(T* out, const T* terms, int64_t stride, int count,
 
 template <ReduceOp op, class T>
 void launch(void* out, const void* terms, int64_t stride, int count, int64_t n, cudaStream_t stream) {
-  const auto blocks = static_cast<unsigned>(std::min(kMostBlocks, (n + kThreads - 1) / kThreads));
+  const auto blocks = static_cast<unsigned>(std::min(kMaxBlocks, (n + kThreads - 1) / kThreads));
   reduce_kernel<op, T>
       <<<blocks, kThreads, 0, stream>>>(static_cast<T*>(out), static_cast<const T*>(terms), stride, count, n);
 }

@@ -23,7 +23,7 @@ Work SelfCommunicator::all_reduce(Tensor x, ReduceOp) {
 Work SelfCommunicator::reduce_scatter(Tensor out, ConstTensor in, std::span<const int64_t> counts) {
   const CallSite site{*this, Collective::reduce_scatter};
   check_counts(site, "the input", in, counts);
-  check_piece(site, in, out, counts);
+  check_shard(site, in, out, counts);
   copy(site.op, out, in);
   count(site.op);
   return {};
@@ -32,7 +32,7 @@ Work SelfCommunicator::reduce_scatter(Tensor out, ConstTensor in, std::span<cons
 Work SelfCommunicator::all_gather(Tensor out, ConstTensor in, std::span<const int64_t> counts) {
   const CallSite site{*this, Collective::all_gather};
   check_counts(site, "the output", out, counts);
-  check_piece(site, out, in, counts);
+  check_shard(site, out, in, counts);
   copy(site.op, out, in);
   count(site.op);
   return {};
@@ -51,7 +51,7 @@ Work SelfCommunicator::all_to_all(Tensor out, std::span<const int64_t> out_count
   const CallSite site{*this, Collective::all_to_all};
   check_counts(site, "the output", out, out_counts);
   check_counts(site, "the input", in, in_counts);
-  check_piece(site, out, in, out_counts);
+  check_shard(site, out, in, out_counts);
   copy(site.op, out, in);
   count(site.op);
   return {};
@@ -68,7 +68,7 @@ Work SelfCommunicator::send_recv(std::span<const Message> messages) {
 void SelfCommunicator::barrier() { count(Collective::barrier); }
 
 std::unique_ptr<Communicator> SelfCommunicator::split(int color, int, const std::string& name) {
-  if (color < 0) throw Error(str("split of \"", name_, "\" with the negative color ", color));
+  if (color < 0) throw Error(str("split of \"", name_, "\": negative color ", color));
   return std::make_unique<SelfCommunicator>(name);
 }
 

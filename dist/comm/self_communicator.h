@@ -1,5 +1,5 @@
-// class SelfCommunicator: the communicator of one rank alone, without any library, for tensors on any device.
-// Operations are copies: on the host done when the call returns, on a device ordered as copy_blocking is.
+// class SelfCommunicator: a communicator of a single rank, without any library, for tensors on any device. Operations
+// are copies; they are complete when the call returns on the host, and ordered as copy_blocking is on a device.
 #pragma once
 
 #include "dist/comm/communicator.h"

@@ -12,7 +12,7 @@ std::vector<SelfMessage> match_self_messages(const CallSite& site, std::span<con
   }
   if (receives.size() != sends.size()) {
     throw Error(
-        str(site.text(), ": ", sends.size(), " messages to itself, but ", receives.size(), " receives from it"));
+        str(site.text(), ": ", sends.size(), " sends to itself, but ", receives.size(), " receives from itself"));
   }
   std::vector<SelfMessage> pairs;
   for (size_t i = 0; i < sends.size(); ++i) {

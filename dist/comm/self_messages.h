@@ -1,4 +1,4 @@
-// Messages of a send_recv group from a rank to itself.
+// The messages of a send_recv group that a rank sends to itself.
 #pragma once
 
 #include <span>
@@ -13,7 +13,7 @@ struct SelfMessage {
   ConstTensor from;
 };
 
-// The k-th send to oneself with the k-th receive from oneself; throws Error where they do not pair up.
+// Pairs the k-th send to this rank with the k-th receive from it; throws Error if numbers, sizes or types differ.
 std::vector<SelfMessage> match_self_messages(const CallSite& site, std::span<const Message> messages);
 
 }  // namespace tmamba

@@ -1,4 +1,4 @@
-// shard_of: who owns which slice of a range cut among ranks. Pure integer arithmetic, no communication.
+// shard_of: the slice of a range that a rank owns. Pure integer arithmetic, no communication.
 #pragma once
 
 #include <algorithm>
@@ -16,16 +16,17 @@ struct Slice {
   friend constexpr bool operator==(const Slice&, const Slice&) = default;
 };
 
-// Part `index` of [0, total) cut into `parts` consecutive parts whose sizes differ by at most one, larger ones first.
+// Shard `index` of [0, total) split into `parts` consecutive shards whose sizes differ by at most one, larger ones
+// first.
 constexpr Slice shard_of(int64_t total, int64_t index, int64_t parts) {
   const int64_t base = total / parts, larger = total % parts;
   return {index * base + std::min(index, larger), base + (index < larger ? 1 : 0)};
 }
 
-// The same in parts of equal size; throws where `parts` does not divide `total`.
+// The same with shards of equal size; throws Error unless `parts` divides `total`.
 constexpr Slice exact_shard_of(int64_t total, int64_t index, int64_t parts) {
   if (parts <= 0 || total % parts != 0) {
-    throw Error(str("cannot cut ", total, " into ", parts, " equal parts: ", parts, " does not divide it"));
+    throw Error(str("cannot split ", total, " into ", parts, " equal shards: ", total, " is not divisible by ", parts));
   }
   return {index * (total / parts), total / parts};
 }

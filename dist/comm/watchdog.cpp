@@ -27,7 +27,7 @@ std::optional<std::string> read_file(const fs::path& path) {
   return text.str();
 }
 
-// Under another name first: readers see the old text or the new one, on network file systems too.
+// Writes a temporary file and renames it, so that readers see the old text or the new one, on network file systems too.
 bool replace_file(const fs::path& path, const std::string& text) {
   const fs::path temporary = path.string() + ".new";
   std::ofstream file(temporary, std::ios::binary | std::ios::trunc);
@@ -76,8 +76,8 @@ void Watchdog::wait_ends() {
   host_ = {};
 }
 
-// The oldest of all is the one that does not wait for another operation of this rank.
-void Watchdog::look_at_devices(double seconds) {
+// Device operations of this rank may wait for each other; the oldest unfinished one waits for none of them.
+void Watchdog::update_device_wait(double seconds) {
   Wait oldest;
   for (const Watched& watched : communicators_) {
     const auto record = watched.record.lock();
@@ -99,14 +99,14 @@ void Watchdog::look_at_devices(double seconds) {
 }
 
 void Watchdog::start(double timeout_seconds, fs::path folder) {
-  TM_CHECK(!thread_.joinable() && timeout_seconds > 0, "the watchdog is started twice, or without a time limit");
+  TM_CHECK(!thread_.joinable() && timeout_seconds > 0, "the watchdog was started twice or without a timeout");
   timeout_seconds_ = timeout_seconds;
   interval_ = std::chrono::duration<double>(std::clamp(timeout_seconds / 20, 0.02, 2.0));
   folder_ = std::move(folder);
   const Heartbeat first = current();
   if (!replace_file(file_of(rank_), to_text(first))) {
     throw UserError(str("the watchdog cannot write ", file_of(rank_).string(), " on ", first.host,
-                        "; give it a folder that every host can write to, or switch it off"));
+                        "; give a folder that every host can write to, or set run.hang_timeout = 0"));
   }
   stopping_ = false;
   thread_ = std::thread([this] { run(); });
@@ -145,35 +145,35 @@ void Watchdog::run() {
   auto last = Clock::now();
   std::unique_lock lock(mutex_);
   while (!stop_requested_.wait_for(lock, interval_, [this] { return stopping_; })) {
-    // A process that was frozen, together with all others perhaps, has not waited in that time.
+    // A suspended process, possibly together with all others, has not waited in that time, so a tick is limited.
     const auto now = Clock::now();
     const double tick = std::min(std::chrono::duration<double>(now - last), longest_tick).count();
     last = now;
     host_.seconds += tick;
-    look_at_devices(tick);
-    const bool late = wait_now().key != 0 && wait_now().seconds > timeout_seconds_;
+    update_device_wait(tick);
+    const bool timed_out = wait_now().key != 0 && wait_now().seconds > timeout_seconds_;
     lock.unlock();
     replace_file(file_of(rank_), to_text(current()));
     std::error_code ignored;
     if (fs::exists(report_file(), ignored)) {
-      // Time for the report to reach the screen before the launcher sees a process end.
+      // The report must be printed before the launcher notices that a process has ended.
       std::this_thread::sleep_for(std::chrono::seconds(2));
       std::_Exit(1);
     }
-    late_ticks_ = late ? late_ticks_ + 1 : 0;
-    if (late) handle_late();
+    timeout_ticks_ = timed_out ? timeout_ticks_ + 1 : 0;
+    if (timed_out) handle_timeout();
     lock.lock();
   }
 }
 
-void Watchdog::handle_late() {
+void Watchdog::handle_timeout() {
   const int claim = ::open(investigator_file().c_str(), O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0644);
   if (claim >= 0) ::close(claim);
   constexpr int kTicksToReport = 20;
-  if (claim < 0 && late_ticks_ < kTicksToReport) return;
+  if (claim < 0 && timeout_ticks_ < kTicksToReport) return;
   const auto report = investigate();
   if (report) {
-    print_line("hang: " + *report + "the job ends here");
+    print_line("hang: " + *report + "ending the job");
     replace_file(report_file(), *report);
     std::this_thread::sleep_for(2 * interval_);
     std::_Exit(1);
@@ -183,7 +183,7 @@ void Watchdog::handle_late() {
 }
 
 std::optional<std::string> Watchdog::investigate() {
-  std::map<int, SeenRank> seen;
+  std::map<int, RankStatus> seen;
   auto look = [&](int rank) -> std::optional<Heartbeat> {
     const auto text = read_file(file_of(rank));
     return text ? heartbeat_from_text(*text) : std::nullopt;
@@ -198,7 +198,7 @@ std::optional<std::string> Watchdog::investigate() {
   }
   for (auto& [rank, other] : seen) {
     const auto again = look(rank);
-    other.beating = again && other.heartbeat && again->beat > other.heartbeat->beat;
+    other.alive = again && other.heartbeat && again->beat > other.heartbeat->beat;
     if (again) other.heartbeat = again;
   }
   Heartbeat now = current();
@@ -206,7 +206,7 @@ std::optional<std::string> Watchdog::investigate() {
     return std::nullopt;
   now.seconds = std::max(now.seconds, timeout_seconds_);
   seen[rank_].heartbeat = now;
-  return hang_report(now, [&](int rank) -> const SeenRank& { return seen[rank]; });
+  return hang_report(now, [&](int rank) -> const RankStatus& { return seen[rank]; });
 }
 
 }  // namespace tmamba

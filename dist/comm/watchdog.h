@@ -1,13 +1,13 @@
-// class Watchdog: finds out that an operation hangs, and which rank holds it up.
+// class Watchdog detects that an operation hangs and reports the stragglers.
 //
-// Every communicator tells it what is started and waited for. A thread writes that to a file of this rank's own
-// (heartbeat.h) in a folder that all ranks see. When this rank has waited for one operation longer than the time limit,
-// the thread reads the files of the others, prints who is missing where, and ends the process; the launcher, and the
-// watchdogs of the other ranks, end the rest.
+// Every communicator reports the operations that it starts and waits for. The watchdog's thread writes them to this
+// rank's heartbeat file (heartbeat.h) in a folder that all ranks see. When this rank has waited for one operation
+// longer than the timeout, the thread reads the files of the other ranks, prints a hang report and ends the process.
+// The launcher and the watchdogs of the other ranks end the other processes.
 //
-// Operations that a device carries out are waited for from their start, wherever the host is meanwhile: the oldest one
-// that the device has not finished is what this rank waits for. The thread calls neither MPI nor the device's library,
-// which could block it as they block the main thread: devices write what they have finished to host memory.
+// For device operations the wait begins at their start, whatever the host does: this rank waits for the oldest
+// operation that the device has not finished. The thread calls neither MPI nor CUDA, which could block it like the main
+// thread; instead devices write the number of finished operations to host memory.
 #pragma once
 
 #include <atomic>
@@ -24,10 +24,10 @@
 namespace tmamba {
 
 struct WatchdogOptions {
-  // An operation waited for longer than this ends the job. 0: off.
+  // The job ends if a rank waits longer than this for one operation. 0: no watchdog.
   double timeout_seconds = 0;
-  // Where the heartbeats go: a folder that every host sees, used by nothing else, for example "heartbeat" in the run
-  // folder. Empty: shared memory, where all ranks are on one host.
+  // Folder for the heartbeat files, which every host sees and nothing else uses, for example "heartbeat" in the run
+  // directory. Empty: shared memory, which needs all ranks on one host.
   std::filesystem::path folder;
 };
 
@@ -40,16 +40,18 @@ class Watchdog {
 
   // --- For communicators, from the main thread ---
   using Handle = std::shared_ptr<CommunicatorRecord>;
-  // Sequence number of the last operation a device has finished. The device writes it, the watchdog's thread reads it.
+  // Sequence number of the last operation that a device has finished. The device writes it, the watchdog's thread reads
+  // it.
   using Finished = std::atomic<int64_t>;
-  // A new communicator of these world ranks, until the handle is dropped; `finished` where a device carries out the
-  // operations.
+  // Registers a communicator of these world ranks until the handle is dropped. `finished` is null for host
+  // communicators.
   Handle watch(const std::string& name, std::vector<int> members, const Finished* finished = nullptr);
   void started(const Handle& comm, const OperationRecord& operation);
   void wait_begins(const Handle& comm, const OperationRecord& operation);
   void wait_ends();
 
-  // Starts the thread; World::start_watchdog is the way to do it. The folder exists and has none of our files.
+  // Starts the thread; called by World::start_watchdog. The folder must exist and contain no files of a watchdog.
+  // Throws UserError if it is not writable.
   void start(double timeout_seconds, std::filesystem::path folder);
   // Ends the thread and removes this rank's file.
   void stop() noexcept;
@@ -60,7 +62,7 @@ class Watchdog {
     std::weak_ptr<CommunicatorRecord> record;
     const Finished* finished = nullptr;
   };
-  // An operation waited for (key 0: none), and for how long: not counting the time this process did not run.
+  // The operation that is waited for (key 0: none) and how long, without the time in which this process was suspended.
   struct Wait {
     uint64_t key = 0;
     OperationRecord operation;
@@ -69,13 +71,14 @@ class Watchdog {
 
   void run();
   Heartbeat current();
-  // Of the host, or else of a device. With the mutex held.
+  // The wait of the host or, if it does not wait, of a device. Requires the mutex.
   const Wait& wait_now() const { return host_.key != 0 || device_.key == 0 ? host_ : device_; }
-  void look_at_devices(double seconds);
+  void update_device_wait(double seconds);
   void write(const Heartbeat& heartbeat) const;
-  // This rank waits too long. One rank of the job looks into it; the others give it time to.
-  void handle_late();
-  // Reads what the others wrote twice, to see who still writes. Returns nothing where the wait ended meanwhile.
+  // Called while the timeout is exceeded. One rank of the job investigates; the others give it time to report.
+  void handle_timeout();
+  // Reads the other ranks' files twice, to see which still change. Returns the report, or nullopt if the wait has ended
+  // meanwhile.
   std::optional<std::string> investigate();
   std::filesystem::path file_of(int rank) const { return folder_ / ("rank-" + std::to_string(rank)); }
   std::filesystem::path report_file() const { return folder_ / "hang-report"; }
@@ -86,14 +89,14 @@ class Watchdog {
   double timeout_seconds_ = 0;
   std::chrono::duration<double> interval_{1};
   std::filesystem::path folder_;
-  int late_ticks_ = 0;
+  int timeout_ticks_ = 0;  // consecutive ticks over the timeout
 
-  std::mutex mutex_;  // guards what follows
+  std::mutex mutex_;  // guards the members below
   std::condition_variable stop_requested_;
   bool stopping_ = false;
   std::vector<Watched> communicators_;
-  std::map<uint64_t, int> same_members_;  // communicators there have been with one name and members
-  Wait host_;                             // with no operation: since the last wait ended
+  std::map<uint64_t, int> same_members_;  // communicators created so far with the same name and members
+  Wait host_;                             // without an operation, `seconds` counts from the end of the last wait
   Wait device_;
   int64_t started_ = 0;
   int64_t beat_ = 0;

@@ -34,12 +34,12 @@ void SequenceExchange::check_sizes(const char* verb, const char* what, const Con
   if (same) return;
   const ConstTensor expected(nullptr, sizes, x.dtype(), x.device());
   throw Error(str(verb, " on \"", sp_.name(), "\", rank ", rank(), " of ", sp_.size(), ": ", what, " is ", x.shape(),
-                  ", needed is ", expected.shape()));
+                  ", expected ", expected.shape()));
 }
 
 namespace {
 
-// The rows that a halo is made of, in the local rows of the rank they come from.
+// The rows of a halo in the local rows of the rank that owns them.
 template <class View>
 View halo_rows(const SequenceLayout& layout, const View& pre_BnX, const Halo& halo) {
   return pre_BnX.slice(1, layout.local_row(halo.rows.begin), halo.rows.size());
@@ -78,18 +78,18 @@ Pending SequenceExchange::conv_halo_backward(Arena& scratch, Tensor dpre_BnX, Co
               {std::ssize(segments()), dpre_BnX.size(0), width, dpre_BnX.size(2)});
   const Staging staging(scratch, ops_);
   MessageGroup group(staging, sp_);
-  std::vector<std::pair<Tensor, ConstTensor>> sums;  // in sequence order, wherever the gradients come from
+  std::vector<std::pair<Tensor, ConstTensor>> sums;  // in sequence order, so that the order of additions is fixed
   for (const Halo& h : layout_.halos()) {
     if (h.rows.empty()) continue;
-    const bool found_here = h.to_rank == rank();
+    const bool is_local = h.to_rank == rank();
     const ConstTensor dhalo =
-        found_here ? dhalo_sBWX.select(0, local_index(layout_.segment(h.to_segment))) : ConstTensor();
+        is_local ? dhalo_sBWX.select(0, local_index(layout_.segment(h.to_segment))) : ConstTensor();
     if (h.from_rank != rank()) {
-      if (found_here) group.send(h.from_rank, dhalo);
+      if (is_local) group.send(h.from_rank, dhalo);
       continue;
     }
     const Tensor rows = halo_rows(layout_, dpre_BnX, h);
-    sums.emplace_back(rows, found_here ? dhalo : group.receive_beside(h.to_rank, rows));
+    sums.emplace_back(rows, is_local ? dhalo : group.receive_beside(h.to_rank, rows));
   }
   const auto add = [staging, sums = std::move(sums)] {
     for (const auto& [rows, dhalo] : sums) staging.add(rows, dhalo);

@@ -1,7 +1,7 @@
 // Keys and values of the attention prefix, and their gradients.
 //
-// A rank that needs keys of another's segment needs all of its attention part: its own last query stands in a later
-// segment. So a part travels as a whole or not at all.
+// A rank that needs keys of another rank's segment needs those of its complete attention part, because its own last
+// query is in a later segment. So attention parts are sent completely or not at all.
 #include <utility>
 #include <vector>
 
@@ -13,7 +13,8 @@ namespace tmamba {
 
 namespace {
 
-// Rows of a segment's attention part among its owner's local rows, and rows of the sequence among those needed.
+// The rows of a segment's attention part in its owner's local tensor, and the rows of a range in the tensor of the
+// needed keys.
 template <class View>
 View local_part(const LayerLayout& layer, const Segment& s, const View& local_BPHD) {
   const TokenRange part = layer.attention_part(s);
@@ -40,7 +41,7 @@ void SequenceExchange::check_keys(const char* verb, const LayerLayout& layer, co
     if (end == 0) continue;
     check_sizes(verb, str(names[i], " of the tokens needed").c_str(), needed[i], {B, end, H, D});
     TM_CHECK(needed[i].dtype() == k_BPHD.dtype() && local[i].dtype() == k_BPHD.dtype(), verb,
-             ": keys and values of more than one type");
+             ": keys and values have different types");
   }
 }
 
@@ -71,7 +72,7 @@ Pending SequenceExchange::cast_keys(Staging staging, const LayerLayout& layer, c
       }
       const std::vector<int> receivers = layer.key_receivers(s);
       if (receivers.empty()) continue;
-      const ConstTensor part = staging.contiguous(local_part(layer, s, local[i]));  // once, for all receivers
+      const ConstTensor part = staging.contiguous(local_part(layer, s, local[i]));  // one copy for all receivers
       for (int to : receivers) group.send(to, part);
     }
   }
@@ -89,17 +90,17 @@ std::vector<int64_t> SequenceExchange::prefix_counts(const LayerLayout& layer, c
 
 namespace {
 
-// Calls f(segment, 0 for keys or 1 for values, its piece) over what all ranks hold of a prefix, rank by rank.
+// Calls f(segment, 0 for keys or 1 for values, its slice of `flat`) for the attention parts of all segments, by rank.
 template <class F>
-void for_each_prefix_piece(const SequenceLayout& layout, const LayerLayout& layer, const Tensor& flat,
+void for_each_prefix_slice(const SequenceLayout& layout, const LayerLayout& layer, const Tensor& flat,
                            const ConstTensor& like_BPHD, F f) {
-  Pieces pieces(flat);
+  FlatCursor cursor(flat);
   for (int r = 0; r < layout.ranks(); ++r) {
     for (const Segment& s : layout.segments_of(r)) {
       const int64_t tokens = layer.attention_part(s).size();
       if (tokens == 0) continue;
       for (size_t i = 0; i < 2; ++i) {
-        f(s, i, pieces.next({like_BPHD.size(0), tokens, like_BPHD.size(2), like_BPHD.size(3)}));
+        f(s, i, cursor.next({like_BPHD.size(0), tokens, like_BPHD.size(2), like_BPHD.size(3)}));
       }
     }
   }
@@ -110,15 +111,15 @@ void for_each_prefix_piece(const SequenceLayout& layout, const LayerLayout& laye
 Pending SequenceExchange::all_gather_keys(Staging staging, const LayerLayout& layer, const KeysAndValues& needed,
                                           const ConstKeysAndValues& local) {
   const std::vector<int64_t> counts = prefix_counts(layer, local[0]);
-  const Tensor flat = staging.take({piece_begin(counts, layout_.ranks())}, local[0].dtype());
-  for_each_prefix_piece(layout_, layer, flat, local[0], [&](const Segment& s, size_t i, const Tensor& piece) {
-    if (s.rank == rank()) staging.copy(piece, local_part(layer, s, local[i]));
+  const Tensor flat = staging.take({shard_begin(counts, layout_.ranks())}, local[0].dtype());
+  for_each_prefix_slice(layout_, layer, flat, local[0], [&](const Segment& s, size_t i, const Tensor& slice) {
+    if (s.rank == rank()) staging.copy(slice, local_part(layer, s, local[i]));
   });
-  const Tensor own = flat_slice(flat, piece_begin(counts, rank()), counts[static_cast<size_t>(rank())]);
+  const Tensor own = flat_slice(flat, shard_begin(counts, rank()), counts[static_cast<size_t>(rank())]);
   const auto unpack = [=, this, like_BPHD = local[0]] {
-    for_each_prefix_piece(layout_, layer, flat, like_BPHD, [&](const Segment& s, size_t i, const Tensor& piece) {
+    for_each_prefix_slice(layout_, layer, flat, like_BPHD, [&](const Segment& s, size_t i, const Tensor& slice) {
       const TokenRange part = layer.keys_needed(rank(), s);
-      if (s.rank != rank() && !part.empty()) staging.copy(needed_part(part, needed[i]), piece);
+      if (s.rank != rank() && !part.empty()) staging.copy(needed_part(part, needed[i]), slice);
     });
   };
   return start_one(
@@ -183,19 +184,19 @@ Pending SequenceExchange::cast_key_gradients(Staging staging, const LayerLayout&
 Pending SequenceExchange::reduce_key_gradients(Staging staging, const LayerLayout& layer, const KeysAndValues& local,
                                                const ConstKeysAndValues& found) {
   const std::vector<int64_t> counts = prefix_counts(layer, local[0]);
-  const Tensor flat = staging.take({piece_begin(counts, layout_.ranks())}, local[0].dtype());
-  for_each_prefix_piece(layout_, layer, flat, local[0], [&](const Segment& s, size_t i, const Tensor& piece) {
+  const Tensor flat = staging.take({shard_begin(counts, layout_.ranks())}, local[0].dtype());
+  for_each_prefix_slice(layout_, layer, flat, local[0], [&](const Segment& s, size_t i, const Tensor& slice) {
     const TokenRange part = layer.keys_needed(rank(), s);
     if (part.empty()) {
-      staging.zero(piece);
+      staging.zero(slice);
     } else {
-      staging.copy(piece, needed_part(part, found[i]));
+      staging.copy(slice, needed_part(part, found[i]));
     }
   });
-  const Tensor own = flat_slice(flat, piece_begin(counts, rank()), counts[static_cast<size_t>(rank())]);
+  const Tensor own = flat_slice(flat, shard_begin(counts, rank()), counts[static_cast<size_t>(rank())]);
   const auto unpack = [=, this, like_BPHD = ConstTensor(local[0])] {
-    for_each_prefix_piece(layout_, layer, flat, like_BPHD, [&](const Segment& s, size_t i, const Tensor& piece) {
-      if (s.rank == rank()) staging.copy(local_part(layer, s, local[i]), piece);
+    for_each_prefix_slice(layout_, layer, flat, like_BPHD, [&](const Segment& s, size_t i, const Tensor& slice) {
+      if (s.rank == rank()) staging.copy(local_part(layer, s, local[i]), slice);
     });
   };
   return start_one(

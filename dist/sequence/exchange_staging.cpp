@@ -17,7 +17,7 @@ Tensor Staging::take_like(const ConstTensor& x) const {
     case 4:
       return take({x.size(0), x.size(1), x.size(2), x.size(3)}, x.dtype());
     default:
-      throw Error(str("a tensor ", x.shape(), " cannot be staged"));
+      throw Error(str("a tensor ", x.shape(), " has ", x.dims(), " dimensions; 2 to 4 can be staged"));
   }
 }
 
@@ -88,11 +88,11 @@ Pending start_one(const Staging& staging, std::function<Work()> issue, std::func
                   }});
 }
 
-Tensor Pieces::next(std::initializer_list<int64_t> sizes) {
+Tensor FlatCursor::next(std::initializer_list<int64_t> sizes) {
   const int64_t count = std::accumulate(sizes.begin(), sizes.end(), int64_t{1}, std::multiplies<>());
-  const Tensor piece = flat_slice(flat_, begin_, count).view(sizes);
+  const Tensor slice = flat_slice(flat_, begin_, count).view(sizes);
   begin_ += count;
-  return piece;
+  return slice;
 }
 
 }  // namespace tmamba

@@ -1,5 +1,7 @@
-// The scan of segment states across ranks. Every rank scans all segments in sequence order, either whole states or its
-// slice of every state: the order of the arithmetic does not depend on who owns what.
+// The scan of segment states across ranks. Every rank scans all segments in sequence order, either full states or its
+// slice of every state, so the order of the arithmetic does not depend on the layout.
+#include <memory>
+#include <utility>
 #include <vector>
 
 #include "dist/comm/collective_args.h"
@@ -8,15 +10,15 @@
 
 namespace tmamba {
 
-// One scan: forward, or against the sequence. Segments that give deliver `in` into it, others count as zero; those that
-// take get their place of its result, others zero.
+// A forward or reverse scan. Segments for which gives() is true contribute their `in`, others contribute zero. Segments
+// for which takes() is true get their result in `out`, others get zero.
 struct SequenceExchange::Scan {
   LayerLayout layer;
   Tensor out_sBHE;
   ConstTensor in_sBHE;
-  ConstTensor decay_sBH;  // forward: of the local segments; against the sequence: empty
-  Tensor gathered_KBH;    // forward: decay of all segments, to be written
-  ConstTensor decay_KBH;  // decay of all segments
+  ConstTensor decay_sBH;  // forward: log-decays of the local segments; reverse: empty
+  Tensor gathered_KBH;    // forward: receives the log-decays of all segments; reverse: empty
+  ConstTensor decay_KBH;  // log-decays of all segments
   StateTransport transport = StateTransport::all_gather;
   bool reverse = false;
 
@@ -32,7 +34,7 @@ struct SequenceExchange::Scan {
 
 namespace {
 
-// The segments that a predicate picks, rank by rank: the order of the pieces of a collective.
+// The segments that satisfy a predicate, ordered by rank: the order of shards in a collective.
 template <class Predicate>
 std::vector<Segment> by_rank(const SequenceLayout& layout, Predicate picks) {
   std::vector<Segment> list;
@@ -44,17 +46,17 @@ std::vector<Segment> by_rank(const SequenceLayout& layout, Predicate picks) {
   return list;
 }
 
-// Elements of each rank's piece.
+// Number of elements of each rank's shard.
 std::vector<int64_t> counts_by_rank(const std::vector<Segment>& segments, int ranks, int64_t elements) {
   std::vector<int64_t> counts(static_cast<size_t>(ranks));
   for (const Segment& s : segments) counts[static_cast<size_t>(s.rank)] += elements;
   return counts;
 }
 
-int64_t total(const std::vector<int64_t>& counts) { return piece_begin(counts, static_cast<int>(counts.size())); }
+int64_t total(const std::vector<int64_t>& counts) { return shard_begin(counts, static_cast<int>(counts.size())); }
 
-Tensor piece_of(const Tensor& flat, const std::vector<int64_t>& counts, int rank) {
-  return flat_slice(flat, piece_begin(counts, rank), counts[static_cast<size_t>(rank)]);
+Tensor shard_of_rank(const Tensor& flat, const std::vector<int64_t>& counts, int rank) {
+  return flat_slice(flat, shard_begin(counts, rank), counts[static_cast<size_t>(rank)]);
 }
 
 }  // namespace
@@ -79,7 +81,7 @@ Pending SequenceExchange::scan_states(Arena& scratch, const LayerLayout& layer, 
   check_sizes("scan_states", "the log-decays", decay_sBH, {s, B, H});
   check_sizes("scan_states", "the log-decays of all segments", decays_KBH, {K, B, H});
   TM_CHECK(decay_sBH.dtype() == state_sBHE.dtype() && decays_KBH.dtype() == state_sBHE.dtype(),
-           "scan_states: states and log-decays of more than one type");
+           "scan_states: states and log-decays have different types");
   return start_scan(staging, {.layer = layer,
                               .out_sBHE = inflow_sBHE,
                               .in_sBHE = state_sBHE,
@@ -103,7 +105,7 @@ Pending SequenceExchange::scan_adjoints(Arena& scratch, const LayerLayout& layer
     return {};
   }
   check_sizes("scan_adjoints", "the log-decays of all segments", decays_KBH, {K, B, H});
-  TM_CHECK(decays_KBH.dtype() == adjoint_sBHE.dtype(), "scan_adjoints: adjoints and log-decays of more than one type");
+  TM_CHECK(decays_KBH.dtype() == adjoint_sBHE.dtype(), "scan_adjoints: adjoints and log-decays have different types");
   return start_scan(staging, {.layer = layer,
                               .out_sBHE = outflow_sBHE,
                               .in_sBHE = adjoint_sBHE,
@@ -114,28 +116,23 @@ Pending SequenceExchange::scan_adjoints(Arena& scratch, const LayerLayout& layer
                               .reverse = true});
 }
 
-Pending SequenceExchange::start_scan(Staging staging, const Scan& scan) {
-  return sp_.size() > 1 && scan.transport == StateTransport::sliced ? sliced_scan(staging, scan)
-                                                                    : gathered_scan(staging, scan);
-}
-
 namespace {
 
-// Calls f(segment, log-decay and state of its record) over what all segments give, in the order of a collective.
-// Records have no log-decay, an empty tensor, where `with_decays` is false.
+// Calls f(segment, log-decay, state) for the records of all `givers` in `flat`, in the order of a collective. The
+// log-decay is an empty tensor if `with_decays` is false.
 template <class F>
 void for_each_record(const std::vector<Segment>& givers, const Tensor& flat, bool with_decays, int64_t B, int64_t H,
                      int64_t E, F f) {
-  Pieces pieces(flat);
+  FlatCursor cursor(flat);
   for (const Segment& s : givers) {
-    const Tensor decay_BH = with_decays ? pieces.next({B, H}) : Tensor();
-    f(s, decay_BH, pieces.next({B, H, E}));
+    const Tensor decay_BH = with_decays ? cursor.next({B, H}) : Tensor();
+    f(s, decay_BH, cursor.next({B, H, E}));
   }
 }
 
 }  // namespace
 
-// Whole states: all ranks scan all of them.
+// StateTransport::all_gather: every rank scans the full states.
 Pending SequenceExchange::gathered_scan(Staging staging, const Scan& scan) {
   const int64_t K = std::ssize(layout_.segments()), B = scan.B(), H = scan.H(), E = scan.E();
   const bool decays = scan.gathers_decays();
@@ -175,7 +172,7 @@ Pending SequenceExchange::gathered_scan(Staging staging, const Scan& scan) {
                     staging.copy(state_BHE, scan.in_sBHE.select(0, local_index(s)));
                   });
   return start_one(
-      staging, [=, this] { return sp_.all_gather(flat, piece_of(flat, counts, rank()), counts); },
+      staging, [=, this] { return sp_.all_gather(flat, shard_of_rank(flat, counts, rank()), counts); },
       [=, this] {
         for_each_record(givers, flat, decays, B, H, E,
                         [&](const Segment& s, const Tensor& decay_BH, const Tensor& state_BHE) {
@@ -189,15 +186,16 @@ Pending SequenceExchange::gathered_scan(Staging staging, const Scan& scan) {
 
 namespace {
 
-// Calls f(local segment, elements of its states, their piece) for what lies between this rank, that owns `mine`, and
-// the ranks that scan the slices of E elements.
+// Calls f(segment, elements [begin, begin + count) of its state, their slice of `flat`) for what this rank exchanges
+// with the ranks that scan the slices of the E elements: for each rank in turn, all of `mine`, which are local
+// segments.
 template <class F>
 void for_each_slice(const std::vector<Segment>& mine, int ranks, const Tensor& flat, int64_t B, int64_t H, int64_t E,
                     F f) {
-  Pieces pieces(flat);
+  FlatCursor cursor(flat);
   for (int r = 0; r < ranks; ++r) {
-    const Slice slice = shard_of(E, r, ranks);
-    for (const Segment& s : mine) f(s, slice, pieces.next({B, H, slice.count}));
+    const Slice elements = shard_of(E, r, ranks);
+    for (const Segment& s : mine) f(s, elements, cursor.next({B, H, elements.count}));
   }
 }
 
@@ -209,81 +207,106 @@ std::vector<int64_t> slice_counts(const std::vector<Segment>& mine, int ranks, i
 
 }  // namespace
 
-// Rank j scans slice j of every state: it gets that slice of what all segments give, and hands the slices of what they
-// take back. The log-decays go to all.
-Pending SequenceExchange::sliced_scan(Staging staging, const Scan& scan) {
-  const int64_t K = std::ssize(layout_.segments()), B = scan.B(), H = scan.H(), E = scan.E();
-  const int ranks = layout_.ranks();
-  const int64_t width = shard_of(E, rank(), ranks).count;
-  const bool decays = scan.gathers_decays();
-  const auto own = [&](const std::vector<Segment>& all) {
+// StateTransport::sliced: rank j scans slice j of every state. send() distributes the slices of what the segments give
+// and the log-decays, scan_slice() scans and returns the slices that the segments take, receive() unpacks them.
+struct SequenceExchange::SlicedScan {
+  // A flat staging tensor and the number of elements that belong to each rank.
+  struct Staged {
+    Tensor flat;
+    std::vector<int64_t> counts;
+  };
+
+  SequenceExchange& exchange;
+  Staging staging;
+  Scan scan;
+  int ranks = exchange.layout_.ranks();
+  int64_t width = shard_of(scan.E(), exchange.rank(), ranks).count;  // elements of this rank's slice of a state
+  bool decays = scan.gathers_decays();
+  std::vector<Segment> givers = by_rank(exchange.layout_, [&](const Segment& s) { return scan.gives(s); });
+  std::vector<Segment> takers = by_rank(exchange.layout_, [&](const Segment& s) { return scan.takes(s); });
+  std::vector<Segment> my_givers = local(givers), my_takers = local(takers);
+
+  // Staging memory, taken in the order of the declarations.
+  Tensor in_KBHE = staging.take({std::ssize(exchange.layout_.segments()), scan.B(), scan.H(), width}, scan.dtype());
+  Tensor out_KBHE = staging.take_like(in_KBHE);
+  Staged all_decays = take(counts_by_rank(givers, ranks, decays ? scan.B() * scan.H() : 0));
+  Staged given = take(slice_counts(my_givers, ranks, scan.B(), scan.H(), scan.E()));
+  Staged arriving = take(counts_by_rank(givers, ranks, scan.B() * scan.H() * width));
+  Staged scanned = take(counts_by_rank(takers, ranks, scan.B() * scan.H() * width));
+  Staged taken = take(slice_counts(my_takers, ranks, scan.B(), scan.H(), scan.E()));
+
+  std::vector<Segment> local(const std::vector<Segment>& all) const {
     std::vector<Segment> mine;
     for (const Segment& s : all) {
-      if (s.rank == rank()) mine.push_back(s);
+      if (s.rank == exchange.rank()) mine.push_back(s);
     }
     return mine;
-  };
-  const std::vector<Segment> givers = by_rank(layout_, [&](const Segment&s) { return scan.gives(s); }),
-                             takers = by_rank(layout_, [&](const Segment&s) { return scan.takes(s); }),
-                             my_givers = own(givers), my_takers = own(takers);
-  const Tensor in_KBHE = staging.take({K, B, H, width}, scan.dtype()), out_KBHE = staging.take_like(in_KBHE);
+  }
+  Staged take(std::vector<int64_t> counts) const {
+    const Tensor flat = staging.take({total(counts)}, scan.dtype());
+    return {flat, std::move(counts)};
+  }
+  int64_t row(const Segment& s) const { return exchange.local_index(s); }
 
-  const std::vector<int64_t> decay_counts = counts_by_rank(givers, ranks, decays ? B * H : 0);
-  const Tensor all_decays = staging.take({total(decay_counts)}, scan.dtype());
-  const std::vector<int64_t> given_counts = slice_counts(my_givers, ranks, B, H, E),
-                             arriving_counts = counts_by_rank(givers, ranks, B * H * width);
-  const Tensor given = staging.take({total(given_counts)}, scan.dtype()),
-               arriving = staging.take({total(arriving_counts)}, scan.dtype());
-  const std::vector<int64_t> scanned_counts = counts_by_rank(takers, ranks, B * H * width),
-                             taken_counts = slice_counts(my_takers, ranks, B, H, E);
-  const Tensor scanned = staging.take({total(scanned_counts)}, scan.dtype()),
-               taken = staging.take({total(taken_counts)}, scan.dtype());
-  if (staging.measuring()) return {};
-
-  const auto give = [=, this] {
+  Pending::Works send() {
     Pending::Works works;
+    const int64_t B = scan.B(), H = scan.H();
+    Communicator& sp = exchange.sp_;
     if (decays) {
-      Pieces pieces(all_decays);
+      FlatCursor cursor(all_decays.flat);
       for (const Segment& s : givers) {
-        const Tensor decay_BH = pieces.next({B, H});
-        if (s.rank == rank()) staging.copy(decay_BH, scan.decay_sBH.select(0, local_index(s)));
+        const Tensor decay_BH = cursor.next({B, H});
+        if (s.rank == exchange.rank()) staging.copy(decay_BH, scan.decay_sBH.select(0, row(s)));
       }
-      works.push_back(sp_.all_gather(all_decays, piece_of(all_decays, decay_counts, rank()), decay_counts));
+      works.push_back(sp.all_gather(all_decays.flat, shard_of_rank(all_decays.flat, all_decays.counts, exchange.rank()),
+                                    all_decays.counts));
     }
-    for_each_slice(my_givers, ranks, given, B, H, E, [&](const Segment& s, const Slice& slice, const Tensor& piece) {
-      staging.copy(piece, scan.in_sBHE.select(0, local_index(s)).slice(2, slice.begin, slice.count));
-    });
-    works.push_back(sp_.all_to_all(arriving, arriving_counts, given, given_counts));
+    for_each_slice(my_givers, ranks, given.flat, B, H, scan.E(),
+                   [&](const Segment& s, const Slice& elements, const Tensor& slice) {
+                     staging.copy(slice, scan.in_sBHE.select(0, row(s)).slice(2, elements.begin, elements.count));
+                   });
+    works.push_back(sp.all_to_all(arriving.flat, arriving.counts, given.flat, given.counts));
     return works;
-  };
-  const auto scan_slice = [=, this] {
-    for (const Segment& s : layout_.segments()) {
+  }
+
+  Pending::Works scan_slice() {
+    const int64_t B = scan.B(), H = scan.H();
+    for (const Segment& s : exchange.layout_.segments()) {
       if (scan.gives(s)) continue;
       staging.zero(in_KBHE.select(0, s.index));
       if (decays) staging.zero(scan.gathered_KBH.select(0, s.index));
     }
-    Pieces slices(arriving), decay_pieces(all_decays);
+    FlatCursor slices(arriving.flat), log_decays(all_decays.flat);
     for (const Segment& s : givers) {
       staging.copy(in_KBHE.select(0, s.index), slices.next({B, H, width}));
-      if (decays) staging.copy(scan.gathered_KBH.select(0, s.index), decay_pieces.next({B, H}));
+      if (decays) staging.copy(scan.gathered_KBH.select(0, s.index), log_decays.next({B, H}));
     }
     staging.scan(out_KBHE, in_KBHE, scan.decay_KBH, scan.reverse);
-    Pieces pieces(scanned);
-    for (const Segment& s : takers) staging.copy(pieces.next({B, H, width}), out_KBHE.select(0, s.index));
+    FlatCursor cursor(scanned.flat);
+    for (const Segment& s : takers) staging.copy(cursor.next({B, H, width}), out_KBHE.select(0, s.index));
     Pending::Works works;
-    works.push_back(sp_.all_to_all(taken, taken_counts, scanned, scanned_counts));
+    works.push_back(exchange.sp_.all_to_all(taken.flat, taken.counts, scanned.flat, scanned.counts));
     return works;
-  };
-  const auto take = [=, this] {
-    for_each_slice(my_takers, ranks, taken, B, H, E, [&](const Segment& s, const Slice& slice, const Tensor& piece) {
-      staging.copy(scan.out_sBHE.select(0, local_index(s)).slice(2, slice.begin, slice.count), piece);
-    });
-    for (const Segment& s : segments()) {
-      if (!scan.takes(s)) staging.zero(scan.out_sBHE.select(0, local_index(s)));
+  }
+
+  Pending::Works receive() {
+    for_each_slice(my_takers, ranks, taken.flat, scan.B(), scan.H(), scan.E(),
+                   [&](const Segment& s, const Slice& elements, const Tensor& slice) {
+                     staging.copy(scan.out_sBHE.select(0, row(s)).slice(2, elements.begin, elements.count), slice);
+                   });
+    for (const Segment& s : exchange.segments()) {
+      if (!scan.takes(s)) staging.zero(scan.out_sBHE.select(0, row(s)));
     }
-    return Pending::Works();
-  };
-  return Pending({give, scan_slice, take});
+    return {};
+  }
+};
+
+Pending SequenceExchange::start_scan(Staging staging, const Scan& scan) {
+  if (sp_.size() == 1 || scan.transport != StateTransport::sliced) return gathered_scan(staging, scan);
+  const auto sliced = std::make_shared<SlicedScan>(SlicedScan{.exchange = *this, .staging = staging, .scan = scan});
+  if (staging.measuring()) return {};
+  return Pending({[sliced] { return sliced->send(); }, [sliced] { return sliced->scan_slice(); },
+                  [sliced] { return sliced->receive(); }});
 }
 
 }  // namespace tmamba

@@ -7,11 +7,11 @@ namespace tmamba {
 
 namespace {
 
-struct Cut {
-  int64_t chunks, segments, base, extra;
+struct ChunkCounts {
+  int64_t chunks, segments, base, extra;  // base and extra as in SequenceCut
 };
 
-Cut cut_of(const LayoutSpec& spec) {
+ChunkCounts count_chunks(const LayoutSpec& spec) {
   const int64_t chunks = ceil_div(spec.tokens, spec.chunk), segments = spec.segments();
   return {chunks, segments, chunks / segments, chunks % segments};
 }
@@ -20,13 +20,13 @@ std::string number_problem(const LayoutSpec& spec) {
   if (spec.tokens < 1) return str("sequence length ", spec.tokens, " (data.seq_len) must be at least 1");
   if (spec.ranks < 1) return str("parallel.sp = ", spec.ranks, " must be at least 1");
   if (spec.fold < 1) return str("parallel.fold = ", spec.fold, " must be at least 1");
-  if (spec.grain < 1) return str("segments dealt at a time, ", spec.grain, ", must be at least 1");
+  if (spec.grain < 1) return str("LayoutSpec::grain = ", spec.grain, " must be at least 1");
   if (spec.chunk < 1) return str("model.chunk = ", spec.chunk, " must be at least 1");
   if (spec.conv_width < 1) return str("convolution width ", spec.conv_width, " must be at least 1");
   return "";
 }
 
-std::string cut_text(const LayoutSpec& spec) {
+std::string split_text(const LayoutSpec& spec) {
   if (spec.grain > 1) return str("run.canonical = ", spec.segments());
   return str("parallel.sp = ", spec.ranks, " with parallel.fold = ", spec.fold);
 }
@@ -40,21 +40,21 @@ TokenRange intersect(const TokenRange& a, const TokenRange& b) {
 
 std::string cut_problem(const LayoutSpec& spec) {
   if (std::string problem = number_problem(spec); !problem.empty()) return problem;
-  const auto [chunks, segments, base, extra] = cut_of(spec);
+  const auto [chunks, segments, base, extra] = count_chunks(spec);
   if (chunks < segments) {
     const std::string advice = spec.grain > 1         ? str("set run.canonical to at most ", chunks)
                                : chunks >= spec.ranks ? str("set parallel.fold to at most ", chunks / spec.ranks)
                                                       : str("set parallel.sp to at most ", chunks);
-    return str("sequence of ", spec.tokens, " tokens is ", chunks, " chunks of ", spec.chunk, ", but ", cut_text(spec),
-               " needs ", segments, " segments of at least one chunk: ", advice,
-               ", or model.chunk lower, or data.seq_len higher");
+    return str("a sequence of ", spec.tokens, " tokens has ", chunks, " chunks of ", spec.chunk, ", but ",
+               split_text(spec), " needs ", segments, " segments of at least one chunk: ", advice,
+               ", decrease model.chunk, or increase data.seq_len");
   }
   const int64_t halo = spec.conv_width - 1, last = spec.tokens - (chunks - base - (extra > 0 ? 1 : 0)) * spec.chunk;
   const int64_t shortest = std::min(base * spec.chunk, last);
   if (segments > 1 && shortest < halo) {
-    return str(cut_text(spec), " cuts ", spec.tokens, " tokens into a segment of ", shortest, ", shorter than the ",
-               halo, " tokens that the convolution hands over: set ",
-               spec.grain > 1 ? "run.canonical" : "parallel.fold or parallel.sp", " lower, model.chunk to at least ",
+    return str(split_text(spec), " splits ", spec.tokens, " tokens into a segment of ", shortest,
+               ", shorter than the convolution's halo of ", halo, " tokens: decrease ",
+               spec.grain > 1 ? "run.canonical" : "parallel.fold or parallel.sp", ", set model.chunk to at least ",
                halo, ", and data.seq_len to a multiple of model.chunk");
   }
   return "";
@@ -62,12 +62,12 @@ std::string cut_problem(const LayoutSpec& spec) {
 
 SequenceCut::SequenceCut(const LayoutSpec& spec) : tokens(spec.tokens), chunk(spec.chunk) {
   if (const std::string problem = cut_problem(spec); !problem.empty()) throw UserError(problem);
-  const Cut cut = cut_of(spec);
-  segments = cut.segments;
-  base = cut.base;
-  // The longer segments come last: the last one, which may lack a part of its last chunk, stays within one chunk of the
-  // others, and any run of segments in snake order spreads evenly over the ranks.
-  extra = cut.extra;
+  const ChunkCounts counts = count_chunks(spec);
+  segments = counts.segments;
+  base = counts.base;
+  // The longer segments are last. So the last segment, whose last chunk may be partial, differs from the others by at
+  // most one chunk, and the longer segments spread evenly over the ranks in zigzag order.
+  extra = counts.extra;
 }
 
 int64_t SequenceCut::begin(int64_t segment) const {
@@ -117,9 +117,9 @@ int64_t SequenceLayout::local_tokens(int rank) const {
 }
 
 int64_t SequenceLayout::max_local_tokens() const {
-  int64_t most = 0;
-  for (int r = 0; r < ranks(); ++r) most = std::max(most, local_tokens(r));
-  return most;
+  int64_t max_tokens = 0;
+  for (int r = 0; r < ranks(); ++r) max_tokens = std::max(max_tokens, local_tokens(r));
+  return max_tokens;
 }
 
 const Segment& SequenceLayout::segment_at(int64_t token) const {
@@ -215,7 +215,7 @@ bool LayerLayout::rank_needs_inflow(int rank) const {
 }
 
 bool LayerLayout::exchanges_keys() const {
-  // A rank other than the owner of segment 0 that has queries needs the keys of segment 0.
+  // Every rank that has queries needs the keys of segment 0, which rank 0 owns.
   for (const Segment& s : layout_->segments()) {
     if (s.rank != 0 && !attention_part(s).empty()) return true;
   }

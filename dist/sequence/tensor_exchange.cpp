@@ -5,25 +5,25 @@
 namespace tmamba {
 
 namespace {
-// A view of a measuring arena: sizes, but no memory.
+// Whether x is a view of a measuring arena, which has sizes but no memory.
 bool measured(const ConstTensor& x) { return x.empty() && x.numel() > 0; }
 }  // namespace
 
 TensorExchange::TensorExchange(Communicator& tp, int64_t rows, ExchangeOps ops)
     : tp_(tp), total_(rows), ops_(std::move(ops)) {}
 
-std::vector<int64_t> TensorExchange::counts(const char* verb, const ConstTensor& whole_NC,
-                                            const ConstTensor& piece_nC) const {
-  if (whole_NC.dims() < 1 || whole_NC.size(0) != total_ || (total_ > 0 && whole_NC.numel() % total_ != 0)) {
-    throw Error(str(verb, " on \"", tp_.name(), "\", rank ", rank(), " of ", size(), ": all rows are ",
-                    whole_NC.shape(), ", needed are ", total_, " rows"));
+std::vector<int64_t> TensorExchange::counts(const char* verb, const ConstTensor& all_NC,
+                                            const ConstTensor& mine_nC) const {
+  if (all_NC.dims() < 1 || all_NC.size(0) != total_ || (total_ > 0 && all_NC.numel() % total_ != 0)) {
+    throw Error(str(verb, " on \"", tp_.name(), "\", rank ", rank(), " of ", size(), ": the tensor of all rows is ",
+                    all_NC.shape(), ", expected ", total_, " rows"));
   }
-  const int64_t width = total_ > 0 ? whole_NC.numel() / total_ : 0;
+  const int64_t width = total_ > 0 ? all_NC.numel() / total_ : 0;
   std::vector<int64_t> counts;
   for (int r = 0; r < size(); ++r) counts.push_back(shard_of(total_, r, size()).count * width);
-  if (piece_nC.numel() != counts[static_cast<size_t>(rank())]) {
+  if (mine_nC.numel() != counts[static_cast<size_t>(rank())]) {
     throw Error(str(verb, " on \"", tp_.name(), "\", rank ", rank(), " of ", size(), ": this rank's rows are ",
-                    piece_nC.shape(), ", needed are ", rows().size(), " of ", whole_NC.shape()));
+                    mine_nC.shape(), ", expected ", rows().size(), " rows of ", all_NC.shape()));
   }
   return counts;
 }

@@ -13,7 +13,7 @@ namespace tmamba {
 
 namespace {
 
-// The GPU a rank has chosen, for the others to see.
+// The GPU that a rank has selected; exchanged among all ranks.
 struct Choice {
   int32_t visible = 0;  // GPUs this rank sees
   int32_t status = cudaSuccess;
@@ -37,7 +37,7 @@ Choice choose(int local_rank) {
   return choice;
 }
 
-// The same on all ranks: each looks at the choices of all.
+// Every rank checks the choices of all ranks, so all throw the same error.
 void check_choices(const std::vector<Choice>& choices, const std::vector<std::string>& hosts) {
   struct Host {
     int ranks = 0;
@@ -48,8 +48,8 @@ void check_choices(const std::vector<Choice>& choices, const std::vector<std::st
     const Choice& choice = choices[rank];
     if (choice.visible == 0) {
       const auto status = static_cast<cudaError_t>(choice.status);
-      throw UserError(str("rank ", rank, " on ", hosts[rank], ": no NVIDIA GPU can be used (",
-                          status != cudaSuccess ? cudaGetErrorString(status) : "there is none",
+      throw UserError(str("rank ", rank, " on ", hosts[rank], ": no usable NVIDIA GPU (",
+                          status != cudaSuccess ? cudaGetErrorString(status) : "none found",
                           "); set run.device = \"cpu\" to run without one"));
     }
     Host& host = by_host[hosts[rank]];
@@ -59,9 +59,8 @@ void check_choices(const std::vector<Choice>& choices, const std::vector<std::st
   for (const auto& [name, host] : by_host) {
     const auto gpus = static_cast<int>(host.gpus.size());
     if (host.ranks <= gpus) continue;
-    throw UserError(str(name, ": ", host.ranks, " ranks, but ", gpus, gpus == 1 ? " GPU" : " GPUs",
-                        " for them; start at most ", gpus, gpus == 1 ? " rank" : " ranks",
-                        " on a host, or set run.device = \"cpu\""));
+    throw UserError(str(name, ": ", host.ranks, " ranks for ", gpus, gpus == 1 ? " GPU" : " GPUs", "; start at most ",
+                        gpus, gpus == 1 ? " rank" : " ranks", " on this host, or set run.device = \"cpu\""));
   }
 }
 
@@ -88,8 +87,8 @@ void select_device(World& world, Device device) {
 std::unique_ptr<Communicator> make_device_communicator(World& world, Device device, void* compute) {
   if (device == Device::cpu) return world.comm().split(0, world.rank(), "all");
   if (world.size() == 1) return std::make_unique<SelfCommunicator>("all");
-  // NVLink multicast (NVLS) sums inside the switch, in an order of its own, and can take GPUs that others share out of
-  // service. A user who wants it sets the variable.
+  // NVLink multicast (NVLS) reduces inside the switch in its own order, and it can put shared GPUs out of service. A
+  // user can enable it with the variable.
   setenv("NCCL_NVLS_ENABLE", "0", /*overwrite=*/0);
   auto runtime =
       std::make_shared<NcclRuntime>(str("rank ", world.rank(), " on ", world.host()), world.watchdog(),

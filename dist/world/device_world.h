@@ -1,5 +1,5 @@
-// Which device a rank computes on, and the communicator of all ranks for tensors there. Two implementations, one of
-// them for builds without CUDA; CMake picks which is built.
+// Selects the device that a rank computes on and creates the communicator of all ranks for tensors on it. There are two
+// implementations, with NCCL (device_world.cpp) and for builds without CUDA (no_nccl.cpp); CMake selects one.
 #pragma once
 
 #include <memory>
@@ -9,21 +9,20 @@
 
 namespace tmamba {
 
-// Which of the `visible` GPUs of its process is a rank's: a launcher may show all GPUs of the host to each rank, or one
-// to each.
+// Index of the rank's GPU among the `visible` ones of its process. A launcher may make all GPUs of the host visible to
+// each rank, or only one.
 constexpr int gpu_of(int local_rank, int visible) { return local_rank % visible; }
 
-// The NCCL that this program runs with, "2.27.5"; empty in a build without it.
+// The version of the NCCL library in use, such as "2.27.5"; empty in a build without NCCL.
 std::string nccl_version();
 
-// Makes one of its host's GPUs this rank's, by local rank, before anything is allocated on it; for Device::cpu there is
-// nothing to do. Collective. Throws UserError, on all ranks, where a host has no GPU or fewer than ranks, and in a
-// build without CUDA.
+// Selects this rank's GPU by its local rank; must precede every allocation on it. Does nothing for Device::cpu.
+// Collective. Throws UserError on all ranks if a host has no GPU or fewer GPUs than ranks, and in a build without CUDA.
 void select_device(World& world, Device device);
 
-// All ranks, for tensors on `device`; one rank alone gets a SelfCommunicator. Collective, after select_device. It may
-// go once it has been split. `compute`: the stream that makes and takes what is exchanged (Ops::native_stream), null
-// for the default stream.
+// Creates the communicator of all ranks for tensors on `device`; a single rank gets a SelfCommunicator. Collective,
+// after select_device. It may be destroyed after it was split. `compute` is the stream that produces and consumes the
+// tensors (Ops::native_stream); null for the default stream.
 std::unique_ptr<Communicator> make_device_communicator(World& world, Device device, void* compute = nullptr);
 
 }  // namespace tmamba

@@ -1,4 +1,4 @@
-// class HostGroup: the ranks of one host, and memory that all of them see.
+// class HostGroup: the ranks of one host and their shared memory.
 #pragma once
 
 #include <cstddef>
@@ -12,17 +12,18 @@ namespace tmamba {
 
 class HostGroup {
  public:
-  // The ranks of `comm` with the same `color` (World::host_leader() is one), each with `bytes_per_rank` bytes of shared
-  // memory, zeroed. Collective. Throws Error on all ranks of a group alike where the host has no such memory.
+  // Groups the ranks of `comm` with the same `color`, for example World::host_leader(). Each rank gets `bytes_per_rank`
+  // bytes of zeroed shared memory. Collective. Throws Error on all ranks of a group if the host has too little shared
+  // memory.
   HostGroup(Communicator& comm, int color, int64_t bytes_per_rank);
   ~HostGroup();
   HostGroup(const HostGroup&) = delete;
   HostGroup& operator=(const HostGroup&) = delete;
 
-  // Ordered as in `comm`; the first one leads.
+  // In the order of `comm`; the first one is the leader.
   Communicator& ranks() { return *ranks_; }
   bool leads() const { return ranks_->rank() == 0; }
-  // That of a rank of the group.
+  // The shared memory of a rank of the group.
   std::span<std::byte> memory(int rank) const;
 
  private:

@@ -10,7 +10,7 @@ namespace tmamba {
 namespace {
 
 bool started_by_srun(const Environment& environment) {
-  // Set for the ranks of Open MPI's and of MPICH's own launchers.
+  // The launchers of Open MPI and MPICH set these for their ranks.
   for (const char* variable : {"OMPI_COMM_WORLD_RANK", "HYDI_CONTROL_FD"}) {
     if (environment(variable) != nullptr) return false;
   }
@@ -26,12 +26,12 @@ std::string missing_pmi(const Environment& environment) {
   for (const char* variable : {"PMIX_RANK", "PMI_RANK", "PMI_FD"}) {
     if (environment(variable) != nullptr) return "";
   }
-  return "srun started several tasks without telling them of each other (--mpi=none): start with srun --mpi=pmix, or "
-         "with mpirun";
+  return "srun started several tasks without PMI (--mpi=none), so they cannot find each other: start with "
+         "srun --mpi=pmix, or with mpirun";
 }
 
 std::string alone_in_job(const Environment& environment) {
-  // Any launcher leaves one of these.
+  // Every launcher sets one of these.
   for (const char* variable :
        {"SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "PMI_FD", "HYDI_CONTROL_FD"}) {
     if (environment(variable) != nullptr) return "";
@@ -39,9 +39,10 @@ std::string alone_in_job(const Environment& environment) {
   const char* job = environment("SLURM_JOB_ID");
   const char* tasks = environment("SLURM_NTASKS");
   if (job == nullptr || tasks == nullptr || std::atoi(tasks) < 2) return "";
-  return str("warning: SLURM job ", job, " has ", tasks,
-             " tasks, but this program was started without srun or mpirun, ",
-             "and runs as one rank: the others stand idle. To use them all put srun --mpi=pmix or mpirun before it");
+  return str(
+      "warning: SLURM job ", job, " has ", tasks,
+      " tasks, but this program was started without srun or mpirun and runs as one rank; to use all tasks, start "
+      "it with srun --mpi=pmix or mpirun");
 }
 
 std::string launcher_disagreement(const Environment& environment, const Place& place) {
@@ -57,10 +58,10 @@ std::string launcher_disagreement(const Environment& environment, const Place& p
   for (const Pair& pair : pairs) {
     const char* value = environment(pair.variable);
     if (value == nullptr || std::atoi(value) == pair.mpi) continue;
-    return str("rank ", place.rank, ": MPI says ", pair.meaning, " ", pair.mpi, ", SLURM says ", pair.variable, "=",
-               value,
-               ". Each rank takes its GPU by its place, so the two must agree: start with srun --mpi=pmix and an MPI "
-               "library built with PMIx, or with mpirun, and set no SLURM_ variable by hand");
+    return str("rank ", place.rank, ": MPI reports ", pair.meaning, " ", pair.mpi, ", but SLURM set ", pair.variable,
+               "=", value,
+               ". A rank's GPU depends on its place in the job, so the two must agree: start with srun --mpi=pmix and "
+               "an MPI library built with PMIx, or with mpirun, and do not set SLURM_ variables by hand");
   }
   return "";
 }

@@ -1,5 +1,5 @@
-// What the launcher told this process about its place in the job, beside what MPI says: ranks, local ranks and with
-// them GPUs come from MPI alone, and a launcher that says something else has started another job than was meant.
+// Checks of the launcher's environment variables against MPI. Ranks, local ranks and GPUs come from MPI alone; a
+// launcher that disagrees with it has not started the job that the user wanted.
 #pragma once
 
 #include <functional>
@@ -7,26 +7,25 @@
 
 namespace tmamba {
 
-// A process's place among the ranks of a job, by MPI.
+// A process's place in the job according to MPI.
 struct Place {
   int rank = 0, size = 1;
-  int local_rank = 0;  // among those of its host
+  int local_rank = 0;  // among the ranks of its host
 };
 
-// The value of an environment variable, or nullptr.
+// Returns the value of an environment variable, or nullptr if it is not set.
 using Environment = std::function<const char*(const char*)>;
 
-// What is wrong where srun started several tasks without the means to find each other (--mpi=none), for which MPI has
-// words that few understand; empty: nothing. Before MPI starts.
+// The problem if srun started several tasks without PMI (--mpi=none), so that they cannot find each other; empty if
+// not. MPI's own message for this is hard to understand. Call before MPI starts.
 std::string missing_pmi(const Environment& environment);
 
-// That this process is alone where SLURM gives its job several tasks: started in a batch script or by salloc, without
-// srun or mpirun. A user may want that, so it is a warning; empty: it is not so.
-// Before MPI starts, which sets such variables itself.
+// A warning if SLURM's job has several tasks but this process was started without srun or mpirun, in a batch script or
+// by salloc; empty if not. Call before MPI starts, which sets such variables itself.
 std::string alone_in_job(const Environment& environment);
 
-// How SLURM_PROCID, SLURM_STEP_NUM_TASKS and SLURM_LOCALID differ from `place`, and what to do; empty: they do not.
-// Under mpirun, whose daemons alone are SLURM's tasks, and outside of SLURM there is nothing to compare.
+// The problem if SLURM_PROCID, SLURM_STEP_NUM_TASKS or SLURM_LOCALID differs from `place`, and what to do; empty if
+// none does. Always empty outside of SLURM and under mpirun, where SLURM's tasks are mpirun's daemons.
 std::string launcher_disagreement(const Environment& environment, const Place& place);
 
 }  // namespace tmamba

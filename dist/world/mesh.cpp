@@ -5,8 +5,8 @@ namespace tmamba {
 namespace {
 void require_size(const MeshShape& shape, int ranks) {
   if (shape.size() != ranks) {
-    throw UserError(str("parallel: tp ", shape.tp, " x sp ", shape.sp, " x dp ", shape.dp, " needs ", shape.size(),
-                        " ranks, but the job has ", ranks));
+    throw UserError(str("parallel: tp * sp * dp = ", shape.tp, " * ", shape.sp, " * ", shape.dp, " = ", shape.size(),
+                        ", but the job has ", ranks, " ranks"));
   }
 }
 }  // namespace
@@ -14,20 +14,17 @@ void require_size(const MeshShape& shape, int ranks) {
 MeshShape mesh_shape(int64_t tp, int64_t sp, int64_t dp, int ranks) {
   if (tp < 1 || sp < 1 || dp < 0) {
     throw UserError(str("parallel: tp = ", tp, ", sp = ", sp, ", dp = ", dp,
-                        ": tp and sp must be at least 1, dp too, or 0 for all ranks that are left"));
+                        ": tp and sp must be at least 1; dp must be at least 1, or 0 for all remaining ranks"));
   }
-  // Compared in this order, no product can overflow.
+  // In this order of comparisons no product can overflow.
   const bool fits = tp <= ranks && sp <= ranks && ranks % (tp * sp) == 0 && (dp == 0 || dp == ranks / (tp * sp));
   if (fits) return {static_cast<int>(tp), static_cast<int>(sp), static_cast<int>(ranks / (tp * sp))};
-  std::string message = str("parallel: tp ", tp, " x sp ", sp);
-  if (dp > 0) message += str(" x dp ", dp);
-  message += str(" does not make ", ranks, " ranks, which is how many the job has; ");
   if (tp <= ranks && sp <= ranks && ranks % (tp * sp) == 0) {
-    message += str("set parallel.dp = ", ranks / (tp * sp), ", or 0 for all that are left");
-  } else {
-    message += str("start a multiple of ", tp, " x ", sp, " ranks, or change parallel.tp or parallel.sp");
+    throw UserError(str("parallel: tp * sp * dp = ", tp, " * ", sp, " * ", dp, ", but the job has ", ranks,
+                        " ranks; set parallel.dp = ", ranks / (tp * sp), ", or 0 for all remaining ranks"));
   }
-  throw UserError(message);
+  throw UserError(str("parallel: ", ranks, " ranks is not divisible by tp * sp = ", tp, " * ", sp,
+                      "; start a multiple of it, or change parallel.tp or parallel.sp"));
 }
 
 Mesh::Mesh(Communicator& world, const MeshShape& shape) : shape_(shape) {

@@ -1,11 +1,14 @@
-// class Mesh: the ranks of the job as a block of tp x sp x dp, with a communicator along each axis.
+// class Mesh: the ranks of the job as a tp x sp x dp grid, with a communicator along each axis.
 //
-// rank = (dp * SP + sp) * TP + tp: tp innermost, dp outermost, so that the ranks that talk most share a host.
-//   tp    ranks that share sp and dp: shards of one layer
-//   sp    ranks that share tp and dp: parts of one sequence
-//   dp    ranks that share tp and sp: different sequences
-//   zero  ranks that share tp, ordered by dp, then sp: gradients are summed over these, and optimizer state cut among
-//   them
+// rank = (dp * SP + sp) * TP + tp. tp is innermost and dp outermost, so that the ranks that communicate most share a
+// host.
+//   tp    ranks with the same sp and dp: shards of a layer (tensor parallelism; it includes what Megatron calls
+//   sequence
+//         parallelism)
+//   sp    ranks with the same tp and dp: segments of a sequence (what Megatron calls context parallelism, CP)
+//   dp    ranks with the same tp and sp: different sequences (data parallelism)
+//   zero  ranks with the same tp, ordered by dp, then sp: gradients are summed over them, and ZeRO shards the optimizer
+//         state among them
 #pragma once
 
 #include <cstdint>
@@ -27,18 +30,18 @@ struct MeshShape {
   constexpr int zero() const { return sp * dp; }
   constexpr MeshCoordinates coordinates(int rank) const { return {rank % tp, rank / tp % sp, rank / (tp * sp)}; }
   constexpr int rank_of(const MeshCoordinates& at) const { return (at.dp * sp + at.sp) * tp + at.tp; }
-  // Place among the ranks with the same tp.
+  // Index among the ranks with the same tp.
   constexpr int zero_rank(const MeshCoordinates& at) const { return at.dp * sp + at.sp; }
 };
 
-// The mesh of a job of `ranks` ranks; dp = 0 stands for as many as are left over. Throws UserError with the numbers and
-// one that would fit, where tp x sp x dp is not `ranks`.
+// The mesh of a job of `ranks` ranks; dp = 0 means ranks / (tp * sp). Throws UserError with a number that would fit
+// unless tp * sp * dp = ranks.
 MeshShape mesh_shape(int64_t tp, int64_t sp, int64_t dp, int ranks);
 
 class Mesh {
  public:
-  // Collective over `world`, which must have as many ranks as the shape; throws UserError otherwise. The communicators
-  // are of the same kind as `world` (host or device tensors).
+  // Collective over `world`; throws UserError unless it has shape.size() ranks. The communicators are of the same kind
+  // as `world` (host or device tensors).
   Mesh(Communicator& world, const MeshShape& shape);
 
   const MeshShape& shape() const { return shape_; }

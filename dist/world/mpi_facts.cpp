@@ -14,7 +14,7 @@ namespace tmamba {
 
 namespace {
 
-// Of Open MPI and MPICH; each has its own.
+// Control variables of Open MPI and MPICH; each library has only its own.
 constexpr std::array kOfInterest{"pml",
                                  "btl",
                                  "mtl",
@@ -35,7 +35,7 @@ constexpr std::array kOfInterest{"pml",
                                  "MPIR_CVAR_OFI_USE_PROVIDER",
                                  "MPIR_CVAR_NEMESIS_TCP_NETWORK_IFACE"};
 
-// A number of a control variable: its name where the library has one for it.
+// The name of a control variable's number, or its digits if the library has no name for it.
 std::string name_of_number(int value, MPI_T_enum names) {
   int count = 0, length = 0;
   if (names == MPI_T_ENUM_NULL || MPI_T_enum_get_info(names, &count, nullptr, &length) != MPI_SUCCESS) {
@@ -52,7 +52,7 @@ std::string name_of_number(int value, MPI_T_enum names) {
   return std::to_string(value);
 }
 
-// Of a control variable; empty for types that are no setting of a person.
+// The value of a control variable; empty for types that users do not set.
 std::string value_of(int index, MPI_Datatype type, MPI_T_enum names) {
   MPI_T_cvar_handle handle = nullptr;
   int count = 0;

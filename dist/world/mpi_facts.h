@@ -1,4 +1,4 @@
-// What the MPI library of this process says of itself.
+// Version and settings of this process's MPI library.
 #pragma once
 
 #include <map>
@@ -6,12 +6,12 @@
 
 namespace tmamba {
 
-// One line: "Open MPI v4.1.4, ...". Before and after MPI too.
+// One line such as "Open MPI v4.1.4, ...". May be called before MPI starts and after it ends.
 std::string mpi_library();
 
-// Effective values of the library's settings that decide how messages travel and where ranks run (transports,
-// interfaces, binding, single-copy), by name, from its tools interface; those it does not have are left out. After MPI
-// has started.
+// Effective values, by name, of the library's settings that affect communication and placement (transports, interfaces,
+// binding, single-copy), from the MPI tools interface. Settings that the library does not have are omitted. Requires
+// that MPI has started.
 std::map<std::string, std::string> mpi_settings();
 
 }  // namespace tmamba

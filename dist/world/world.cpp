@@ -25,13 +25,13 @@ namespace {
 namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
 
-// Who this process is, for an error on a thread that has no World at hand. Written once, before threads start.
+// The name of this process in messages of threads that have no World. Written once, before threads start.
 std::string& own_name() {
   static std::string name = "this process";
   return name;
 }
 
-// Errors that leave a thread, or noexcept code: the same kind of line, then the end of the job by an unclean exit.
+// For exceptions that leave a thread or a noexcept function: prints the usual line and ends the job by an unclean exit.
 [[noreturn]] void terminate_with_message() {
   std::string message = "ended by std::terminate";
   if (const std::exception_ptr current = std::current_exception()) {
@@ -47,14 +47,16 @@ std::string& own_name() {
   std::_Exit(1);
 }
 
-// Several tasks, each alone in its own MPI_COMM_WORLD, would each train the whole model and write the same files.
+// Throws if the launcher started several tasks and each has its own MPI_COMM_WORLD: each would train the complete model
+// and write the same files.
 void refuse_separate_tasks() {
   for (const char* variable : {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"}) {
     const char* value = std::getenv(variable);
     if (value != nullptr && std::atoi(value) > 1) {
-      throw UserError(str("the launcher started ", value, " tasks (", variable, "=", value,
-                          "), but MPI sees only this one: launcher and MPI library do not fit together. Start with the "
-                          "mpirun of the MPI library this program was built with, or with srun --mpi=pmix"));
+      throw UserError(
+          str("the launcher started ", value, " tasks (", variable, "=", value,
+              "), but MPI sees only this one: the launcher and the MPI library are incompatible. Start with "
+              "the mpirun of the MPI library that this program was built with, or with srun --mpi=pmix"));
     }
   }
 }
@@ -62,7 +64,7 @@ void refuse_separate_tasks() {
 fs::path shared_memory_folder() { return "/dev/shm"; }
 constexpr const char* kSharedMemoryPrefix = "tmamba-watchdog-";
 
-// What jobs that were killed left in shared memory: nothing of theirs has changed for an hour.
+// Removes folders of killed jobs from shared memory: those that have not changed for an hour.
 void remove_old_folders() {
   std::error_code error;
   for (const auto& entry : fs::directory_iterator(shared_memory_folder(), error)) {
@@ -74,11 +76,11 @@ void remove_old_folders() {
   }
 }
 
-// What a failed rank tells the others.
+// The message that failed ranks exchange.
 struct Failure {
   uint64_t message_hash;
   int32_t exit_code;
-  int32_t in_flight;  // 1: messages are in flight, MPI cannot be ended
+  int32_t in_flight;  // 1: messages are in flight, so MPI cannot be finalized
 };
 static_assert(sizeof(Failure) == 16);
 
@@ -106,9 +108,9 @@ void World::start_mpi() {
   if (const std::string warning = alone_in_job(std::getenv); !warning.empty()) print_line(warning);
   int started = 0, provided = 0;
   MPI_Initialized(&started);
-  TM_CHECK(!started, "MPI is already started: there can be only one World in a process");
+  TM_CHECK(!started, "MPI is already started; a process can have only one World");
   check_mpi(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread", "starting MPI");
-  TM_CHECK(provided >= MPI_THREAD_FUNNELED, "this MPI library does not support threads beside its own");
+  TM_CHECK(provided >= MPI_THREAD_FUNNELED, "this MPI library does not support MPI_THREAD_FUNNELED");
   for (MPI_Comm comm : {MPI_COMM_WORLD, MPI_COMM_SELF}) {
     check_mpi(MPI_Comm_set_errhandler(comm, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler", "starting MPI");
   }
@@ -140,7 +142,7 @@ void World::find_hosts() {
 
 void World::check_launcher() {
   std::string problem = launcher_disagreement(std::getenv, {.rank = rank_, .size = size_, .local_rank = local_rank_});
-  // The first rank's problem is everybody's. Not by the communicators, which count what goes through them.
+  // All ranks throw the lowest rank's problem. Plain MPI calls, because the communicators count traffic.
   int first = problem.empty() ? size_ : rank_, bytes = static_cast<int>(problem.size());
   check_mpi(MPI_Allreduce(MPI_IN_PLACE, &first, 1, MPI_INT, MPI_MIN, failure_comm_), "MPI_Allreduce", own_name());
   if (first == size_) return;
@@ -158,8 +160,8 @@ void World::start_watchdog(const WatchdogOptions& options) {
   if (watchdog_folder_.empty()) {
     if (local_size_ < size_) {
       throw UserError(
-          "the watchdog of a job on several hosts needs a folder that all of them see; give it one, or "
-          "switch it off by a time limit of 0");
+          "the watchdog of a job on several hosts needs a folder that all of them see; give one, or set "
+          "run.hang_timeout = 0");
     }
     int64_t pid = ::getpid();
     comm_->broadcast(Tensor(&pid, {1}, DType::i64), 0).wait();
@@ -176,7 +178,8 @@ void World::prepare_watchdog_folder() const {
   if (watchdog_folder_.parent_path() == shared_memory_folder()) remove_old_folders();
   fs::create_directories(watchdog_folder_, error);
   if (error) {
-    throw UserError(str("the watchdog cannot make the folder ", watchdog_folder_.string(), ": ", error.message()));
+    throw UserError(str("the watchdog cannot create the folder ", watchdog_folder_.string(), ": ", error.message(),
+                        "; check its permissions, or set run.hang_timeout = 0"));
   }
   for (const auto& entry : fs::directory_iterator(watchdog_folder_, error)) {
     const std::string name = entry.path().filename().string();
@@ -234,7 +237,7 @@ int World::fail(const std::string& message, int exit_code) {
 }
 
 void World::abort_job(int exit_code) {
-  // MPI_Abort asks the launcher, which may be gone or stuck.
+  // MPI_Abort asks the launcher, which may have exited or hang; this thread ends the process in that case.
   std::thread([exit_code] {
     std::this_thread::sleep_for(std::chrono::seconds(4));
     std::_Exit(exit_code);

@@ -48,14 +48,14 @@ void ranks_that_disagree(Case& c) {
       c.folder(), "srun --constraint=common --mpi=pmix -N1 -n2 bash -c \"SLURM_LOCALID=\\$((1 - SLURM_LOCALID)) exec " +
                       command_line("train run.toml", 0) + "\"");
   c.equal(outcome.code, 2, "exit code");
-  c.contains(outcome.output, "rank 0: MPI says local rank 0, SLURM says SLURM_LOCALID=1");
+  c.contains(outcome.output, "rank 0: MPI reports local rank 0, but SLURM set SLURM_LOCALID=1");
 }
 
 void launcher_without_pmix(Case& c) {
   const Outcome outcome =
       c.cluster().run(c.folder(), "srun --constraint=common --mpi=none -N2 -n2 " + command_line("train run.toml", 0));
   c.equal(outcome.code, 2, "exit code");
-  c.contains(outcome.output, "without telling them of each other");
+  c.contains(outcome.output, "without PMI");
   c.contains(outcome.output, "srun --mpi=pmix");
 }
 

@@ -82,7 +82,7 @@ const std::vector<Edit>& edits() {
       {"step array", [](json& m) { m["step"] = {5}; }, "step is not an integer"},
       {"files object", [](json& m) { m["files"] = json::object(); }, "files is not an array"},
       {"file text", [](json& m) { m["files"][0] = "rank-00000.h5"; }, "files[0] is not an object"},
-      {"name number", [](json& m) { m["files"][0]["name"] = 5; }, "files[0].name is not a text"},
+      {"name number", [](json& m) { m["files"][0]["name"] = 5; }, "files[0].name is not a string"},
       {"parent", [](json& m) { m["files"][0]["name"] = "../rank-00000.h5"; }, "file name is not allowed"},
       {"absolute", [](json& m) { m["files"][0]["name"] = "/etc/passwd.h5"; }, "file name is not allowed"},
       {"hidden", [](json& m) { m["files"][0]["name"] = ".h5"; }, "file name is not allowed"},
@@ -93,10 +93,10 @@ const std::vector<Edit>& edits() {
       {"same file twice", [](json& m) { m["files"][1]["name"] = "rank-00000.h5"; }, "listed twice"},
       {"empty file", [](json& m) { m["files"][0]["bytes"] = 0; }, "cannot have 0 bytes"},
       {"negative file", [](json& m) { m["files"][0]["bytes"] = -100; }, "cannot have -100 bytes"},
-      {"short hash", [](json& m) { m["files"][0]["sha256"] = "00"; }, "no proper SHA-256"},
-      {"capital hash", [](json& m) { m["files"][0]["sha256"] = std::string(64, 'A'); }, "no proper SHA-256"},
+      {"short hash", [](json& m) { m["files"][0]["sha256"] = "00"; }, "SHA-256 that is not 64"},
+      {"capital hash", [](json& m) { m["files"][0]["sha256"] = std::string(64, 'A'); }, "SHA-256 that is not 64"},
       {"idle file", [](json& m) { m["files"].push_back(m["files"][0]), m["files"][2]["name"] = "x.h5"; },
-       "holds no tensor"},
+       "contains no tensor"},
       {"tensors null", [](json& m) { m["tensors"] = nullptr; }, "tensors is not an array"},
       {"tensor number", [](json& m) { m["tensors"][1] = 7; }, "tensors[1] is not an object"},
       {"tensor without dtype", [](json& m) { m["tensors"][1].erase("dtype"); }, "tensors[1] has 3 members"},
@@ -105,8 +105,8 @@ const std::vector<Edit>& edits() {
       {"same tensor twice", [](json& m) { m["tensors"][1]["name"] = "a"; }, "listed twice"},
       {"tensor below tensor", [](json& m) { m["tensors"][1]["name"] = "a/b"; }, "name of the folder"},
       {"empty tensor name", [](json& m) { m["tensors"][1]["name"] = ""; }, "empty name"},
-      {"dots in name", [](json& m) { m["tensors"][1]["name"] = "x/../b"; }, "empty part"},
-      {"slash at the end", [](json& m) { m["tensors"][1]["name"] = "b/"; }, "empty part"},
+      {"dots in name", [](json& m) { m["tensors"][1]["name"] = "x/../b"; }, "empty component"},
+      {"slash at the end", [](json& m) { m["tensors"][1]["name"] = "b/"; }, "empty component"},
       {"control character", [](json& m) { m["tensors"][1]["name"] = "b\033[2J"; }, "not printable"},
       {"long tensor name", [](json& m) { m["tensors"][1]["name"] = std::string(1000, 'a'); }, "1000 characters"},
       {"no shape", [](json& m) { m["tensors"][1]["shape"] = json::array(); }, "0 numbers"},
@@ -153,39 +153,39 @@ const std::vector<Edit>& edits() {
        [](json& m) {
          slice(m, 3)["offset"] = {2, 3};
        },
-       "lies outside"},
+       "is outside the tensor"},
       {"negative offset",
        [](json& m) {
          slice(m, 0)["offset"] = {-2, 0};
        },
-       "lies outside"},
+       "is outside the tensor"},
       {"wrapping offset",
        [](json& m) {
          slice(m, 3)["offset"] = {INT64_MAX, 2};
        },
-       "lies outside"},
+       "is outside the tensor"},
       {"wrapping slice",
        [](json& m) {
          slice(m, 3)["shape"] = {INT64_MAX, 2};
        },
-       "lies outside"},
+       "is outside the tensor"},
       {"empty slice",
        [](json& m) {
          slice(m, 3)["shape"] = {0, 2};
        },
-       "lies outside"},
-      {"1-D slice", [](json& m) { slice(m, 3)["offset"] = {2}; }, "another number of sizes"},
-      {"no such file", [](json& m) { slice(m, 3)["file"] = 2; }, "no file 2"},
+       "is outside the tensor"},
+      {"1-D slice", [](json& m) { slice(m, 3)["offset"] = {2}; }, "has another rank"},
+      {"no such file", [](json& m) { slice(m, 3)["file"] = 2; }, "but there are 2 files"},
       {"negative file index", [](json& m) { slice(m, 3)["file"] = -1; }, "file is negative"},
       {"past the end", [](json& m) { slice(m, 3)["position"] = 70; }, "does not fit rank-00001.h5"},
       {"negative position", [](json& m) { slice(m, 3)["position"] = -1; }, "does not fit"},
       {"wrapping position", [](json& m) { slice(m, 3)["position"] = INT64_MAX - 3; }, "does not fit"},
       {"shared bytes", [](json& m) { slice(m, 3)["position"] = 8; }, "claim the same bytes"},
       {"same dataset twice", [](json& m) { slice(m, 3)["dataset"] = "/a/2,0"; }, "listed twice for one file"},
-      {"relative dataset", [](json& m) { slice(m, 3)["dataset"] = "a"; }, "no dataset path"},
-      {"dataset with dots", [](json& m) { slice(m, 3)["dataset"] = "/a/../b"; }, "empty part"},
+      {"relative dataset", [](json& m) { slice(m, 3)["dataset"] = "a"; }, "is not an absolute path"},
+      {"dataset with dots", [](json& m) { slice(m, 3)["dataset"] = "/a/../b"; }, "empty component"},
       {"short checksum", [](json& m) { slice(m, 3)["crc32c"] = "0"; }, "8 hexadecimal digits"},
-      {"checksum number", [](json& m) { slice(m, 3)["crc32c"] = 0; }, "not a text"},
+      {"checksum number", [](json& m) { slice(m, 3)["crc32c"] = 0; }, "not a string"},
       {"slice array",
        [](json& m) {
          slice(m, 3) = json::array({1, 2});
@@ -218,9 +218,9 @@ TEST(Manifest, TextsThatAreNoJsonAreRefused) {
   EXPECT_THAT(thrown([&] { parse_manifest(sealed("{\"a\": 1, }")); }), HasSubstr("not valid JSON"));
   EXPECT_THAT(thrown([&] { parse_manifest(sealed("{\"a\": \"\xff\"}")); }), HasSubstr("not valid JSON"));
   EXPECT_THAT(thrown([&] { parse_manifest(sealed("{\"step\": 1e999}")); }), HasSubstr("not valid JSON"));
-  EXPECT_THAT(thrown([&] { parse_manifest(""); }), HasSubstr("cut short"));
-  EXPECT_THAT(thrown([&] { parse_manifest(std::string(500, 'x')); }), HasSubstr("does not end in its own SHA-256"));
-  EXPECT_THAT(thrown([&] { parse_manifest(good().dump(1)); }), HasSubstr("does not end in its own SHA-256"));
+  EXPECT_THAT(thrown([&] { parse_manifest(""); }), HasSubstr("truncated"));
+  EXPECT_THAT(thrown([&] { parse_manifest(std::string(500, 'x')); }), HasSubstr("does not end with its SHA-256"));
+  EXPECT_THAT(thrown([&] { parse_manifest(good().dump(1)); }), HasSubstr("does not end with its SHA-256"));
 }
 
 TEST(Manifest, EveryFlippedBitAndEveryCutIsFound) {

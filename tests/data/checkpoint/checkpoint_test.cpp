@@ -156,8 +156,10 @@ TEST_F(CheckpointTest, BadReadsSayWhatIsWrong) {
   EXPECT_THAT(read("optim/steps", {0}, Tensor(memory.data(), {7}, DType::f64)),
               HasSubstr("stored as int64 and cannot be read as float64"));
   EXPECT_THAT(read("state/cursor", {0, 0}, Tensor(memory.data(), {3, 9}, DType::i64)), HasSubstr("stored as int32"));
-  EXPECT_THAT(read("model/norm.weight", {20}, Tensor(memory.data(), {5}, DType::f32)), HasSubstr("lies outside"));
-  EXPECT_THAT(read("model/norm.weight", {-1}, Tensor(memory.data(), {5}, DType::f32)), HasSubstr("lies outside"));
+  EXPECT_THAT(read("model/norm.weight", {20}, Tensor(memory.data(), {5}, DType::f32)),
+              HasSubstr("is outside the tensor"));
+  EXPECT_THAT(read("model/norm.weight", {-1}, Tensor(memory.data(), {5}, DType::f32)),
+              HasSubstr("is outside the tensor"));
   EXPECT_THAT(read("model/norm.weight", {0, 0}, Tensor(memory.data(), {5, 1}, DType::f32)), HasSubstr("2 offsets"));
   EXPECT_EQ(read("model/norm.weight", {24}, Tensor(memory.data(), {0}, DType::f32)), "");
   EXPECT_THAT(thrown<UserError>([&] { CheckpointReader(folder / "absent"); }), HasSubstr("no such folder"));
@@ -171,10 +173,10 @@ TEST_F(CheckpointTest, BadSlicesAreRefusedBeforeAnythingIsWritten) {
   EXPECT_THAT(refused({slice_of(x, {{0, 0}, {4, 3}}), slice_of(x, {{3, 2}, {1, 2}})}), HasSubstr("overlap"));
   EXPECT_THAT(refused({slice_of(x, {{0, 0}, {4, 4}}), slice_of(x, {{0, 0}, {4, 4}})}), HasSubstr("overlap"));
   EXPECT_THAT(refused({slice_of(x, {{0, 0}, {2, 4}}), slice_of(other, {{2, 0}, {2, 4}})}),
-              HasSubstr("on a rank before"));
-  EXPECT_THAT(refused({{"x", {4, 4}, {1, 0}, x.view()}}), HasSubstr("lies outside"));
-  EXPECT_THAT(refused({{"x", {4, 4}, {0}, x.view()}}), HasSubstr("another number of sizes"));
-  EXPECT_THAT(refused({{"../x", {4, 4}, {0, 0}, x.view()}}), HasSubstr("empty part"));
+              HasSubstr("on a lower rank"));
+  EXPECT_THAT(refused({{"x", {4, 4}, {1, 0}, x.view()}}), HasSubstr("is outside the tensor"));
+  EXPECT_THAT(refused({{"x", {4, 4}, {0}, x.view()}}), HasSubstr("has another rank"));
+  EXPECT_THAT(refused({{"../x", {4, 4}, {0, 0}, x.view()}}), HasSubstr("empty component"));
   EXPECT_THAT(refused({{"", {4, 4}, {0, 0}, x.view()}}), HasSubstr("empty name"));
   EXPECT_THAT(refused({{"x", {4, 4}, {0, 0}, ConstTensor()}}), HasSubstr("has no data"));
   EXPECT_THAT(refused({{"x", {4, 4, 1}, {0, 0, 0}, Tensor(x.bytes.data(), {4, 4, 1}, DType::f32)}}),
@@ -257,7 +259,7 @@ TEST_F(CheckpointTest, TheNewestWholeOneIsFoundAndDamagedOnesAreSetAside) {
   put_text(folder / "step-00000002/rank-00000.h5", text);
   fs::create_directories(folder / "step-00000004.damaged");
   EXPECT_EQ(newest_checkpoint(folder.path(), on_damage), folder / "step-00000001");
-  EXPECT_THAT(told, ElementsAre(HasSubstr("its manifest is that of step 3"), HasSubstr("has 100 bytes"),
+  EXPECT_THAT(told, ElementsAre(HasSubstr("the manifest is of step 3"), HasSubstr("has 100 bytes"),
                                 AllOf(HasSubstr("step-00000002: "), HasSubstr("rank-00000.h5"), HasSubstr("damaged"))));
   EXPECT_THAT(names_in(folder.path()),
               ElementsAre("latest", "step-00000001", "step-00000002.damaged", "step-00000004.damaged",

@@ -308,7 +308,7 @@ TEST_F(Prepare, AnotherDataSetIsNotOverwrittenUnasked) {
   const std::string before = read_file(folder_ / "out/train.h5");
   auto other = plan;
   other.seed = 9;
-  EXPECT_MESSAGE(UserError, "holds another data set (seed differs)", prepare(other));
+  EXPECT_MESSAGE(UserError, "has a different data set (seed differs)", prepare(other));
   other = plan;
   other.tokenizer = sentencepiece().string();
   EXPECT_MESSAGE(UserError, "(the tokenizer differs)", prepare(other));
@@ -320,7 +320,7 @@ TEST_F(Prepare, AnotherDataSetIsNotOverwrittenUnasked) {
                                    std::filesystem::file_time_type::clock::now() + std::chrono::hours(1));
   EXPECT_MESSAGE(UserError, "(the inputs differ)", prepare(plan));
   write_file(folder_ / "out/dataset.json", "{\"broken");
-  EXPECT_MESSAGE(UserError, "not one of this program", prepare(plan));
+  EXPECT_MESSAGE(UserError, "another format or version", prepare(plan));
   std::filesystem::remove(folder_ / "out/dataset.json");
   EXPECT_MESSAGE(UserError, "no dataset.json", prepare(plan));
   EXPECT_EQ(read_file(folder_ / "out/train.h5"), before);
@@ -387,7 +387,7 @@ TEST_F(BadInput, Files) {
   refused(options({"/dev/null"}), "not a regular file");
   auto separators = options({write_file(folder_ / "separators", "\n\n\n\n")});
   separators.separator = "\n\n";
-  refused(separators, "the inputs hold no text");
+  refused(separators, "the inputs contain no text");
 }
 
 TEST_F(BadInput, Options) {
@@ -402,7 +402,7 @@ TEST_F(BadInput, Options) {
   refused(plan, "no such tokenizer");
   plan = options({good});
   plan.output = good;
-  EXPECT_MESSAGE(UserError, "is a file; the output is a folder", prepare(plan));
+  EXPECT_MESSAGE(UserError, "is a file; the output must be a folder", prepare(plan));
   plan = options({write_file(folder_ / "tiny", "tiny")});
   refused(plan, "too small to hold out");
 }

@@ -189,7 +189,7 @@ TEST_F(BadTokenFile, MissingEmptyOrForeign) {
   EXPECT_MESSAGE(UserError, "is empty", TokenFile(write_file(folder_ / "empty.h5", "")));
   EXPECT_MESSAGE(UserError, "not an HDF5 file", TokenFile(write_file(folder_ / "text.h5", testing_files::licence())));
   H5File::create(folder_ / "other.h5").close();
-  EXPECT_MESSAGE(UserError, "but no token file", TokenFile(folder_ / "other.h5"));
+  EXPECT_MESSAGE(UserError, "but not a token file", TokenFile(folder_ / "other.h5"));
 }
 
 TEST_F(BadTokenFile, TruncatedAnywhere) {

@@ -201,14 +201,15 @@ TEST(Training, RefusesBadOptions) {
   const TempFolder folder;
   const auto text = write_file(folder / "text", "a few words\n");
   const auto output = folder / "t.model";
-  EXPECT_MESSAGE(UserError, "name at least one file", train_sentencepiece({}, output, {}));
-  EXPECT_MESSAGE(UserError, "model type \"wordpiece\" is unknown",
+  EXPECT_MESSAGE(UserError, "give at least one file", train_sentencepiece({}, output, {}));
+  EXPECT_MESSAGE(UserError, "unknown model type \"wordpiece\"",
                  train_sentencepiece({text}, output, {.model_type = "wordpiece"}));
   EXPECT_MESSAGE(UserError, "a vocabulary of 200 tokens", train_sentencepiece({text}, output, {.vocab_size = 200}));
   EXPECT_MESSAGE(UserError, "cannot train a tokenizer of 4096 tokens",
                  train_sentencepiece({text}, output, {.vocab_size = 4096}));
   EXPECT_MESSAGE(UserError, "no such file", train_sentencepiece({folder / "missing"}, output, {}));
-  EXPECT_MESSAGE(UserError, "holds no text", train_sentencepiece({write_file(folder / "lines", "\n\n")}, output, {}));
+  EXPECT_MESSAGE(UserError, "contains no text",
+                 train_sentencepiece({write_file(folder / "lines", "\n\n")}, output, {}));
   EXPECT_FALSE(std::filesystem::exists(output));
 }
 

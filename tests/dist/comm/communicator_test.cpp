@@ -360,10 +360,10 @@ TEST_F(Communicators, RefusesWhatItCannotDo) {
     EXPECT_NE(text.find(str("\"", comm_.name(), "\", rank ", rank_, " of ", size_)), std::string::npos) << text;
   };
   if (size_ > 1)
-    expect(error_of([&] { comm_.all_reduce(on_other, ReduceOp::sum).wait(); }), str("lies on ", name_of(elsewhere)));
+    expect(error_of([&] { comm_.all_reduce(on_other, ReduceOp::sum).wait(); }), str("is on ", name_of(elsewhere)));
   expect(error_of([&] { comm_.all_reduce(strided, ReduceOp::sum).wait(); }), "not contiguous");
   expect(error_of([&] { comm_.all_gather(whole.x, two.x, counts).wait(); }), "its count is 1");
-  expect(error_of([&] { comm_.all_gather(whole.x, one.x, counts).wait(); }), "float64 in one call");
+  expect(error_of([&] { comm_.all_gather(whole.x, one.x, counts).wait(); }), "have different types");
   expect(error_of([&] { comm_.reduce_scatter(one.x, whole.x, short_counts).wait(); }), "one per rank");
   expect(error_of([&] { comm_.broadcast(two.x, size_).wait(); }), "the root is rank");
   const Message to_nobody{.peer = -1, .recv = {}, .send = two.x};

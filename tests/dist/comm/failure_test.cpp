@@ -138,9 +138,9 @@ TEST(Hang, ASlowRankIsNoHang) {
 TEST(Hang, ARankThatDoesNotArriveIsNamed) {
   const Outcome outcome = run_job(4, "hang_asleep");
   expect_hang(outcome);
-  EXPECT_PRINTED(outcome, ": all_reduce #6 (20000 bytes) on \"world\" is not done after", 1);
+  EXPECT_PRINTED(outcome, ": all_reduce #6 (20000 bytes) on \"world\" timed out after", 1);
   EXPECT_PRINTED(outcome, "  rank 2 on ", 1);
-  EXPECT_PRINTED(outcome, ": did not arrive, for ", 1);
+  EXPECT_PRINTED(outcome, ": did not arrive: ", 1);
   for (const char* innocent : {"  rank 0", "  rank 1", "  rank 3"}) EXPECT_PRINTED(outcome, innocent, 0);
 }
 
@@ -161,9 +161,9 @@ TEST(Hang, TheCauseIsFoundThroughRanksThatWaitThemselves) {
 TEST(Hang, WhatADeviceWaitsForIsNamed) {
   const Outcome outcome = run_job(4, "hang_on_device");
   expect_hang(outcome);
-  EXPECT_PRINTED(outcome, ": send_recv #2 (4096 bytes) on \"sp\" is not done after", 1);
+  EXPECT_PRINTED(outcome, ": send_recv #2 (4096 bytes) on \"sp\" timed out after", 1);
   EXPECT_PRINTED(outcome, "  rank 2 on ", 1);
-  EXPECT_PRINTED(outcome, ": did not arrive, for ", 1);
+  EXPECT_PRINTED(outcome, ": did not arrive: ", 1);
   EXPECT_PRINTED(outcome, "its last operation there was all_gather #1", 1);
   for (const char* innocent : {"  rank 0", "  rank 1", "  rank 3"}) EXPECT_PRINTED(outcome, innocent, 0);
 }

@@ -29,14 +29,14 @@ Heartbeat waiting(Heartbeat heartbeat, uint64_t key, OperationRecord operation) 
 const OperationRecord kSum{7, Collective::all_reduce, 400};
 
 // Rank 0 waits for the sum; the others are as given.
-std::string report(std::map<int, SeenRank> others) {
+std::string report(std::map<int, RankStatus> others) {
   const Heartbeat waiter = waiting(rank_with(0, {kSum}), kWorld, kSum);
   others[0] = {"node0", waiter, true};
-  return hang_report(waiter, [&](int rank) -> const SeenRank& { return others.at(rank); });
+  return hang_report(waiter, [&](int rank) -> const RankStatus& { return others.at(rank); });
 }
 
-SeenRank alive(Heartbeat heartbeat) { return {heartbeat.host, heartbeat, true}; }
-const SeenRank kWaitsToo = alive(waiting(rank_with(1, {kSum}), kWorld, kSum));
+RankStatus alive(Heartbeat heartbeat) { return {heartbeat.host, heartbeat, true}; }
+const RankStatus kWaitsToo = alive(waiting(rank_with(1, {kSum}), kWorld, kSum));
 
 void expect_contains(const std::string& text, const std::string& part) {
   EXPECT_NE(text.find(part), std::string::npos) << text;
@@ -44,19 +44,18 @@ void expect_contains(const std::string& text, const std::string& part) {
 
 TEST(HangReport, NamesTheOperation) {
   const std::string text = report({{1, kWaitsToo}, {2, alive(rank_with(2, {}))}});
-  expect_contains(text,
-                  "rank 0 on node0: all_reduce #7 (400 bytes) on \"world\" is not done after 9.5 s, held up by\n");
-  expect_contains(text, "  rank 2 on node1: did not arrive, for 9.5 s outside any communication; it has started no");
+  expect_contains(text, "rank 0 on node0: all_reduce #7 (400 bytes) on \"world\" timed out after 9.5 s; stragglers:\n");
+  expect_contains(text, "  rank 2 on node1: did not arrive: outside any communication for 9.5 s; it has started no");
   EXPECT_EQ(text.find("rank 1"), std::string::npos) << text;
 }
 
 TEST(HangReport, TellsRanksApartThatAreGone) {
-  SeenRank frozen = alive(rank_with(2, {{6, Collective::barrier, 0}}));
-  frozen.beating = false;
+  RankStatus frozen = alive(rank_with(2, {{6, Collective::barrier, 0}}));
+  frozen.alive = false;
   expect_contains(report({{1, kWaitsToo}, {2, frozen}}),
                   "rank 2 on node1: its process has stopped; its last operation "
                   "there was barrier #6 (0 bytes) on \"world\"");
-  expect_contains(report({{1, kWaitsToo}, {2, {"node1", std::nullopt, false}}}), "rank 2 on node1: has left no");
+  expect_contains(report({{1, kWaitsToo}, {2, {"node1", std::nullopt, false}}}), "rank 2 on node1: has written no");
   Heartbeat without = rank_with(2, {});
   without.communicators.clear();
   expect_contains(report({{1, kWaitsToo}, {2, alive(without)}}), "rank 2 on node1: has no communicator \"world\"");
@@ -65,14 +64,14 @@ TEST(HangReport, TellsRanksApartThatAreGone) {
 TEST(HangReport, SeesAnotherOperationOrSizeInTheSamePlace) {
   const OperationRecord larger{7, Collective::all_reduce, 404};
   expect_contains(report({{1, kWaitsToo}, {2, alive(waiting(rank_with(2, {larger}), kWorld, larger))}}),
-                  "rank 2 on node1: issued all_reduce #7 (404 bytes) on \"world\" in its place");
+                  "rank 2 on node1: issued all_reduce #7 (404 bytes) on \"world\" instead");
 }
 
 TEST(HangReport, SuspectsWhoHasStartedItOnlyWithoutABetterReason) {
-  const SeenRank idle = alive(rank_with(1, {kSum}));
+  const RankStatus idle = alive(rank_with(1, {kSum}));
   expect_contains(
       report({{1, idle}, {2, alive(waiting(rank_with(2, {kSum}), kWorld, kSum))}}),
-      "perhaps held up by\n  rank 1 on node0: has started it, and is for 9.5 s outside any communication\n");
+      "possible stragglers:\n  rank 1 on node0: has started it and is outside any communication for 9.5 s\n");
   const std::string text = report({{1, idle}, {2, alive(rank_with(2, {}))}});
   EXPECT_EQ(text.find("rank 1"), std::string::npos) << text;
 }
@@ -88,7 +87,7 @@ TEST(HangReport, FollowsWaitsAcrossCommunicators) {
   second.communicators.push_back({kPair, "pair", {1, 2}, {{2, Collective::broadcast, 8}}});
   const std::string text = report({{1, alive(first)}, {2, alive(second)}});
   expect_contains(text,
-                  "held up by\n  rank 2 on node1: did not arrive, for 9.5 s outside any communication; its last "
+                  "stragglers:\n  rank 2 on node1: did not arrive: outside any communication for 9.5 s; its last "
                   "operation there was broadcast #2 (8 bytes) on \"pair\"\n");
   EXPECT_EQ(text.find("  rank 1"), std::string::npos) << text;
 }

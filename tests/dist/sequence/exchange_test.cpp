@@ -454,7 +454,7 @@ TEST(ExchangeErrors, NameTheVerbTheTensorAndTheRank) {
   };
   Host pre({1, 8, 6}, 0), wrong({1, 1, 2, 6}, 0), keys({1, 8, 1, 2}, 0), states({1, 1, 1, 4}, 0), two({2, 1, 1, 4}, 0);
   expect(error_of([&] { exchange.conv_halo(arena, wrong.x, pre.x).finish(); }), "conv_halo",
-         "the halo is [1, 1, 2, 6], needed is [1, 1, 3, 6]");
+         "the halo is [1, 1, 2, 6], expected [1, 1, 3, 6]");
   const auto gather = [&] {
     exchange.gather_keys(arena, layout.layer(0), KeyTransport::gather, pre.x, pre.x, keys.x, keys.x).finish();
   };

@@ -75,10 +75,10 @@ void for_random_layouts(Body body) {
   EXPECT_GT(made, tried * 3 / 4);
 }
 
-TEST(Layout, SnakeDealsSegments) {
+TEST(Layout, ZigzagAssignsSegments) {
   const std::vector<int> expected{0, 1, 2, 2, 1, 0, 0, 1, 2, 2, 1, 0};
-  for (size_t k = 0; k < expected.size(); ++k) EXPECT_EQ(snake_rank(static_cast<int64_t>(k), 3), expected[k]) << k;
-  for (int64_t k = 0; k < 5; ++k) EXPECT_EQ(snake_rank(k, 1), 0);
+  for (size_t k = 0; k < expected.size(); ++k) EXPECT_EQ(zigzag_rank(static_cast<int64_t>(k), 3), expected[k]) << k;
+  for (int64_t k = 0; k < 5; ++k) EXPECT_EQ(zigzag_rank(k, 1), 0);
 }
 
 TEST(Layout, EvenSplitIsEqualAndAligned) {
@@ -136,7 +136,7 @@ TEST(Layout, EveryTokenHasOneOwnerAndOneRow) {
     for (int64_t t = 0; t < layout.tokens(); ++t) {
       const Segment& s = layout.segment_at(t);
       ASSERT_TRUE(s.range().contains(t)) << "token " << t;
-      ASSERT_EQ(layout.rank_of(t), snake_rank(s.index / layout.spec().grain, layout.ranks()));
+      ASSERT_EQ(layout.rank_of(t), zigzag_rank(s.index / layout.spec().grain, layout.ranks()));
       ASSERT_TRUE(rows[static_cast<size_t>(s.rank)].insert(layout.local_row(t)).second) << "token " << t;
     }
     int64_t most = 0;
@@ -182,7 +182,7 @@ TEST(Layout, SegmentsAreWholeChunksOfNearlyEqualSize) {
       ASSERT_EQ(longest, shortest);
       ASSERT_EQ(layout.alignment().unit, longest);
     }
-    // No other cut at chunk granularity gives the busiest rank fewer chunks, where segments are dealt one by one.
+    // No other cut at chunk granularity gives the busiest rank fewer chunks, where grain is 1.
     const int64_t grain = layout.spec().grain;
     ASSERT_LE(ceil_div(layout.max_local_tokens(), chunk),
               ceil_div(ceil_div(layout.tokens(), chunk), int64_t{layout.ranks()}) + grain - 1);
@@ -352,7 +352,7 @@ TEST(Layout, RefusalNamesTheNumberToChange) {
   EXPECT_NE(refusal({.tokens = 64, .transpoints = {-1}}).find("TransPoint -1"), std::string::npos);
   EXPECT_NE(refusal({.tokens = 64, .ranks = 0}).find("parallel.sp = 0"), std::string::npos);
   EXPECT_NE(refusal({.tokens = 64, .fold = 0}).find("parallel.fold = 0"), std::string::npos);
-  EXPECT_NE(refusal({.tokens = 64, .grain = 0}).find("dealt at a time"), std::string::npos);
+  EXPECT_NE(refusal({.tokens = 64, .grain = 0}).find("LayoutSpec::grain = 0"), std::string::npos);
   EXPECT_NE(refusal({.tokens = 512, .ranks = 4, .chunk = 64, .grain = 4}).find("set run.canonical to at most 8"),
             std::string::npos);
   EXPECT_NE(refusal({.tokens = 64, .chunk = 0}).find("model.chunk = 0"), std::string::npos);

@@ -99,7 +99,7 @@ TEST_P(TensorExchanges, ViewsWithoutMemoryAreLeftAlone) {
 
 TEST_P(TensorExchanges, WrongRowsAreNamed) {
   const Tensor whole(nullptr, {N + 1, C}, DType::f64), mine(nullptr, {exchange_.rows().size() + 1, C}, DType::f64);
-  EXPECT_NE(error_of([&] { exchange_.gather_rows(whole, mine); }).find(str("needed are ", N, " rows")),
+  EXPECT_NE(error_of([&] { exchange_.gather_rows(whole, mine); }).find(str("expected ", N, " rows")),
             std::string::npos);
   const Tensor right(nullptr, {N, C}, DType::f64);
   EXPECT_NE(error_of([&] { exchange_.scatter_sum(mine, right); }).find("this rank's rows are"), std::string::npos);

@@ -1,4 +1,4 @@
-// What SLURM's variables say beside what MPI says.
+// Checks of SLURM's variables against MPI.
 #include "dist/world/launcher.h"
 
 #include <gtest/gtest.h>
@@ -34,7 +34,7 @@ TEST(Launcher, NamesWhatDiffers) {
   for (const std::string name : {"SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID"}) {
     const Variables variables = with(kSrun, name, "3");
     const std::string problem = launcher_disagreement(of(variables), kPlace);
-    EXPECT_NE(problem.find("rank 5: MPI says "), std::string::npos) << problem;
+    EXPECT_NE(problem.find("rank 5: MPI reports "), std::string::npos) << problem;
     EXPECT_NE(problem.find(name + "=3"), std::string::npos) << problem;
   }
 }

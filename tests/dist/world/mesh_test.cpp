@@ -71,14 +71,12 @@ std::string message(int64_t tp, int64_t sp, int64_t dp, int ranks) {
 TEST(MeshShape, SaysWhichNumbersDoNotFit) {
   EXPECT_EQ(message(2, 4, 3, 24), "");
   EXPECT_EQ(message(2, 4, 0, 24), "");
-  EXPECT_EQ(
-      message(2, 4, 3, 8),
-      "parallel: tp 2 x sp 4 x dp 3 does not make 8 ranks, which is how many the job has; set parallel.dp = 1, or 0 "
-      "for all that are left");
-  EXPECT_EQ(
-      message(2, 3, 0, 8),
-      "parallel: tp 2 x sp 3 does not make 8 ranks, which is how many the job has; start a multiple of 2 x 3 ranks, "
-      "or change parallel.tp or parallel.sp");
+  EXPECT_EQ(message(2, 4, 3, 8),
+            "parallel: tp * sp * dp = 2 * 4 * 3, but the job has 8 ranks; set parallel.dp = 1, or 0 for all remaining "
+            "ranks");
+  EXPECT_EQ(message(2, 3, 0, 8),
+            "parallel: 8 ranks is not divisible by tp * sp = 2 * 3; start a multiple of it, or change parallel.tp or "
+            "parallel.sp");
   for (auto [tp, sp, dp] : {std::array<int64_t, 3>{0, 1, 1}, {1, -1, 1}, {1, 1, -8}}) {
     EXPECT_NE(message(tp, sp, dp, 8).find("at least 1"), std::string::npos);
   }

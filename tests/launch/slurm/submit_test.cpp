@@ -110,7 +110,7 @@ TEST_F(Submit, WhatCannotBeSubmitted) {
   refused("", "--nodes is missing");
   refused("--nodes 0", "--nodes 0: at least 1");
   refused("--nodes 2 --array 2 --chain 2", "give one of them");
-  refused("--nodes 3 --set parallel.sp=2", "sp 2 does not make 3 ranks");
+  refused("--nodes 3 --set parallel.sp=2", "3 ranks is not divisible by tp * sp = 1 * 2");
   refused("--nodes 3 --set train.global_batch=8", "train.global_batch = 8");
   refused("--nodes 2 --set run.device=cuda", "SITE_GPUS_PER_NODE");
   refused("--nodes 2 --set data.train=nowhere.h5", "nowhere.h5");

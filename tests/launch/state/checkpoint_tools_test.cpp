@@ -198,7 +198,7 @@ TEST_F(CheckpointTools, RunFoldersMeanTheirNewest) {
   }
   EXPECT_EQ(checkpoint({"export", run.path().string(), (run / "a.h5").string(), "--weights"}).code, kDone);
   put_text(latest, "../x\n");
-  EXPECT_THAT(checkpoint({"verify", latest.string()}).text, HasSubstr("does not hold the name"));
+  EXPECT_THAT(checkpoint({"verify", latest.string()}).text, HasSubstr("does not contain the name"));
   EXPECT_EQ(checkpoint({"verify", (run / "a.h5").string()}).code, kBadInput);
   // One checkpoint is a list of one, and has the size that a save tells: that of its files.
   const json listed = json::parse(checkpoint({"ls", old.string(), "--json"}).text);
@@ -212,7 +212,7 @@ TEST_F(CheckpointTools, SwappedFoldersAreFound) {
   for (const fs::path& path : {a, b, a / ""}) {
     const Said said = checkpoint({"verify", path.string()});
     EXPECT_EQ(said.code, kFailed) << path;
-    EXPECT_THAT(said.text, HasSubstr("its manifest is that of step"));
+    EXPECT_THAT(said.text, HasSubstr("the manifest is of step"));
   }
   EXPECT_EQ(checkpoint({"ls", run.path().string()}).code, kFailed);
 }

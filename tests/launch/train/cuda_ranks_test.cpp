@@ -118,7 +118,7 @@ TEST_F(CudaRanks, CheckpointsMoveBetweenLayouts) {
 TEST_F(CudaRanks, MoreRanksThanGpusAreRefused) {
   const Outcome outcome = shell("export CUDA_VISIBLE_DEVICES=0; " + command_line(arguments("run", ""), 2));
   EXPECT_EQ(outcome.code, 2) << outcome.output;
-  EXPECT_NE(outcome.output.find("2 ranks, but 1 GPU for them; start at most 1 rank on a host"), std::string::npos)
+  EXPECT_NE(outcome.output.find("2 ranks for 1 GPU; start at most 1 rank on this host"), std::string::npos)
       << outcome.output;
 }
 

@@ -82,7 +82,7 @@ TEST_F(Ranks, ARankThatHangsIsNamedWithItsOperation) {
             "grep -qz '^OMPI_COMM_WORLD_RANK=2$' /proc/$p/environ && kill -STOP $p; done; wait $job");
   EXPECT_EQ(outcome.code, 1) << outcome.output;
   EXPECT_LT(seconds_since(begin), 30) << outcome.output;
-  for (const char* part : {"hang: rank ", " is not done after", "  rank 2 on ", ": its process has stopped"}) {
+  for (const char* part : {"hang: rank ", " timed out after", "  rank 2 on ", ": its process has stopped"}) {
     EXPECT_NE(outcome.output.find(part), std::string::npos) << "does not say: " << part << "\n" << outcome.output;
   }
   for (const char* innocent : {"  rank 0 on ", "  rank 1 on ", "  rank 3 on "}) {
