@@ -50,7 +50,7 @@ setsid mpirun -n 2 "$transmamba" train configs/quickstart.toml "${compare[@]}" &
 trap 'kill -USR1 $! 2>/dev/null' INT TERM
 code=0
 wait $! || code=$?
-while kill -0 $! 2>/dev/null; do code=0; wait $! || code=$?; done  # a signal ended the wait before mpirun ended
+while [ $code -gt 128 ]; do code=0; wait $! || code=$?; done  # a signal to this script ends a wait, not mpirun
 trap - INT TERM
 if [ $code -eq 85 ]; then
   echo "stopped on a signal and saved; run ./launch/quickstart.sh again to resume"
