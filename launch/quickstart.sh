@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a fresh Debian 12 machine with two cores to a trained TransMamba: installs packages, builds, takes real English
-# (Debian's dict-gcide, 40 MB), prepares it, trains with two MPI ranks, and shows what came out. Run again, it goes on
+# (Debian's dict-gcide, 40 MB), prepares it, trains with two MPI ranks, and shows the result. Run it again and it resumes
 # where it stopped. About 15 minutes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -42,13 +42,18 @@ if [ ! -s $run/baselines ]; then
   mv $run/baselines.part $run/baselines
 fi
 
-say "training with mpirun -n 2 (Ctrl-C saves and stops; run again to go on)"
+say "training with mpirun -n 2 (Ctrl-C saves and stops; run again to resume)"
 compare=()
 while read -r line; do compare+=(--compare "$line"); done <$run/baselines
+# mpirun kills its ranks when it gets Ctrl-C. In a session of its own it does not get it, and USR1 saves.
+setsid mpirun -n 2 "$transmamba" train configs/quickstart.toml "${compare[@]}" &
+trap 'kill -USR1 $! 2>/dev/null' INT TERM
 code=0
-mpirun -n 2 "$transmamba" train configs/quickstart.toml "${compare[@]}" || code=$?
+wait $! || code=$?
+while [ $code -gt 128 ]; do code=0; wait $! || code=$?; done  # a signal to this script ends a wait, not mpirun
+trap - INT TERM
 if [ $code -eq 85 ]; then
-  echo "stopped on a signal and saved; run ./launch/quickstart.sh again to go on"
+  echo "stopped on a signal and saved; run ./launch/quickstart.sh again to resume"
 fi
 [ $code -eq 0 ] || exit $code
 
