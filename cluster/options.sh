@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Prints the options of sbatch that a site file stands for, one a line, for the job scripts here:
+# Prints the sbatch options of a site file, one per line, for the job scripts in this folder:
 #   sbatch $(cluster/options.sh SITE_FILE) --nodes 16 cluster/many-nodes.sbatch SITE_FILE CONFIG RUN_DIR
-# `transmamba submit` does this and much more; these are for machines where it cannot run, and for reading.
+# `transmamba submit` does this and more; these scripts are examples, and for machines where it cannot run.
 set -euo pipefail
 # shellcheck source=/dev/null
 source "$1"
@@ -18,9 +18,9 @@ fi
 ranks=${SITE_RANKS_PER_NODE:-${SITE_GPUS_PER_NODE:-1}}
 option ntasks-per-node "$ranks"
 option cpus-per-task "${SITE_CPUS_PER_RANK:-}"
-# srun's ranks get the notice themselves; mpirun's get it through the script.
+# SLURM signals the ranks of srun directly; those of mpirun get the signal from the script.
 notice=USR1@${SITE_SIGNAL_SECONDS:-180}
 if [ "${SITE_LAUNCHER:-}" = mpirun ]; then notice=B:$notice; fi
 [ "${SITE_SIGNAL_SECONDS:-180}" = 0 ] || option signal "$notice"
-# shellcheck disable=SC2086  # words of their own
+# shellcheck disable=SC2086  # split into words on purpose
 printf '%s\n' ${SITE_SBATCH_OPTIONS:-}

@@ -19,15 +19,15 @@ bool plain(char c) {
 void require_one_line(const std::string& text) {
   for (char c : text) {
     if (static_cast<unsigned char>(c) >= 0x20 && c != 0x7f) continue;
-    throw UserError(str("\"", text, "\" has a line break or another control character in it; a job script cannot hold ",
-                        "that: choose another name"));
+    throw UserError(str("\"", text, "\" contains a line break or another control character, which a job script ",
+                        "cannot hold; rename it"));
   }
 }
 
 class Script {
  public:
   void line(const std::string& text) { out_ << text << "\n"; }
-  // An #SBATCH line; none without a value.
+  // Writes an #SBATCH line if `value` is not empty.
   void option(const std::string& name, const std::string& value) {
     if (value.empty()) return;
     const bool bare = std::all_of(value.begin(), value.end(), plain);
@@ -51,16 +51,17 @@ std::string quoted_words(const std::vector<std::string>& words) {
   return text;
 }
 
-// Where the job's whole story goes, restarts appended.
+// The log of the job, to which every attempt appends.
 std::string log_file(const JobSpec& job) {
   if (job.run_dir.find('\\') != std::string::npos) {
-    throw UserError(str("run.dir = ", job.run_dir, ": SLURM cannot write its log into a folder with a \\ in its name"));
+    throw UserError(str("run.dir = ", job.run_dir,
+                        ": SLURM cannot write its log into a directory with a \\ in its name; choose another run.dir"));
   }
   const std::string quoted = sbatch_quoted(job.run_dir, /*pattern=*/true);
   return quoted.substr(0, quoted.size() - 1) + "/" + job.log + (job.array > 0 ? "-%A_%a.log\"" : "-%j.log\"");
 }
 
-// What starts the program's ranks: one of the site's launchers, or the program.
+// Returns what starts the ranks: srun, mpirun, or the program itself.
 std::string launcher_of(const JobSpec& job) { return job.starts_ranks ? "program" : job.site.launcher; }
 
 void write_gpus(Script& script, const Site& site) {
@@ -87,14 +88,14 @@ void write_head(Script& script, const JobSpec& job) {
   script.option("qos", site.qos);
   script.option("constraint", site.constraint);
   script.option("time", site.time);
-  // srun's ranks get the notice themselves; others get it through the script.
+  // SLURM signals the ranks of srun directly; others get the signal from the script.
   if (site.signal_seconds > 0) {
     script.option("signal", str(launcher_of(job) == "srun" ? "" : "B:", "USR1@", site.signal_seconds));
   }
   script.line(site.requeue == "never" ? "#SBATCH --no-requeue" : "#SBATCH --requeue");
   if (job.array > 0) script.option("array", str("1-", job.array, "%1"));
-  // One job at a time in a run folder: those of the same name wait for each other. The tasks of one array, which SLURM
-  // leaves out of this, do by %1.
+  // One job at a time per run directory: jobs of the same name wait for each other. This does not hold between tasks of
+  // one array; those are limited by %1.
   script.line("#SBATCH --dependency=singleton");
   for (const std::string& option : site.sbatch_options) script.line("#SBATCH " + option);
 }
@@ -133,7 +134,7 @@ std::string job_script(const JobSpec& job) {
   script.line("#!/bin/bash");
   script.line(str("# ", job.nodes, job.nodes == 1 ? " node" : " nodes", " of ", job.ranks_per_node,
                   job.ranks_per_node == 1 ? " rank" : " ranks", ". Written by `transmamba ", job.verb,
-                  "`; start that again rather than edit."));
+                  "`; run that again instead of editing this file."));
   write_head(script, job);
   script.line("");
   script.line("program=(" + quoted_words(job.program) + ")");

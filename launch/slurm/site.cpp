@@ -28,15 +28,15 @@ bool has_only(const std::string& text, const std::string& marks) {
   });
 }
 
-// The value of a shell's assignment, which may go on over lines in quotes; the rest of the last line may be a comment.
+// Returns the value of a shell assignment. A quoted value may span lines; a comment may follow it.
 std::string value_of(std::istream& in, std::string rest, int& number, const Line& line) {
   const char quote = rest.empty() ? '\0' : rest[0];
   if (quote != '"' && quote != '\'') {
     const std::string word = rest.substr(0, rest.find_first_of(" \t#"));
     const size_t next = rest.find_first_not_of(" \t", word.size());
-    if (next != std::string::npos && rest[next] != '#') line.fail(": put a value of several words in quotes");
+    if (next != std::string::npos && rest[next] != '#') line.fail(": a value of several words needs quotes");
     if (!has_only(word, "_-./:=,@%+"))
-      line.fail(str(" = ", word, ": put a value with other marks than _-./:=,@%+ in quotes"));
+      line.fail(str(" = ", word, ": a value with characters other than letters, digits and _-./:=,@%+ needs quotes"));
     return word;
   }
   rest.erase(0, 1);
@@ -48,10 +48,10 @@ std::string value_of(std::istream& in, std::string rest, int& number, const Line
     rest += "\n" + more;
   }
   const size_t next = rest.find_first_not_of(" \t", end + 1);
-  if (next != std::string::npos && rest[next] != '#') line.fail(": something follows the closing quote");
+  if (next != std::string::npos && rest[next] != '#') line.fail(": text follows the closing quote; remove it");
   const std::string value = rest.substr(0, end);
   if (quote == '"' && value.find_first_of("$`\\") != std::string::npos) {
-    line.fail(": take single quotes for a value with $, ` or \\ in it");
+    line.fail(": a value with $, ` or \\ needs single quotes");
   }
   return value;
 }
@@ -60,7 +60,8 @@ int64_t number_of(const Line& line) {
   int64_t number = -1;
   const char* end = line.value.data() + line.value.size();
   const auto [stop, problem] = std::from_chars(line.value.data(), end, number);
-  if (problem != std::errc() || stop != end || number < 0) line.fail(str(" = ", line.value, ": a number is expected"));
+  if (problem != std::errc() || stop != end || number < 0)
+    line.fail(str(" = ", line.value, ": must be a number of at least 0"));
   return number;
 }
 
@@ -73,10 +74,11 @@ std::vector<std::string> words_of(const Line& line) {
 
 using Setter = std::function<void(Site&, const Line&)>;
 
-// A name as SLURM has them: it goes into the head of the job script.
+// A name in SLURM's notation; it is written into an #SBATCH line.
 Setter name_into(std::string Site::*member) {
   return [member](Site& site, const Line& line) {
-    if (!has_only(line.value, "_-./:=,@%+&|*[]()!")) line.fail(str(" = ", line.value, ": no name of SLURM's"));
+    if (!has_only(line.value, "_-./:=,@%+&|*[]()!"))
+      line.fail(str(" = ", line.value, ": contains a character that SLURM does not allow in this option"));
     site.*member = line.value;
   };
 }
@@ -94,7 +96,7 @@ Setter choice_into(std::string Site::*member, const std::vector<std::string>& ch
     if (std::find(choices.begin(), choices.end(), line.value) == choices.end()) {
       std::string names;
       for (const std::string& choice : choices) names += (names.empty() ? "" : " or ") + choice;
-      line.fail(str(" = ", line.value, ": ", names, " is expected"));
+      line.fail(str(" = ", line.value, ": must be ", names));
     }
     site.*member = line.value;
   };
@@ -103,7 +105,7 @@ Setter choice_into(std::string Site::*member, const std::vector<std::string>& ch
 void set_sbatch_options(Site& site, const Line& line) {
   for (const std::string& word : words_of(line)) {
     if (!word.starts_with("--") || !has_only(word, "_-./:=,@%+&|*[]()!")) {
-      line.fail(str(": ", word, ": options of the form --name or --name=value are expected"));
+      line.fail(str(": ", word, ": must have the form --name or --name=value"));
     }
     site.sbatch_options.push_back(word);
   }
@@ -146,20 +148,20 @@ Site parse_site(const std::string& text, const std::string& name) {
     Line line{.where = str(name, ":", number), .name = "", .value = ""};
     if (raw.ends_with('\r')) {
       line.fail(
-          "the line ends as on Windows (CRLF), and a shell would take the CR for a part of the value: sed -i "
+          "the line ends with CRLF, and a shell would make the CR part of the value; convert the file: sed -i "
           "'s/\\r$//' " +
           name);
     }
     const size_t begin = raw.find_first_not_of(" \t");
     if (begin == std::string::npos || raw[begin] == '#') continue;
     const size_t equals = raw.find('=');
-    if (equals == std::string::npos) line.fail(str(raw, ": NAME=value is expected"));
+    if (equals == std::string::npos) line.fail(str(raw, ": must be NAME=value"));
     line.name = raw.substr(begin, equals - begin);
     const auto setter = setters().find(line.name);
     if (setter == setters().end()) {
       std::string names;
       for (const auto& [known, unused] : setters()) names += " " + known;
-      line.fail(str(": there is no such value; there are", names));
+      line.fail(str(": unknown variable; valid:", names));
     }
     line.value = value_of(in, raw.substr(equals + 1), number, line);
     if (!line.value.empty()) setter->second(site, line);
@@ -169,7 +171,8 @@ Site parse_site(const std::string& text, const std::string& name) {
 
 Site read_site(const std::filesystem::path& file) {
   std::ifstream in(file, std::ios::binary);
-  if (!in || std::filesystem::is_directory(file)) throw UserError(str(file.string(), ": cannot read this site file"));
+  if (!in || std::filesystem::is_directory(file))
+    throw UserError(str(file.string(), ": cannot be read; check the path of the site file"));
   std::ostringstream text;
   text << in.rdbuf();
   return parse_site(text.str(), file.string());

@@ -1,4 +1,4 @@
-// What a cluster is like, for its job scripts: cluster/site.env, read by them and by `transmamba submit`.
+// The description of a cluster (cluster/site.env), read by the job scripts and by `transmamba submit`.
 #pragma once
 
 #include <cstdint>
@@ -8,13 +8,13 @@
 
 namespace tmamba {
 
-// One member per SITE_ variable; cluster/site.env says what each means.
+// One member per SITE_ variable; cluster/site.env documents each.
 struct Site {
   std::string partition, account, qos, constraint;
   int64_t gpus_per_node = 0;
   std::string gpu_option = "gpus-per-node";  // or gres
   std::string gpu_type;
-  int64_t ranks_per_node = 0;  // 0: one a GPU; without GPUs one
+  int64_t ranks_per_node = 0;  // 0: one per GPU, or one on nodes without GPUs
   int64_t cpus_per_rank = 0;   // 0: SLURM's default
   std::string time;
   int64_t signal_seconds = 180;
@@ -28,23 +28,24 @@ struct Site {
   std::string program;
   std::vector<std::string> sbatch_options;
 
-  // Ranks of a node where the command line gives none.
+  // Ranks per node unless the command line sets them.
   int64_t default_ranks() const { return ranks_per_node > 0 ? ranks_per_node : gpus_per_node > 0 ? gpus_per_node : 1; }
 };
 
-// Reads lines NAME=value as a shell would, and no others: a value is one bare word, or stands in single or double
-// quotes without anything that a shell would replace. Throws UserError naming file and line.
+// Parses lines NAME=value as a shell would: a value is one bare word, or is in single or double quotes without anything
+// that a shell would expand. Throws UserError naming file and line for anything else.
 Site parse_site(const std::string& text, const std::string& name);
 Site read_site(const std::filesystem::path& file);
 
-// The site file that a command is about: `named`, or without a name the one that TRANSMAMBA_SITE names; empty: none.
+// Returns `named`, or the value of TRANSMAMBA_SITE if it is empty; "" if neither is set.
 std::string site_file(const std::string& named);
-// What `file` says; without a file what SLURM takes by itself.
+// Reads `file`; without a file returns SLURM's defaults.
 Site site_of(const std::string& file);
 
-// How a rank starts this program on the site's nodes: in its container, at its path there, or as it is here.
+// The command with which a rank starts this program on the site's nodes: in its container, at its path there, or the
+// path of this executable.
 std::vector<std::string> rank_program(const Site& site);
-// srun and the options that every start of ranks needs; cluster/job.sh has the same.
+// srun and the options that every launch of ranks needs; cluster/job.sh uses the same.
 std::vector<std::string> srun_words(const Site& site);
 
 }  // namespace tmamba

@@ -24,36 +24,36 @@ std::string first_lines(const std::string& text) {
   return out;
 }
 
-// What SLURM is asked, or the error that it does not answer.
-std::string ask(const std::vector<std::string>& arguments) {
+// Runs a SLURM command and returns its output. Throws UserError if it fails.
+std::string query(const std::vector<std::string>& arguments) {
   const ChildEnd output = run_child({.command = arguments});
   if (output.exit_code != 0) {
     throw UserError(str(arguments[0], ": ", first_lines(output.text),
-                        "\nIs this a login node of the cluster, and does ",
-                        "SLURM run? --dry-run prints the job script without it"));
+                        "\nCheck that this is a login node of the cluster and that ",
+                        "SLURM runs; --dry-run prints the job script without it"));
   }
   return output.text;
 }
 
 struct Partition {
   std::set<std::string> nodes;
-  std::string limit;  // of a job's time, as SLURM writes it
+  std::string limit;  // of a job's time, in SLURM's notation
 };
 
-// What sinfo says, and the partition that is taken without a name; empty: there is none.
+// The partitions that sinfo lists, and the name of the default one (empty: there is none).
 struct Partitions {
   std::map<std::string, Partition> by_name;
-  std::string taken;
+  std::string default_name;
 };
 
 Partitions ask_partitions() {
-  // A line for each node and partition it is in; "*" marks the one that is taken without a name.
-  std::istringstream lines(ask({"sinfo", "--all", "--noheader", "--Node", "--format=%P %l %N"}));
+  // One line per node and partition; "*" marks the default partition.
+  std::istringstream lines(query({"sinfo", "--all", "--noheader", "--Node", "--format=%P %l %N"}));
   Partitions partitions;
   for (std::string name, limit, node; lines >> name >> limit >> node;) {
     if (name.back() == '*') {
       name.pop_back();
-      partitions.taken = name;
+      partitions.default_name = name;
     }
     partitions.by_name[name].nodes.insert(node);
     partitions.by_name[name].limit = limit;
@@ -61,7 +61,7 @@ Partitions ask_partitions() {
   return partitions;
 }
 
-// What sbatch takes for this option: its variable, else the last of the script's lines.
+// The value that sbatch uses for this option: its environment variable, else the last #SBATCH line.
 std::string effective(const JobSpec& job, const std::string& name, const char* variable, std::string value) {
   for (const std::string& option : job.site.sbatch_options) {
     if (option.starts_with("--" + name + "=")) value = option.substr(name.size() + 3);
@@ -70,7 +70,7 @@ std::string effective(const JobSpec& job, const std::string& name, const char* v
   return set != nullptr && *set != '\0' ? set : value;
 }
 
-// The partitions that the job may run in: those it names, with commas between them, else the one that SLURM takes.
+// The partitions in which the job may run: the comma-separated list that it names, else the default one.
 std::vector<std::string> wanted_partitions(const JobSpec& job, const Partitions& partitions) {
   std::istringstream names(effective(job, "partition", "SBATCH_PARTITION", job.site.partition));
   std::vector<std::string> wanted;
@@ -78,22 +78,22 @@ std::vector<std::string> wanted_partitions(const JobSpec& job, const Partitions&
     if (!partitions.by_name.contains(name)) {
       std::string all;
       for (const auto& [known, unused] : partitions.by_name) all += " " + known;
-      throw UserError(str("there is no partition ", name, " (SITE_PARTITION); there are", all));
+      throw UserError(str("unknown partition ", name, " (SITE_PARTITION); valid:", all));
     }
     wanted.push_back(name);
   }
-  if (wanted.empty() && !partitions.taken.empty()) wanted.push_back(partitions.taken);
+  if (wanted.empty() && !partitions.default_name.empty()) wanted.push_back(partitions.default_name);
   return wanted;
 }
 
 void require_nodes(const JobSpec& job, const std::string& name, const Partition& partition) {
   const auto nodes = std::ssize(partition.nodes);
   if (job.nodes <= nodes) return;
-  throw UserError(
-      str(job.nodes, " nodes are asked for, but partition ", name, " has ", nodes, nodes == 1 ? " node" : " nodes"));
+  throw UserError(str("--nodes ", job.nodes, ": partition ", name, " has ", nodes, nodes == 1 ? " node" : " nodes",
+                      "; use fewer nodes or another partition"));
 }
 
-// A QOS may let its jobs run longer than a partition does.
+// A QOS may lift the time limit of a partition.
 bool qos_lifts_limits(const JobSpec& job) {
   const std::string qos = effective(job, "qos", "SBATCH_QOS", job.site.qos);
   if (qos.empty() || find_program("sacctmgr").empty()) return false;
@@ -102,17 +102,17 @@ bool qos_lifts_limits(const JobSpec& job) {
   return flags.exit_code == 0 && flags.text.find("PartitionTimeLimit") != std::string::npos;
 }
 
-// SLURM takes a job of more time than its partition allows, and never starts it.
+// SLURM accepts a job with a longer time limit than its partition allows, and never starts it.
 void require_time(const JobSpec& job, const std::string& name, const Partition& partition) {
   const std::string time = effective(job, "time", "SBATCH_TIMELIMIT", job.site.time);
   const std::optional<int64_t> asked = slurm_minutes(time), most = slurm_minutes(partition.limit);
   if (!asked || !most || *asked <= *most || qos_lifts_limits(job)) return;
-  throw UserError(str("a time limit of ", time, " is asked for, but partition ", name, " ends jobs after ",
-                      partition.limit, ": SLURM would never start this one. Give --time ", partition.limit,
-                      " or less (SITE_TIME); the run goes on in the next start of the job"));
+  throw UserError(str("time limit ", time, ": partition ", name, " ends jobs after ", partition.limit,
+                      ", and SLURM would never start this one. Set --time ", partition.limit,
+                      " or less (SITE_TIME); the job is requeued and the run resumes"));
 }
 
-// Of several partitions SLURM takes one that can run the job.
+// Succeeds if any of the job's partitions can run it, as SLURM picks one that can.
 void require_partition(const JobSpec& job) {
   const Partitions partitions = ask_partitions();
   std::exception_ptr problem;
@@ -128,8 +128,8 @@ void require_partition(const JobSpec& job) {
   if (problem) std::rethrow_exception(problem);
 }
 
-// A job script under another name beside its own, until SLURM would take it. What is not kept leaves no trace: a job
-// that runs may hand in the script under its own name again.
+// A job script under a temporary name until SLURM would accept it. Unless keep() is called, its destructor removes it
+// and the directories it made: a running job may still resubmit the script under the final name.
 class Draft {
  public:
   Draft(fs::path target, const std::string& script)
@@ -141,7 +141,7 @@ class Draft {
       write_text_durably(file_, script);
     } catch (const FileError& error) {
       clear();
-      throw UserError(str(error.what(), ": cannot write the job script; check run.dir"));
+      throw UserError(str(error.what(), ": the job script cannot be written; check run.dir"));
     }
   }
   ~Draft() {
@@ -170,8 +170,9 @@ class Draft {
 void require_slurm() {
   for (const char* program : {"sbatch", "sinfo", "squeue"}) {
     if (find_program(program).empty()) {
-      throw UserError(str(program, " was not found: there is no SLURM on this machine. Submit on a login node of the ",
-                          "cluster, or take --dry-run, which prints the job script"));
+      throw UserError(str(program,
+                          " was not found: this machine has no SLURM. Submit on a login node of the cluster, or ",
+                          "use --dry-run, which prints the job script"));
     }
   }
 }
@@ -220,8 +221,8 @@ void require_one_name(const JobSpec& job) {
   for (std::string number, name; lines >> number && std::getline(lines >> std::ws, name);) {
     while (name.ends_with(' ')) name.pop_back();
     if (name == job.name || !name.ends_with(mark)) continue;
-    throw UserError(str("job ", number, " of the run folder ", job.run_dir, " has the name ", name,
-                        ", and one of another name would not wait for it: leave out --name or give the same, or ",
+    throw UserError(str("job ", number, " of the run directory ", job.run_dir, " is named ", name,
+                        ", and a job with another name would not wait for it: omit --name or use the same, or ",
                         "cancel that job"));
   }
 }
@@ -229,7 +230,8 @@ void require_one_name(const JobSpec& job) {
 std::map<std::string, std::string> queued_jobs(const std::vector<std::string>& names) {
   std::string list;
   for (const std::string& name : names) list += (list.empty() ? "" : ",") + name;
-  std::istringstream lines(ask({"squeue", "--noheader", str("--user=", getuid()), "--name=" + list, "--format=%i %j"}));
+  std::istringstream lines(
+      query({"squeue", "--noheader", str("--user=", getuid()), "--name=" + list, "--format=%i %j"}));
   std::map<std::string, std::string> jobs;
   for (std::string number, name; lines >> number >> name;) jobs[name] = number;
   return jobs;
@@ -247,7 +249,7 @@ std::vector<std::string> submit_jobs(const fs::path& file, const std::string& sc
   }
   std::vector<std::string> numbers;
   for (int64_t i = 0; i < count; ++i) {
-    std::string number = ask({"sbatch", "--parsable", file.string()});
+    std::string number = query({"sbatch", "--parsable", file.string()});
     number = number.substr(0, number.find_first_of(";\n"));
     numbers.push_back(number);
   }

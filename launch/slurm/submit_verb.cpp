@@ -1,4 +1,4 @@
-// transmamba submit: writes the batch script of a run and hands it to SLURM.
+// transmamba submit: writes the batch script of a run and submits it to SLURM.
 #include <cstdio>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -27,12 +27,13 @@ namespace {
 
 int64_t positive(const Command& command, const std::string& name) {
   const int64_t value = command.get<int64_t>(name);
-  if (value < 1) throw UserError(str("--", name, " ", value, ": at least 1 is expected"));
+  if (value < 1) throw UserError(str("--", name, " ", value, ": must be at least 1"));
   return value;
 }
 
-// As the job itself would find, hours later. A checkpoint that cannot be read is the job's own to judge.
-void require_own_folder(const RunConfig& config) {
+// Throws what the job itself would throw hours later if the run directory holds another model's checkpoints. A
+// checkpoint that cannot be read is left to the job.
+void require_same_model_in_run(const RunConfig& config) {
   const std::vector<fs::path> checkpoints = list_checkpoints(fs::path(config.run.dir) / "checkpoints");
   if (checkpoints.empty()) return;
   std::optional<RunState> state;
@@ -44,15 +45,17 @@ void require_own_folder(const RunConfig& config) {
   require_same_model(*state, config);
 }
 
-// A run that the ranks, the batch, the data or the memory do not fit is found now, not when the job starts.
+// Checks ranks, batch, data and memory now, so that a mistake does not wait in the queue first.
 void require_layout(RunConfig config, const JobSpec& job) {
   validate(config);
   const int64_t ranks = job.nodes * job.ranks_per_node, gpus = job.site.gpus_per_node;
-  if (ranks > (1 << 20)) throw UserError(str(job.nodes, " nodes of ", job.ranks_per_node, " ranks: too many ranks"));
+  if (ranks > (1 << 20))
+    throw UserError(str(job.nodes, " nodes of ", job.ranks_per_node,
+                        " ranks are more than 2^20: use fewer nodes or --ranks-per-node"));
   if (config.run.device == Device::cuda && job.ranks_per_node > gpus) {
     throw UserError(str(job.ranks_per_node, " ranks on a node, but the site's nodes have ", gpus,
-                        gpus == 1 ? " GPU" : " GPUs", " (SITE_GPUS_PER_NODE): give --ranks-per-node ",
-                        std::max<int64_t>(gpus, 1), gpus == 0 ? " and the site's GPUs" : "",
+                        gpus == 1 ? " GPU" : " GPUs", " (SITE_GPUS_PER_NODE): set --ranks-per-node ",
+                        std::max<int64_t>(gpus, 1), gpus == 0 ? " and SITE_GPUS_PER_NODE" : "",
                         ", or set run.device = \"cpu\""));
   }
   const MeshShape mesh =
@@ -60,16 +63,15 @@ void require_layout(RunConfig config, const JobSpec& job) {
   const TokenFileInfo data = TokenFile(config.data.train).info();
   for (const ValidationSet& set : validation_sets(config.data)) TokenFile(set.path).info();
   if (config.model.vocab == 0) config.model.vocab = data.vocab_size;
-  require_own_folder(config);
+  require_same_model_in_run(config);
   MachineModel machine = machine_of_device(config);
   if (config.run.memory_limit > 0) machine.memory_bytes = config.run.memory_limit * static_cast<double>(1 << 30);
   const RunPlan plan =
       config.run.plan.empty() ? choose_plan(config, mesh, machine) : read_plan(config.run.plan, config, mesh);
-  if (config.run.device == Device::cpu && config.run.memory_limit == 0)
-    return;  // unknown how much a node's ranks may take
+  if (config.run.device == Device::cpu && config.run.memory_limit == 0) return;  // a node's memory is unknown here
   const RankMemory memory = largest_memory(config, plan);
   if (static_cast<double>(memory.total()) <= machine.memory_bytes) return;
-  throw UserError(str("this run does not fit: a rank needs ", bytes_text(memory.total()), ", and may take ",
+  throw UserError(str("this run does not fit: a rank needs ", bytes_text(memory.total()), " of ",
                       bytes_text(static_cast<int64_t>(machine.memory_bytes)), "; ",
                       memory_advice(plan.dims, plan.transports, machine)));
 }
@@ -80,14 +82,15 @@ JobSpec job_of(const Command& command, const RunConfig& config) {
   job.nodes = positive(command, "nodes");
   job.ranks_per_node = command.has("ranks-per-node") ? positive(command, "ranks-per-node") : job.site.default_ranks();
   if (command.has("time")) job.site.time = command.get<std::string>("time");
-  if (command.has("array") && command.has("chain")) throw UserError("--array and --chain: give one of them");
+  if (command.has("array") && command.has("chain"))
+    throw UserError("--array and --chain exclude each other: use one of them");
   if (command.has("array")) job.array = positive(command, "array");
-  // Whoever waits behind this job goes on with the run; the job itself must not come back.
+  // The next job or task resumes the run, so this one must not be requeued.
   if (command.has("array") || command.has("chain")) job.site.requeue = "never";
   job.work_dir = fs::current_path().string();
   job.run_dir = fs::absolute(config.run.dir).lexically_normal().string();
   job.file = (fs::path(job.run_dir) / "job.sbatch").string();
-  // However the folder is named, through links or not, its jobs wait for each other.
+  // The canonical path, so that jobs of one directory wait for each other whichever link names it.
   job.name = job_name(fs::weakly_canonical(job.run_dir).string(),
                       command.has("name") ? command.get<std::string>("name") : std::string());
   job.verb = "submit";
@@ -102,26 +105,26 @@ JobSpec job_of(const Command& command, const RunConfig& config) {
 int submit_verb(const Arguments& arguments) {
   Command command(
       "submit CONFIG --nodes N [options]",
-      "Writes the SLURM job script of a training run (job.sbatch in its folder) and submits it. Before that it checks\n"
-      "what can be checked: that layout, batch and memory fit the nodes, that the data are there, that SLURM takes "
-      "the\n"
-      "job. The job saves before its time is up and is requeued, again and again, until the run is done. What the "
-      "site\n"
-      "is like stands in one file: see cluster/site.env.");
+      "Writes the SLURM job script of a training run (job.sbatch in its run directory) and submits it. Before that it\n"
+      "checks that layout, batch and memory fit the nodes, that the data exist, and that SLURM accepts the job. The "
+      "job\n"
+      "saves before its time limit and is requeued until the run is done. The site is described in one file: see\n"
+      "cluster/site.env.");
   command.options()("nodes", po::value<int64_t>(), "nodes of the job")(
-      "ranks-per-node", po::value<int64_t>(), "ranks on each; default: SITE_RANKS_PER_NODE, else one for each GPU")(
-      "site", po::value<std::string>(), "site file; default: the one that TRANSMAMBA_SITE names")(
+      "ranks-per-node", po::value<int64_t>(), "ranks per node; default: SITE_RANKS_PER_NODE, else one per GPU")(
+      "site", po::value<std::string>(), "site file; default: the value of TRANSMAMBA_SITE")(
       "set", po::value<std::vector<std::string>>(), "override a key: --set train.lr=3e-4 (repeatable)")(
       "name", po::value<std::string>(),
-      "name of the job, a mark of its run folder is added; default: that of the folder")(
-      "time", po::value<std::string>(), "time limit of a job, as SLURM writes it; default: SITE_TIME")(
-      "array", po::value<int64_t>(), "an array of this many tasks, one after the other, in place of requeueing")(
-      "chain", po::value<int64_t>(), "this many jobs, each waiting for the one before, in place of requeueing")(
-      "dry-run", "print the job script, and do nothing");
+      "name of the job, to which a hash of the run directory is added; default: the directory's name")(
+      "time", po::value<std::string>(), "time limit of a job in SLURM's notation; default: SITE_TIME")(
+      "array", po::value<int64_t>(),
+      "submit an array of this many tasks, run one after the other, instead of requeueing")(
+      "chain", po::value<int64_t>(), "submit this many jobs, each waiting for the one before, instead of requeueing")(
+      "dry-run", "print the job script without submitting it");
   command.positional("config");
   if (!command.parse(arguments)) return kDone;
   const RunConfig config = load_config(command.required("config"), command.list("set"));
-  if (!command.has("nodes")) throw UserError("--nodes is missing: how many nodes the job is to have");
+  if (!command.has("nodes")) throw UserError("--nodes is missing: set the number of nodes of the job");
   const int64_t count = command.has("chain") ? positive(command, "chain") : 1;
   const JobSpec job = job_of(command, config);
   require_layout(config, job);

@@ -78,7 +78,7 @@ class FakeSlurm : public testing::Test {
   fs::path folder_;
 };
 
-// Jobs of two run folders share no name, whatever the user calls them, and however the folder is written.
+// Jobs of two run directorys share no name, whatever the user calls them, and however the folder is written.
 TEST_F(FakeSlurm, ANameIsThatOfOneRunFolder) {
   const auto name = [&](const std::string& options) {
     const std::string text = submit("--nodes 1 --dry-run " + options).output;
@@ -99,7 +99,7 @@ TEST_F(FakeSlurm, OneFolderHasOneName) {
   const std::string other = job_name((folder_ / "run").string(), "other");
   std::ofstream("squeue.txt") << "11 somebody's job\n12_[1-2] " << other << "\n";
   refused("--nodes 1 --name exp",
-          "job 12_[1-2] of the run folder " + (folder_ / "run").string() + " has the name " + other);
+          "job 12_[1-2] of the run directory " + (folder_ / "run").string() + " is named " + other);
   EXPECT_FALSE(fs::exists("run"));
   taken("--nodes 1 --name other");
 }
@@ -121,11 +121,11 @@ TEST_F(FakeSlurm, AFinishedJobByHandCancelsTheRestOfItsArrayOnly) {
 
 // Nodes are those of one partition, however many have them too.
 TEST_F(FakeSlurm, NodesAreThoseOfThePartition) {
-  refused("--nodes 3", "3 nodes are asked for, but partition low has 2 nodes");
+  refused("--nodes 3", "--nodes 3: partition low has 2 nodes");
   std::ofstream("high.env") << "SITE_PARTITION=high\n";
-  refused("--nodes 4 --site high.env", "4 nodes are asked for, but partition high has 3 nodes");
+  refused("--nodes 4 --site high.env", "--nodes 4: partition high has 3 nodes");
   std::ofstream("gone.env") << "SITE_PARTITION=high,gone\n";
-  refused("--nodes 1 --site gone.env", "there is no partition gone (SITE_PARTITION); there are high long low");
+  refused("--nodes 1 --site gone.env", "unknown partition gone (SITE_PARTITION); valid: high long low");
   std::ofstream("any.env") << "SITE_PARTITION=long,high\n";
   taken("--nodes 2 --site any.env");
 }
@@ -133,11 +133,11 @@ TEST_F(FakeSlurm, NodesAreThoseOfThePartition) {
 // SLURM would take a job over its partition's limit and never start it.
 TEST_F(FakeSlurm, TimeIsThatOfThePartition) {
   refused("--nodes 1 --time 99:00:00",
-          "a time limit of 99:00:00 is asked for, but partition low ends jobs after 10:00");
+          "time limit 99:00:00: partition low ends jobs after 10:00");
   refused("--nodes 1 --time 10:01", "ends jobs after 10:00");
   refused("--nodes 1 --time UNLIMITED", "ends jobs after 10:00");
   std::ofstream("more.env") << "SITE_TIME=5\nSITE_SBATCH_OPTIONS='--partition=high --time=1-0:01'\n";
-  refused("--nodes 1 --site more.env", "1-0:01 is asked for, but partition high ends jobs after 1-00:00:00");
+  refused("--nodes 1 --site more.env", "time limit 1-0:01: partition high ends jobs after 1-00:00:00");
   std::ofstream("qos.env") << "SITE_QOS=long-jobs\n";
   command("sacctmgr", "echo DenyOnLimit,PartitionTimeLimit");
   taken("--nodes 1 --site qos.env --time 99:00:00");
@@ -195,7 +195,7 @@ TEST_F(FakeSlurm, AJobThatIsToldBeforeItsRanksStartsNone) {
   EXPECT_FALSE(fs::exists("started"));
 }
 
-// A script by hand has no run folder yet when its configuration is refused.
+// A script by hand has no run directory yet when its configuration is refused.
 TEST_F(FakeSlurm, AMistakeIsNoSuccessWithoutARunFolder) { EXPECT_EQ(job("run_dir=nowhere", "exit 2").code, 2); }
 
 // Exit code 93 is that of a run that gets nowhere, and of a start that another one has taken the folder from.

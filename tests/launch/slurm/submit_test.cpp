@@ -108,8 +108,8 @@ TEST_F(Submit, NamesOfJobs) {
 
 TEST_F(Submit, WhatCannotBeSubmitted) {
   refused("", "--nodes is missing");
-  refused("--nodes 0", "--nodes 0: at least 1");
-  refused("--nodes 2 --array 2 --chain 2", "give one of them");
+  refused("--nodes 0", "--nodes 0: must be at least 1");
+  refused("--nodes 2 --array 2 --chain 2", "use one of them");
   refused("--nodes 3 --set parallel.sp=2", "3 ranks is not divisible by tp * sp = 1 * 2");
   refused("--nodes 3 --set train.global_batch=8", "train.global_batch = 8");
   refused("--nodes 2 --set run.device=cuda", "SITE_GPUS_PER_NODE");
@@ -117,14 +117,14 @@ TEST_F(Submit, WhatCannotBeSubmitted) {
   refused("--nodes 1 --set run.memory_limit=0.0001", "this run does not fit");
   refused("--nodes 1 --set run.dir='\"a\\nb\"'", "control character");
   refused("--nodes 1 --set 'run.dir=a\\b'", "\\ in its name");
-  refused("--nodes 1 --site nowhere.env", "nowhere.env: cannot read this site file");
+  refused("--nodes 1 --site nowhere.env", "nowhere.env: cannot be read; check the path of the site file");
 }
 
 // Nothing called sbatch anywhere.
 TEST_F(Submit, NoSlurm) {
   const Outcome outcome = shell("PATH=/nowhere " + command_line("submit run.toml --nodes 1", 0));
   EXPECT_EQ(outcome.code, 2) << outcome.output;
-  EXPECT_NE(outcome.output.find("sbatch was not found: there is no SLURM on this machine"), std::string::npos)
+  EXPECT_NE(outcome.output.find("sbatch was not found: this machine has no SLURM"), std::string::npos)
       << outcome.output;
   EXPECT_FALSE(fs::exists("run"));
 }
@@ -139,21 +139,21 @@ void site_fails(const std::string& text, const std::string& says) {
 }
 
 TEST(Site, MistakesAreNamedWithTheirLine) {
-  site_fails("# one\nSITE_PARTITON=gpu\n", "site.env:2: SITE_PARTITON: there is no such value");
-  site_fails("SITE_GPUS_PER_NODE=four", "site.env:1: SITE_GPUS_PER_NODE = four: a number is expected");
-  site_fails("SITE_GPUS_PER_NODE=-1", "a number is expected");
-  site_fails("SITE_GPUS_PER_NODE=99999999999999999999", "a number is expected");
-  site_fails("SITE_LAUNCHER=aprun", "srun or mpirun is expected");
-  site_fails("SITE_PARTITION=$(id)", "in quotes");
-  site_fails("SITE_PARTITION=\"$(id)\"", "single quotes");
-  site_fails("SITE_PARTITION='a b'", "no name of SLURM's");
-  site_fails("SITE_PARTITION=a b", "in quotes");
+  site_fails("# one\nSITE_PARTITON=gpu\n", "site.env:2: SITE_PARTITON: unknown variable");
+  site_fails("SITE_GPUS_PER_NODE=four", "site.env:1: SITE_GPUS_PER_NODE = four: must be a number of at least 0");
+  site_fails("SITE_GPUS_PER_NODE=-1", "must be a number of at least 0");
+  site_fails("SITE_GPUS_PER_NODE=99999999999999999999", "must be a number of at least 0");
+  site_fails("SITE_LAUNCHER=aprun", "must be srun or mpirun");
+  site_fails("SITE_PARTITION=$(id)", "needs quotes");
+  site_fails("SITE_PARTITION=\"$(id)\"", "needs single quotes");
+  site_fails("SITE_PARTITION='a b'", "a character that SLURM does not allow");
+  site_fails("SITE_PARTITION=a b", "needs quotes");
   site_fails("SITE_SETUP='module load x", "not closed");
   site_fails("SITE_SETUP='a' b", "follows the closing quote");
   site_fails("SITE_SBATCH_OPTIONS='--exclusive; rm'", "--name or --name=value");
-  site_fails("# one\r\nSITE_PARTITION=gpu\r\n", "site.env:1: the line ends as on Windows (CRLF)");
-  site_fails("SITE_SETUP='module load x\r\n'\r\n", "site.env:1: the line ends as on Windows (CRLF)");
-  site_fails("export X", "NAME=value is expected");
+  site_fails("# one\r\nSITE_PARTITION=gpu\r\n", "site.env:1: the line ends with CRLF");
+  site_fails("SITE_SETUP='module load x\r\n'\r\n", "site.env:1: the line ends with CRLF");
+  site_fails("export X", "must be NAME=value");
 }
 
 TEST(Site, ReadsWhatAShellReads) {
