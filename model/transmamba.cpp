@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "kernels/base/trace_range.h"
+
 namespace tmamba {
 
 TransMamba::TransMamba(const ModelConfig& config, const ParameterTable& table, ModelRanks& ranks, DType dtype,
@@ -80,6 +82,7 @@ void TransMamba::layers_forward(Ops& ops, Arena& scratch, const Tensor& params, 
   ranks_.tensor().scatter_sum(mine(out_NC), out_NC);
   ops.copy({layers_[0].h_rC, mine(out_NC)});
   for (int64_t i = 0; i < config_.layers; ++i) {
+    const TraceRange trace("layer forward", i);
     Layer& layer = layers_[static_cast<size_t>(i)];
     if (i == 0) {
       norm(ops, layer.u_NC, layer.rstd_r, layer.h_rC, weight(i, ".mixer.norm.weight"));
@@ -182,6 +185,7 @@ void TransMamba::recompute_mlp(Ops& ops, const Tensor& params, int64_t i, const 
 
 void TransMamba::layer_backward(Ops& ops, Arena& scratch, const Tensor& params, const Tensor& grads, int64_t i,
                                 Tensor dh_NC) {
+  const TraceRange trace("layer backward", i);
   const size_t mark = scratch.used();
   Layer& layer = layers_[static_cast<size_t>(i)];
   const Tensor du_NC = scratch.take({all_rows_, config_.dim}, dtype_);

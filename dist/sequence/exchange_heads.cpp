@@ -5,6 +5,7 @@
 #include "dist/comm/collective_args.h"
 #include "dist/sequence/exchange.h"
 #include "dist/sequence/exchange_staging.h"
+#include "kernels/base/trace_range.h"
 
 namespace tmamba {
 
@@ -28,6 +29,7 @@ Pending SequenceExchange::to_tokens(Arena& scratch, std::span<const HeadTensor> 
 // Between ranks a and b travel, of every tensor, the tokens of one's segments in the columns of the other's heads.
 // Pieces lie by peer, tensor and segment on both sides.
 Pending SequenceExchange::transpose(Arena& scratch, std::span<const HeadTensor> tensors, bool heads_to_tokens) {
+  const TraceRange trace(heads_to_tokens ? "to_tokens" : "to_heads");
   const Staging staging(scratch, ops_);
   const int ranks = layout_.ranks();
   std::vector<int64_t> token_counts(static_cast<size_t>(ranks)), head_counts(static_cast<size_t>(ranks));

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "kernels/base/trace_range.h"
 #include "launch/cli/wall_time.h"
 #include "launch/state/sharding.h"
 
@@ -61,9 +62,11 @@ void TrainingStep::rehearse() {
 
 StepOutcome TrainingStep::run(Ops& ops, const StepOrders& orders, const Load& load,
                               const std::function<StepWishes()>& wishes) {
+  const TraceRange trace("step", orders.number);
   StepTimes times;
   Lap lap;
   for (int64_t micro = 0; micro < options_.micro_batches; ++micro) {
+    const TraceRange micro_trace("micro-batch", micro);
     load(micro, host_tokens_2Bn_.select(0, 0), host_tokens_2Bn_.select(0, 1));
     times.data += lap.next();
     copy_blocking(tokens_2Bn_, host_tokens_2Bn_);

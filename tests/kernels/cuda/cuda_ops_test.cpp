@@ -6,8 +6,7 @@
 namespace tmamba::test {
 namespace {
 
-// --- Elementwise
-// ----------------------------------------------------------------------------------------------------------
+// --- Elementwise ---
 
 TEST(CudaElementwise, FillScaleCopyAdd) {
   for (const std::vector<int64_t>& sizes : std::vector<std::vector<int64_t>>{
@@ -84,8 +83,7 @@ TEST(CudaElementwise, RefusesTensorsOfTheHost) {
   EXPECT_THROW(gpu().linear_forward({device.out({4, 4}), y, x.slice(0, 0, 4)}), Error);
 }
 
-// --- Embedding
-// ------------------------------------------------------------------------------------------------------------
+// --- Embedding ---
 
 TEST(CudaEmbedding, ForwardAndBackward) {
   struct Sizes {
@@ -105,8 +103,7 @@ TEST(CudaEmbedding, ForwardAndBackward) {
   }
 }
 
-// --- RMSNorm
-// --------------------------------------------------------------------------------------------------------------
+// --- RMSNorm ---
 
 TEST(CudaRmsnorm, ForwardAndBackward) {
   struct Sizes {
@@ -134,8 +131,7 @@ TEST(CudaRmsnorm, ForwardAndBackward) {
   }
 }
 
-// --- Linear
-// ---------------------------------------------------------------------------------------------------------------
+// --- Linear ---
 
 TEST(CudaLinear, ForwardAndBackward) {
   struct Sizes {
@@ -158,8 +154,7 @@ TEST(CudaLinear, ForwardAndBackward) {
   }
 }
 
-// --- Convolution
-// ----------------------------------------------------------------------------------------------------------
+// --- Convolution ---
 
 TEST(CudaConv, ForwardAndBackward) {
   struct Sizes {
@@ -232,8 +227,7 @@ TEST(CudaConv, WithRope) {
   }
 }
 
-// --- RoPE
-// -----------------------------------------------------------------------------------------------------------------
+// --- RoPE ---
 
 TEST(CudaRope, ForwardAndBackward) {
   struct Sizes {
@@ -256,8 +250,7 @@ TEST(CudaRope, ForwardAndBackward) {
   }
 }
 
-// --- dt
-// -------------------------------------------------------------------------------------------------------------------
+// --- dt ---
 
 TEST(CudaDt, ForwardAndBackward) {
   struct Sizes {
@@ -278,8 +271,7 @@ TEST(CudaDt, ForwardAndBackward) {
   }
 }
 
-// --- Gated norm
-// -----------------------------------------------------------------------------------------------------------
+// --- Gated norm ---
 
 TEST(CudaGatedNorm, ForwardAndBackward) {
   struct Sizes {
@@ -311,8 +303,7 @@ TEST(CudaGatedNorm, ForwardAndBackward) {
   }
 }
 
-// --- SwiGLU
-// ---------------------------------------------------------------------------------------------------------------
+// --- SwiGLU ---
 
 TEST(CudaSwiglu, ForwardAndBackward) {
   struct Sizes {
@@ -331,8 +322,7 @@ TEST(CudaSwiglu, ForwardAndBackward) {
   }
 }
 
-// --- Cross-entropy
-// --------------------------------------------------------------------------------------------------------
+// --- Cross-entropy ---
 
 TEST(CudaCrossEntropy, StatsLossGradient) {
   struct Sizes {
@@ -386,8 +376,7 @@ TEST(CudaCrossEntropy, LargeLogits) {
   });
 }
 
-// --- AdamW
-// ----------------------------------------------------------------------------------------------------------------
+// --- AdamW ---
 
 TEST(CudaAdamw, ManyTensors) {
   Inputs inputs(14);
@@ -424,8 +413,7 @@ TEST(CudaAdamw, ManyTensors) {
   });
 }
 
-// --- Sizes beyond 2^31
-// ------------------------------------------------------------------------------------------------------
+// --- Sizes beyond 2^31 ---
 
 // Rows far behind the 2^31st element equal the first ones.
 TEST(CudaOps, IndicesAreSixtyFourBits) {
