@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "kernels/base/trace_range.h"
+
 namespace tmamba {
 
 TransMamba::TransMamba(const ModelConfig& config, const ParameterTable& table, ModelRanks& ranks, DType dtype,
@@ -80,6 +82,7 @@ void TransMamba::layers_forward(Ops& ops, Arena& scratch, const ModelParams& w, 
   ranks_.tensor().scatter_sum(own_rows(out_NC), out_NC);
   ops.copy({layers_[0].mixer_norm.h_rC, own_rows(out_NC)});
   for (size_t i = 0; i < layers_.size(); ++i) {
+    const TraceRange trace("layer forward", static_cast<int64_t>(i));
     Layer& layer = layers_[i];
     const LayerParams& p = w.layers[i];
     if (i == 0) {
@@ -132,6 +135,7 @@ void TransMamba::forward_backward(Ops& ops, Arena& scratch, const Tensor& params
   scratch.rewind(head_mark);
   on_bucket(static_cast<int>(config_.layers) + 1);
   for (size_t i = layers_.size(); i-- > 0;) {
+    const TraceRange trace("layer backward", static_cast<int64_t>(i));
     layer_backward(ops, scratch, w.layers[i], grad.layers[i], layers_[i], dh_NC);
     on_bucket(static_cast<int>(i) + 1);
   }

@@ -1,12 +1,11 @@
 #!/bin/sh
 # Tests of the CUDA backend.
-#   tests/gpu.sh [GPUS]          builds them and runs those of one GPU (the default) or of two on this machine; fails
-#                                where there are fewer
-#   tests/gpu.sh --sanitize      builds them and runs every kernel under compute-sanitizer (tests/sanitize.sh)
-#   tests/gpu.sh --pack FOLDER   builds them and transmamba, and puts into FOLDER all that a machine without this one's
-#                                compilers and libraries needs but Open MPI, OpenSSL, the CUDA toolkit and NCCL. There:
+#   tests/gpu.sh [GPUS]          builds and runs the tests of one GPU (the default) or of two; fails if there are fewer
+#   tests/gpu.sh --sanitize      builds the tests and runs the kernels under compute-sanitizer (tests/sanitize.sh)
+#   tests/gpu.sh --pack FOLDER   builds the tests and transmamba, and packs them with their libraries into FOLDER, for a
+#                                machine with Open MPI, OpenSSL, the CUDA toolkit and NCCL but no compilers. There:
 #                                  FOLDER/run.sh all 1                      every test of one GPU
-#                                  FOLDER/run.sh all 2                      every test of two
+#                                  FOLDER/run.sh all 2                      every test of two GPUs
 #                                  FOLDER/run.sh sanitize                   every kernel under compute-sanitizer
 #                                  FOLDER/run.sh -n 2 dist_cuda_test        one of them on two ranks
 #                                  FOLDER/run.sh launch_cuda_test --gtest_filter='CudaTrain.*'
@@ -27,20 +26,20 @@ if [ "${1:-}" != --pack ]; then
     --sanitize) exec tests/sanitize.sh build/cuda/tests/kernels/cuda/cuda_ops_test ;;
     1) exec ctest --test-dir build/cuda --output-on-failure -L '^cuda$' ;;
     2) exec ctest --test-dir build/cuda --output-on-failure -L '^two-gpus$' ;;
-    *) echo "tests/gpu.sh: there are tests of 1 GPU and of 2, not of $1" >&2; exit 2 ;;
+    *) echo "tests/gpu.sh: unknown number of GPUs: $1; valid: 1, 2" >&2; exit 2 ;;
   esac
 fi
 
 folder=${2:?"tests/gpu.sh --pack needs a folder"}
-build -DTMAMBA_NATIVE=OFF  # the other machine's processor may be another
+build -DTMAMBA_NATIVE=OFF  # the other machine may have a different CPU
 mkdir -p "$folder/pack"
 cp -r tests/golden tests/sanitize.sh "$folder/pack/"
 for program in $programs; do strip -o "$folder/pack/$(basename "$program")" "build/cuda/$program"; done
-# HDF5 takes no library of another release than its headers; the C and C++ libraries of the other machine are used.
+# Programs need the HDF5 release that they were compiled with. The C and C++ libraries are those of the other machine.
 mkdir -p "$folder/pack/lib"
 ldd build/cuda/launch/transmamba | awk '$1 ~ /^lib(openblas|gfortran|quadmath|gomp|hdf5_serial|sz|aec|sentencepiece|tomlplusplus|boost)/ { print $3 }' |
   while read -r library; do cp -L "$library" "$folder/pack/lib/"; done
-tar -C "$folder" -czf "$folder/pack.tar.gz" pack  # a third of the size: every kernel is there twice, for Hopper and as text
+tar -C "$folder" -czf "$folder/pack.tar.gz" pack  # a third of the size: each kernel is included as sm_90a code and as PTX
 rm -r "$folder/pack"
 cat > "$folder/run.sh" <<'RUN'
 #!/bin/sh
@@ -52,7 +51,7 @@ here=$(cd "$(dirname "$0")" && pwd)/pack
 usage="run.sh needs 'all 1', 'all 2', 'sanitize', or a program: cuda_ops_test, dist_cuda_test, launch_cuda_test, launch_cuda_ranks_test, model_cuda_golden_test or transmamba"
 [ "$here" -nt "$here.tar.gz" ] || { rm -rf "$here"; tar -C "${here%/*}" -xzf "$here.tar.gz"; touch "$here"; }
 cuda=${CUDA_HOME:-/usr/local/cuda}
-# NCCL beside the toolkit, or the one that Python packages bring.
+# NCCL of the toolkit, or of Python packages.
 nccl=
 for folder in ${NCCL_HOME:+"$NCCL_HOME/lib"} "$cuda/lib64" /usr/lib/x86_64-linux-gnu \
   /usr/local/lib/python3*/*-packages/nvidia/nccl/lib /usr/lib/python3*/*-packages/nvidia/nccl/lib; do

@@ -1,17 +1,16 @@
 #!/bin/sh
 # sanitize.sh PROGRAM [GTEST_FILTER]
-# Runs a CUDA test program under compute-sanitizer's memcheck and racecheck; fails where either finds anything, and
-# prints the findings. Without a filter, of cuda_ops_test:
-# - memcheck: every test but the two of very long tensors, whose kernels smaller tests run as well; the other sizes are
-#   small and odd;
-# - racecheck: of these, not the matrix products of cuBLAS nor the scan on wgmma, whose kernels refill shared memory by bulk
-#   copies behind an mbarrier: it takes each refill for a race with the reads before. Nor the scan for every GPU, for
-#   which it needs more than 200 s. Attention in cases of up to 100 tokens, which take it 155 s.
-# Parts of the tests run side by side (SANITIZE_PARTS of them), for the tools keep one processor busy each.
+# Runs a CUDA test program under compute-sanitizer's memcheck and racecheck. Prints the findings and fails if there are
+# any. The default filters, for cuda_ops_test:
+# - memcheck: all tests except the two with very long tensors, whose kernels smaller tests run too;
+# - racecheck: of these, not cuBLAS matmuls and not the SSM scan. The wgmma kernels refill shared memory by bulk copies
+#   ordered by mbarriers, and racecheck reports each refill as a race with earlier reads. The portable scan takes it
+#   more than 200 s. Attention runs cases of up to 100 tokens only, which take 155 s.
+# The tests run in SANITIZE_PARTS parallel parts, since each tool process uses one CPU core.
 set -eu
 program=$1
 long='CudaLong.*:*IndicesAreSixtyFourBits'
-scan='CudaSsd.ForwardAndBackward:CudaSsd.KernelsForEveryGpu:CudaSsd.FromZero:CudaSsd.Accumulates*'
+scan='CudaSsd.ForwardAndBackward:CudaSsd.PortableKernels:CudaSsd.FromZero:CudaSsd.Accumulates*'
 scan=$scan:CudaSsd.SegmentsOfSeveralChunks:CudaSsd.ManyChunks:CudaSsd.ExtremeDecays:CudaSsd.StatesInPlace
 parts=${SANITIZE_PARTS:-8}
 logs=$(mktemp -d)
@@ -32,7 +31,7 @@ for tool in memcheck racecheck; do
   done
   part=0
   while [ "$part" -lt "$parts" ]; do
-    # A part without tests runs no kernel, which the tools call an error.
+    # A part without tests runs no kernel, which the tools report as an error.
     if ! wait "$(cat "$logs/pid.$part")" && ! grep -q '^\[==========\] Running 0 tests' "$logs/$tool.$part"; then
       failed="$failed $tool"
       grep -E '^=========|FAILED|Failure' "$logs/$tool.$part" | head -n 60

@@ -3,10 +3,12 @@
 #include <algorithm>
 
 #include "dist/sequence/exchange_staging.h"
+#include "kernels/base/trace_range.h"
 
 namespace tmamba {
 
 void Pending::advance() {
+  const TraceRange trace("exchange round");
   for (Work& work : works_) work.wait();
   works_.clear();
   if (next_ < rounds_.size()) works_ = rounds_[next_++]();
@@ -48,6 +50,7 @@ View halo_rows(const SequenceLayout& layout, const View& pre_BnX, const Halo& ha
 }  // namespace
 
 Pending SequenceExchange::conv_halo(Arena& scratch, Tensor halo_sBWX, ConstTensor pre_BnX) {
+  const TraceRange trace("conv_halo");
   TM_CHECK(pre_BnX.dims() == 3, "conv_halo: rows before the convolution are [B, n, X], got ", pre_BnX.shape());
   const int64_t width = layout_.spec().conv_width - 1;
   check_sizes("conv_halo", "the local rows", pre_BnX, {pre_BnX.size(0), local_tokens(), pre_BnX.size(2)});
@@ -71,6 +74,7 @@ Pending SequenceExchange::conv_halo(Arena& scratch, Tensor halo_sBWX, ConstTenso
 }
 
 Pending SequenceExchange::conv_halo_backward(Arena& scratch, Tensor dpre_BnX, ConstTensor dhalo_sBWX) {
+  const TraceRange trace("conv_halo_backward");
   TM_CHECK(dpre_BnX.dims() == 3, "conv_halo_backward: gradients of rows are [B, n, X], got ", dpre_BnX.shape());
   const int64_t width = layout_.spec().conv_width - 1;
   check_sizes("conv_halo_backward", "the local rows", dpre_BnX, {dpre_BnX.size(0), local_tokens(), dpre_BnX.size(2)});

@@ -5,6 +5,7 @@
 #include "dist/comm/collective_args.h"
 #include "dist/sequence/exchange.h"
 #include "dist/sequence/exchange_staging.h"
+#include "kernels/base/trace_range.h"
 
 namespace tmamba {
 
@@ -92,6 +93,7 @@ void for_each_head_block(const SequenceLayout& layout, const std::vector<HeadTen
 }  // namespace
 
 Pending SequenceExchange::transpose(Arena& scratch, std::span<const HeadTensor> tensors, bool heads_to_tokens) {
+  const TraceRange trace(heads_to_tokens ? "to_tokens" : "to_heads");
   const Staging staging(scratch, ops_);
   const int ranks = layout_.ranks();
   const HeadCounts counts = count_heads(heads_to_tokens ? "to_tokens" : "to_heads", tensors);

@@ -8,6 +8,7 @@
 #include "dist/comm/collective_args.h"
 #include "dist/sequence/exchange.h"
 #include "dist/sequence/exchange_staging.h"
+#include "kernels/base/trace_range.h"
 
 namespace tmamba {
 
@@ -47,6 +48,7 @@ void SequenceExchange::check_keys(const char* verb, const LayerLayout& layer, co
 
 Pending SequenceExchange::gather_keys(Arena& scratch, const LayerLayout& layer, KeyTransport transport, Tensor k_BSHD,
                                       Tensor v_BSHD, ConstTensor k_BPHD, ConstTensor v_BPHD) {
+  const TraceRange trace("gather_keys");
   const KeysAndValues needed{k_BSHD, v_BSHD};
   const ConstKeysAndValues local{k_BPHD, v_BPHD};
   check_keys("gather_keys", layer, {k_BSHD, v_BSHD}, local);
@@ -129,6 +131,7 @@ Pending SequenceExchange::all_gather_keys(Staging staging, const LayerLayout& la
 Pending SequenceExchange::return_key_gradients(Arena& scratch, const LayerLayout& layer, KeyTransport transport,
                                                Tensor dk_BPHD, Tensor dv_BPHD, ConstTensor dk_BSHD,
                                                ConstTensor dv_BSHD) {
+  const TraceRange trace("return_key_gradients");
   const KeysAndValues local{dk_BPHD, dv_BPHD};
   const ConstKeysAndValues found{dk_BSHD, dv_BSHD};
   check_keys("return_key_gradients", layer, found, {dk_BPHD, dv_BPHD});

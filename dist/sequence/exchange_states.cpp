@@ -7,6 +7,7 @@
 #include "dist/comm/collective_args.h"
 #include "dist/sequence/exchange.h"
 #include "dist/sequence/exchange_staging.h"
+#include "kernels/base/trace_range.h"
 
 namespace tmamba {
 
@@ -68,6 +69,7 @@ bool SequenceExchange::scans(const LayerLayout& layer) const {
 Pending SequenceExchange::scan_states(Arena& scratch, const LayerLayout& layer, StateTransport transport,
                                       Tensor inflow_sBHE, Tensor decays_KBH, ConstTensor state_sBHE,
                                       ConstTensor decay_sBH) {
+  const TraceRange trace("scan_states");
   TM_CHECK(state_sBHE.dims() == 4, "scan_states: states are [s, B, H, E], got ", state_sBHE.shape());
   const int64_t s = std::ssize(segments()), K = std::ssize(layout_.segments());
   const int64_t B = state_sBHE.size(1), H = state_sBHE.size(2), E = state_sBHE.size(3);
@@ -94,6 +96,7 @@ Pending SequenceExchange::scan_states(Arena& scratch, const LayerLayout& layer, 
 
 Pending SequenceExchange::scan_adjoints(Arena& scratch, const LayerLayout& layer, StateTransport transport,
                                         Tensor outflow_sBHE, ConstTensor adjoint_sBHE, ConstTensor decays_KBH) {
+  const TraceRange trace("scan_adjoints");
   TM_CHECK(adjoint_sBHE.dims() == 4, "scan_adjoints: adjoints are [s, B, H, E], got ", adjoint_sBHE.shape());
   const int64_t s = std::ssize(segments()), K = std::ssize(layout_.segments());
   const int64_t B = adjoint_sBHE.size(1), H = adjoint_sBHE.size(2), E = adjoint_sBHE.size(3);

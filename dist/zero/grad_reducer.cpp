@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "kernels/base/trace_range.h"
+
 namespace tmamba {
 
 GradReducer::GradReducer(Communicator& zero, std::vector<Bucket> buckets, GradReducerOptions options)
@@ -39,6 +41,7 @@ int64_t GradReducer::owned_elements() const {
 }
 
 void GradReducer::start(int index, Tensor grads) {
+  const TraceRange trace("start gradient reduction", index);
   BucketState& bucket = buckets_.at(at(index));
   TM_CHECK(!bucket.started, "bucket ", index, " was started twice before finish()");
   TM_CHECK(grads.numel() == bucket.range.count && grads.contiguous(), "bucket ", index, " has ", bucket.range.count,
@@ -79,6 +82,7 @@ void GradReducer::bucket_done(int index) {
 }
 
 void GradReducer::finish() {
+  const TraceRange trace("finish gradient reduction");
   for (int i = 0; i < buckets(); ++i) {
     TM_CHECK(buckets_[at(i)].started, "bucket ", i, " of ", buckets(), " was not started before finish()");
     bucket_done(i);
@@ -106,6 +110,7 @@ Tensor GradReducer::gradient(const Tensor& flat_grads, int index, const OwnedRow
 }
 
 void GradReducer::gather_parameters(Tensor params) {
+  const TraceRange trace("gather parameters");
   if (!sharding_.shards_optimizer()) return;
   TM_CHECK(params.dims() == 1, "gather_parameters takes the flat buffer, not ", params.shape());
   for (BucketState& bucket : buckets_) {

@@ -1,8 +1,8 @@
-// class CudaOps: every op on one NVIDIA GPU (compute capability 8.0 or later), in bfloat16 and float32; also in
-// float64, where a kernel's tiles fit shared memory. Everything runs on one stream, no op waits for the device, and
-// nothing is allocated once every op of a step has run (see Workspace). One file per group of ops, as in kernels/cpu.
+// class CudaOps: every op on one NVIDIA GPU (compute capability 8.0 or later), in bfloat16 and float32; also in float64
+// if a kernel's tiles fit in shared memory. All work is issued to one stream, no op waits for the device, and no memory
+// is allocated after each op of a step has run once (Workspace). Each folder holds a group of ops.
 //
-// Each op runs on the device that was current when CudaOps was made; it must be current in the calling thread.
+// Ops run on the device that was current when CudaOps was constructed; it must be current in the calling thread.
 #pragma once
 
 #include "kernels/cuda/common/graph.h"
@@ -14,7 +14,7 @@ namespace tmamba::cuda {
 
 class CudaOps final : public Ops {
  public:
-  // Throws UserError where there is no such GPU.
+  // Throws UserError if there is no such GPU.
   CudaOps();
   Device device() const override { return Device::cuda; }
   void synchronize() override { stream_.synchronize(); }

@@ -7,7 +7,7 @@ namespace cuda {
 
 namespace {
 
-// The stream of a GPU that can run the kernels.
+// Creates a stream on the current GPU; throws UserError if the GPU cannot run the kernels.
 Stream checked_stream() {
   int count = 0, device = 0, major = 0, minor = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "kernels/base/trace_range.h"
 #include "launch/cli/wall_time.h"
 #include "launch/state/sharding.h"
 
@@ -72,9 +73,11 @@ void TrainingStep::warm_up() {
 
 StepOutcome TrainingStep::run(Ops& ops, const StepInputs& inputs, const Load& load,
                               const std::function<StepVotes()>& votes) {
+  const TraceRange trace("step", inputs.number);
   StepTimes times;
   Lap lap;
   for (int64_t micro = 0; micro < options_.micro_batches; ++micro) {
+    const TraceRange micro_trace("micro-batch", micro);
     load(micro, host_tokens_2Bn_.select(0, 0), host_tokens_2Bn_.select(0, 1));
     times.data += lap.next();
     copy_blocking(tokens_2Bn_, host_tokens_2Bn_);

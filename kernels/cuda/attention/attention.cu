@@ -1,4 +1,4 @@
-// The attention ops: choice of kernels, and do . o.
+// The attention ops: selection of kernels, and do . o.
 #include "kernels/cuda/attention/attention.cuh"
 #include "kernels/cuda/common/hopper.h"
 #include "kernels/cuda/common/views.h"
@@ -10,7 +10,7 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// A warp per query and head, heads side by side.
+// One warp per query and head; neighbouring warps have neighbouring heads.
 template <class A>
 __global__ void __launch_bounds__(kThreads) delta_kernel(AttentionBackwardViews<A> f) {
   const AttentionSizes& s = f.size;
@@ -28,10 +28,10 @@ __global__ void __launch_bounds__(kThreads) delta_kernel(AttentionBackwardViews<
 }
 
 void check_width(int64_t D) {
-  TM_CHECK(D % 2 == 0 && D <= 256, "attention: head width ", D, "; even widths up to 256 are supported on the GPU");
+  TM_CHECK(D % 2 == 0 && D <= 256, "attention: head width ", D, "; CUDA supports even widths up to 256");
 }
 
-// The Hopper kernels take the maximum before they scale.
+// The Hopper kernels take the maximum of unscaled scores, so the scale must be positive.
 bool takes_wgmma(const AttentionSizes& s) { return s.scale > 0 && runs_wgmma(); }
 
 }  // namespace
@@ -42,7 +42,7 @@ void CudaOps::attention_forward(const AttentionForward& args) {
   check_args(Device::cuda, args);
   check_width(D);
   const AttentionSizes size{
-      B, T, H, D, args.q_begin, args.scale, wide_rows({args.o_BTHD, args.q_BTHD, args.k_BSHD, args.v_BSHD})};
+      B, T, H, D, args.q_begin, args.scale, rows_aligned16({args.o_BTHD, args.q_BTHD, args.k_BSHD, args.v_BSHD})};
   if (B * T * H * D == 0) return;
   dispatch_activation(dtype, [&]<class A>() {
     const AttentionForwardViews<A> f{size,
@@ -71,8 +71,8 @@ void CudaOps::attention_backward(const AttentionBackward& args) {
                             D,
                             args.q_begin,
                             args.scale,
-                            wide_rows({args.dq_BTHD, args.dk_BSHD, args.dv_BSHD, args.do_BTHD, args.o_BTHD, args.q_BTHD,
-                                       args.k_BSHD, args.v_BSHD})};
+                            rows_aligned16({args.dq_BTHD, args.dk_BSHD, args.dv_BSHD, args.do_BTHD, args.o_BTHD,
+                                            args.q_BTHD, args.k_BSHD, args.v_BSHD})};
   if (B * T * H * D == 0) return;
   dispatch_activation(dtype, [&]<class A>() {
     const bool tiles = has_attention_tiles(dtype, D), wgmma = tiles && takes_wgmma(size);

@@ -1,6 +1,6 @@
-// What the attention kernels share. Three families: Hopper's (bfloat16, D = 64, 96, 128), tensor-core tiles of every
-// GPU (the same), and plain arithmetic (every type and even D). Query i stands at position q_begin + i and sees keys 0
-// .. q_begin + i.
+// Shared by the attention kernels. There are three families: Hopper (wgmma; bfloat16, D = 64, 96, 128), portable
+// (mma.sync; the same types and widths), and plain kernels without tensor cores (all types, even D). Query i is at
+// position q_begin + i and attends to keys 0 .. q_begin + i.
 #pragma once
 
 #include "kernels/cuda/common/device.cuh"
@@ -12,7 +12,7 @@ namespace tmamba::cuda {
 struct AttentionSizes {
   int64_t B, T, H, D, q_begin;
   double scale;
-  bool wide;  // all tensors' rows: wide_rows()
+  bool aligned16;  // rows_aligned16() of all tensors
 
   int64_t keys() const { return q_begin + T; }
 };
@@ -36,10 +36,10 @@ struct AttentionBackwardViews {
 
 inline bool has_attention_tiles(DType dtype, int64_t D) { return dtype == DType::bf16 && is_tile_width(D); }
 
-// The kernels of Hopper take what the tiles take.
+// The Hopper and the portable (tiles) kernels need has_attention_tiles().
 void attention_forward_wgmma(cudaStream_t stream, const AttentionForwardViews<bf16_t>& f);
 void attention_forward_tiles(cudaStream_t stream, const AttentionForwardViews<bf16_t>& f);
-// terms: that many numbers of workspace. f.delta_BHT is not used.
+// `terms`: workspace of attention_backward_terms() floats. f.delta_BHT is not used.
 int64_t attention_backward_terms(const AttentionSizes& s);
 void attention_backward_wgmma(cudaStream_t stream, const AttentionBackwardViews<bf16_t>& f, float* terms);
 void attention_backward_tiles(cudaStream_t stream, const AttentionBackwardViews<bf16_t>& f);

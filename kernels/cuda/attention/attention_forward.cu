@@ -1,5 +1,5 @@
-// Attention forward on every GPU's tensor cores (after FlashAttention-2): a block of four warps owns kQueries queries
-// of one head and walks the tiles of keys they see; each warp keeps maximum, sum and output of its 32 queries in
+// Attention forward, portable (after FlashAttention-2): a block of four warps owns kQueries queries of one head and
+// iterates over the tiles of keys they attend to; each warp keeps maximum, sum and output of its 32 queries in
 // registers.
 #include <limits>
 
@@ -24,13 +24,13 @@ struct Shared {
   bf16_t v[2][kKeys<D> * kPitch<D>];
 };
 
-// Of one warp's queries: maximum (in units of log 2) and this thread's share of the sum, rows g and g + 8 of each tile.
+// For rows g and g + 8 of each of the warp's query tiles: the maximum (in base 2) and this thread's part of the sum.
 struct Softmax {
   float max[kM][2], sum[kM][2];
 };
 
-// Scores in, exp2(score - maximum) out; older output is scaled to the new maximum. `key` is the position of this
-// thread's first column, `position` that of its first row.
+// Replaces scores by exp2(score - maximum) and rescales the earlier output to the new maximum. `key` is the position of
+// this thread's first column, `position` that of its first row.
 template <int kN, int kOut>
 __device__ void softmax_tile(float (&score)[kM][kN][4], float (&out)[kM][kOut][4], Softmax& soft, float scale,
                              bool masks, int64_t key, int64_t position) {
@@ -52,7 +52,7 @@ __device__ void softmax_tile(float (&score)[kM][kN][4], float (&out)[kM][kOut][4
       }
       max = fmaxf(max, __shfl_xor_sync(0xFFFFFFFFu, max, 1));
       max = fmaxf(max, __shfl_xor_sync(0xFFFFFFFFu, max, 2));
-      // Every query sees key 0, so the maximum is finite from the first tile on.
+      // Every query attends to key 0, so the maximum is finite from the first tile on.
       const float keep = exp2_approx(soft.max[m][half] - max);
       soft.max[m][half] = max;
       float sum = 0;
@@ -86,7 +86,7 @@ __device__ void store_output(const AttentionForwardViews<bf16_t>& f, const float
       bf16_t* o = f.o.at(b, t, h) + lane % 4 * 2;
 #pragma unroll
       for (int n = 0; n < D / 8; ++n) {
-        store_pair(o + n * 8, out[m][n][half * 2] * inverse, out[m][n][half * 2 + 1] * inverse, f.size.wide);
+        store_pair(o + n * 8, out[m][n][half * 2] * inverse, out[m][n][half * 2 + 1] * inverse, f.size.aligned16);
       }
       if (lane % 4 == 0) f.lse.at(b, t)[h] = (soft.max[m][half] + log2f(sum)) * kLn2;
     }
@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(AttentionForwardVi
   constexpr int kN = kKeys<D> / 8;
   const AttentionSizes& s = f.size;
   const int64_t b = blockIdx.x / s.H, h = blockIdx.x % s.H;
-  const int64_t first = (gridDim.y - 1 - blockIdx.y) * kQueries;  // the longest rows of keys start first
+  const int64_t first = (gridDim.y - 1 - blockIdx.y) * kQueries;  // blocks with the most keys start first
   const int64_t last = first + kQueries < s.T ? first + kQueries : s.T, key_end = s.q_begin + last;
   const int64_t tiles = (key_end + kKeys<D> - 1) / kKeys<D>;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
@@ -110,11 +110,11 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(AttentionForwardVi
   const auto load_keys = [&](bf16_t* tile, const Cubes<const bf16_t>& from, int64_t j) {
     if (j < tiles) {
       const int64_t begin = j * kKeys<D>;
-      load_tile<kKeys<D>, D, kThreads>(tile, from.at(b, begin, h), from.t, key_end - begin, s.wide);
+      load_tile<kKeys<D>, D, kThreads>(tile, from.at(b, begin, h), from.t, key_end - begin, s.aligned16);
     }
-    commit_copies();
+    cp_async_commit();
   };
-  load_tile<kQueries, D, kThreads>(shared.q, f.q.at(b, first, h), f.q.t, last - first, s.wide);
+  load_tile<kQueries, D, kThreads>(shared.q, f.q.at(b, first, h), f.q.t, last - first, s.aligned16);
   load_keys(shared.k[0], f.k, 0);
   load_keys(shared.v[0], f.v, 0);
 
@@ -127,21 +127,21 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(AttentionForwardVi
   }
   for (int64_t j = 0; j < tiles; ++j) {
     const int stage = j % 2;
-    wait_copies<1>();  // k of this tile; v may still come
+    cp_async_wait<1>();  // k of this tile has arrived; v may be in flight
     __syncthreads();
     load_keys(shared.k[1 - stage], f.k, j + 1);
     float score[kM][kN][4] = {};
-    warp_product<kM, kN, D / 16, false, false>(score, shared.q + warp * kM * 16 * kPitch<D>, kPitch<D>, shared.k[stage],
-                                               kPitch<D>);
+    warp_gemm<kM, kN, D / 16, false, false>(score, shared.q + warp * kM * 16 * kPitch<D>, kPitch<D>, shared.k[stage],
+                                            kPitch<D>);
     const int64_t key = j * kKeys<D>;
     softmax_tile(score, out, soft, scale, key + kKeys<D> - 1 > s.q_begin + warp_query, key + lane % 4 * 2,
                  s.q_begin + warp_query + lane / 4);
     uint32_t p[kM][kN / 2][4];
     to_fragments(p, score);
-    wait_copies<1>();  // v of this tile; k of the next may still come
+    cp_async_wait<1>();  // v of this tile has arrived; k of the next may be in flight
     __syncthreads();
     load_keys(shared.v[1 - stage], f.v, j + 1);
-    warp_product<kM, D / 8, kN / 2, true>(out, p, shared.v[stage], kPitch<D>);
+    warp_gemm<kM, D / 8, kN / 2, true>(out, p, shared.v[stage], kPitch<D>);
   }
   store_output<D>(f, out, soft, b, h, warp_query);
 }

@@ -1,5 +1,5 @@
-// Attention in plain arithmetic, for the types and head widths that the tensor-core kernels do not take. A block of
-// eight warps holds 32 rows; each warp owns four of them and meets the other side in tiles of 32, one row per lane.
+// Attention without tensor cores, for the types and head widths that the other kernels do not support. A block of eight
+// warps owns 32 rows, four per warp, and iterates over the other side in tiles of 32 rows, one per lane.
 #include <limits>
 
 #include "kernels/cuda/attention/attention.cuh"
@@ -10,9 +10,9 @@ namespace tmamba::cuda {
 namespace {
 
 constexpr int kTile = kPlainRows, kThreads = kPlainThreads, kPerWarp = kTile / kPlainWarps;
-constexpr int kColumns = 8;  // of a row per lane: D <= 256
+constexpr int kColumns = 8;  // channels of a row per lane: D <= 256
 
-// acc (columns lane, lane + 32, ..) += sum over lanes of weight * row of the lane.
+// acc (columns lane, lane + 32, ..) += the sum over all lanes of the lane's weight times the lane's row of the tile.
 template <class T>
 __device__ void add_weighted(T (&acc)[kColumns], T weight, const PlainTile<T>& tile, int64_t D) {
   const int lane = threadIdx.x % kWarp;
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(AttentionForwardViews
       const bool visible = begin + lane <= s.q_begin + first + row;
       const T score = visible ? dot(q[row], k[lane], s.D) * scale : -infinity;
       const T larger = fmax(max[i], warp_max(score));
-      // In the first tile every query sees a key; after it the maximum is finite.
+      // Every query attends to a key of the first tile, so the maximum is finite from there on.
       const T keep = exp(max[i] - larger), p = visible ? exp(score - larger) : T(0);
       max[i] = larger;
       sum[i] = sum[i] * keep + warp_sum(p);
@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(AttentionForwardViews
   }
 }
 
-// dq of 32 queries: over all keys they see.
+// dq of 32 queries, from all keys they attend to.
 template <class A>
 __global__ void __launch_bounds__(kThreads) query_gradient_kernel(AttentionBackwardViews<A> f) {
   using T = Acc<A>;
@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(kThreads) query_gradient_kernel(AttentionBackw
   }
 }
 
-// dk and dv of 32 keys: over all queries that see them.
+// dk and dv of 32 keys, from all queries that attend to them.
 template <class A>
 __global__ void __launch_bounds__(kThreads) key_gradient_kernel(AttentionBackwardViews<A> f) {
   using T = Acc<A>;

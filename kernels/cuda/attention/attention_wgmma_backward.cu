@@ -1,4 +1,4 @@
-// Attention backward on Hopper: lse and do . o as its kernels read them, and their launches.
+// Attention backward on Hopper: prepares lse and do . o for the two gradient kernels, and launches all three.
 #include <limits>
 
 #include "kernels/cuda/attention/attention_wgmma_backward.cuh"
@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(kRowThreads) row_terms_kernel(BackwardArgs arg
   const int64_t c = threadIdx.x % kRowLanes * 8;
   float sum = 0;
   if (t < s.T && c < s.D) {
-    const auto d_o = load(f.d_o.at(b, t, h) + c, 8, s.wide), o = load(f.o.at(b, t, h) + c, 8, s.wide);
+    const auto d_o = load(f.d_o.at(b, t, h) + c, 8, s.aligned16), o = load(f.o.at(b, t, h) + c, 8, s.aligned16);
 #pragma unroll
     for (int e = 0; e < 8; ++e) sum += d_o[e] * o[e];
   }

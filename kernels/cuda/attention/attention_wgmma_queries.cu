@@ -10,7 +10,7 @@ namespace {
 template <int D>
 constexpr int kKeys = D == 64   ? 128
                       : D == 96 ? 96
-                                : 64;  // of a tile of the walk over keys
+                                : 64;  // per tile
 
 template <int D>
 struct QueryShared {
@@ -18,42 +18,45 @@ struct QueryShared {
   alignas(kPanelAlign) bf16_t d_o[kBlockRows * D];
   alignas(kPanelAlign) bf16_t k[kBackwardStages][kKeys<D> * D];
   alignas(kPanelAlign) bf16_t v[kBackwardStages][kKeys<D> * D];
-  Barrier own_full;
-  Ring<kBackwardStages> ring;
-  __device__ void init_barriers(int arrivals) { own_full.init(arrivals), ring.init(arrivals); }
+  TransactionBarrier own_full;
+  Pipeline<kBackwardStages> pipeline;
+  __device__ void init_barriers(int arrivals) { own_full.init(arrivals), pipeline.init(arrivals, kConsumerWarps); }
 };
 
 template <int D>
 using Span = QuerySpan<kKeys<D>>;
 
 template <int D>
-__device__ void fetch_keys(const BackwardArgs& args, QueryShared<D>& shared, const Span<D>& span) {
+__device__ void producer(const BackwardArgs& args, QueryShared<D>& shared, const Span<D>& span) {
   const AttentionBackwardViews<bf16_t>& f = args.f;
-  const bool wide = f.size.wide;
-  if (wide && threadIdx.x != 0) return;
+  const bool aligned16 = f.size.aligned16;
+  if (aligned16 && threadIdx.x != 0) return;
   const int64_t b = span.place.b, h = span.place.h;
-  if (wide) shared.own_full.expect(2 * kBlockRows * D * 2);
-  fetch_tile<kBlockRows, D>(shared.q, args.q, f.q, shared.own_full, b, h, span.first, span.last, wide);
-  fetch_tile<kBlockRows, D>(shared.d_o, args.d_o, f.d_o, shared.own_full, b, h, span.first, span.last, wide);
+  if (aligned16) shared.own_full.expect_tx(2 * kBlockRows * D * 2);
+  load_swizzled_tile<kBlockRows, D>(shared.q, args.q, f.q, shared.own_full, b, h, span.first, span.last, aligned16);
+  load_swizzled_tile<kBlockRows, D>(shared.d_o, args.d_o, f.d_o, shared.own_full, b, h, span.first, span.last,
+                                    aligned16);
   shared.own_full.arrive();
   for (int64_t j = 0; j < span.tiles; ++j) {
-    const Turn<kBackwardStages> turn(j);
-    Barrier& full = shared.ring.full[turn.stage];
-    shared.ring.empty[turn.stage].wait(turn.parity ^ 1);
-    if (wide) full.expect(2 * kKeys<D> * D * 2);
-    fetch_tile<kKeys<D>, D>(shared.k[turn.stage], args.k, f.k, full, b, h, j * kKeys<D>, span.key_end, wide);
-    fetch_tile<kKeys<D>, D>(shared.v[turn.stage], args.v, f.v, full, b, h, j * kKeys<D>, span.key_end, wide);
+    const PipelineState<kBackwardStages> state(j);
+    TransactionBarrier& full = shared.pipeline.producer_barrier(state);
+    shared.pipeline.producer_acquire(state);
+    if (aligned16) full.expect_tx(2 * kKeys<D> * D * 2);
+    load_swizzled_tile<kKeys<D>, D>(shared.k[state.stage], args.k, f.k, full, b, h, j * kKeys<D>, span.key_end,
+                                    aligned16);
+    load_swizzled_tile<kKeys<D>, D>(shared.v[state.stage], args.v, f.v, full, b, h, j * kKeys<D>, span.key_end,
+                                    aligned16);
     full.arrive();
   }
 }
 
 template <int D>
-__device__ void compute_queries(const BackwardArgs& args, QueryShared<D>& shared, const Span<D>& span) {
+__device__ void consumer(const BackwardArgs& args, QueryShared<D>& shared, const Span<D>& span) {
   constexpr int kN = kKeys<D> / 8;
   const AttentionSizes& s = args.f.size;
   const int group_row = (static_cast<int>(threadIdx.x) / kWarpGroup - 1) * kGroupRows;
   const float scale = static_cast<float>(s.scale) * kLog2e, out_scale = static_cast<float>(s.scale);
-  const Factor<true, kBlockRows> q(shared.q, group_row), d_o(shared.d_o, group_row);
+  const SmemDescriptor<true, kBlockRows> q(shared.q, group_row), d_o(shared.d_o, group_row);
   const int64_t query = span.first + first_row();
   float dq[D / 8][4] = {}, p[kN][4] = {}, ds[kN][4] = {}, lse[2], delta[2];
   uint32_t ds_rounded[kN / 2][4];
@@ -63,37 +66,38 @@ __device__ void compute_queries(const BackwardArgs& args, QueryShared<D>& shared
     lse[half] = t < s.T ? args.lse[place] : std::numeric_limits<float>::infinity();
     delta[half] = t < s.T ? args.delta[place] : 0.0f;
   }
-  const auto begin_scores = [&](int64_t j) {
-    begin_pair<D, kKeys<D>>(p, ds, q, d_o, shared.ring, shared.k, shared.v, j);
+  const auto scores = [&](int64_t j) {
+    start_scores<D, kKeys<D>>(p, ds, q, d_o, shared.pipeline, shared.k, shared.v, j);
   };
-  const auto begin_gradients = [&](int64_t j) {
-    begin_products();
-    group_product(dq, ds_rounded, Factor<false, kKeys<D>>(shared.k[Turn<kBackwardStages>(j).stage]), true);
-    commit_products();
+  const auto start_gradients = [&](int64_t j) {
+    warpgroup_arrive();
+    warpgroup_gemm(dq, ds_rounded, SmemDescriptor<false, kKeys<D>>(shared.k[PipelineState<kBackwardStages>(j).stage]),
+                   true);
+    warpgroup_commit_batch();
   };
   const auto make_p = [&]<int kPending>(int64_t j) {
-    wait_products<kPending>(p);
-    const int64_t last = s.q_begin + query - j * kKeys<D>;  // the last column that the thread's first row sees
+    warpgroup_wait<kPending>(p);
+    const int64_t last = s.q_begin + query - j * kKeys<D>;  // the last column that the thread's first row attends to
     const int limit = last < -16 ? -16 : static_cast<int>(last < kKeys<D> ? last : kKeys<D>);
     probabilities(
         p, scale, last < kKeys<D> - 1, [&](int, int e) { return lse[e / 2]; },
         [&](int column, int half) { return column > limit + half * 8; });
   };
   const auto make_ds = [&]<int kPending>(int64_t) {
-    wait_products<kPending>(ds);
+    warpgroup_wait<kPending>(ds);
 #pragma unroll
     for (int n = 0; n < kN; ++n) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) ds[n][e] = p[n][e] * (ds[n][e] - delta[e / 2]);
     }
   };
-  const auto round = [&] { round_factor(ds_rounded, ds); };
+  const auto round = [&] { to_fragments(ds_rounded, ds); };
   const auto end_gradients = [&](int64_t j) {
-    wait_products<0>(dq);
-    leave(shared.ring.empty[Turn<kBackwardStages>(j).stage]);
+    warpgroup_wait<0>(dq);
+    shared.pipeline.consumer_release(PipelineState<kBackwardStages>(j));
   };
   shared.own_full.wait(0);
-  walk_tiles<true>(span.tiles, begin_scores, make_p, make_ds, round, begin_gradients, end_gradients);
+  run_tiles<true>(span.tiles, scores, make_p, make_ds, round, start_gradients, end_gradients);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int64_t t = query + half * 8;
@@ -101,7 +105,7 @@ __device__ void compute_queries(const BackwardArgs& args, QueryShared<D>& shared
     bf16_t* out = args.f.dq.at(span.place.b, t, span.place.h) + threadIdx.x % 4 * 2;
 #pragma unroll
     for (int n = 0; n < D / 8; ++n) {
-      store_pair(out + n * 8, dq[n][half * 2] * out_scale, dq[n][half * 2 + 1] * out_scale, s.wide);
+      store_pair(out + n * 8, dq[n][half * 2] * out_scale, dq[n][half * 2 + 1] * out_scale, s.aligned16);
     }
   }
 }
@@ -110,9 +114,9 @@ template <int D>
 __global__ void __launch_bounds__(kAttentionThreads, 1)
     query_gradient_kernel(const __grid_constant__ BackwardArgs args) {
 #if TMAMBA_HAS_WGMMA
-  run_block<QueryShared<D>, Span<D>>(
-      args, [&](QueryShared<D>& shared, const Span<D>& span) { fetch_keys(args, shared, span); },
-      [&](QueryShared<D>& shared, const Span<D>& span) { compute_queries(args, shared, span); });
+  run_warp_specialized<QueryShared<D>, Span<D>>(
+      args, [&](QueryShared<D>& shared, const Span<D>& span) { producer(args, shared, span); },
+      [&](QueryShared<D>& shared, const Span<D>& span) { consumer(args, shared, span); });
 #endif
 }
 

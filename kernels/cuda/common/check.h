@@ -1,4 +1,4 @@
-// Every call of the CUDA runtime and of cublasLt is wrapped in TM_CUDA or TM_CUBLAS: a failure throws Error.
+// TM_CUDA and TM_CUBLAS wrap every call of the CUDA runtime and of cublasLt: a failure throws Error.
 #pragma once
 
 #include <cublasLt.h>
@@ -10,7 +10,7 @@ namespace tmamba::cuda {
 
 inline void check_cuda(cudaError_t status, const char* call, const char* file, int line) {
   if (status == cudaSuccess) return;
-  cudaGetLastError();  // an error that can be recovered from is not reported twice
+  cudaGetLastError();  // clears the error, so that later calls do not report it again
   throw Error(str(file, ":", line, ": ", call, ": ", cudaGetErrorString(status)));
 }
 

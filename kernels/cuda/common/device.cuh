@@ -1,4 +1,4 @@
-// What the kernels share: number types, 16-byte accesses, reductions, and the one way to launch.
+// Shared by all kernels: arithmetic types, 16-byte accesses, reductions, and launch().
 #pragma once
 
 #include <cuda_runtime.h>
@@ -13,8 +13,7 @@ namespace tmamba::cuda {
 
 inline constexpr int kWarp = 32;
 
-// --- Numbers: storage type A, arithmetic in Acc<A>
-// --------------------------------------------------------------------
+// --- Arithmetic: values stored as A are computed in Acc<A> ---
 
 template <class A>
 using Acc = std::conditional_t<std::is_same_v<A, double>, double, float>;
@@ -23,7 +22,7 @@ __device__ inline float widen(float x) { return x; }
 __device__ inline double widen(double x) { return x; }
 __device__ inline float widen(bf16_t x) { return __uint_as_float(static_cast<uint32_t>(x.bits) << 16); }
 
-// Two numbers rounded to bfloat16 (nearest, ties to even) in one register, `low` at the lower address.
+// Rounds two values to bfloat16 (nearest, ties to even) in one register, `low` at the lower address.
 __device__ inline uint32_t pack_bf16(float low, float high) {
   uint32_t out;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
@@ -56,7 +55,7 @@ __device__ inline float reciprocal_approx(float x) {
   return out;
 }
 
-// exp and sigmoid to the precision that activations of type A keep.
+// exp and sigmoid to the precision of activations of type A.
 template <class A>
 __device__ inline Acc<A> exp_of(Acc<A> x) {
   if constexpr (std::is_same_v<A, bf16_t>) {
@@ -81,21 +80,20 @@ decltype(auto) dispatch_activation(DType dtype, F&& f) {
   return dispatch_float(dtype, f);
 }
 
-// --- Wide accesses: 16 bytes, or 8 where a thread has no more
-// -------------------------------------------------------------
+// --- Vector accesses: 16 bytes, or 8 if a thread has no more ---
 
 // Elements of type A in 16 bytes.
 template <class A>
 inline constexpr int kVec = 16 / static_cast<int>(sizeof(A));
 
-// N consecutive elements as they are stored.
+// A vector of N consecutive elements in their storage type.
 template <class A, int N = kVec<A>>
 struct alignas(N * sizeof(A) % 16 == 0 ? 16 : 8) Raw {
   static_assert(N * sizeof(A) % 16 == 0 || N * sizeof(A) == 8);
-  using Piece = std::conditional_t<N * sizeof(A) % 16 == 0, uint4, uint2>;
-  static constexpr int kPieces = static_cast<int>(N * sizeof(A) / sizeof(Piece));
+  using Word = std::conditional_t<N * sizeof(A) % 16 == 0, uint4, uint2>;
+  static constexpr int kWords = static_cast<int>(N * sizeof(A) / sizeof(Word));
   A v[N];
-  // Of bfloat16 by the register that holds the element: one instruction.
+  // For bfloat16 one instruction, on the register that holds the element.
   __device__ Acc<A> operator[](int i) const {
     if constexpr (std::is_same_v<A, bf16_t>) {
       const uint32_t pair = reinterpret_cast<const uint32_t*>(v)[i / 2];
@@ -117,15 +115,16 @@ struct alignas(N * sizeof(A) % 16 == 0 ? 16 : 8) Raw {
   }
 };
 
-// Loads elements [0, N) of what remains of a row, zeros beyond `left`. `wide` as wide_rows() says.
+// Loads the next N elements of a row of which `left` remain; elements beyond become zero. `aligned16`: see
+// rows_aligned16().
 template <class A, int N = kVec<A>>
-__device__ inline Raw<A, N> load(const A* from, int64_t left, bool wide) {
+__device__ inline Raw<A, N> load(const A* from, int64_t left, bool aligned16) {
   Raw<A, N> out;
-  if (wide && left >= N) {
-    using Piece = typename Raw<A, N>::Piece;
+  if (aligned16 && left >= N) {
+    using Word = typename Raw<A, N>::Word;
 #pragma unroll
-    for (int i = 0; i < Raw<A, N>::kPieces; ++i) {
-      reinterpret_cast<Piece*>(&out)[i] = reinterpret_cast<const Piece*>(from)[i];
+    for (int i = 0; i < Raw<A, N>::kWords; ++i) {
+      reinterpret_cast<Word*>(&out)[i] = reinterpret_cast<const Word*>(from)[i];
     }
   } else {
 #pragma unroll
@@ -135,12 +134,12 @@ __device__ inline Raw<A, N> load(const A* from, int64_t left, bool wide) {
 }
 
 template <class A, int N = kVec<A>>
-__device__ inline void store(A* to, const Raw<A, N>& x, int64_t left, bool wide) {
-  if (wide && left >= N) {
-    using Piece = typename Raw<A, N>::Piece;
+__device__ inline void store(A* to, const Raw<A, N>& x, int64_t left, bool aligned16) {
+  if (aligned16 && left >= N) {
+    using Word = typename Raw<A, N>::Word;
 #pragma unroll
-    for (int i = 0; i < Raw<A, N>::kPieces; ++i) {
-      reinterpret_cast<Piece*>(to)[i] = reinterpret_cast<const Piece*>(&x)[i];
+    for (int i = 0; i < Raw<A, N>::kWords; ++i) {
+      reinterpret_cast<Word*>(to)[i] = reinterpret_cast<const Word*>(&x)[i];
     }
   } else {
 #pragma unroll
@@ -150,10 +149,9 @@ __device__ inline void store(A* to, const Raw<A, N>& x, int64_t left, bool wide)
   }
 }
 
-// --- Reductions: in a fixed order, the same result in every thread
-// ----------------------------------------------------
+// --- Reductions: in a fixed order; every thread returns the same bits ---
 
-// Over groups of kLanes neighbouring lanes.
+// The sum over groups of kLanes neighbouring lanes.
 template <int kLanes = kWarp, class T>
 __device__ inline T warp_sum(T x) {
 #pragma unroll
@@ -161,7 +159,7 @@ __device__ inline T warp_sum(T x) {
   return x;
 }
 
-// Over a block of kThreads. `scratch` holds kThreads / 32 numbers; a second call needs no barrier in between.
+// The sum over a block of kThreads. `scratch` holds kThreads / 32 values; consecutive calls need no barrier in between.
 template <int kThreads, class T>
 __device__ inline T block_sum(T x, T* scratch) {
   x = warp_sum(x);
@@ -174,7 +172,7 @@ __device__ inline T block_sum(T x, T* scratch) {
   return sum;
 }
 
-// Quotient and remainder; 32-bit division where the numbers allow it.
+// Quotient and remainder of non-negative values; divides in 32 bits if both fit.
 struct DivMod {
   int64_t quotient, remainder;
   __device__ DivMod(int64_t a, int64_t b) {
@@ -187,21 +185,20 @@ struct DivMod {
   }
 };
 
-// --- Launching
-// ----------------------------------------------------------------------------------------------------------
+// --- Launching ---
 
 struct Grid {
   int64_t x = 1, y = 1, z = 1;
 };
 
-// Launches a kernel with `shared` bytes of dynamic shared memory; throws where the launch is refused.
+// Launches a kernel with `shared` bytes of dynamic shared memory; throws if the launch fails. An empty grid is a no-op.
 template <class... Parameters, class... Args>
 void launch(cudaStream_t stream, Grid grid, dim3 block, size_t shared, void (*kernel)(Parameters...),
             const Args&... args) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   TM_CHECK(grid.x < (int64_t{1} << 31) && grid.y < 65536 && grid.z < 65536, "a CUDA grid of ", grid.x, " x ", grid.y,
            " x ", grid.z, " blocks is too large");
-  constexpr size_t kAlwaysThere = 32 << 10;  // of 48 KB, as a kernel may have static shared memory too
+  constexpr size_t kAlwaysThere = 32 << 10;  // of the 48 KB without opt-in; leaves room for static shared memory
   if (shared > kAlwaysThere) {
     TM_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
   }

@@ -4,11 +4,11 @@ namespace tmamba::cuda {
 
 namespace {
 
-// A capture under way, which ends in any case: a stream left capturing could do nothing else.
+// A stream capture. The destructor ends it if end() was not reached, since a capturing stream cannot be used otherwise.
 class Capture {
  public:
   Capture(const Stream& stream, Workspace& workspace) : stream_(stream), workspace_(workspace) {
-    // Other threads of this process copy and look for errors meanwhile.
+    // Thread-local: other threads of this process make CUDA calls meanwhile.
     TM_CUDA(cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal));
     workspace_.fix(true);
   }
@@ -41,7 +41,7 @@ Graph::Graph(const Stream& stream, Workspace& workspace, const std::function<voi
   Capture capture(stream, workspace);
   take_down(issue);
   const cudaGraph_t captured = capture.end();
-  // Each kernel keeps the priority of the stream it was issued to: exchanges go before the work they overlap.
+  // Each kernel keeps the priority of its stream: communication runs before the work that it overlaps.
   const cudaError_t status = cudaGraphInstantiate(&graph_, captured, cudaGraphInstantiateFlagUseNodePriority);
   cudaGraphDestroy(captured);
   TM_CUDA(status);

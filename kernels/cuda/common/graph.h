@@ -1,4 +1,4 @@
-// Graph: a Recording as a CUDA graph, captured from a stream and launched into it.
+// Graph: a Recording as a CUDA graph, captured from a stream and launched on it.
 #pragma once
 
 #include <functional>
@@ -10,8 +10,8 @@ namespace tmamba::cuda {
 
 class Graph final : public Recording, private Recorder {
  public:
-  // Captures what `issue` issues to the stream, and to streams that it forks from it. The workspace must be large
-  // enough already. Both must outlive the graph.
+  // Captures the work that `issue` issues to the stream and to streams forked from it. The workspace must already be
+  // large enough. Stream and workspace must outlive the graph.
   Graph(const Stream& stream, Workspace& workspace, const std::function<void()>& issue);
   ~Graph() override;
   Graph(const Graph&) = delete;

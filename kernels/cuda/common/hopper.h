@@ -1,12 +1,12 @@
-// Kernels for Hopper GPUs (wgmma.cuh) beside those for every GPU: which of them run.
+// The choice between the Hopper kernels (wgmma.cuh) and the portable ones.
 #pragma once
 
 namespace tmamba::cuda {
 
-// Whether the current GPU runs the kernels for Hopper and they are allowed.
+// Whether the current GPU supports the Hopper kernels (sm_90) and they are allowed.
 bool runs_wgmma();
 
-// Forbids them, or allows them again (they are at the start): for tests and measurements of the others.
+// Allows (the default) or forbids the Hopper kernels: for tests and benchmarks of the portable ones.
 void allow_wgmma(bool allowed);
 
 }  // namespace tmamba::cuda

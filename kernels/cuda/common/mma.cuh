@@ -1,13 +1,13 @@
-// Matrix products of one warp on tensor cores: mma.sync m16n8k16, bfloat16 in, float32 sums (compute capability 8.0
-// on). Layouts of the fragments are those of the PTX manual: lane = 4 g + q holds of an accumulator tile [16, 8] the
-// elements (g, 2q), (g, 2q + 1), (g + 8, 2q), (g + 8, 2q + 1).
+// Matrix multiplications of one warp on tensor cores: mma.sync m16n8k16 with bfloat16 operands and float32 accumulators
+// (compute capability 8.0 and later). Fragments have the layouts of the PTX manual: lane 4 g + q holds elements
+// (g, 2q), (g, 2q + 1), (g + 8, 2q), (g + 8, 2q + 1) of an accumulator tile [16, 8].
 #pragma once
 
 #include "kernels/cuda/common/device.cuh"
 
 namespace tmamba::cuda {
 
-// Elements between two rows of a tile in shared memory: 16 bytes more than the row, so that eight neighbouring rows lie
+// The row pitch of a tile in shared memory, in elements: 16 bytes more than a row, so that eight neighbouring rows lie
 // in different banks.
 template <int kCols>
 inline constexpr int kPitch = kCols + 8;
@@ -34,7 +34,7 @@ __device__ inline void mma(float (&acc)[4], const uint32_t (&a)[4], uint32_t b0,
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// Fragment of a [16 (m), 16 (k)]: stored m by k, or (kTransposed) k by m.
+// Loads the fragment of a [16 (m), 16 (k)], stored as [m, k], or as [k, m] if kTransposed.
 template <bool kTransposed>
 __device__ inline void load_a(uint32_t (&r)[4], const bf16_t* tile, int pitch) {
   const int lane = threadIdx.x % kWarp;
@@ -45,7 +45,7 @@ __device__ inline void load_a(uint32_t (&r)[4], const bf16_t* tile, int pitch) {
   }
 }
 
-// Fragments of b [16 (k), 16 (n)], two tiles of n: stored n by k, or (kTransposed) k by n.
+// Loads the fragments of b [16 (k), 16 (n)], two tiles of n, stored as [n, k], or as [k, n] if kTransposed.
 template <bool kTransposed>
 __device__ inline void load_b(uint32_t (&r)[4], const bf16_t* tile, int pitch) {
   const int lane = threadIdx.x % kWarp;
@@ -56,11 +56,10 @@ __device__ inline void load_b(uint32_t (&r)[4], const bf16_t* tile, int pitch) {
   }
 }
 
-// acc [kM * 16, kN * 8] += a [kM * 16, kK * 16] b [kK * 16, kN * 8], both in shared memory: a stored m by k (k by m
-// where kTransposeA), b stored n by k (k by n where kTransposeB).
+// acc [kM * 16, kN * 8] += a [kM * 16, kK * 16] b [kK * 16, kN * 8] with both operands in shared memory: a stored as
+// [m, k] ([k, m] if kTransposeA), b stored as [n, k] ([k, n] if kTransposeB).
 template <int kM, int kN, int kK, bool kTransposeA, bool kTransposeB>
-__device__ inline void warp_product(float (&acc)[kM][kN][4], const bf16_t* a, int a_pitch, const bf16_t* b,
-                                    int b_pitch) {
+__device__ inline void warp_gemm(float (&acc)[kM][kN][4], const bf16_t* a, int a_pitch, const bf16_t* b, int b_pitch) {
   static_assert(kN % 2 == 0);
 #pragma unroll
   for (int k = 0; k < kK; ++k) {
@@ -83,10 +82,10 @@ __device__ inline void warp_product(float (&acc)[kM][kN][4], const bf16_t* a, in
   }
 }
 
-// The same with a in registers, as fragments: a[k] is [kM * 16, 16].
+// The same with a in registers, as fragments: a[m][k] is the tile [16, 16] at (16 m, 16 k).
 template <int kM, int kN, int kK, bool kTransposeB>
-__device__ inline void warp_product(float (&acc)[kM][kN][4], const uint32_t (&a)[kM][kK][4], const bf16_t* b,
-                                    int b_pitch) {
+__device__ inline void warp_gemm(float (&acc)[kM][kN][4], const uint32_t (&a)[kM][kK][4], const bf16_t* b,
+                                 int b_pitch) {
   static_assert(kN % 2 == 0);
 #pragma unroll
   for (int k = 0; k < kK; ++k) {
@@ -103,7 +102,7 @@ __device__ inline void warp_product(float (&acc)[kM][kN][4], const uint32_t (&a)
   }
 }
 
-// Accumulators [kM * 16, kK * 16] rounded to bfloat16, as fragments of a left factor.
+// Accumulators [kM * 16, kK * 16] rounded to bfloat16, as fragments of operand a.
 template <int kM, int kK>
 __device__ inline void to_fragments(uint32_t (&a)[kM][kK][4], const float (&acc)[kM][2 * kK][4]) {
 #pragma unroll
@@ -120,51 +119,51 @@ __device__ inline void to_fragments(uint32_t (&a)[kM][kK][4], const float (&acc)
   }
 }
 
-// --- Tiles between global and shared memory
-// -----------------------------------------------------------------------------
+// --- Tiles between global and shared memory ---
 
-// 16 bytes, asynchronously; zeros where `here` is false.
-__device__ inline void copy_async_16(void* to, const void* from, bool here) {
+// Copies 16 bytes asynchronously; writes zeros if `here` is false.
+__device__ inline void cp_async_16(void* to, const void* from, bool here) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                :
                : "r"(shared_address(to)), "l"(from), "r"(here ? 16 : 0)
                : "memory");
 }
-__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Waits until at most kPending of the groups that this thread committed are still on their way.
+__device__ inline void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits until at most kPending of the groups that this thread committed are in flight.
 template <int kPending>
-__device__ inline void wait_copies() {
+__device__ inline void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-// Rows [0, count) of kRows, kCols wide and `stride` apart, to a tile; zeros below. `wide` as wide_rows() says.
+// Copies rows [0, count) of kCols elements, `stride` apart, to a tile of kRows; the other rows become zero.
+// `aligned16`: see rows_aligned16(). Asynchronous if aligned16.
 template <int kRows, int kCols, int kThreads>
-__device__ inline void load_tile(bf16_t* tile, const bf16_t* from, int64_t stride, int64_t count, bool wide) {
-  constexpr int kPieces = kCols / 8;
-  for (int i = threadIdx.x; i < kRows * kPieces; i += kThreads) {
-    const int row = i / kPieces, col = i % kPieces * 8;
+__device__ inline void load_tile(bf16_t* tile, const bf16_t* from, int64_t stride, int64_t count, bool aligned16) {
+  constexpr int kVectors = kCols / 8;
+  for (int i = threadIdx.x; i < kRows * kVectors; i += kThreads) {
+    const int row = i / kVectors, col = i % kVectors * 8;
     bf16_t* to = tile + row * kPitch<kCols> + col;
     const bool here = row < count;
     const bf16_t* source = here ? from + row * stride + col : from;
-    if (wide) {
-      copy_async_16(to, source, here);
+    if (aligned16) {
+      cp_async_16(to, source, here);
     } else {
       for (int e = 0; e < 8; ++e) to[e] = here ? source[e] : bf16_t{};
     }
   }
 }
 
-// Two neighbouring numbers of a row.
-__device__ inline void store_pair(bf16_t* to, float first, float second, bool wide) {
+// Store and load two neighbouring elements of a row. `aligned16`: the address is a multiple of 4 bytes.
+__device__ inline void store_pair(bf16_t* to, float first, float second, bool aligned16) {
   const uint32_t pair = pack_bf16(first, second);
-  if (wide) {
+  if (aligned16) {
     *reinterpret_cast<uint32_t*>(to) = pair;
   } else {
     to[0].bits = static_cast<uint16_t>(pair), to[1].bits = static_cast<uint16_t>(pair >> 16);
   }
 }
-__device__ inline void load_pair(const bf16_t* from, float& first, float& second, bool wide) {
-  if (wide) {
+__device__ inline void load_pair(const bf16_t* from, float& first, float& second, bool aligned16) {
+  if (aligned16) {
     const uint32_t pair = *reinterpret_cast<const uint32_t*>(from);
     first = low_bf16(pair), second = high_bf16(pair);
   } else {
@@ -172,16 +171,16 @@ __device__ inline void load_pair(const bf16_t* from, float& first, float& second
   }
 }
 
-// Adds a row of the thread's accumulators, the one eight below it where half = 1, times `factor` to the row `out` from
-// the thread's first column on.
+// Adds `factor` times one of the thread's two accumulator rows (half = 0 or 1) to a row of a tensor; `out` points to
+// the thread's first column.
 template <int kN>
 __device__ __forceinline__ void add_accumulator_row(bf16_t* out, const float (&acc)[kN][4], int half, float factor,
-                                                    bool wide) {
+                                                    bool aligned16) {
 #pragma unroll
   for (int n = 0; n < kN; ++n) {
     float first, second;
-    load_pair(out + n * 8, first, second, wide);
-    store_pair(out + n * 8, first + acc[n][half * 2] * factor, second + acc[n][half * 2 + 1] * factor, wide);
+    load_pair(out + n * 8, first, second, aligned16);
+    store_pair(out + n * 8, first + acc[n][half * 2] * factor, second + acc[n][half * 2 + 1] * factor, aligned16);
   }
 }
 

@@ -1,4 +1,4 @@
-// What the kernels in plain arithmetic share: blocks of eight warps, and tiles of 32 rows in shared memory.
+// Shared by the kernels without tensor cores: blocks of eight warps, and tiles of 32 rows in shared memory.
 #pragma once
 
 #include "kernels/cuda/common/device.cuh"
@@ -7,7 +7,7 @@ namespace tmamba::cuda {
 
 inline constexpr int kPlainRows = 32, kPlainWarps = 8, kPlainThreads = kPlainWarps * kWarp;
 
-// [kPlainRows, width]; rows one number longer than they need lie in different banks.
+// [kPlainRows, width]; the pitch is width + 1, so that neighbouring rows lie in different banks.
 template <class T>
 struct PlainTile {
   T* data;
@@ -27,7 +27,7 @@ __device__ PlainTile<T> take_tile(T*& memory, int64_t width) {
   return tile;
 }
 
-// Rows [begin, end) of a tensor, at most kPlainRows; zeros below.
+// Copies rows [begin, end) of a tensor, at most kPlainRows; the other rows become zero.
 template <class A, class T>
 __device__ void fill_tile(const PlainTile<T>& tile, const Cubes<const A>& from, int64_t b, int64_t begin, int64_t end,
                           int64_t h, int64_t width) {
@@ -45,7 +45,7 @@ __device__ T dot(const T* x, const T* y, int64_t count) {
   return sum;
 }
 
-// Throws where no block of the current GPU has so many bytes of shared memory; `whose` begins the message.
+// Throws if a block of the current GPU cannot have `bytes` of shared memory; the message begins with `whose`.
 template <class... Parts>
 void check_block_memory(size_t bytes, const Parts&... whose) {
   int device = 0, most = 0;

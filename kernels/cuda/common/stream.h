@@ -1,4 +1,4 @@
-// Stream: the owner of one CUDA stream.
+// Stream: owns a CUDA stream.
 #pragma once
 
 #include <utility>
@@ -9,7 +9,7 @@ namespace tmamba::cuda {
 
 class Stream {
  public:
-  // Ordered with the default stream, so that blocking copies and new Buffers (kernels/base) are ordered with the ops.
+  // Synchronises with the default stream, so that blocking copies and new Buffers (kernels/base) are ordered with ops.
   Stream() { TM_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamDefault)); }
   ~Stream() {
     if (stream_ != nullptr) cudaStreamDestroy(stream_);

@@ -1,12 +1,12 @@
-// Kernels over a list of tensors that travels as a kernel parameter: the blocks of one launch are shared out among its
-// entries, each of which knows the first of its own.
+// Kernels over a list of tensors that is passed as a kernel parameter. The blocks of a launch are divided among the
+// entries; each entry stores its first block.
 #pragma once
 
 #include <cstdint>
 
 namespace tmamba::cuda {
 
-// The entry of `list` whose blocks hold this one.
+// The index of the entry of `list` to which `block` belongs.
 template <class List>
 __device__ inline int entry_with_block(const List& list, int64_t block) {
   int low = 0, high = list.entries;

@@ -1,4 +1,4 @@
-// The widths of heads, and of states, that the tensor-core kernels of attention and of the SSM scan take.
+// The head and state widths that the tensor-core kernels of attention and of the SSM scan support.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@ namespace tmamba::cuda {
 
 constexpr bool is_tile_width(int64_t D) { return D == 64 || D == 96 || D == 128; }
 
-// Calls f.template operator()<kD>() for such a width.
+// Calls f.template operator()<D>(); is_tile_width(D) must hold.
 template <class F>
 decltype(auto) dispatch_tile_width(int64_t D, const F& f) {
   if (D == 64) return f.template operator()<64>();

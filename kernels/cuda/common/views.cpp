@@ -4,7 +4,7 @@ namespace tmamba::cuda {
 
 namespace {
 
-bool wide(const ConstTensor& x) {
+bool aligned16(const ConstTensor& x) {
   if (x.empty()) return true;
   const auto size = static_cast<int64_t>(size_of(x.dtype()));
   const int last = x.dims() - 1;
@@ -17,9 +17,9 @@ bool wide(const ConstTensor& x) {
 
 }  // namespace
 
-bool wide_rows(std::initializer_list<ConstTensor> tensors) {
+bool rows_aligned16(std::initializer_list<ConstTensor> tensors) {
   for (const ConstTensor& x : tensors) {
-    if (!wide(x)) return false;
+    if (!aligned16(x)) return false;
   }
   return true;
 }

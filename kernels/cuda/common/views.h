@@ -1,4 +1,4 @@
-// What every CUDA op asks of its tensors: whether they can be read by 16 bytes.
+// rows_aligned16(): whether kernels may access a tensor's rows in 16-byte vectors.
 #pragma once
 
 #include <initializer_list>
@@ -7,8 +7,8 @@
 
 namespace tmamba::cuda {
 
-// Whether every row (run along the last dimension) of every one of these tensors starts at a multiple of 16 bytes and
-// is a whole number of 16 bytes, so that it can be read and written by 16. Absent tensors do not count.
-bool wide_rows(std::initializer_list<ConstTensor> tensors);
+// Whether each row (along the last dimension) of each of these tensors starts at a multiple of 16 bytes and has a
+// multiple of 16 bytes, so that kernels can read and write it in 16-byte vectors. Absent tensors are ignored.
+bool rows_aligned16(std::initializer_list<ConstTensor> tensors);
 
 }  // namespace tmamba::cuda

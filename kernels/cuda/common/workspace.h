@@ -1,5 +1,5 @@
-// Workspace: device memory for what an op keeps between its own kernels. It grows at the first op that needs more and
-// never shrinks; one stream orders its users, so each op takes it from the start.
+// Workspace: device memory for data that an op passes between its own kernels. It grows when an op needs more and never
+// shrinks. All ops run on one stream, so each op uses it from the start.
 #pragma once
 
 #include <array>
@@ -13,7 +13,7 @@ class Workspace {
  public:
   explicit Workspace(const Stream& stream) : stream_(stream) {}
 
-  // Pieces of these sizes in bytes, each aligned to 256, valid until the next call.
+  // Returns memory of these sizes in bytes, each aligned to 256 bytes, valid until the next call.
   template <size_t N>
   std::array<char*, N> take(const std::array<size_t, N>& bytes) {
     size_t total = 0;
@@ -25,19 +25,19 @@ class Workspace {
     return pieces;
   }
 
-  // `count` numbers of type T.
+  // Returns memory for `count` elements of type T.
   template <class T>
   T* take(int64_t count) {
     return reinterpret_cast<T*>(take(std::array{sizeof(T) * static_cast<size_t>(count)})[0]);
   }
 
-  // Grows to at least this many bytes; throws where the workspace is fixed and smaller.
+  // Grows to at least this many bytes; throws if the workspace is fixed and smaller.
   void reserve(size_t bytes);
 
   size_t bytes() const { return buffer_.bytes(); }
   const void* data() const { return buffer_.data(); }
 
-  // A captured graph holds the workspace's address. While it is fixed, it throws rather than move.
+  // While fixed, the workspace throws instead of reallocating: a graph that is being captured holds its address.
   void fix(bool fixed) { fixed_ = fixed; }
 
  private:

@@ -13,18 +13,18 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int64_t kBlock = 8192;  // elements that one block updates
-constexpr int kAtOnce = 2;        // pieces that a thread has under way together
-constexpr int kTensors = 256;     // per launch: they travel as a kernel parameter
+constexpr int kAtOnce = 2;        // vectors that a thread loads before it updates them
+constexpr int kTensors = 256;     // per launch: the list is a kernel parameter
 
 template <class T>
 struct List {
   struct Entry {
     T *master, *m, *v;
     const T* grad;
-    void* param;  // null where it is the master itself
+    void* param;  // null if the parameter is the master itself
     int64_t count, first_block;
     DType param_dtype;
-    bool decays, wide;
+    bool decays, aligned16;
   };
   int entries = 0;
   int64_t blocks = 0;
@@ -32,10 +32,10 @@ struct List {
 };
 
 template <class To, class T, int N>
-__device__ void store_rounded(void* param, int64_t at, const Raw<T, N>& master, int64_t left, bool wide) {
+__device__ void store_rounded(void* param, int64_t at, const Raw<T, N>& master, int64_t left, bool aligned16) {
   To* to = static_cast<To*>(param) + at;
   if constexpr (std::is_same_v<To, bf16_t> && N == 4) {
-    if (wide && left >= N) {
+    if (aligned16 && left >= N) {
       *reinterpret_cast<uint2*>(to) = {pack_bf16(master[0], master[1]), pack_bf16(master[2], master[3])};
       return;
     }
@@ -61,8 +61,8 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int u = 0; u < kAtOnce; ++u) {
       const int64_t i = first + u * kThreads * V, left = end - i;
-      master[u] = load(x.master + i, left, x.wide), m[u] = load(x.m + i, left, x.wide);
-      v[u] = load(x.v + i, left, x.wide), grad[u] = load(x.grad + i, left, x.wide);
+      master[u] = load(x.master + i, left, x.aligned16), m[u] = load(x.m + i, left, x.aligned16);
+      v[u] = load(x.v + i, left, x.aligned16), grad[u] = load(x.grad + i, left, x.aligned16);
     }
 #pragma unroll
     for (int u = 0; u < kAtOnce; ++u) {
@@ -70,13 +70,13 @@ __global__ void __launch_bounds__(kThreads)
       if (left <= 0) break;
 #pragma unroll
       for (int e = 0; e < V; ++e) adamw_update(master[u].v[e], m[u].v[e], v[u].v[e], grad[u][e], decay, k);
-      store(x.master + i, master[u], left, x.wide);
-      store(x.m + i, m[u], left, x.wide);
-      store(x.v + i, v[u], left, x.wide);
+      store(x.master + i, master[u], left, x.aligned16);
+      store(x.m + i, m[u], left, x.aligned16);
+      store(x.v + i, v[u], left, x.aligned16);
       if (x.param == nullptr) continue;
-      if (x.param_dtype == DType::bf16) store_rounded<bf16_t>(x.param, i, master[u], left, x.wide);
-      if (x.param_dtype == DType::f32) store_rounded<float>(x.param, i, master[u], left, x.wide);
-      if (x.param_dtype == DType::f64) store_rounded<double>(x.param, i, master[u], left, x.wide);
+      if (x.param_dtype == DType::bf16) store_rounded<bf16_t>(x.param, i, master[u], left, x.aligned16);
+      if (x.param_dtype == DType::f32) store_rounded<float>(x.param, i, master[u], left, x.aligned16);
+      if (x.param_dtype == DType::f64) store_rounded<double>(x.param, i, master[u], left, x.aligned16);
     }
   }
 }

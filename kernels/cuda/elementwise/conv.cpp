@@ -7,7 +7,8 @@ namespace tmamba::cuda {
 
 namespace {
 
-// Whether the kernels rotate heads this wide themselves: a block takes whole heads, in pieces of 16 bytes of each half.
+// Whether the kernels can apply RoPE to heads of this width: a block takes whole heads, in 16-byte vectors of each
+// half.
 template <class Args>
 bool one_pass(const Args& args) {
   if (args.prefix == 0) return true;

@@ -1,12 +1,12 @@
 #include "kernels/cuda/common/partial_sums.cuh"
-#include "kernels/cuda/elementwise/conv.cuh"
 #include "kernels/cuda/elementwise/conv.h"
+#include "kernels/cuda/elementwise/conv_window.cuh"
 
 namespace tmamba::cuda {
 
 namespace {
 
-// Warps on a multiprocessor: few that have registers for several tokens' instructions side by side.
+// Resident warps per SM: few, so that each has registers to overlap the instructions of several tokens.
 template <bool kRope>
 constexpr int kWarps = kRope ? 12 : 16;
 
@@ -24,28 +24,28 @@ struct Backward {
   const Conv<A>& conv;
   const Gradients<A>& gradients;
   const Place<A, kRope> place;
-  Tiles<A, kThreads, kRope> x, dy, dk;  // dk: of the rotated keys, where they lie apart
-  bool halo;                            // the strip is the sequence's first, and the rows before it have a gradient
+  Tiles<A, kThreads, kRope> x, dy, dk;  // dk: of rotated keys, if stored separately
+  bool halo;                            // this is the sequence's first strip, and dhalo is wanted
   Window<A, kTaps, kRope> window;
   Angles<A> angles;
   Acc<A> dw[kTaps][kWidth<A>], db[kWidth<A>];
   Acc<A> dpre[kTaps][kWidth<A>];  // of the window's tokens
 
   // The gradient of token i's plain channels.
-  __device__ Group<A> gradient(int stage, int i, Turn turn) {
+  __device__ Group<A> gradient(int stage, int i, RopeMode mode) {
     const Group<A> plain = dy.at(stage, i).widened();
-    if (turn == Turn::none) return plain;
-    Group<A> out = angles.turned(turn == Turn::apart ? dk.at(stage, i).widened() : plain);
+    if (mode == RopeMode::none) return plain;
+    Group<A> out = angles.rotated(mode == RopeMode::separate ? dk.at(stage, i).widened() : plain);
     angles.advance();
-    if (turn == Turn::apart) {
+    if (mode == RopeMode::separate) {
 #pragma unroll
       for (int e = 0; e < kWidth<A>; ++e) out.v[e] += plain.v[e];
     }
     return out;
   }
 
-  // dx of the token kBack before the window's last: it feeds output n tokens behind it by tap kBack - n, and of these
-  // tokens all are known.
+  // dx of the token kBack before the window's last. It feeds the output n tokens after it through tap kBack - n, and
+  // the window holds all these tokens.
   __device__ StoredGroup<A> input_gradient() const {
     Group<A> dx;
 #pragma unroll
@@ -57,11 +57,11 @@ struct Backward {
     return StoredGroup<A>::rounded(dx);
   }
 
-  // Token i of a tile; dx of the token kBack before it takes its place. `counted`: its part in the weights' gradients
-  // is this strip's.
-  __device__ void token(int stage, int i, Turn turn, bool counted) {
+  // Computes token i of a tile; dx of the token kBack before it replaces it. `counted`: whether this strip adds the
+  // token's part of the weight gradients.
+  __device__ void token(int stage, int i, RopeMode mode, bool counted) {
     window.advance(x.at(stage, i));
-    const Group<A> dout = gradient(stage, i, turn);
+    const Group<A> dout = gradient(stage, i, mode);
 #pragma unroll
     for (int e = 0; e < kWidth<A>; ++e) {
 #pragma unroll
@@ -77,40 +77,42 @@ struct Backward {
     x.put(stage, i, input_gradient());
   }
 
-  template <Turn kTurn>
+  template <RopeMode kMode>
   __device__ void whole_tile(int stage) {
 #pragma unroll
-    for (int i = 0; i < kTile; ++i) token(stage, i, kTurn, true);
+    for (int i = 0; i < kTile; ++i) token(stage, i, kMode, true);
   }
 
-  // The tokens behind the strip, at the beginning of a tile.
-  template <Turn kTurn>
-  __device__ void tokens_behind(int stage) {
+  // Computes the kBack tokens after the strip, at the beginning of a tile.
+  template <RopeMode kMode>
+  __device__ void tokens_after(int stage) {
 #pragma unroll
-    for (int i = 0; i < kBack; ++i) token(stage, i, kTurn, false);
+    for (int i = 0; i < kBack; ++i) token(stage, i, kMode, false);
   }
 
-  // The tokens [row, row + kTile) of the strip and the kBack behind it.
+  // Computes tokens [row, row + kTile) of the strip and the kBack tokens after it.
   __device__ void tile(int stage, int row) {
     if (!place.here) return;
     if (row == place.count && row >= kBack) {
-      if (row >= place.turned) return tokens_behind<Turn::none>(stage);
+      if (row >= place.rotated) return tokens_after<RopeMode::none>(stage);
       if constexpr (kRope) {
-        if (row + kBack <= place.turned) {
-          return place.turn == Turn::apart ? tokens_behind<Turn::apart>(stage) : tokens_behind<Turn::in_place>(stage);
+        if (row + kBack <= place.rotated) {
+          return place.mode == RopeMode::separate ? tokens_after<RopeMode::separate>(stage)
+                                                  : tokens_after<RopeMode::in_place>(stage);
         }
       }
     }
     const bool whole = !(halo && row == 0) && row + kTile <= place.count;
-    if (whole && row >= place.turned) return whole_tile<Turn::none>(stage);
+    if (whole && row >= place.rotated) return whole_tile<RopeMode::none>(stage);
     if constexpr (kRope) {
-      if (whole && row + kTile <= place.turned) {
-        return place.turn == Turn::apart ? whole_tile<Turn::apart>(stage) : whole_tile<Turn::in_place>(stage);
+      if (whole && row + kTile <= place.rotated) {
+        return place.mode == RopeMode::separate ? whole_tile<RopeMode::separate>(stage)
+                                                : whole_tile<RopeMode::in_place>(stage);
       }
     }
 #pragma unroll 1
     for (int i = 0; i < kTile && row + i < place.count + kBack; ++i) {
-      token(stage, i, kRope && row + i < place.turned ? place.turn : Turn::none, row + i < place.count);
+      token(stage, i, kRope && row + i < place.rotated ? place.mode : RopeMode::none, row + i < place.count);
       const int64_t before = row + i - kBack + conv.W - 1;  // the halo's row
       if (!halo || row + i >= kBack || before < 0) continue;
       store_group(gradients.dhalo.at(place.b, before) + place.c, place.upper, x.at(stage, i), conv.C - place.c, false);
@@ -119,7 +121,7 @@ struct Backward {
 
   __device__ void store_sums() const {
     if (!place.here) return;
-    Acc<A>* const line = gradients.partial + place.strip * (conv.W + 1) * conv.C;
+    Acc<A>* const partial_row = gradients.partial + place.strip * (conv.W + 1) * conv.C;
 #pragma unroll
     for (int e = 0; e < kWidth<A>; ++e) {
       const int64_t c = place.channel(e);
@@ -127,9 +129,9 @@ struct Backward {
 #pragma unroll
       for (int j = 0; j < kTaps; ++j) {
         const int64_t tap = j - (kTaps - conv.W);
-        if (tap >= 0) line[tap * conv.C + c] = dw[j][e];
+        if (tap >= 0) partial_row[tap * conv.C + c] = dw[j][e];
       }
-      line[conv.W * conv.C + c] = db[e];
+      partial_row[conv.W * conv.C + c] = db[e];
     }
   }
 };
@@ -140,17 +142,17 @@ __global__ void __launch_bounds__(kThreads, sizeof(A) == 2 && kTaps == 4 ? kWarp
                     const __grid_constant__ Gradients<A> gradients) {
   constexpr int kBack = kTaps - 1;
   extern __shared__ uint4 shared[];
-  let_sums_come();
+  launch_dependent_grids();
   using X = Tiles<A, kThreads, kRope>;
   const Place<A, kRope> place(conv, rotation);
-  const int64_t piece = place.first + X::column(), left = X::left(conv, place), row_here = place.begin + X::row();
-  const A* const keys = kRope ? place.rotated_key(rotation, piece, X::row()) : nullptr;
-  A* to = gradients.dx.at(place.b, row_here - kBack) + piece;
+  const int64_t vector = place.first + X::column(), left = X::left(conv, place), row_here = place.begin + X::row();
+  const A* const keys = kRope ? place.rotated_key(rotation, vector, X::row()) : nullptr;
+  A* to = gradients.dx.at(place.b, row_here - kBack) + vector;
   Backward<A, kTaps, kThreads, kRope> f{conv,
                                         gradients,
                                         place,
-                                        {shared, 0, place, conv.x.at(place.b, row_here) + piece},
-                                        {shared, 1, place, gradients.dy.at(place.b, row_here) + piece},
+                                        {shared, 0, place, conv.x.at(place.b, row_here) + vector},
+                                        {shared, 1, place, gradients.dy.at(place.b, row_here) + vector},
                                         {shared, 2, place, keys},
                                         place.begin == 0 && gradients.dhalo.data != nullptr,
                                         {},
@@ -158,32 +160,32 @@ __global__ void __launch_bounds__(kThreads, sizeof(A) == 2 && kTaps == 4 ? kWarp
                                         {},
                                         {},
                                         {}};
-  // The tokens behind the strip that its last rows feed belong to the next one, and are computed here again.
-  const int64_t behind = conv.T - place.begin, prefix_left = rotation.prefix - place.begin;
-  const int there = static_cast<int>(behind < place.count + kBack ? behind : place.count + kBack);
+  // The strip's last rows feed kBack tokens after it. These belong to the next strip and are recomputed here.
+  const int64_t remaining = conv.T - place.begin, prefix_left = rotation.prefix - place.begin;
+  const int there = static_cast<int>(remaining < place.count + kBack ? remaining : place.count + kBack);
   const int keys_there = static_cast<int>(prefix_left < there ? prefix_left : there);
   for_each_tile(
       place.count + kBack,
       [&](int stage, int row) {
-        f.x.start(stage, there - row, conv.x.t, left, conv.wide);
-        f.dy.start(stage, there - row, gradients.dy.t, left, conv.wide);
+        f.x.start(stage, there - row, conv.x.t, left, conv.aligned16);
+        f.dy.start(stage, there - row, gradients.dy.t, left, conv.aligned16);
         if (keys != nullptr && row < keys_there) {
-          f.dk.start(stage, keys_there - row, rotation.k_rot.t, left, rotation.wide);
+          f.dk.start(stage, keys_there - row, rotation.k_rot.t, left, rotation.aligned16);
         }
       },
       [&] {
         f.window.begin(conv, place);
-        if (kRope && place.turned > 0) f.angles.begin(rotation, place.c, place.begin, -1);
+        if (kRope && place.rotated > 0) f.angles.begin(rotation, place.c, place.begin, -1);
       },
       [&](int stage, int row) { f.tile(stage, row); },
       [&](int stage, int row) {
-        f.x.flush(stage, to, gradients.dx.t, kBack - row, place.count + kBack - row, left, conv.wide);
+        f.x.flush(stage, to, gradients.dx.t, kBack - row, place.count + kBack - row, left, conv.aligned16);
         to += kTile * gradients.dx.t;
       });
   f.store_sums();
 }
 
-// Line i of the sums: the taps go to dw transposed, the rest to db.
+// Maps column i of a partial row: the taps to dw transposed, the rest to db.
 template <class T>
 struct TapsAndBias {
   T *dw, *db;
@@ -201,20 +203,20 @@ void conv_backward(cudaStream_t stream, Workspace& workspace, const ConvRopeBack
   ConvSiluBackward conv = args.conv();
   conv.dy_BTC = dy_BTC;
   check_args(Device::cuda, conv);
-  const bool wide = wide_rows({args.dx_BTC, args.dhalo_BWC, dy_BTC, x_BTC, args.halo_BWC});
+  const bool aligned16 = rows_aligned16({args.dx_BTC, args.dhalo_BWC, dy_BTC, x_BTC, args.halo_BWC});
   dispatch_activation(dtype, [&]<class A>() {
     const Rotation<A> rotation = make_rotation<A>(args, args.dk_rot_BPHD);
     dispatch_conv<A>(W, rotation.dim, [&]<int kTaps, int kThreads, bool kRope>(int64_t span) {
       const Conv<A> conv =
-          make_conv<A>(x_BTC, args.halo_BWC, args.w_CW, args.b_C, wide, span, at_once<kWarps<kRope>, kThreads>);
-      const int64_t lines = B * conv.strips, width = (W + 1) * C;
-      Acc<A>* partial = workspace.take<Acc<A>>(lines * width);
+          make_conv<A>(x_BTC, args.halo_BWC, args.w_CW, args.b_C, aligned16, span, at_once<kWarps<kRope>, kThreads>);
+      const int64_t partial_rows = B * conv.strips, width = (W + 1) * C;
+      Acc<A>* partial = workspace.take<Acc<A>>(partial_rows * width);
       const Gradients<A> gradients{planes<A>(args.dx_BTC), planes<A>(args.dhalo_BWC), planes<A>(dy_BTC), partial};
       const size_t tensors = rotation.k_rot.data != nullptr ? 3 : 2;
       launch(stream, grid_of(conv), kThreads, tensors * Tiles<A, kThreads, kRope>::kBytes,
              backward_kernel<A, kTaps, kThreads, kRope>, conv, rotation, gradients);
       const TapsAndBias<Acc<A>> out{args.dw_CW.data<Acc<A>>(), args.db_C.data<Acc<A>>(), C, W, args.dw_CW.stride(0)};
-      add_lines(stream, out, partial, lines, width);
+      add_partial_rows(stream, out, partial, partial_rows, width);
     });
   });
 }

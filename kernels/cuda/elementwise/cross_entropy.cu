@@ -1,4 +1,4 @@
-// Cross-entropy: one block per row of logits, read once for the statistics and once, in place, for the gradient.
+// Cross-entropy. One block per row of logits, which is read once for the statistics and once for the in-place gradient.
 #include <limits>
 
 #include "kernels/cuda/common/device.cuh"
@@ -10,22 +10,22 @@ namespace tmamba::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kTogether = 5;  // blocks on a multiprocessor: while some begin or end their rows, others read
-constexpr int kPieces = 4;    // 16-byte pieces of a row that a thread has under way together
+constexpr int kBlocksPerSm = 5;  // several, so that some read while others begin or end their rows
+constexpr int kVectors = 4;      // 16-byte vectors of a row that a thread loads at a time
 constexpr int kLossThreads = 1024;
 
-// sum exp(x - max) over some numbers, and their maximum.
+// The maximum of a set of values, and the sum of exp(x - max) over it.
 template <class A>
 struct Softmax {
   using T = Acc<A>;
   T max, sum;
 
-  __device__ void join(const Softmax& other) {
+  __device__ void merge(const Softmax& other) {
     const T larger = max > other.max ? max : other.max;
     sum = scaled(larger) + other.scaled(larger);
     max = larger;
   }
-  // The sum relative to another maximum; two empty sets have no finite one.
+  // The sum relative to another maximum. The comparison avoids -inf - -inf for two empty sets.
   __device__ T scaled(T to) const { return max == to ? sum : sum * exp_of<A>(max - to); }
 };
 
@@ -35,37 +35,37 @@ struct Stats {
   Rows<const A> logits;
   const int32_t* targets;
   int64_t V, vocab_begin;
-  bool wide;
+  bool aligned16;
 };
 
-// Calls f(v, pieces, left) for this thread's share of a row of V columns: kPieces pieces at a time, all loaded before
-// the first is used; piece i begins at column v + i * kThreads * kVec<A>.
+// Calls f(v, x) for this thread's part of a row of V columns, kVectors vectors at a time, all loaded before the first
+// is used; vector x[i] begins at column v + i * kThreads * kVec<A>.
 template <class A, class F>
-__device__ void for_each_piece(const A* row, int64_t V, bool wide, const F& f) {
+__device__ void for_each_vector(const A* row, int64_t V, bool aligned16, const F& f) {
   constexpr int kStep = kThreads * kVec<A>;
-  for (int64_t v = threadIdx.x * kVec<A>; v < V; v += kPieces * kStep) {
-    Raw<A> x[kPieces];
+  for (int64_t v = threadIdx.x * kVec<A>; v < V; v += kVectors * kStep) {
+    Raw<A> x[kVectors];
 #pragma unroll
-    for (int i = 0; i < kPieces; ++i) x[i] = load(row + v + i * kStep, V - v - i * kStep, wide);
+    for (int i = 0; i < kVectors; ++i) x[i] = load(row + v + i * kStep, V - v - i * kStep, aligned16);
     f(v, x);
   }
 }
 
-// Of the pieces of one step, of which `left` columns are there: the first one at least, all of them where kWhole.
+// The statistics of the vectors of one call of f, of which `left` columns exist: at least one, all of them if kWhole.
 template <class A, bool kWhole>
-__device__ Softmax<A> softmax_of(const Raw<A> (&x)[kPieces], int64_t left) {
+__device__ Softmax<A> softmax_of(const Raw<A> (&x)[kVectors], int64_t left) {
   const auto at = [&](int i, int e) {
     const bool here = kWhole || i * kThreads * kVec<A> + e < left;
     return here ? x[i][e] : -std::numeric_limits<Acc<A>>::infinity();
   };
   Softmax<A> part{x[0][0], 0};
 #pragma unroll
-  for (int i = 0; i < kPieces; ++i) {
+  for (int i = 0; i < kVectors; ++i) {
 #pragma unroll
     for (int e = 0; e < kVec<A>; ++e) part.max = max(part.max, at(i, e));
   }
 #pragma unroll
-  for (int i = 0; i < kPieces; ++i) {
+  for (int i = 0; i < kVectors; ++i) {
 #pragma unroll
     for (int e = 0; e < kVec<A>; ++e) part.sum += exp_of<A>(at(i, e) - part.max);
   }
@@ -73,25 +73,25 @@ __device__ Softmax<A> softmax_of(const Raw<A> (&x)[kPieces], int64_t left) {
 }
 
 template <class A>
-__global__ void __launch_bounds__(kThreads, sizeof(A) == 2 ? kTogether : 1)
+__global__ void __launch_bounds__(kThreads, sizeof(A) == 2 ? kBlocksPerSm : 1)
     stats_kernel(const __grid_constant__ Stats<A> f) {
   __shared__ Softmax<A> scratch[kThreads / kWarp];
   const int64_t n = blockIdx.x;
   const A* row = f.logits[n];
   Softmax<A> all{-std::numeric_limits<Acc<A>>::infinity(), 0};
-  for_each_piece(row, f.V, f.wide, [&](int64_t v, const Raw<A>(&x)[kPieces]) {
+  for_each_vector(row, f.V, f.aligned16, [&](int64_t v, const Raw<A>(&x)[kVectors]) {
     const int64_t left = f.V - v;
-    const bool whole = left >= (kPieces - 1) * kThreads * kVec<A> + kVec<A>;
-    all.join(whole ? softmax_of<A, true>(x, left) : softmax_of<A, false>(x, left));
+    const bool whole = left >= (kVectors - 1) * kThreads * kVec<A> + kVec<A>;
+    all.merge(whole ? softmax_of<A, true>(x, left) : softmax_of<A, false>(x, left));
   });
 #pragma unroll
   for (int step = kWarp / 2; step > 0; step /= 2) {
-    all.join({__shfl_xor_sync(0xFFFFFFFFu, all.max, step), __shfl_xor_sync(0xFFFFFFFFu, all.sum, step)});
+    all.merge({__shfl_xor_sync(0xFFFFFFFFu, all.max, step), __shfl_xor_sync(0xFFFFFFFFu, all.sum, step)});
   }
   if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = all;
   __syncthreads();
   if (threadIdx.x != 0) return;
-  for (int i = 1; i < kThreads / kWarp; ++i) all.join(scratch[i]);
+  for (int i = 1; i < kThreads / kWarp; ++i) all.merge(scratch[i]);
   f.max[n] = all.max;
   f.sum_exp[n] = all.sum;
   const int64_t column = f.targets[n] - f.vocab_begin;
@@ -113,7 +113,7 @@ struct Loss {
   int64_t N;
 };
 
-// One block: the rows are few beside their logits.
+// One block: there are few rows compared with logits.
 template <class T>
 __global__ void __launch_bounds__(kLossThreads) loss_kernel(Loss<T> f) {
   __shared__ double scratch[kLossThreads / kWarp];
@@ -140,25 +140,25 @@ struct Gradient {
   const int32_t* targets;
   int64_t V, vocab_begin;
   Acc<A> scale;
-  bool wide;
+  bool aligned16;
 };
 
 template <class A>
-__global__ void __launch_bounds__(kThreads, sizeof(A) == 2 ? kTogether : 1)
+__global__ void __launch_bounds__(kThreads, sizeof(A) == 2 ? kBlocksPerSm : 1)
     gradient_kernel(const __grid_constant__ Gradient<A> f) {
   constexpr int kStep = kThreads * kVec<A>;
   const int64_t n = blockIdx.x;
   A* row = f.logits[n];
   const int32_t target = f.targets[n];
   if (target < 0) {
-    for (int64_t v = threadIdx.x * kVec<A>; v < f.V; v += kStep) store(row + v, Raw<A>{}, f.V - v, f.wide);
+    for (int64_t v = threadIdx.x * kVec<A>; v < f.V; v += kStep) store(row + v, Raw<A>{}, f.V - v, f.aligned16);
     return;
   }
   const int64_t column = target - f.vocab_begin;
   const Acc<A> max = f.max[n], factor = f.scale / f.sum_exp[n];
-  for_each_piece(static_cast<const A*>(row), f.V, f.wide, [&](int64_t v, const Raw<A>(&x)[kPieces]) {
+  for_each_vector(static_cast<const A*>(row), f.V, f.aligned16, [&](int64_t v, const Raw<A>(&x)[kVectors]) {
 #pragma unroll
-    for (int i = 0; i < kPieces; ++i) {
+    for (int i = 0; i < kVectors; ++i) {
       const int64_t first = v + i * kStep;
       Acc<A> p[kVec<A>];
 #pragma unroll
@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(A) == 2 ? kTogether : 1)
 #pragma unroll
         for (int e = 0; e < kVec<A>; ++e) p[e] -= first + e == column ? f.scale : Acc<A>(0);
       }
-      store(row + first, Raw<A>::rounded(p), f.V - first, f.wide);
+      store(row + first, Raw<A>::rounded(p), f.V - first, f.aligned16);
     }
   });
 }
@@ -178,7 +178,7 @@ void CudaOps::cross_entropy_stats(const CrossEntropyStats& args) {
   const int64_t N = args.logits_NV.size(0), V = args.logits_NV.size(1);
   check_args(Device::cuda, args);
   if (N == 0) return;
-  const bool wide = wide_rows({args.logits_NV});
+  const bool aligned16 = rows_aligned16({args.logits_NV});
   dispatch_activation(args.logits_NV.dtype(), [&]<class A>() {
     const Stats<A> f{args.max_N.data<Acc<A>>(),
                      args.sum_exp_N.data<Acc<A>>(),
@@ -187,7 +187,7 @@ void CudaOps::cross_entropy_stats(const CrossEntropyStats& args) {
                      args.targets_N.data<int32_t>(),
                      V,
                      args.vocab_begin,
-                     wide};
+                     aligned16};
     launch(stream(), {N}, kThreads, 0, stats_kernel<A>, f);
   });
 }
@@ -218,7 +218,7 @@ void CudaOps::cross_entropy_gradient(const CrossEntropyGradient& args) {
   const int64_t N = args.logits_NV.size(0), V = args.logits_NV.size(1);
   check_args(Device::cuda, args);
   if (N == 0) return;
-  const bool wide = wide_rows({args.logits_NV});
+  const bool aligned16 = rows_aligned16({args.logits_NV});
   dispatch_activation(args.logits_NV.dtype(), [&]<class A>() {
     const Gradient<A> f{rows<A>(args.logits_NV),
                         args.max_N.data<Acc<A>>(),
@@ -227,7 +227,7 @@ void CudaOps::cross_entropy_gradient(const CrossEntropyGradient& args) {
                         V,
                         args.vocab_begin,
                         static_cast<Acc<A>>(args.scale),
-                        wide};
+                        aligned16};
     launch(stream(), {N}, kThreads, 0, gradient_kernel<A>, f);
   });
 }

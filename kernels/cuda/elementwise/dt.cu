@@ -7,7 +7,7 @@ namespace tmamba::cuda {
 
 namespace {
 
-constexpr int kHeads = 16, kRows = 16;  // threads of a block: heads side by side, rows above each other
+constexpr int kHeads = 16, kRows = 16;  // a block of threads: kHeads heads by kRows rows
 
 template <class T>
 __device__ T softplus(T x) {
@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(kHeads* kRows) backward_kernel(Backward<A> f) 
 
 template <class A>
 Inputs<A> make_inputs(const ConstTensor& raw_NH, const ConstTensor& bias_H, const ConstTensor& A_log_H) {
-  const int64_t N = raw_NH.size(0), blocks = partial_lines(N, 4 * kRows);
+  const int64_t N = raw_NH.size(0), blocks = partial_row_count(N, 4 * kRows);
   return {rows<A>(raw_NH), bias_H.data<A>(), A_log_H.data<A>(), N, raw_NH.size(1), ceil_div(N, blocks)};
 }
 
@@ -107,8 +107,8 @@ void CudaOps::dt_backward(const DtBackward& args) {
     Acc<A>* partial = workspace_.take<Acc<A>>(grid.x * 2 * H);
     const Backward<A> f{in, rows<A>(args.draw_NH), rows<Acc<A>>(args.ddt_NH), rows<Acc<A>>(args.dlog_a_NH), partial};
     launch(stream(), grid, dim3(kHeads, kRows), 0, backward_kernel<A>, f);
-    add_lines(stream(), SumTarget<Acc<A>>{args.dbias_H.data<Acc<A>>(), H, H, 1}, partial, grid.x, H, 2 * H);
-    add_lines(stream(), SumTarget<Acc<A>>{args.dA_log_H.data<Acc<A>>(), H, H, 1}, partial + H, grid.x, H, 2 * H);
+    add_partial_rows(stream(), SumTarget<Acc<A>>{args.dbias_H.data<Acc<A>>(), H, H, 1}, partial, grid.x, H, 2 * H);
+    add_partial_rows(stream(), SumTarget<Acc<A>>{args.dA_log_H.data<Acc<A>>(), H, H, 1}, partial + H, grid.x, H, 2 * H);
   });
 }
 

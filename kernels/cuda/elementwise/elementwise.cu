@@ -12,13 +12,13 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kElements = 8;  // per thread and step
 
-// One or two tensors of the same sizes as equally long runs of consecutive elements: trailing dimensions that are
-// contiguous in both become one run, the others are walked.
+// Views one or two tensors of the same sizes as runs of consecutive elements of equal length: trailing dimensions that
+// are contiguous in both form a run, the other dimensions are iterated over.
 struct Runs {
   int64_t length = 1, count = 1;
   int dims = 0;
   int64_t size[ConstTensor::kMaxDims], y_stride[ConstTensor::kMaxDims], x_stride[ConstTensor::kMaxDims];
-  bool wide = true;
+  bool aligned16 = true;
 
   Runs(const ConstTensor& y, const ConstTensor& x) {
     int dim = y.dims() - 1;
@@ -29,12 +29,12 @@ struct Runs {
     for (int i = 0; i <= dim; ++i) {
       count *= y.size(i);
       size[dims] = y.size(i), y_stride[dims] = y.stride(i), x_stride[dims] = x.stride(i);
-      wide = wide && y_stride[dims] % kElements == 0 && x_stride[dims] % kElements == 0;
+      aligned16 = aligned16 && y_stride[dims] % kElements == 0 && x_stride[dims] % kElements == 0;
       ++dims;
     }
     if (y.numel() == 0) count = 0;
     const uint64_t addresses = reinterpret_cast<uint64_t>(y.raw()) | reinterpret_cast<uint64_t>(x.raw());
-    wide = wide && addresses % 16 == 0 && (count == 1 || length % kElements == 0);
+    aligned16 = aligned16 && addresses % 16 == 0 && (count == 1 || length % kElements == 0);
   }
 
   __device__ void offsets(int64_t run, int64_t& y, int64_t& x) const {
@@ -49,7 +49,7 @@ struct Runs {
 
 enum class Update { fill, scale, copy, add };
 
-// y = value, y value, x or y + x, computed in the wider of the two types.
+// y = value, y * value, x or y + x, computed in the wider of the two types.
 template <class Y, class X, Update kUpdate>
 __global__ void __launch_bounds__(kThreads) update_kernel(Y* y, const X* x, Runs runs, double value) {
   using Wide = std::conditional_t<std::is_same_v<Y, double> || std::is_same_v<X, double>, double, float>;
@@ -63,10 +63,10 @@ __global__ void __launch_bounds__(kThreads) update_kernel(Y* y, const X* x, Runs
     Raw<Y, kElements> out{};
     Raw<X, kElements> in{};
     if constexpr (kUpdate == Update::add || kUpdate == Update::scale) {
-      out = load<Y, kElements>(y + y_offset + begin, left, runs.wide);
+      out = load<Y, kElements>(y + y_offset + begin, left, runs.aligned16);
     }
     if constexpr (kUpdate == Update::add || kUpdate == Update::copy) {
-      in = load<X, kElements>(x + x_offset + begin, left, runs.wide);
+      in = load<X, kElements>(x + x_offset + begin, left, runs.aligned16);
     }
 #pragma unroll
     for (int e = 0; e < kElements; ++e) {
@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(kThreads) update_kernel(Y* y, const X* x, Runs
       if constexpr (kUpdate == Update::copy) out.v[e] = narrow<Y>(static_cast<Wide>(in[e]));
       if constexpr (kUpdate == Update::add) out.v[e] = narrow<Y>(static_cast<Wide>(out[e]) + static_cast<Wide>(in[e]));
     }
-    store<Y, kElements>(y + y_offset + begin, out, left, runs.wide);
+    store<Y, kElements>(y + y_offset + begin, out, left, runs.aligned16);
   }
 }
 
@@ -88,19 +88,18 @@ void update(cudaStream_t stream, const Tensor& y, const ConstTensor& x, double v
   launch(stream, grid, kThreads, 0, update_kernel<Y, X, kUpdate>, y.data<Y>(), x.data<X>(), runs, value);
 }
 
-// --- sum_squares
-// --------------------------------------------------------------------------------------------------------
+// --- sum_squares ---
 
 constexpr int kSumThreads = 512;
-constexpr int64_t kSumBlock = 65536;  // elements that one block adds up
-constexpr int kSumTensors = 512;      // per launch: they travel as a kernel parameter
+constexpr int64_t kSumBlock = 65536;  // elements per block
+constexpr int kSumTensors = 512;      // per launch: the list is a kernel parameter
 
 struct SumList {
   struct Entry {
     const void* data;
     int64_t count, first_block;
     DType dtype;
-    bool wide;
+    bool aligned16;
   };
   int entries = 0;
   int64_t blocks = 0;
@@ -108,10 +107,10 @@ struct SumList {
 };
 
 template <class T>
-__device__ double block_squares(const T* data, int64_t count, bool wide) {
+__device__ double block_squares(const T* data, int64_t count, bool aligned16) {
   double sum = 0;
   for (int64_t i = threadIdx.x * kVec<T>; i < count; i += kSumThreads * kVec<T>) {
-    const Raw<T> x = load(data + i, count - i, wide);
+    const Raw<T> x = load(data + i, count - i, aligned16);
 #pragma unroll
     for (int e = 0; e < kVec<T>; ++e) sum += static_cast<double>(x[e]) * static_cast<double>(x[e]);
   }
@@ -127,9 +126,9 @@ __global__ void __launch_bounds__(kSumThreads)
   const int64_t count = entry.count - begin < kSumBlock ? entry.count - begin : kSumBlock;
   double sum;
   if (entry.dtype == DType::f64) {
-    sum = block_squares(static_cast<const double*>(entry.data) + begin, count, entry.wide);
+    sum = block_squares(static_cast<const double*>(entry.data) + begin, count, entry.aligned16);
   } else {
-    sum = block_squares(static_cast<const float*>(entry.data) + begin, count, entry.wide);
+    sum = block_squares(static_cast<const float*>(entry.data) + begin, count, entry.aligned16);
   }
   sum = block_sum<kSumThreads>(sum, scratch);
   if (threadIdx.x == 0) partial[block] = sum;
@@ -147,7 +146,7 @@ __global__ void __launch_bounds__(kSumThreads) sum_kernel(double* out, const dou
 
 void CudaOps::fill(const Fill& args) {
   check_args(Device::cuda, args);
-  if (args.value == 0 && args.x.contiguous()) {  // of all floating types, zero is zero bytes
+  if (args.value == 0 && args.x.contiguous()) {  // zero is all zero bytes in every floating type
     if (args.x.numel() > 0) TM_CUDA(cudaMemsetAsync(args.x.raw(), 0, static_cast<size_t>(args.x.bytes()), stream()));
     return;
   }
@@ -186,8 +185,8 @@ void CudaOps::sum_squares(const SumSquares& args) {
     for (const ConstTensor& x :
          args.tensors.subspan(begin, std::min<size_t>(kSumTensors, args.tensors.size() - begin))) {
       if (x.numel() == 0) continue;
-      const bool wide = reinterpret_cast<uint64_t>(x.raw()) % 16 == 0;
-      list.entry[list.entries++] = {x.raw(), x.numel(), list.blocks, x.dtype(), wide};
+      const bool aligned16 = reinterpret_cast<uint64_t>(x.raw()) % 16 == 0;
+      list.entry[list.entries++] = {x.raw(), x.numel(), list.blocks, x.dtype(), aligned16};
       list.blocks += ceil_div(x.numel(), kSumBlock);
     }
     launch(stream(), {list.blocks}, kSumThreads, 0, sum_squares_kernel, next, list);

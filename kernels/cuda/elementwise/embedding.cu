@@ -1,5 +1,5 @@
-// Embedding. The backward pass adds rows of one token in the order of the batch: the tokens are sorted together with
-// their places (numbers that differ, so that there is one order), and one block adds up each run of equal tokens.
+// Embedding. The backward pass adds the rows of equal tokens in batch order: tokens are sorted by (token, position in
+// the batch), which is a total order, and one block sums each run of equal tokens.
 #include "kernels/cuda/common/device.cuh"
 #include "kernels/cuda/common/views.h"
 #include "kernels/cuda/cuda_ops.h"
@@ -12,31 +12,30 @@ constexpr int kThreads = 256;
 
 template <class A>
 __global__ void __launch_bounds__(kThreads) forward_kernel(Rows<A> y, Rows<const A> table, const int32_t* tokens,
-                                                           int64_t C, int64_t V, int64_t vocab_begin, bool wide) {
+                                                           int64_t C, int64_t V, int64_t vocab_begin, bool aligned16) {
   const int64_t n = blockIdx.x, row = tokens[n] - vocab_begin;
   const bool here = row >= 0 && row < V;
   for (int64_t c = threadIdx.x * kVec<A>; c < C; c += kThreads * kVec<A>) {
-    const Raw<A> x = here ? load(table[row] + c, C - c, wide) : Raw<A>{};
-    store(y[n] + c, x, C - c, wide);
+    const Raw<A> x = here ? load(table[row] + c, C - c, aligned16) : Raw<A>{};
+    store(y[n] + c, x, C - c, aligned16);
   }
 }
 
-// --- Sorting
-// ------------------------------------------------------------------------------------------------------------
+// --- Sorting ---
 
 constexpr int kTile = 2048;  // keys sorted in shared memory by one block
 constexpr int kSortThreads = kTile / 2;
 constexpr uint32_t kNoRow = 0xFFFFFFFFu;
 
-// Sorts tiles of keys: row of the table, then place in the batch. Tokens of other shards, and what pads the last tile,
-// come last.
+// Sorts tiles of keys: the high word is the table row, the low word the position in the batch. Tokens of other shards
+// and the padding of the last tile come last.
 __global__ void __launch_bounds__(kSortThreads)
     sort_tiles_kernel(uint64_t* keys, const int32_t* tokens, int64_t N, int64_t V, int64_t vocab_begin) {
   __shared__ uint64_t tile[kTile];
   const int64_t begin = static_cast<int64_t>(blockIdx.x) * kTile;
   for (int i = threadIdx.x; i < kTile; i += kSortThreads) {
     const int64_t n = begin + i, row = n < N ? tokens[n] - vocab_begin : -1;
-    // Places from N on pad; they still differ from each other.
+    // Positions from N on are padding; they keep the keys distinct.
     const uint64_t high = row >= 0 && row < V ? static_cast<uint64_t>(row) : kNoRow;
     tile[i] = high << 32 | static_cast<uint64_t>(n);
   }
@@ -54,8 +53,8 @@ __global__ void __launch_bounds__(kSortThreads)
   for (int i = threadIdx.x; i < kTile; i += kSortThreads) keys[begin + i] = tile[i];
 }
 
-// Merges neighbouring sorted runs of `run` keys: a key's new place is its own in its run plus how many keys of the
-// other run are smaller.
+// Merges pairs of neighbouring sorted runs of `run` keys: a key's new index is its index in its own run plus the number
+// of smaller keys in the other run.
 __global__ void __launch_bounds__(kThreads)
     merge_kernel(uint64_t* out, const uint64_t* keys, int64_t count, int64_t run) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
@@ -75,7 +74,7 @@ __global__ void __launch_bounds__(kThreads)
   out[i - own + low] = key;
 }
 
-// Sorted keys of the tokens; takes two arrays of ceil(N / kTile) * kTile keys.
+// Returns the sorted keys of the tokens, in `keys` or `other`: two arrays of ceil(N / kTile) * kTile keys.
 const uint64_t* sort_tokens(cudaStream_t stream, uint64_t* keys, uint64_t* other, const int32_t* tokens, int64_t N,
                             int64_t V, int64_t vocab_begin) {
   const int64_t count = round_up(N, kTile);
@@ -88,10 +87,11 @@ const uint64_t* sort_tokens(cudaStream_t stream, uint64_t* keys, uint64_t* other
   return keys;
 }
 
-// Block x takes the run of equal rows that begins at sorted place x, if one does.
+// Block x sums the run of equal rows that begins at sorted index x, if one begins there.
 template <class A>
-__global__ void __launch_bounds__(kThreads) backward_kernel(Rows<Acc<A>> dtable, Rows<const A> dy, const uint64_t* keys,
-                                                            int64_t N, int64_t C, bool wide, bool wide_table) {
+__global__ void __launch_bounds__(kThreads)
+    backward_kernel(Rows<Acc<A>> dtable, Rows<const A> dy, const uint64_t* keys, int64_t N, int64_t C, bool aligned16,
+                    bool table_aligned16) {
   constexpr int V = kVec<A>, kAhead = 8;
   const int64_t begin = blockIdx.x;
   const uint32_t row = static_cast<uint32_t>(keys[begin] >> 32);
@@ -100,15 +100,15 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(Rows<Acc<A>> dtable,
   for (int64_t c = (static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x) * V; c < C;
        c += gridDim.y * kThreads * V) {
     const int64_t left = C - c;
-    Raw<Acc<A>, V> sum = load<Acc<A>, V>(dtable[row] + c, left, wide_table);
+    Raw<Acc<A>, V> sum = load<Acc<A>, V>(dtable[row] + c, left, table_aligned16);
     for (int64_t i = begin; i < N; i += kAhead) {
-      // Several rows are fetched before the first is added; those behind the run are left out.
+      // Several rows are loaded before the first is added; rows after the run are skipped.
       Raw<A> x[kAhead];
       bool in[kAhead];
 #pragma unroll
       for (int a = 0; a < kAhead; ++a) {
         in[a] = i + a < N && static_cast<uint32_t>(keys[i + a] >> 32) == row;
-        if (in[a]) x[a] = load(dy[static_cast<uint32_t>(keys[i + a])] + c, left, wide);
+        if (in[a]) x[a] = load(dy[static_cast<uint32_t>(keys[i + a])] + c, left, aligned16);
       }
 #pragma unroll
       for (int a = 0; a < kAhead; ++a) {
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(Rows<Acc<A>> dtable,
       }
       if (!in[kAhead - 1]) break;
     }
-    store<Acc<A>, V>(dtable[row] + c, sum, left, wide_table);
+    store<Acc<A>, V>(dtable[row] + c, sum, left, table_aligned16);
   }
 }
 
@@ -128,10 +128,10 @@ void CudaOps::embedding_forward(const EmbeddingForward& args) {
   const int64_t N = args.y_NC.size(0), C = args.y_NC.size(1), V = args.table_VC.size(0);
   check_args(Device::cuda, args);
   if (N * C == 0) return;
-  const bool wide = wide_rows({args.y_NC, args.table_VC});
+  const bool aligned16 = rows_aligned16({args.y_NC, args.table_VC});
   dispatch_activation(args.y_NC.dtype(), [&]<class A>() {
     launch(stream(), {N}, kThreads, 0, forward_kernel<A>, rows<A>(args.y_NC), rows<A>(args.table_VC),
-           args.tokens_N.data<int32_t>(), C, V, args.vocab_begin, wide);
+           args.tokens_N.data<int32_t>(), C, V, args.vocab_begin, aligned16);
   });
 }
 
@@ -145,11 +145,12 @@ void CudaOps::embedding_backward(const EmbeddingBackward& args) {
   const uint64_t* sorted =
       sort_tokens(stream(), keys, keys + count, args.tokens_N.data<int32_t>(), N, V, args.vocab_begin);
   dispatch_activation(args.dy_NC.dtype(), [&]<class A>() {
-    // Vectors of dtable hold kVec<A> accumulators: rows of dy decide how C is cut.
-    const bool wide = wide_rows({args.dy_NC}), wide_table = wide_rows({args.dtable_VC}) && C % kVec<A> == 0;
+    // C is divided into vectors of dy (kVec<A> elements), also for dtable, whose elements are wider.
+    const bool aligned16 = rows_aligned16({args.dy_NC}),
+               table_aligned16 = rows_aligned16({args.dtable_VC}) && C % kVec<A> == 0;
     const Grid grid{N, std::min<int64_t>(ceil_div(C, kThreads * kVec<A>), 64)};
     launch(stream(), grid, kThreads, 0, backward_kernel<A>, rows<Acc<A>>(args.dtable_VC), rows<A>(args.dy_NC), sorted,
-           N, C, wide, wide_table);
+           N, C, aligned16, table_aligned16);
   });
 }
 

@@ -1,8 +1,8 @@
-// RMSNorm. Forward: kGroup threads (a warp, or a whole block for wide rows) hold a row in registers. Backward: a block
-// holds several rows at once, each thread the same columns of all of them.
+// RMSNorm. Forward: a group of kGroup threads (a warp, or a block for long rows) holds a row in registers. Backward: a
+// block processes one or more rows at a time, each thread the same columns of all of them.
 #include "kernels/cuda/common/device.cuh"
 #include "kernels/cuda/common/partial_sums.cuh"
-#include "kernels/cuda/common/ring.cuh"
+#include "kernels/cuda/common/pipeline.cuh"
 #include "kernels/cuda/common/views.h"
 #include "kernels/cuda/cuda_ops.h"
 
@@ -15,9 +15,9 @@ constexpr int kNarrow = kWarp, kBroad = 512;
 template <int kGroup>
 constexpr int kBlock = kGroup == kNarrow ? 256 : kGroup;
 template <int kGroup>
-constexpr int kPieces = kGroup == kNarrow ? 8 : 4;  // 16-byte pieces of a row per thread
+constexpr int kVectors = kGroup == kNarrow ? 8 : 4;  // 16-byte vectors of a row per thread
 
-// Sum over the group that holds a row.
+// The sum over the group that holds a row.
 template <int kGroup, class T>
 __device__ T group_sum(T x, T* scratch) {
   if constexpr (kGroup == kNarrow) {
@@ -35,7 +35,7 @@ struct Forward {
   const A* w;
   int64_t N, C;
   double eps;
-  bool wide;
+  bool aligned16;
 };
 
 template <class A, int kGroup, bool kAdds>
@@ -46,23 +46,23 @@ __global__ void __launch_bounds__(kBlock<kGroup>, kGroup == kNarrow && sizeof(A)
   const int lane = threadIdx.x % kGroup;
   const int64_t n = static_cast<int64_t>(blockIdx.x) * (kBlock<kGroup> / kGroup) + threadIdx.x / kGroup;
   if (n >= f.N) return;
-  Raw<A> x[kPieces<kGroup>];
+  Raw<A> x[kVectors<kGroup>];
 #pragma unroll
-  for (int j = 0; j < kPieces<kGroup>; ++j) {
+  for (int j = 0; j < kVectors<kGroup>; ++j) {
     const int64_t c = (lane + j * kGroup) * V, left = f.C - c;
-    x[j] = load(f.x[n] + c, left, f.wide);
+    x[j] = load(f.x[n] + c, left, f.aligned16);
     if (kAdds && left > 0) {
-      const Raw<A> delta = load(f.delta[n] + c, left, f.wide);
+      const Raw<A> delta = load(f.delta[n] + c, left, f.aligned16);
       Acc<A> both[V];
 #pragma unroll
       for (int e = 0; e < V; ++e) both[e] = x[j][e] + delta[e];
       x[j] = Raw<A>::rounded(both);
-      store(f.sum[n] + c, x[j], left, f.wide);
+      store(f.sum[n] + c, x[j], left, f.aligned16);
     }
   }
   Acc<A> squares = 0;
 #pragma unroll
-  for (int j = 0; j < kPieces<kGroup>; ++j) {
+  for (int j = 0; j < kVectors<kGroup>; ++j) {
 #pragma unroll
     for (int e = 0; e < V; ++e) squares += x[j][e] * x[j][e];
   }
@@ -70,60 +70,59 @@ __global__ void __launch_bounds__(kBlock<kGroup>, kGroup == kNarrow && sizeof(A)
   const Acc<A> rstd = 1 / sqrt(squares / static_cast<Acc<A>>(f.C) + static_cast<Acc<A>>(f.eps));
   if (lane == 0) f.rstd[n] = rstd;
 #pragma unroll
-  for (int j = 0; j < kPieces<kGroup>; ++j) {
+  for (int j = 0; j < kVectors<kGroup>; ++j) {
     const int64_t c = (lane + j * kGroup) * V, left = f.C - c;
     if (left <= 0) continue;
-    const Raw<A> w = load(f.w + c, left, f.wide);
+    const Raw<A> w = load(f.w + c, left, f.aligned16);
     Acc<A> y[V];
 #pragma unroll
     for (int e = 0; e < V; ++e) y[e] = x[j][e] * rstd * w[e];
-    store(f.y[n] + c, Raw<A>::rounded(y), left, f.wide);
+    store(f.y[n] + c, Raw<A>::rounded(y), left, f.aligned16);
   }
 }
 
 template <class A>
 struct Backward {
   Rows<A> dx;
-  Acc<A>* dw_partial;  // [lines, C]
+  Acc<A>* dw_partial;  // [partial rows, C]
   Rows<const A> dy, x;
   const Acc<A>* rstd;
   const A* w;
   Rows<const A> dresidual;
   int64_t N, C;
-  bool wide;
+  bool aligned16;
 };
 
 constexpr int kFewThreads = 192, kMostThreads = 512;
-// Where a thread has one piece of a row, a block has kRows rows in hand, which share a barrier, and others on their
-// way.
+// If a thread has one vector of a row, a block processes kRows rows per barrier, with later ones in flight.
 template <int kSteps>
 constexpr int kRows = kSteps == 1 ? 2 : 1;
 template <int kSteps>
 constexpr int kStages = kSteps == 1 ? 3 : 1;
 template <class A, int kSteps, int kThreads, bool kResidual>
-using BackwardRing = Ring<A, kThreads, kRows<kSteps>*(kResidual ? 3 : 2) * kSteps, kStages<kSteps>>;
+using BackwardPipeline = ThreadPipeline<A, kThreads, kRows<kSteps>*(kResidual ? 3 : 2) * kSteps, kStages<kSteps>>;
 
-// Of each line of sums one block. Blocks take rows in turn, so that all of them together pass over memory in order; its
-// threads keep their columns' share of dw.
+// One block per row of partial sums. Rows are interleaved among blocks, so that all blocks together traverse memory in
+// order; each thread accumulates dw of its columns in registers.
 template <class A, int kSteps, int kThreads, bool kResidual>
 __global__ void __launch_bounds__(kThreads, sizeof(A) == 2 && kThreads < kMostThreads ? 3 : 1)
     backward_kernel(const __grid_constant__ Backward<A> f) {
   constexpr int V = kVec<A>, R = kRows<kSteps>, kTensors = kResidual ? 3 : 2;
   extern __shared__ uint4 shared[];
-  __shared__ Acc<A> dots[2][R][kThreads / kWarp];  // of these rows and those before, which may still be read
-  let_sums_come();
-  using Numbers = BackwardRing<A, kSteps, kThreads, kResidual>;
-  Numbers ring(shared);
+  __shared__ Acc<A> dots[2][R][kThreads / kWarp];  // double-buffered: other warps may still read the previous rows'
+  launch_dependent_grids();
+  using Copies = BackwardPipeline<A, kSteps, kThreads, kResidual>;
+  Copies pipeline(shared);
   const int threads = static_cast<int>(blockDim.x), warps = threads / kWarp;
   const int64_t begin = blockIdx.x, step = gridDim.x;
   const auto column = [&](int j) { return static_cast<int64_t>(threadIdx.x + j * threads) * V; };
-  const auto piece = [](int r, int j, int tensor) { return (r * kSteps + j) * kTensors + tensor; };
+  const auto vector = [](int r, int j, int tensor) { return (r * kSteps + j) * kTensors + tensor; };
   const int64_t first = column(0);
-  const bool whole = f.wide && column(kSteps - 1) + V <= f.C;
+  const bool whole = f.aligned16 && column(kSteps - 1) + V <= f.C;
   const A *next_x = f.x[begin] + first, *next_dy = f.dy[begin] + first;
   const A* next_residual = kResidual ? f.dresidual[begin] + first : nullptr;
   A* dx_row = f.dx[begin] + first;
-  // Starts to load row n and those that follow it in this block; zeros where there are none.
+  // Starts to load row n and the block's next R - 1 rows; rows beyond the last become zeros.
   const auto start = [&](int stage, int64_t n) {
 #pragma unroll
     for (int r = 0; r < R; ++r, n += step) {
@@ -132,27 +131,27 @@ __global__ void __launch_bounds__(kThreads, sizeof(A) == 2 && kThreads < kMostTh
       for (int j = 0; j < kSteps; ++j) {
         const int offset = j * threads * V;
         if (whole) {
-          ring.start_whole(stage, piece(r, j, 0), next_x + offset, there);
-          ring.start_whole(stage, piece(r, j, 1), next_dy + offset, there);
-          if (kResidual) ring.start_whole(stage, piece(r, j, 2), next_residual + offset, there);
+          pipeline.load_full_async(stage, vector(r, j, 0), next_x + offset, there);
+          pipeline.load_full_async(stage, vector(r, j, 1), next_dy + offset, there);
+          if (kResidual) pipeline.load_full_async(stage, vector(r, j, 2), next_residual + offset, there);
         } else {
           const int64_t left = there ? f.C - column(j) : 0;
-          ring.start(stage, piece(r, j, 0), next_x + offset, left, f.wide);
-          ring.start(stage, piece(r, j, 1), next_dy + offset, left, f.wide);
-          if (kResidual) ring.start(stage, piece(r, j, 2), next_residual + offset, left, f.wide);
+          pipeline.load_async(stage, vector(r, j, 0), next_x + offset, left, f.aligned16);
+          pipeline.load_async(stage, vector(r, j, 1), next_dy + offset, left, f.aligned16);
+          if (kResidual) pipeline.load_async(stage, vector(r, j, 2), next_residual + offset, left, f.aligned16);
         }
       }
       next_x += step * f.x.stride, next_dy += step * f.dy.stride;
       if (kResidual) next_residual += step * f.dresidual.stride;
     }
-    Numbers::commit();
+    Copies::commit();
   };
 #pragma unroll
   for (int stage = 0; stage < kStages<kSteps>; ++stage) start(stage, begin + stage * R * step);
   Acc<A> dw[kSteps][V] = {};
   Raw<A> w[kSteps];
 #pragma unroll
-  for (int j = 0; j < kSteps; ++j) w[j] = load(f.w + column(j), f.C - column(j), f.wide);
+  for (int j = 0; j < kSteps; ++j) w[j] = load(f.w + column(j), f.C - column(j), f.aligned16);
   const Acc<A> share = Acc<A>(1) / static_cast<Acc<A>>(f.C);
   const auto rstd_of = [&](int64_t n) { return n < f.N ? f.rstd[n] : Acc<A>(0); };
   Acc<A> next_rstd[R];
@@ -162,15 +161,15 @@ __global__ void __launch_bounds__(kThreads, sizeof(A) == 2 && kThreads < kMostTh
   for (int64_t n = begin; n < f.N; n += R * step, half ^= 1) {
     Acc<A> rstd[R], dot[R] = {}, w_dy[R][kSteps][V];
     Raw<A> x[R][kSteps];
-    Numbers::wait();
+    Copies::wait();
 #pragma unroll
     for (int r = 0; r < R; ++r) {
       rstd[r] = next_rstd[r];
       next_rstd[r] = rstd_of(n + (R + r) * step);
 #pragma unroll
       for (int j = 0; j < kSteps; ++j) {
-        x[r][j] = ring.at(stage, piece(r, j, 0));
-        const Raw<A> dy = ring.at(stage, piece(r, j, 1));
+        x[r][j] = pipeline.at(stage, vector(r, j, 0));
+        const Raw<A> dy = pipeline.at(stage, vector(r, j, 1));
 #pragma unroll
         for (int e = 0; e < V; ++e) {
           w_dy[r][j][e] = w[j][e] * dy[e];
@@ -192,9 +191,9 @@ __global__ void __launch_bounds__(kThreads, sizeof(A) == 2 && kThreads < kMostTh
       for (int j = 0; j < kSteps; ++j) {
         const int64_t left = f.C - column(j);
         if (left <= 0) continue;
-        if constexpr (kSteps > 1) {  // too many to keep in registers
-          x[r][j] = ring.at(stage, piece(r, j, 0));
-          const Raw<A> dy = ring.at(stage, piece(r, j, 1));
+        if constexpr (kSteps > 1) {  // too many vectors to keep in registers
+          x[r][j] = pipeline.at(stage, vector(r, j, 0));
+          const Raw<A> dy = pipeline.at(stage, vector(r, j, 1));
 #pragma unroll
           for (int e = 0; e < V; ++e) w_dy[r][j][e] = w[j][e] * dy[e];
         }
@@ -202,37 +201,37 @@ __global__ void __launch_bounds__(kThreads, sizeof(A) == 2 && kThreads < kMostTh
 #pragma unroll
         for (int e = 0; e < V; ++e) dx[e] = rstd[r] * w_dy[r][j][e] - x[r][j][e] * along;
         if constexpr (kResidual) {
-          const Raw<A> more = ring.at(stage, piece(r, j, 2));
+          const Raw<A> more = pipeline.at(stage, vector(r, j, 2));
 #pragma unroll
           for (int e = 0; e < V; ++e) dx[e] += more[e];
         }
-        store(dx_row + j * threads * V, Raw<A>::rounded(dx), left, f.wide);
+        store(dx_row + j * threads * V, Raw<A>::rounded(dx), left, f.aligned16);
       }
       dx_row += step * f.dx.stride;
     }
     start(stage, n + kStages<kSteps> * R * step);
     stage = stage + 1 == kStages<kSteps> ? 0 : stage + 1;
   }
-  Acc<A>* line = f.dw_partial + blockIdx.x * f.C;
+  Acc<A>* partial_row = f.dw_partial + blockIdx.x * f.C;
 #pragma unroll
   for (int j = 0; j < kSteps; ++j) {
 #pragma unroll
     for (int e = 0; e < V; ++e) {
-      if (column(j) + e < f.C) line[column(j) + e] = dw[j][e];
+      if (column(j) + e < f.C) partial_row[column(j) + e] = dw[j][e];
     }
   }
 }
 
-// Calls f.template operator()<kGroup>() with the threads that a row of C channels needs.
+// Calls f.template operator()<kGroup>() with the number of threads for a row of C channels.
 template <class A, class F>
 void dispatch_group(int64_t C, const F& f) {
-  constexpr int64_t kMost = int64_t{kBroad} * kPieces<kBroad> * kVec<A>;
+  constexpr int64_t kMost = int64_t{kBroad} * kVectors<kBroad> * kVec<A>;
   TM_CHECK(C <= kMost, "rmsnorm: rows of ", C, " channels, at most ", kMost, " are supported on the GPU");
-  if (C <= int64_t{kNarrow} * kPieces<kNarrow> * kVec<A>) return f.template operator()<kNarrow>();
+  if (C <= int64_t{kNarrow} * kVectors<kNarrow> * kVec<A>) return f.template operator()<kNarrow>();
   f.template operator()<kBroad>();
 }
 
-// The same for the columns that a thread of the backward pass holds, as 16-byte pieces.
+// Calls f.template operator()<kSteps, kThreads>(): vectors per thread and the most threads of a backward block.
 template <class A, class F>
 void dispatch_steps(int64_t C, const F& f) {
   if (C <= int64_t{kFewThreads} * kVec<A>) return f.template operator()<1, kFewThreads>();
@@ -260,7 +259,7 @@ void CudaOps::rmsnorm_forward(const RmsnormForward& args) {
                        N,
                        C,
                        args.eps,
-                       wide_rows({args.y_NC, args.sum_NC, args.x_NC, args.delta_NC, args.w_C})};
+                       rows_aligned16({args.y_NC, args.sum_NC, args.x_NC, args.delta_NC, args.w_C})};
     dispatch_group<A>(C, [&]<int kGroup>() {
       const auto kernel = args.delta_NC.empty() ? forward_kernel<A, kGroup, false> : forward_kernel<A, kGroup, true>;
       launch(stream(), {ceil_div(N, kBlock<kGroup> / kGroup)}, kBlock<kGroup>, 0, kernel, f);
@@ -274,9 +273,9 @@ void CudaOps::rmsnorm_backward(const RmsnormBackward& args) {
   if (N == 0) return;
   check_args(Device::cuda, args);
   dispatch_activation(dtype, [&]<class A>() {
-    // Lines, that is blocks: three or two on each multiprocessor of an H200.
-    const int64_t lines = partial_lines(N, 8, args.dresidual_NC.empty() ? 396 : 264);
-    Acc<A>* partial = workspace_.take<Acc<A>>(lines * C);
+    // One partial row per block: three or two blocks per SM of an H200.
+    const int64_t partial_rows = partial_row_count(N, 8, args.dresidual_NC.empty() ? 396 : 264);
+    Acc<A>* partial = workspace_.take<Acc<A>>(partial_rows * C);
     const Backward<A> f{rows<A>(args.dx_NC),
                         partial,
                         rows<A>(args.dy_NC),
@@ -286,11 +285,12 @@ void CudaOps::rmsnorm_backward(const RmsnormBackward& args) {
                         rows<A>(args.dresidual_NC),
                         N,
                         C,
-                        wide_rows({args.dx_NC, args.dy_NC, args.x_NC, args.w_C, args.dresidual_NC})};
+                        rows_aligned16({args.dx_NC, args.dy_NC, args.x_NC, args.w_C, args.dresidual_NC})};
     dispatch_steps<A>(C, [&]<int kSteps, int kThreads>() {
       const int64_t threads = round_up(ceil_div(C, kSteps * kVec<A>), kWarp);
       const auto run = [&]<bool kResidual>() {
-        launch(stream(), {lines}, static_cast<unsigned>(threads), BackwardRing<A, kSteps, kThreads, kResidual>::kBytes,
+        launch(stream(), {partial_rows}, static_cast<unsigned>(threads),
+               BackwardPipeline<A, kSteps, kThreads, kResidual>::kBytes,
                backward_kernel<A, kSteps, kThreads, kResidual>, f);
       };
       if (args.dresidual_NC.empty()) {
@@ -299,7 +299,7 @@ void CudaOps::rmsnorm_backward(const RmsnormBackward& args) {
         run.template operator()<true>();
       }
     });
-    add_lines(stream(), SumTarget<Acc<A>>{args.dw_C.data<Acc<A>>(), C, C, 1}, partial, lines, C);
+    add_partial_rows(stream(), SumTarget<Acc<A>>{args.dw_C.data<Acc<A>>(), C, C, 1}, partial, partial_rows, C);
   });
 }
 

@@ -1,5 +1,5 @@
-// Rotary position embedding: a thread finds the angles of one token's kPairs neighbouring pairs, in float64, and turns
-// them in every head.
+// Rotary position embedding. A thread computes the angles of kVec neighbouring pairs of one token in float64 and
+// rotates these pairs in several heads.
 #include <algorithm>
 #include <cmath>
 
@@ -12,7 +12,7 @@ namespace tmamba::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kHeads = 4;  // of a token that a thread has under way together
+constexpr int kHeads = 4;  // of a token that a thread loads at a time
 
 template <class A>
 struct Rope {
@@ -21,7 +21,7 @@ struct Rope {
   int64_t B, T, H, pairs, heads_per_thread, position;
   double log_theta;
   double direction;
-  bool wide;
+  bool aligned16;
 };
 
 template <class A>
@@ -47,8 +47,8 @@ __global__ void __launch_bounds__(kThreads) rope_kernel(Rope<A> f) {
 #pragma unroll
     for (int j = 0; j < kHeads; ++j) {
       const int64_t h = first_head + j, here = h < end ? left : 0;
-      low[j] = load(f.x.at(b, t, h) + i, here, f.wide);
-      high[j] = load(f.x.at(b, t, h) + i + f.pairs, here, f.wide);
+      low[j] = load(f.x.at(b, t, h) + i, here, f.aligned16);
+      high[j] = load(f.x.at(b, t, h) + i + f.pairs, here, f.aligned16);
     }
 #pragma unroll
     for (int j = 0; j < kHeads; ++j) {
@@ -59,8 +59,8 @@ __global__ void __launch_bounds__(kThreads) rope_kernel(Rope<A> f) {
         low_out.v[e] = narrow<A>(low[j][e] * cosine[e] - high[j][e] * sine[e]);
         high_out.v[e] = narrow<A>(high[j][e] * cosine[e] + low[j][e] * sine[e]);
       }
-      store(f.y.at(b, t, h) + i, low_out, here, f.wide);
-      store(f.y.at(b, t, h) + i + f.pairs, high_out, here, f.wide);
+      store(f.y.at(b, t, h) + i, low_out, here, f.aligned16);
+      store(f.y.at(b, t, h) + i + f.pairs, high_out, here, f.aligned16);
     }
   }
 }
@@ -71,7 +71,7 @@ void rope(cudaStream_t stream, const Tensor& y_BTHD, const ConstTensor& x_BTHD, 
   if (B * T * H * D == 0) return;
   dispatch_activation(x_BTHD.dtype(), [&]<class A>() {
     const int64_t pairs = D / 2;
-    const bool wide = wide_rows({y_BTHD, x_BTHD}) && pairs % kVec<A> == 0;
+    const bool aligned16 = rows_aligned16({y_BTHD, x_BTHD}) && pairs % kVec<A> == 0;
     const Rope<A> f{cubes<A>(y_BTHD),
                     cubes<A>(x_BTHD),
                     B,
@@ -82,7 +82,7 @@ void rope(cudaStream_t stream, const Tensor& y_BTHD, const ConstTensor& x_BTHD, 
                     position,
                     std::log(theta),
                     static_cast<double>(direction),
-                    wide};
+                    aligned16};
     const Grid grid{ceil_div(T * ceil_div(pairs, kVec<A>), kThreads), ceil_div(H, f.heads_per_thread), B};
     launch(stream, grid, kThreads, 0, rope_kernel<A>, f);
   });

@@ -1,4 +1,4 @@
-// Scans of whole states over segments, and states carried over tokens that add nothing.
+// The scan of states over segments, and the decay of a state over tokens that add nothing to it.
 #include "kernels/cuda/common/device.cuh"
 #include "kernels/cuda/common/views.h"
 #include "kernels/cuda/cuda_ops.h"
@@ -16,7 +16,7 @@ struct Decay {
   int64_t H, K, D, tokens;
 };
 
-// A block per head of a sequence.
+// One block per sequence and head.
 template <class T>
 __global__ void __launch_bounds__(kThreads) decay_kernel(Decay<T> f) {
   __shared__ T scratch[kThreads / kWarp];
@@ -39,7 +39,7 @@ struct Scan {
   bool reverse;
 };
 
-// A thread walks one element through the segments.
+// Each thread scans one element over the segments.
 template <class T>
 __global__ void __launch_bounds__(kThreads) scan_kernel(Scan<T> f) {
   const DivMod at(blockIdx.x, f.blocks), head(at.quotient, f.H);

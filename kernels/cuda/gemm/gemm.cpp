@@ -18,11 +18,11 @@ cudaDataType_t cuda_type(DType dtype) {
     case DType::f64:
       return CUDA_R_64F;
     default:
-      throw Error(str("matrix products are of float types, got ", name_of(dtype)));
+      throw Error(str("matmul of ", name_of(dtype), " is not supported; operands must be bf16, f32 or f64"));
   }
 }
 
-// Float32 products are full float32, not TF32.
+// Float32 matmuls run in float32, not TF32.
 cublasComputeType_t compute_type(DType in) { return in == DType::f64 ? CUBLAS_COMPUTE_64F : CUBLAS_COMPUTE_32F; }
 
 class Layout {
@@ -40,23 +40,23 @@ class Layout {
   cublasLtMatrixLayout_t layout_ = nullptr;
 };
 
-class Product {
+class MatmulDesc {
  public:
-  explicit Product(const GemmProblem& p) {
-    TM_CUBLAS(cublasLtMatmulDescCreate(&product_, compute_type(p.in), cuda_type(accumulate_type(p.in))));
+  explicit MatmulDesc(const GemmProblem& p) {
+    TM_CUBLAS(cublasLtMatmulDescCreate(&desc_, compute_type(p.in), cuda_type(accumulate_type(p.in))));
     set(CUBLASLT_MATMUL_DESC_TRANSA, p.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N);
     set(CUBLASLT_MATMUL_DESC_TRANSB, p.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N);
   }
-  ~Product() { cublasLtMatmulDescDestroy(product_); }
-  Product(const Product&) = delete;
-  Product& operator=(const Product&) = delete;
-  cublasLtMatmulDesc_t get() const { return product_; }
+  ~MatmulDesc() { cublasLtMatmulDescDestroy(desc_); }
+  MatmulDesc(const MatmulDesc&) = delete;
+  MatmulDesc& operator=(const MatmulDesc&) = delete;
+  cublasLtMatmulDesc_t get() const { return desc_; }
 
  private:
   void set(cublasLtMatmulDescAttributes_t attribute, cublasOperation_t value) {
-    TM_CUBLAS(cublasLtMatmulDescSetAttribute(product_, attribute, &value, sizeof(value)));
+    TM_CUBLAS(cublasLtMatmulDescSetAttribute(desc_, attribute, &value, sizeof(value)));
   }
-  cublasLtMatmulDesc_t product_ = nullptr;
+  cublasLtMatmulDesc_t desc_ = nullptr;
 };
 
 class Preference {
@@ -64,7 +64,7 @@ class Preference {
   explicit Preference(const GemmProblem& p) {
     TM_CUBLAS(cublasLtMatmulPreferenceCreate(&preference_));
     set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t{Gemm::kWorkspaceBytes});
-    // Split sums meet in the workspace in the accumulate type: in a fixed order, rounded once.
+    // Split-K partial sums are reduced in the workspace in the accumulate type: in a fixed order, rounded once.
     set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, uint32_t{CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE});
     set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, p.align_a);
     set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, p.align_b);
@@ -88,11 +88,11 @@ class Preference {
 
 struct Gemm::Plan {
   explicit Plan(const GemmProblem& p)
-      : product(p),
+      : matmul(p),
         a(p.in, p.transpose_a ? p.k : p.m, p.transpose_a ? p.m : p.k, p.pitch_a),
         b(p.in, p.transpose_b ? p.n : p.k, p.transpose_b ? p.k : p.n, p.pitch_b),
         out(p.out, p.m, p.n, p.pitch_out) {}
-  Product product;
+  MatmulDesc matmul;
   Layout a, b, out;
   cublasLtMatmulAlgo_t algorithm{};
   bool chosen = false;
@@ -133,7 +133,7 @@ std::vector<cublasLtMatmulAlgo_t> Gemm::candidates(const GemmProblem& problem, i
   const Preference preference(problem);
   std::vector<cublasLtMatmulHeuristicResult_t> results(static_cast<size_t>(count));
   int found = 0;
-  TM_CUBLAS(cublasLtMatmulAlgoGetHeuristic(handle_, plan.product.get(), plan.a.get(), plan.b.get(), plan.out.get(),
+  TM_CUBLAS(cublasLtMatmulAlgoGetHeuristic(handle_, plan.matmul.get(), plan.a.get(), plan.b.get(), plan.out.get(),
                                            plan.out.get(), preference.get(), count, results.data(), &found));
   std::vector<cublasLtMatmulAlgo_t> algorithms;
   for (int i = 0; i < found; ++i) {
@@ -142,7 +142,7 @@ std::vector<cublasLtMatmulAlgo_t> Gemm::candidates(const GemmProblem& problem, i
       algorithms.push_back(result.algo);
     }
   }
-  TM_CHECK(!algorithms.empty(), "cublasLt has no algorithm for a ", name_of(problem.in), " product of ", problem.m,
+  TM_CHECK(!algorithms.empty(), "cublasLt has no algorithm for a ", name_of(problem.in), " matmul of ", problem.m,
            " x ", problem.n, " x ", problem.k, " into ", name_of(problem.out));
   return algorithms;
 }
@@ -160,15 +160,14 @@ cublasStatus_t Gemm::launch(const GemmProblem& problem, const Plan& plan, const 
                             const void* a, const void* b, void* out) {
   const double one64 = 1, beta64 = problem.accumulate ? 1 : 0;
   const float one32 = 1, beta32 = problem.accumulate ? 1.0f : 0.0f;
-  const bool wide = problem.in == DType::f64;
-  const void* one = wide ? static_cast<const void*>(&one64) : &one32;
-  const void* beta = wide ? static_cast<const void*>(&beta64) : &beta32;
-  return cublasLtMatmul(handle_, plan.product.get(), one, a, plan.a.get(), b, plan.b.get(), beta, out, plan.out.get(),
+  const bool f64 = problem.in == DType::f64;
+  const void* one = f64 ? static_cast<const void*>(&one64) : &one32;
+  const void* beta = f64 ? static_cast<const void*>(&beta64) : &beta32;
+  return cublasLtMatmul(handle_, plan.matmul.get(), one, a, plan.a.get(), b, plan.b.get(), beta, out, plan.out.get(),
                         out, plan.out.get(), &algorithm, workspace_.data(), kWorkspaceBytes, stream_.get());
 }
 
-// --- Choices
-// ----------------------------------------------------------------------------------------------------------
+// --- Algorithm selection ---
 
 namespace {
 
@@ -209,31 +208,30 @@ DType dtype_named(const std::string& name) {
   for (DType dtype : {DType::bf16, DType::f32, DType::f64}) {
     if (name == name_of(dtype)) return dtype;
   }
-  throw UserError(str("\"", name, "\" is not a type of matrix products"));
+  throw UserError(str("\"", name, "\" is not a matmul type; valid: bf16, f32, f64"));
 }
 
 }  // namespace
 
-// The median of a few runs of each: the first one may pay for loading the kernel, and one alone may be disturbed.
+// Takes the median of a few runs of each: the first may include loading the kernel, and a single one may be disturbed.
 cublasLtMatmulAlgo_t Gemm::fastest(const GemmProblem& problem, const void* a, const void* b) {
   constexpr int kCandidates = 24, kRuns = 5;
   const Plan& plan = plan_of(problem);
-  const Buffer aside(static_cast<size_t>((problem.n - 1) * problem.pitch_out + problem.m) * size_of(problem.out),
-                     Device::cuda);
+  const Buffer out(static_cast<size_t>((problem.n - 1) * problem.pitch_out + problem.m) * size_of(problem.out),
+                   Device::cuda);
   Timer timer;
   cublasLtMatmulAlgo_t best{};
   float best_time = std::numeric_limits<float>::infinity();
   for (const cublasLtMatmulAlgo_t& algorithm : candidates(problem, kCandidates)) {
-    if (launch(problem, plan, algorithm, a, b, aside.data()) != CUBLAS_STATUS_SUCCESS) continue;
+    if (launch(problem, plan, algorithm, a, b, out.data()) != CUBLAS_STATUS_SUCCESS) continue;
     std::array<float, kRuns> times;
     for (float& time : times) {
-      time =
-          timer.milliseconds(stream_.get(), [&] { TM_CUBLAS(launch(problem, plan, algorithm, a, b, aside.data())); });
+      time = timer.milliseconds(stream_.get(), [&] { TM_CUBLAS(launch(problem, plan, algorithm, a, b, out.data())); });
     }
     std::sort(times.begin(), times.end());
     if (times[kRuns / 2] < best_time) best_time = times[kRuns / 2], best = algorithm;
   }
-  TM_CHECK(best_time < std::numeric_limits<float>::infinity(), "no cublasLt algorithm runs the product ",
+  TM_CHECK(best_time < std::numeric_limits<float>::infinity(), "no cublasLt algorithm runs the matmul ",
            text_of(problem));
   return best;
 }
@@ -273,7 +271,7 @@ void Gemm::use_choices(const std::string& text) {
         p.pitch_b >> p.pitch_out >> p.align_a >> p.align_b >> p.align_out >> std::hex;
     cublasLtMatmulAlgo_t algorithm{};
     for (uint64_t& word : algorithm.data) words >> word;
-    if (!words) throw UserError(str("choices of matrix products: this line is damaged: ", line));
+    if (!words) throw UserError(str("saved matmul algorithms: malformed line: ", line));
     p.in = dtype_named(in_name), p.out = dtype_named(out_name);
     Plan& plan = plan_of(p);
     plan.algorithm = algorithm, plan.chosen = true;

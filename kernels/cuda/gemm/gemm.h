@@ -1,4 +1,4 @@
-// Matrix products through cublasLt: fixed choice of algorithm per problem, hence fixed bits.
+// Matmuls by cublasLt. The algorithm of each problem is selected once, so the same problem always gives the same bits.
 #pragma once
 
 #include <cublasLt.h>
@@ -14,8 +14,8 @@
 
 namespace tmamba::cuda {
 
-// out [m, n] = op(a) op(b), or out += op(a) op(b); everything column-major, as cublasLt has it, accumulated in the
-// accumulate type of `in`. `align_*` is the largest power of two up to 256 that divides address and row pitch in bytes.
+// out [m, n] = op(a) op(b), or out += op(a) op(b). All matrices are column-major, as in cublasLt; sums are in the
+// accumulate type of `in`. align_*: see alignment_of().
 struct GemmProblem {
   DType in, out;
   bool transpose_a, transpose_b, accumulate;
@@ -30,7 +30,7 @@ struct GemmProblemHash {
   size_t operator()(const GemmProblem& p) const;
 };
 
-// The largest power of two up to 256 that divides a matrix's address and the distance of its columns.
+// The largest power of two up to 256 that divides a matrix's address and its pitch, in bytes.
 uint32_t alignment_of(const void* data, int64_t pitch, DType dtype);
 
 class Gemm {
@@ -44,19 +44,20 @@ class Gemm {
 
   void run(const GemmProblem& problem, const void* a, const void* b, void* out);
 
-  // While on, a problem without a choice is solved by each of the algorithms that cublasLt thinks best, on the operands
-  // at hand and into memory set aside for it, and the fastest becomes its choice. Else its first one does.
+  // While on, a problem without a selected algorithm is autotuned: the algorithms that cublasLt's heuristic ranks best
+  // run on the actual operands, with output into temporary memory, and the fastest is selected. While off, the
+  // heuristic's first one is selected.
   void measure(bool on) { measuring_ = on; }
-  // One line for the GPU and the library, one per choice; sorted.
+  // The selected algorithms as text: a header line with GPU and library version, then one line per problem, sorted.
   std::string choices() const;
-  // Takes the choices of such a text where it is of this GPU and library.
+  // Selects the algorithms of such a text; ignores it if it is from another GPU model or library version.
   void use_choices(const std::string& text);
 
  private:
   struct Plan;
 
   Plan& plan_of(const GemmProblem& problem);
-  // Best first by cublasLt's own estimate.
+  // In the order of cublasLt's heuristic, best first.
   std::vector<cublasLtMatmulAlgo_t> candidates(const GemmProblem& problem, int count);
   cublasLtMatmulAlgo_t fastest(const GemmProblem& problem, const void* a, const void* b);
   cublasStatus_t launch(const GemmProblem& problem, const Plan& plan, const cublasLtMatmulAlgo_t& algorithm,

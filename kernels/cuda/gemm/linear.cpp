@@ -1,5 +1,5 @@
-// y = x w^T and its gradients. cublasLt is column-major, where a row-major [rows, cols] is a [cols, rows]: every
-// product is written for the transposed output.
+// y = x w^T and its gradients. cublasLt is column-major: it sees a row-major [rows, cols] as [cols, rows]. Therefore
+// each GEMM computes the transposed output.
 #include "kernels/cuda/common/views.h"
 #include "kernels/cuda/cuda_ops.h"
 
@@ -7,7 +7,7 @@ namespace tmamba::cuda {
 
 namespace {
 
-// The distance of two rows; of a single row it may be anything.
+// The row pitch; a single row's stride may be invalid.
 int64_t pitch_of(const ConstTensor& x) { return x.size(0) > 1 ? x.stride(0) : x.size(1); }
 
 GemmProblem problem_of(const ConstTensor& a, bool transpose_a, const ConstTensor& b, bool transpose_b,

@@ -1,4 +1,4 @@
-// The SSM scan in plain arithmetic, for the types and sizes that the tensor-core kernels do not take: chunks of 32
+// The SSM scan without tensor cores, for the types and sizes that the other kernels do not support: chunks of 32
 // tokens, states in the accumulate type.
 #include "kernels/cuda/common/plain_tiles.cuh"
 #include "kernels/cuda/ssd/ssd.cuh"
@@ -9,19 +9,19 @@ namespace {
 
 constexpr int kTokens = kPlainRows, kThreads = kPlainThreads, kWarps = kPlainWarps;
 
-// Each thread carries its elements of the state from one place in memory to the next.
+// Each thread updates its elements of the state, which are in global memory, from chunk to chunk.
 template <class A>
-__global__ void __launch_bounds__(kThreads) walk_kernel(SsdWalk<A> w) {
+__global__ void __launch_bounds__(kThreads) state_scan_kernel(SsdStateScan<A> w) {
   using T = Acc<A>;
   extern __shared__ double shared[];
   __shared__ Decays<A, kTokens> decays;
   T* memory = reinterpret_cast<T*>(shared);
   const SsdInputs<A>& in = w.in;
   const PlainTile<T> x = take_tile(memory, in.K), y = take_tile(memory, in.D);
-  const WalkPlace<A> place(w);
+  const StateScanPlace<A> place(w);
   const Cubes<const A>&x_in = w.reverse ? in.q : in.k, &y_in = w.reverse ? in.dy : in.v;
   const int64_t size = in.K * in.D, slot = place.head * w.grid.segments + place.segment;
-  // Where the state before the n-th chunk lies: a summary stays in place.
+  // The address of the state before the n-th chunk. A summary is updated in place.
   const auto state = [&](int64_t n) {
     if (w.exit != nullptr) return w.exit + slot * size;
     return static_cast<T*>(w.chunk_states) + ((place.head - w.first_head) * w.grid.chunks + place.chunk(n)) * size;
@@ -109,7 +109,7 @@ void __device__ store(A* to, Acc<A> value, bool adds) {
   *to = narrow<A>(adds ? widen(*to) + value : value);
 }
 
-// The formulas of ssd_tiles_backward.cu; a warp per token, lanes across its channels.
+// The formulas of ssd_tiles_backward.cu. One warp per token, its lanes across channels.
 template <class A>
 __global__ void __launch_bounds__(kThreads) gradient_kernel(SsdGradients<A> f) {
   using T = Acc<A>;
@@ -204,9 +204,9 @@ size_t gradient_bytes(int64_t K, int64_t D) {
 }
 
 template <class A>
-void walk(cudaStream_t stream, const SsdWalk<A>& w) {
+void state_scan(cudaStream_t stream, const SsdStateScan<A>& w) {
   const size_t shared = plain_tile_bytes<Acc<A>>(w.in.K) + plain_tile_bytes<Acc<A>>(w.in.D);
-  launch(stream, {w.segment_count, w.head_count}, kThreads, shared, walk_kernel<A>, w);
+  launch(stream, {w.segment_count, w.head_count}, kThreads, shared, state_scan_kernel<A>, w);
 }
 
 template <class A>
@@ -228,12 +228,12 @@ template <class A>
 SsdKernels<A> ssd_plain_kernels(int64_t K, int64_t D) {
   const size_t needed = gradient_bytes<Acc<A>>(K, D) + sizeof(Decays<A, kTokens>);
   check_block_memory(needed, "ssd: heads of ", K, " x ", D, " in ", name_of(DTypeOf<A>::value));
-  return {.walkers = 512,
+  return {.state_scan_blocks = 512,
           .chunk = kTokens,
           .state_bytes = sizeof(Acc<A>),
           .decay_bytes = 0,
           .decays = nullptr,
-          .walk = walk<A>,
+          .state_scan = state_scan<A>,
           .outputs = outputs<A>,
           .gradients = gradients<A>};
 }

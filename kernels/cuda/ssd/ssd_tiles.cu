@@ -1,4 +1,4 @@
-// The SSM scan forward on every GPU's tensor cores: states in float32 registers, products of bfloat16.
+// The SSM scan forward, portable: states in float32 registers, GEMM operands in bfloat16.
 #include "kernels/cuda/common/hopper.h"
 #include "kernels/cuda/ssd/ssd_tiles.cuh"
 
@@ -6,12 +6,11 @@ namespace tmamba::cuda {
 
 namespace {
 
-// --- Decays: a warp per chunk and head, heads side by side
-// --------------------------------------------------------------
+// --- Decays: one warp per chunk and head; neighbouring warps have neighbouring heads ---
 
 constexpr int kDecayThreads = 256;
-// A token that decays by more forgets everything: exp(-110) is no float32. Clamped there, float32 sums of a chunk's
-// decays keep their differences to 2.5e-4 at worst, far below what bfloat16 factors lose.
+// log_a is clamped here: exp(-110) is 0 in float32, so such a token forgets everything in any case. With the clamp the
+// differences of a chunk's float32 sums are exact to 2.5e-4, far below the rounding of the bfloat16 operands.
 constexpr double kMostDecay = -110;
 
 __global__ void __launch_bounds__(kDecayThreads) decays_kernel(SsdInputs<bf16_t> in, SsdGrid grid, ChunkDecays* out) {
@@ -57,11 +56,10 @@ void decays(cudaStream_t stream, const SsdInputs<bf16_t>& in, const SsdGrid& gri
          static_cast<ChunkDecays*>(out));
 }
 
-// --- Walk: the warps of a block share out the state, kRowWarps by kColWarps
-// --------------------------------------------
+// --- Chunk-state scan: the state is divided among kRowWarps x kColWarps warps of a block ---
 
 template <int D>
-struct WalkShape {
+struct StateScanShape {
   static constexpr int kWarps = D == 128 ? 8 : 4, kThreads = kWarps * kWarp;
   static constexpr int kRowWarps = 2, kColWarps = kWarps / kRowWarps;
   static constexpr int kM = D / 16 / kRowWarps, kN = D / 8 / kColWarps;
@@ -69,15 +67,15 @@ struct WalkShape {
 };
 
 template <int D>
-struct WalkShared {
+struct StateScanShared {
   bf16_t x[2][kChunk * kPitch<D>], y[2][kChunk * kPitch<D>];
   ChunkDecays decays[2];
 };
 
-// Calls f(row, column, accumulator pair) for the pairs of neighbouring elements of the state that a thread holds.
+// Calls f(row, column, first, second) for each pair of neighbouring state elements that the thread holds.
 template <int D, class State, class F>
 __device__ void for_each_pair(State& state, const F& f) {
-  using Shape = WalkShape<D>;
+  using Shape = StateScanShape<D>;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int row = warp / Shape::kColWarps * Shape::kM * 16 + lane / 4;
   const int col = warp % Shape::kColWarps * Shape::kN * 8 + lane % 4 * 2;
@@ -93,16 +91,16 @@ __device__ void for_each_pair(State& state, const F& f) {
   }
 }
 
-// A left factor's two neighbouring tokens take their weights; one rounding.
+// Multiplies two neighbouring tokens of operand a by their weights and rounds once.
 __device__ inline uint32_t weigh(uint32_t pair, float first, float second) {
   return pack_bf16(low_bf16(pair) * first, high_bf16(pair) * second);
 }
 
 // state += sum over the chunk's tokens of weight_s x_s y_s^T
 template <int D>
-__device__ void add_chunk(float (&state)[WalkShape<D>::kM][WalkShape<D>::kN][4], const bf16_t* x, const bf16_t* y,
-                          const ChunkDecays& decays, bool reverse) {
-  using Shape = WalkShape<D>;
+__device__ void add_chunk(float (&state)[StateScanShape<D>::kM][StateScanShape<D>::kN][4], const bf16_t* x,
+                          const bf16_t* y, const ChunkDecays& decays, bool reverse) {
+  using Shape = StateScanShape<D>;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const bf16_t* x_own = x + warp / Shape::kColWarps * Shape::kM * 16;
   const bf16_t* y_own = y + warp % Shape::kColWarps * Shape::kN * 8;
@@ -132,31 +130,33 @@ __device__ void add_chunk(float (&state)[WalkShape<D>::kM][WalkShape<D>::kN][4],
 }
 
 template <int D>
-__global__ void __launch_bounds__(WalkShape<D>::kThreads) walk_kernel(SsdWalk<bf16_t> w) {
-  using Shape = WalkShape<D>;
+__global__ void __launch_bounds__(StateScanShape<D>::kThreads) state_scan_kernel(SsdStateScan<bf16_t> w) {
+  using Shape = StateScanShape<D>;
   extern __shared__ __align__(16) char shared_bytes[];
-  WalkShared<D>& shared = *reinterpret_cast<WalkShared<D>*>(shared_bytes);
-  const WalkPlace<bf16_t> place(w);
+  StateScanShared<D>& shared = *reinterpret_cast<StateScanShared<D>*>(shared_bytes);
+  const StateScanPlace<bf16_t> place(w);
   const Cubes<const bf16_t>&x = w.reverse ? w.in.q : w.in.k, &y = w.reverse ? w.in.dy : w.in.v;
   const int64_t slot = place.head * w.grid.segments + place.segment;
   float state[Shape::kM][Shape::kN][4] = {};
   const auto each = [&](const auto& f) { for_each_pair<D>(state, f); };
-  enter_walk<D>(w, slot, each);
+  load_entry_state<D>(w, slot, each);
   const auto load_chunk = [&](int64_t n) {
     if (n < place.count) {
       const int64_t begin = place.chunk(n) * kChunk, left = w.in.T - begin, count = left < kChunk ? left : kChunk;
       if (x.data != nullptr) {
-        load_tile<kChunk, D, Shape::kThreads>(shared.x[n % 2], x.at(place.b, begin, place.h), x.t, count, w.in.wide);
-        load_tile<kChunk, D, Shape::kThreads>(shared.y[n % 2], y.at(place.b, begin, place.h), y.t, count, w.in.wide);
+        load_tile<kChunk, D, Shape::kThreads>(shared.x[n % 2], x.at(place.b, begin, place.h), x.t, count,
+                                              w.in.aligned16);
+        load_tile<kChunk, D, Shape::kThreads>(shared.y[n % 2], y.at(place.b, begin, place.h), y.t, count,
+                                              w.in.aligned16);
       }
-      fetch_decays<Shape::kThreads>(shared.decays[n % 2], decays_of(w.in, w.grid, place.head, place.chunk(n)));
+      cp_async_decays<Shape::kThreads>(shared.decays[n % 2], decays_of(w.in, w.grid, place.head, place.chunk(n)));
     }
-    commit_copies();
+    cp_async_commit();
   };
   double log_decay = 0;
   load_chunk(0);
   for (int64_t n = 0; n < place.count; ++n) {
-    wait_copies<0>();
+    cp_async_wait<0>();
     __syncthreads();
     load_chunk(n + 1);
     if (w.chunk_states != nullptr) {
@@ -171,11 +171,10 @@ __global__ void __launch_bounds__(WalkShape<D>::kThreads) walk_kernel(SsdWalk<bf
     for_each_pair<D>(state, [&](int, int, float& first, float& second) { first *= total, second *= total; });
     if (x.data != nullptr) add_chunk<D>(state, shared.x[n % 2], shared.y[n % 2], decays, w.reverse);
   }
-  leave_walk<D>(w, place, slot, log_decay, each);
+  store_exit_state<D>(w, place, slot, log_decay, each);
 }
 
-// --- Outputs: a block per chunk and head, 16 tokens per warp
-// ------------------------------------------------------------
+// --- Outputs: one block per chunk and head, 16 tokens per warp ---
 
 constexpr int kOutputThreads = kChunk / 16 * kWarp;
 
@@ -192,19 +191,19 @@ __global__ void __launch_bounds__(kOutputThreads) output_kernel(SsdOutputs<bf16_
   extern __shared__ __align__(16) char shared_bytes[];
   OutputShared<D>& shared = *reinterpret_cast<OutputShared<D>*>(shared_bytes);
   const ChunkPlace place(f.in, f.grid, f.first_head);
-  load_chunk<D, kOutputThreads>(shared.q, f.in.q, place, f.in.wide);
-  load_chunk<D, kOutputThreads>(shared.k, f.in.k, place, f.in.wide);
-  load_chunk<D, kOutputThreads>(shared.v, f.in.v, place, f.in.wide);
+  load_chunk<D, kOutputThreads>(shared.q, f.in.q, place, f.in.aligned16);
+  load_chunk<D, kOutputThreads>(shared.k, f.in.k, place, f.in.aligned16);
+  load_chunk<D, kOutputThreads>(shared.v, f.in.v, place, f.in.aligned16);
   load_state<D, kOutputThreads>(shared.state, f.states, place, f.grid);
-  fetch_decays<kOutputThreads>(shared.decays, decays_of(f.in, f.grid, place.head, place.chunk));
-  commit_copies();
-  wait_copies<0>();
+  cp_async_decays<kOutputThreads>(shared.decays, decays_of(f.in, f.grid, place.head, place.chunk));
+  cp_async_commit();
+  cp_async_wait<0>();
   __syncthreads();
 
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, token = warp * 16 + lane / 4;
   const bf16_t* q = shared.q + warp * 16 * kPitch<D>;
   float score[1][kChunk / 8][4] = {};
-  warp_product<1, kChunk / 8, D / 16, false, false>(score, q, kPitch<D>, shared.k, kPitch<D>);
+  warp_gemm<1, kChunk / 8, D / 16, false, false>(score, q, kPitch<D>, shared.k, kPitch<D>);
 #pragma unroll
   for (int n = 0; n < kChunk / 8; ++n) {
 #pragma unroll
@@ -216,13 +215,13 @@ __global__ void __launch_bounds__(kOutputThreads) output_kernel(SsdOutputs<bf16_
   uint32_t weights[1][kChunk / 16][4];
   to_fragments(weights, score);
   float y[1][D / 8][4] = {};
-  warp_product<1, D / 8, D / 16, false, true>(y, q, kPitch<D>, shared.state, kPitch<D>);
+  warp_gemm<1, D / 8, D / 16, false, true>(y, q, kPitch<D>, shared.state, kPitch<D>);
 #pragma unroll
   for (int n = 0; n < D / 8; ++n) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) y[0][n][e] *= shared.decays.from_start[token + e / 2 * 8];
   }
-  warp_product<1, D / 8, kChunk / 16, true>(y, weights, shared.v, kPitch<D>);
+  warp_gemm<1, D / 8, kChunk / 16, true>(y, weights, shared.v, kPitch<D>);
   const float skip = f.in.skip_H == nullptr ? 0.0f : widen(f.in.skip_H[place.h]);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -233,14 +232,15 @@ __global__ void __launch_bounds__(kOutputThreads) output_kernel(SsdOutputs<bf16_
 #pragma unroll
     for (int n = 0; n < D / 8; ++n) {
       store_pair(out + n * 8, y[0][n][half * 2] + skip * widen(v[n * 8]),
-                 y[0][n][half * 2 + 1] + skip * widen(v[n * 8 + 1]), f.in.wide);
+                 y[0][n][half * 2 + 1] + skip * widen(v[n * 8 + 1]), f.in.aligned16);
     }
   }
 }
 
 template <int D>
-void walk(cudaStream_t stream, const SsdWalk<bf16_t>& w) {
-  launch(stream, {w.segment_count, w.head_count}, WalkShape<D>::kThreads, sizeof(WalkShared<D>), walk_kernel<D>, w);
+void state_scan(cudaStream_t stream, const SsdStateScan<bf16_t>& w) {
+  launch(stream, {w.segment_count, w.head_count}, StateScanShape<D>::kThreads, sizeof(StateScanShared<D>),
+         state_scan_kernel<D>, w);
 }
 
 template <int D>
@@ -250,12 +250,12 @@ void outputs(cudaStream_t stream, const SsdOutputs<bf16_t>& f) {
 
 template <int D>
 SsdKernels<bf16_t> kernels() {
-  return {.walkers = 512,
+  return {.state_scan_blocks = 512,
           .chunk = kChunk,
           .state_bytes = sizeof(bf16_t),
           .decay_bytes = sizeof(ChunkDecays),
           .decays = decays,
-          .walk = walk<D>,
+          .state_scan = state_scan<D>,
           .outputs = outputs<D>,
           .gradients = ssd_tile_gradients<D>};
 }
@@ -264,14 +264,14 @@ SsdKernels<bf16_t> kernels() {
 
 SsdKernels<bf16_t> ssd_tile_kernels(int64_t D) {
   if (runs_wgmma()) {
-    return {.walkers = 264,
-            .scan_walkers = 132,
+    return {.state_scan_blocks = 264,
+            .fused_scan_blocks = 132,
             .chunk = kChunk,
             .state_bytes = sizeof(bf16_t),
             .decay_bytes = sizeof(ChunkDecays),
             .decays = decays,
-            .walk = ssd_wgmma_walk,
-            .scan = ssd_wgmma_scan,
+            .state_scan = ssd_wgmma_state_scan,
+            .fused_scan = ssd_wgmma_fused_scan,
             .gradients = ssd_wgmma_gradients};
   }
   return dispatch_tile_width(D, [&]<int kD>() { return kernels<kD>(); });

@@ -1,4 +1,4 @@
-// What the tensor-core kernels of the SSM scan share: chunks of 64 tokens, K = D.
+// Shared by the tensor-core kernels of the SSM scan: chunks of 64 tokens, K = D.
 #pragma once
 
 #include "kernels/cuda/common/mma.cuh"
@@ -10,7 +10,7 @@ inline constexpr int kChunk = 64;
 
 // The decays of one chunk of one head. Tokens beyond the last neither decay nor contribute (dt = 0).
 struct alignas(16) ChunkDecays {
-  float log2[kChunk];        // c_t in units of log 2
+  float log2[kChunk];        // c_t in base 2
   float from_start[kChunk];  // exp(c_t)
   float to_end[kChunk];      // exp(c_last - c_s)
   float dt[kChunk];
@@ -21,23 +21,24 @@ struct alignas(16) ChunkDecays {
   __device__ float between(int t, int s) const { return s <= t ? exp2_approx(log2[t] - log2[s]) : 0.0f; }
 };
 
-// The gradients of every chunk (ssd_tiles_backward.cu); D = 64, 96, 128.
+// The gradients of all chunks (ssd_tiles_backward.cu); D = 64, 96, 128.
 template <int D>
 void ssd_tile_gradients(cudaStream_t stream, const SsdGradients<bf16_t>& f);
 
-// The kernels for Hopper; D = 64, 96, 128.
-void ssd_wgmma_walk(cudaStream_t stream, const SsdWalk<bf16_t>& w);
-void ssd_wgmma_scan(cudaStream_t stream, const SsdWalk<bf16_t>& w, const Cubes<bf16_t>& y);
+// The Hopper kernels; D = 64, 96, 128.
+void ssd_wgmma_state_scan(cudaStream_t stream, const SsdStateScan<bf16_t>& w);
+void ssd_wgmma_fused_scan(cudaStream_t stream, const SsdStateScan<bf16_t>& w, const Cubes<bf16_t>& y);
 void ssd_wgmma_gradients(cudaStream_t stream, const SsdGradients<bf16_t>& f);
 
 __device__ inline const ChunkDecays* decays_of(const SsdInputs<bf16_t>& in, const SsdGrid& grid, int64_t head,
                                                int64_t chunk) {
   return static_cast<const ChunkDecays*>(in.decays) + head * grid.chunks + chunk;
 }
-// The states of a walk over one segment. each(f) calls f(row, column, first, second) for the pairs of neighbouring
-// elements of the state that a thread holds.
+
+// Load the state that enters a segment, and store the state that leaves it. each(f) calls f(row, column, first, second)
+// for each pair of neighbouring state elements that the thread holds.
 template <int D, class Each>
-__device__ __forceinline__ void enter_walk(const SsdWalk<bf16_t>& w, int64_t slot, const Each& each) {
+__device__ __forceinline__ void load_entry_state(const SsdStateScan<bf16_t>& w, int64_t slot, const Each& each) {
   if (w.entry == nullptr) return;
   each([&](int i, int c, float& first, float& second) {
     const float2 pair = *reinterpret_cast<const float2*>(w.entry + slot * D * D + i * D + c);
@@ -45,8 +46,8 @@ __device__ __forceinline__ void enter_walk(const SsdWalk<bf16_t>& w, int64_t slo
   });
 }
 template <int D, class Each>
-__device__ __forceinline__ void leave_walk(const SsdWalk<bf16_t>& w, const WalkPlace<bf16_t>& place, int64_t slot,
-                                           double log_decay, const Each& each) {
+__device__ __forceinline__ void store_exit_state(const SsdStateScan<bf16_t>& w, const StateScanPlace<bf16_t>& place,
+                                                 int64_t slot, double log_decay, const Each& each) {
   if (w.exit != nullptr) {
     each([&](int i, int c, float first, float second) {
       *reinterpret_cast<float2*>(w.exit + slot * D * D + i * D + c) = {first, second};
@@ -62,19 +63,20 @@ __device__ __forceinline__ void leave_walk(const SsdWalk<bf16_t>& w, const WalkP
 }
 
 template <int kThreads>
-__device__ inline void fetch_decays(ChunkDecays& to, const ChunkDecays* from) {
-  constexpr int kPieces = sizeof(ChunkDecays) / 16;
-  for (int i = threadIdx.x; i < kPieces; i += kThreads) {
-    copy_async_16(reinterpret_cast<char*>(&to) + i * 16, reinterpret_cast<const char*>(from) + i * 16, true);
+__device__ inline void cp_async_decays(ChunkDecays& to, const ChunkDecays* from) {
+  constexpr int kVectors = sizeof(ChunkDecays) / 16;
+  for (int i = threadIdx.x; i < kVectors; i += kThreads) {
+    cp_async_16(reinterpret_cast<char*>(&to) + i * 16, reinterpret_cast<const char*>(from) + i * 16, true);
   }
 }
 
 template <int D, int kThreads>
-__device__ inline void load_chunk(bf16_t* tile, const Cubes<const bf16_t>& from, const ChunkPlace& place, bool wide) {
-  load_tile<kChunk, D, kThreads>(tile, from.at(place.b, place.begin, place.h), from.t, place.count, wide);
+__device__ inline void load_chunk(bf16_t* tile, const Cubes<const bf16_t>& from, const ChunkPlace& place,
+                                  bool aligned16) {
+  load_tile<kChunk, D, kThreads>(tile, from.at(place.b, place.begin, place.h), from.t, place.count, aligned16);
 }
 
-// The state before (or the gradient behind) the chunk, as the walk left it.
+// Loads the state before (or the gradient after) the chunk, which a state scan has stored.
 template <int D, int kThreads>
 __device__ inline void load_state(bf16_t* tile, const void* states, const ChunkPlace& place, const SsdGrid& grid) {
   const bf16_t* from = static_cast<const bf16_t*>(states) + (place.slot * grid.chunks + place.chunk) * D * D;

@@ -1,9 +1,9 @@
-// The gradients of one chunk of the SSM scan on every GPU's tensor cores, given S before the chunk and G behind it.
+// The gradients of one chunk of the SSM scan, portable, given S before the chunk and G after it.
 // With E = exp(c_t - c_s) for s <= t:
 //   dq_t = exp(c_t) S dy_t + sum_s (dy_t . v_s) E dt_s k_s
 //   dk_s = exp(c_last - c_s) dt_s G v_s + sum_t (dy_t . v_s) E dt_s q_t
 //   dv_s = dt_s u_s + D dy_s,  ddt_s = u_s . v_s,  u_s = exp(c_last - c_s) G^T k_s + sum_t (q_t . k_s) E dy_t
-// log_a_j scales everything that passes from before token j to j or after:
+// log_a_j scales every contribution of tokens before j to token j and later ones:
 //   dlog_a_j = exp(c_last) <S, G> + keys before j through G + queries from j on through S + pairs (s < j <= t)
 #include "kernels/cuda/ssd/ssd_tiles.cuh"
 
@@ -12,8 +12,8 @@ namespace tmamba::cuda {
 namespace {
 
 constexpr int kWarps = 8, kThreads = kWarps * kWarp;
-constexpr int kHalf = kChunk / 2;       // columns of a matrix between tokens that a warp computes
-constexpr int kPairs = kPitch<kChunk>;  // pitch of those matrices in shared memory
+constexpr int kHalf = kChunk / 2;       // columns of a token-by-token matrix that a warp computes
+constexpr int kPairs = kPitch<kChunk>;  // pitch of these matrices in shared memory
 
 template <int D>
 struct Shared {
@@ -22,13 +22,13 @@ struct Shared {
   bf16_t scores[kChunk * kPairs];   // (q_t . k_s) E
   bf16_t dscores[kChunk * kPairs];  // (dy_t . v_s) E dt_s
   ChunkDecays decays;
-  // Sums over the halves of a row that two warps hold (by_*: of products with the rows of q, k, v).
+  // Row sums; two warps hold one half of each row. by_*: dot products with the rows of q, k, v.
   float by_query[2][kChunk], by_key[2][kChunk], by_value[2][kChunk], row_pairs[2][kChunk];
   float column_pairs[kChunk / 16][kChunk];
-  float state_product[kWarps], skip[kWarps];
+  float state_dot[kWarps], skip[kWarps];
 };
 
-// Where a warp works: 16 rows of tokens, one half of the columns.
+// The part of a warp: 16 rows (tokens) and one half of the columns.
 struct WarpPlace {
   int warp, lane, rows, half, g, q2;
   __device__ WarpPlace() {
@@ -39,15 +39,15 @@ struct WarpPlace {
   __device__ int token(int e) const { return rows * 16 + g + e / 2 * 8; }
 };
 
-// Scores and dscores to shared memory; sums of their product by row and by column; returns the thread's share of
-// sum_t dy_t . v_t.
+// Stores scores and dscores to shared memory, and the sums of their elementwise product by row and by column. Returns
+// the thread's part of sum_t dy_t . v_t.
 template <int D>
 __device__ float pairs_of_tokens(Shared<D>& shared, const WarpPlace& at) {
   constexpr int kN = kHalf / 8;
   float a[1][kN][4] = {}, b[1][kN][4] = {};
   const int row = at.rows * 16 * kPitch<D>, column = at.half * kHalf * kPitch<D>;
-  warp_product<1, kN, D / 16, false, false>(a, shared.q + row, kPitch<D>, shared.k + column, kPitch<D>);
-  warp_product<1, kN, D / 16, false, false>(b, shared.dy + row, kPitch<D>, shared.v + column, kPitch<D>);
+  warp_gemm<1, kN, D / 16, false, false>(a, shared.q + row, kPitch<D>, shared.k + column, kPitch<D>);
+  warp_gemm<1, kN, D / 16, false, false>(b, shared.dy + row, kPitch<D>, shared.v + column, kPitch<D>);
   float skip = 0, by_row[2] = {};
 #pragma unroll
   for (int n = 0; n < kN; ++n) {
@@ -81,18 +81,17 @@ __device__ float pairs_of_tokens(Shared<D>& shared, const WarpPlace& at) {
   return skip;
 }
 
-// Scales the rows of a warp's accumulators and leaves the products with the same part of `tile`, summed over the
-// columns, in `sums`.
-template <int D, class Factor>
+// Scales the rows of a warp's accumulators, then stores their dot products with the same part of `tile` in `sums`.
+template <int D, class RowScale>
 __device__ void scale_and_dot(float (&acc)[1][D / 16][4], const bf16_t* tile, float (&sums)[2][kChunk],
-                              const WarpPlace& at, const Factor& factor) {
+                              const WarpPlace& at, const RowScale& row_scale) {
   float sum[2] = {};
 #pragma unroll
   for (int n = 0; n < D / 16; ++n) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const int t = at.token(e);
-      acc[0][n][e] *= factor(t);
+      acc[0][n][e] *= row_scale(t);
       sum[e / 2] += acc[0][n][e] * widen(tile[t * kPitch<D> + at.half * (D / 2) + n * 8 + at.q2 + e % 2]);
     }
   }
@@ -103,10 +102,10 @@ __device__ void scale_and_dot(float (&acc)[1][D / 16][4], const bf16_t* tile, fl
   }
 }
 
-// Writes a warp's part of a gradient, or adds it.
+// Stores a warp's part of a gradient, or adds it if `adds`.
 template <int D>
 __device__ void store_rows(const Cubes<bf16_t>& to, const float (&acc)[1][D / 16][4], const ChunkPlace& place,
-                           const WarpPlace& at, bool adds, bool wide) {
+                           const WarpPlace& at, bool adds, bool aligned16) {
 #pragma unroll
   for (int e = 0; e < 2; ++e) {
     const int t = at.token(e * 2);
@@ -115,8 +114,8 @@ __device__ void store_rows(const Cubes<bf16_t>& to, const float (&acc)[1][D / 16
 #pragma unroll
     for (int n = 0; n < D / 16; ++n) {
       float first = 0, second = 0;
-      if (adds) load_pair(out + n * 8, first, second, wide);
-      store_pair(out + n * 8, first + acc[0][n][e * 2], second + acc[0][n][e * 2 + 1], wide);
+      if (adds) load_pair(out + n * 8, first, second, aligned16);
+      store_pair(out + n * 8, first + acc[0][n][e * 2], second + acc[0][n][e * 2 + 1], aligned16);
     }
   }
 }
@@ -126,12 +125,12 @@ __device__ void query_gradient(const SsdGradients<bf16_t>& f, Shared<D>& shared,
                                const WarpPlace& at) {
   constexpr int P = kPitch<D>;
   float acc[1][D / 16][4] = {};
-  warp_product<1, D / 16, D / 16, false, false>(acc, shared.dy + at.rows * 16 * P, P,
-                                                shared.state + at.half * (D / 2) * P, P);
+  warp_gemm<1, D / 16, D / 16, false, false>(acc, shared.dy + at.rows * 16 * P, P, shared.state + at.half * (D / 2) * P,
+                                             P);
   scale_and_dot<D>(acc, shared.q, shared.by_query, at, [&](int t) { return shared.decays.from_start[t]; });
-  warp_product<1, D / 16, kChunk / 16, false, true>(acc, shared.dscores + at.rows * 16 * kPairs, kPairs,
-                                                    shared.k + at.half * (D / 2), P);
-  store_rows<D>(f.dq, acc, place, at, false, f.in.wide);
+  warp_gemm<1, D / 16, kChunk / 16, false, true>(acc, shared.dscores + at.rows * 16 * kPairs, kPairs,
+                                                 shared.k + at.half * (D / 2), P);
+  store_rows<D>(f.dq, acc, place, at, false, f.in.aligned16);
 }
 
 template <int D>
@@ -139,15 +138,15 @@ __device__ void key_gradient(const SsdGradients<bf16_t>& f, Shared<D>& shared, c
                              const WarpPlace& at, bool outputs) {
   constexpr int P = kPitch<D>;
   float acc[1][D / 16][4] = {};
-  warp_product<1, D / 16, D / 16, false, false>(acc, shared.v + at.rows * 16 * P, P,
-                                                shared.adjoint + at.half * (D / 2) * P, P);
+  warp_gemm<1, D / 16, D / 16, false, false>(acc, shared.v + at.rows * 16 * P, P,
+                                             shared.adjoint + at.half * (D / 2) * P, P);
   scale_and_dot<D>(acc, shared.k, shared.by_key, at,
                    [&](int s) { return shared.decays.to_end[s] * shared.decays.dt[s]; });
   if (outputs) {
-    warp_product<1, D / 16, kChunk / 16, true, true>(acc, shared.dscores + at.rows * 16, kPairs,
-                                                     shared.q + at.half * (D / 2), P);
+    warp_gemm<1, D / 16, kChunk / 16, true, true>(acc, shared.dscores + at.rows * 16, kPairs,
+                                                  shared.q + at.half * (D / 2), P);
   }
-  store_rows<D>(f.dk, acc, place, at, false, f.in.wide);
+  store_rows<D>(f.dk, acc, place, at, false, f.in.aligned16);
 }
 
 template <int D>
@@ -155,16 +154,15 @@ __device__ void value_gradient(const SsdGradients<bf16_t>& f, Shared<D>& shared,
                                const WarpPlace& at, bool outputs) {
   constexpr int P = kPitch<D>;
   float acc[1][D / 16][4] = {};
-  warp_product<1, D / 16, D / 16, false, true>(acc, shared.k + at.rows * 16 * P, P, shared.adjoint + at.half * (D / 2),
-                                               P);
+  warp_gemm<1, D / 16, D / 16, false, true>(acc, shared.k + at.rows * 16 * P, P, shared.adjoint + at.half * (D / 2), P);
 #pragma unroll
   for (int n = 0; n < D / 16; ++n) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) acc[0][n][e] *= shared.decays.to_end[at.token(e)];
   }
   if (outputs) {
-    warp_product<1, D / 16, kChunk / 16, true, true>(acc, shared.scores + at.rows * 16, kPairs,
-                                                     shared.dy + at.half * (D / 2), P);
+    warp_gemm<1, D / 16, kChunk / 16, true, true>(acc, shared.scores + at.rows * 16, kPairs,
+                                                  shared.dy + at.half * (D / 2), P);
   }
   scale_and_dot<D>(acc, shared.v, shared.by_value, at, [](int) { return 1.0f; });
   const float skip = !outputs || f.in.skip_H == nullptr ? 0.0f : widen(f.in.skip_H[place.h]);
@@ -178,20 +176,20 @@ __device__ void value_gradient(const SsdGradients<bf16_t>& f, Shared<D>& shared,
       acc[0][n][e] = acc[0][n][e] * shared.decays.dt[s] + skip * dy;
     }
   }
-  store_rows<D>(f.dv, acc, place, at, f.accumulate_v, f.in.wide);
+  store_rows<D>(f.dv, acc, place, at, f.accumulate_v, f.in.aligned16);
 }
 
-// ddt and dlog_a of token j, from the sums that the warps left.
+// ddt and dlog_a of token j, from the partial sums of the warps.
 template <int D>
 __device__ void decay_gradient(const SsdGradients<bf16_t>& f, const Shared<D>& shared, const ChunkPlace& place, int j,
                                bool outputs) {
   f.ddt.at(place.b, place.begin + j)[place.h] = shared.by_value[0][j] + shared.by_value[1][j];
   float sum = 0;
-  for (int w = 0; w < kWarps; ++w) sum += shared.state_product[w];
+  for (int w = 0; w < kWarps; ++w) sum += shared.state_dot[w];
   sum *= shared.decays.total;
   for (int s = 0; s < j; ++s) sum += shared.by_key[0][s] + shared.by_key[1][s];
   if (outputs) {
-    // Pairs (s < j <= t) are those of queries from j on, without those whose key is there too.
+    // The pairs (s < j <= t) are the pairs with query t >= j, minus those with key s >= j.
     for (int t = j; t < place.count; ++t) {
       float columns = 0;
 #pragma unroll
@@ -210,16 +208,16 @@ __global__ void __launch_bounds__(kThreads) gradient_kernel(SsdGradients<bf16_t>
   const ChunkPlace place(f.in, f.grid, f.first_head);
   const bool outputs = f.in.q.data != nullptr;
   if (outputs) {
-    load_chunk<D, kThreads>(shared.q, f.in.q, place, f.in.wide);
-    load_chunk<D, kThreads>(shared.dy, f.in.dy, place, f.in.wide);
+    load_chunk<D, kThreads>(shared.q, f.in.q, place, f.in.aligned16);
+    load_chunk<D, kThreads>(shared.dy, f.in.dy, place, f.in.aligned16);
   }
-  load_chunk<D, kThreads>(shared.k, f.in.k, place, f.in.wide);
-  load_chunk<D, kThreads>(shared.v, f.in.v, place, f.in.wide);
+  load_chunk<D, kThreads>(shared.k, f.in.k, place, f.in.aligned16);
+  load_chunk<D, kThreads>(shared.v, f.in.v, place, f.in.aligned16);
   load_state<D, kThreads>(shared.state, f.states, place, f.grid);
   load_state<D, kThreads>(shared.adjoint, f.adjoints, place, f.grid);
-  fetch_decays<kThreads>(shared.decays, decays_of(f.in, f.grid, place.head, place.chunk));
-  commit_copies();
-  wait_copies<0>();
+  cp_async_decays<kThreads>(shared.decays, decays_of(f.in, f.grid, place.head, place.chunk));
+  cp_async_commit();
+  cp_async_wait<0>();
   __syncthreads();
 
   const WarpPlace at;
@@ -230,7 +228,7 @@ __global__ void __launch_bounds__(kThreads) gradient_kernel(SsdGradients<bf16_t>
   }
   product = warp_sum(product);
   const float skip = outputs ? warp_sum(pairs_of_tokens(shared, at)) : 0.0f;
-  if (at.lane == 0) shared.state_product[at.warp] = product, shared.skip[at.warp] = skip;
+  if (at.lane == 0) shared.state_dot[at.warp] = product, shared.skip[at.warp] = skip;
   __syncthreads();
   if (outputs) query_gradient(f, shared, place, at);
   key_gradient(f, shared, place, at, outputs);

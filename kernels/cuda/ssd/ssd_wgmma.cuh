@@ -1,4 +1,4 @@
-// What the SSM scan's kernels for Hopper share: where a chunk is, and its tiles.
+// Shared parts of the SSM scan's Hopper kernels: decoding of work items, tensor maps, loads and stores of tokens.
 #pragma once
 
 #include "kernels/cuda/common/wgmma.cuh"
@@ -6,7 +6,7 @@
 
 namespace tmamba::cuda {
 
-// Of all the chunks of the heads at once, head by head, one.
+// Decodes a flat work-item index into (sequence, head, chunk); chunks of one head are consecutive.
 struct ChunkItem {
   int64_t chunk, head, b, h, begin;
   int count;
@@ -19,25 +19,25 @@ struct ChunkItem {
   }
 };
 
-// Maps of tiles of a chunk's tokens, and of the states [items, D, D] that a walk left.
+// Tensor maps for tiles of a chunk's tokens, and of chunk states [items, D, D].
 template <int D>
 CUtensorMap token_map(const SsdInputs<bf16_t>& in, const Cubes<const bf16_t>& x) {
-  return x.data == nullptr || !in.wide ? CUtensorMap{} : panel_map(x, in.B, in.T, in.H, D, kChunk);
+  return x.data == nullptr || !in.aligned16 ? CUtensorMap{} : make_tensor_map(x, in.B, in.T, in.H, D, kChunk);
 }
 template <int D>
 CUtensorMap state_map(const void* states, int64_t items) {
-  return panel_map({static_cast<const bf16_t*>(states), D * D, D, D}, items, D, 1, D, D);
+  return make_tensor_map({static_cast<const bf16_t*>(states), D * D, D, D}, items, D, 1, D, D);
 }
 
-// One thread: a chunk's tokens by the copy engine; needs wide rows.
+// Loads a chunk's tokens by TMA, from one thread; the rows must be 16-byte aligned.
 template <int D>
-__device__ inline void fetch_tokens(bf16_t* tile, const CUtensorMap& map, Barrier& full, int64_t b, int64_t h,
-                                    int64_t begin) {
-  fetch_tile<kChunk, D>(tile, map, {}, full, b, h, begin, 0, true);
+__device__ inline void tma_load_tokens(bf16_t* tile, const CUtensorMap& map, TransactionBarrier& full, int64_t b,
+                                       int64_t h, int64_t begin) {
+  load_swizzled_tile<kChunk, D>(tile, map, {}, full, b, h, begin, 0, true);
 }
 
-// kThreads threads: a chunk's first `count` tokens, zeros below, where rows are not wide. Behind it comes
-// publish_writes() and a barrier.
+// Copies a chunk's first `count` tokens with kThreads threads and fills the other rows with zeros: for rows that are
+// not 16-byte aligned. The caller then needs fence_view_async_shared() and a barrier.
 template <int D, int kThreads>
 __device__ inline void copy_tokens(bf16_t* tile, const Cubes<const bf16_t>& from, int64_t b, int64_t h, int64_t begin,
                                    int64_t count) {
@@ -47,12 +47,13 @@ __device__ inline void copy_tokens(bf16_t* tile, const Cubes<const bf16_t>& from
   }
 }
 
-// The tokens' weights in a product over a chunk: dt of the column's, of the row's, or none.
+// By which token's dt an element of a token-by-token matrix is weighted: the column's, the row's, or none.
 enum class PairWeights { columns, rows, none };
 
-// (first_r . second_c) of a chunk's rows in, the factor of the intra-chunk product out: times exp(c_t - c_s) and the
-// weight, and 0 where t < s. t is the row's token where rows_later, else the column's. The same pair comes to the same
-// bits in either layout. Returns the thread's share of the sum over the diagonal as it came in.
+// Turns the dot products (first_r . second_c) of a chunk's tokens into the operand of the intra-chunk GEMM: multiplies
+// by exp(c_t - c_s) and the weight, and sets elements with t < s to 0. If rows_later, t is the row's token, otherwise
+// the column's. A pair (s, t) gives the same bits in both layouts. Returns the thread's part of the sum of the input's
+// diagonal.
 [[maybe_unused]] __device__ inline float decay_pairs(float (&pair)[kChunk / 8][4], const ChunkDecays& decays,
                                                      bool rows_later, PairWeights weights) {
   const int row = accumulator_row(), column = accumulator_column();
@@ -72,35 +73,35 @@ enum class PairWeights { columns, rows, none };
           exp2_approx(own[e / 2] - sign * (e % 2 == 0 ? log2.x : log2.y)) * (e % 2 == 0 ? dt.x : dt.y) * row_dt[e / 2];
       float& x = pair[n][e];
       if (c == r) diagonal += x;
-      x = (rows_later ? c <= r : r <= c) ? x * weight : 0.0f;  // the weight may be infinite elsewhere
+      x = (rows_later ? c <= r : r <= c) ? x * weight : 0.0f;  // the weight may be infinite in masked elements
     }
   }
   return diagonal;
 }
 
-// Scales a thread's two rows.
+// Scales the thread's two rows.
 template <int kN>
 __device__ inline void scale_rows(float (&acc)[kN][4], float first, float second) {
 #pragma unroll
   for (int n = 0; n < kN; ++n) acc[n][0] *= first, acc[n][1] *= first, acc[n][2] *= second, acc[n][3] *= second;
 }
 
-// Writes a warpgroup's rows of a chunk of `count` tokens, columns from `column` on, or adds them.
+// Stores a warpgroup's rows of a chunk of `count` tokens at columns from `column` on, or adds them if `adds`.
 template <int kN>
 __device__ inline void store_tokens(const Cubes<bf16_t>& to, const float (&acc)[kN][4], int64_t b, int64_t h,
-                                    int64_t begin, int count, int column, bool adds, bool wide) {
+                                    int64_t begin, int count, int column, bool adds, bool aligned16) {
   const auto half = [&]<int kHalf>() {
     const int t = accumulator_row() + kHalf * 8;
     const bool here = t < count;
     bf16_t* out = to.at(b, begin + (here ? t : 0), h) + column;
-    if (wide && !adds) return store_row<kHalf>(out, acc, here);
+    if (aligned16 && !adds) return store_row<kHalf>(out, acc, here);
     if (!here) return;
 #pragma unroll
     for (int n = 0; n < kN; ++n) {
       bf16_t* pair = out + n * 8 + accumulator_column();
       float first = 0, second = 0;
-      if (adds) load_pair(pair, first, second, wide);
-      store_pair(pair, first + acc[n][kHalf * 2], second + acc[n][kHalf * 2 + 1], wide);
+      if (adds) load_pair(pair, first, second, aligned16);
+      store_pair(pair, first + acc[n][kHalf * 2], second + acc[n][kHalf * 2 + 1], aligned16);
     }
   };
   half.template operator()<0>(), half.template operator()<1>();

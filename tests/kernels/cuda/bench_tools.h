@@ -1,4 +1,4 @@
-// What the programs that time single ops share: tensors of random numbers and the clock of the GPU.
+// Shared by the benchmarks of single ops: random tensors and GPU timing.
 #pragma once
 
 #include <algorithm>
@@ -25,7 +25,8 @@ class OpBench {
     return Tensor(buffers_.back().data(), sizes, dtype, Device::cuda);
   }
 
-  // Uniform numbers, made on the host: kDistinct of them again and again, a prime so that no two rows are alike.
+  // Uniform random values, generated on the host: a sequence of kDistinct values, repeated. kDistinct is prime, so rows
+  // differ.
   Tensor uniform(std::initializer_list<int64_t> sizes, DType dtype, float low, float high) {
     constexpr int64_t kDistinct = 1'000'003;
     const Tensor out = tensor(sizes, dtype);
@@ -48,8 +49,8 @@ class OpBench {
     return out;
   }
 
-  // The median over the repeats, in milliseconds of one call; `calls` follow each other each time. Two runs before are
-  // not counted.
+  // The median over the repeats, in milliseconds per call; each repeat makes `calls` calls. Two warm-up repeats are not
+  // counted.
   double time(const std::function<void()>& body, int calls = 1) {
     cudaEvent_t begin, end;
     TM_CUDA(cudaEventCreate(&begin));

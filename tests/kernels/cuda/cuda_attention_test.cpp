@@ -16,7 +16,7 @@ struct AttentionCase {
     Inputs inputs(21);
     q = inputs.bf16({B, T, H, D}, -2, 2), k = inputs.bf16({B, S, H, D}, -2, 2), v = inputs.bf16({B, S, H, D});
     d_o = inputs.bf16({B, T, H, D});
-    // What dk and dv are added to: small beside the gradients, so that rounding the sums hides no error of theirs.
+    // The initial dk and dv, to which gradients are added: small, so that rounding the sums hides no error.
     dk_start = inputs.bf16({B, S, H, D}, -0.01, 0.01), dv_start = inputs.bf16({B, S, H, D}, -0.01, 0.01);
   }
 
@@ -34,7 +34,7 @@ struct AttentionCase {
     t.result("o", o), t.result("lse", lse), t.result("dq", dq), t.result("dk", dk), t.result("dv", dv);
   }
 
-  // Every matrix rounded to bfloat16 where a plain program would leave one.
+  // A plain evaluation that rounds each intermediate matrix to bfloat16.
   Arrays plain() const {
     Arrays out{{"o", Array({B, T, H, D})},
                {"lse", Array({B, T, H})},
@@ -108,8 +108,8 @@ void check_cases() {
 
 TEST(CudaAttention, ForwardAndBackward) { check_cases(); }
 
-// On a GPU with kernels of its own, those for every GPU are tested too.
-TEST(CudaAttention, KernelsForEveryGpu) {
+// On a Hopper GPU, tests the portable kernels too.
+TEST(CudaAttention, PortableKernels) {
   cuda::allow_wgmma(false);
   check_cases();
   cuda::allow_wgmma(true);
@@ -120,12 +120,12 @@ TEST(CudaAttention, WideHeads) {
   check_body({.name = c.name(), .plain = [&] { return c.plain(); }, .types = {DType::bf16, DType::f32}},
              [&](Tensors& t) { c.run(t); });
   Tensors t(gpu(), DType::f64, 0);
-  EXPECT_THROW(c.run(t), Error) << "float64 heads of 256 do not fit shared memory";
+  EXPECT_THROW(c.run(t), Error) << "float64 heads of 256 channels do not fit in shared memory";
   Tensors odd(gpu(), DType::f32, 0);
   EXPECT_THROW(AttentionCase(1, 4, 4, 1, 7, 0).run(odd), Error) << "odd head width";
 }
 
-TEST(CudaAttention, KeysBehindTheQueriesAreNotReadAndGetNoGradient) {
+TEST(CudaAttention, KeysAfterTheQueriesAreNotReadAndGetNoGradient) {
   for (int64_t D : {24, 96}) {
     AttentionCase c(2, 20, 150, 2, D, 7);
     for (DType dtype : {DType::bf16, DType::f32}) {

@@ -1,6 +1,6 @@
-// Times the ops that are passes over memory, in bfloat16, beside a plain copy: milliseconds, the bytes that must move
-// (each tensor read or written once) per second, and the share of the copy's rate.
-//   cuda_elementwise_bench [B T H D F V [REPEATS [OP]]]      OP: only ops whose name begins so
+// Times the memory-bound ops in bfloat16 and compares them with a plain copy: milliseconds, bytes per second (each
+// tensor read or written once), and the fraction of the copy's rate.
+//   cuda_elementwise_bench [B T H D F V [REPEATS [OP]]]      OP: only ops whose names begin with OP
 #include <cstdio>
 #include <cstdlib>
 #include <string>
@@ -18,7 +18,7 @@ struct ElementwiseBench {
   std::string only;
   double roof = 0;  // bytes per second of the copy
 
-  static constexpr int kCalls = 10;  // one after the other, as in a step
+  static constexpr int kCalls = 10;  // back to back, as in a step
 
   Tensor in(std::initializer_list<int64_t> sizes) { return bench.uniform(sizes, kType, -2, 2); }
   Tensor out(std::initializer_list<int64_t> sizes) { return bench.tensor(sizes, kType); }
@@ -110,7 +110,7 @@ struct ElementwiseBench {
   }
 
   void loss() {
-    const int64_t N = std::min<int64_t>(B * T, 7680);  // the head's chunk of the 400M model
+    const int64_t N = std::min<int64_t>(B * T, 7680);  // the rows of the head's chunk in the 400M model
     Ops& ops = bench.ops();
     const Tensor logits = bench.uniform({N, V}, kType, -8, 8), max = sums({N}), sum_exp = sums({N}), target = sums({N});
     const Tensor targets = bench.tensor({N}, DType::i32), total = bench.tensor({1}, DType::f64);

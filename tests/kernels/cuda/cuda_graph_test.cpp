@@ -1,4 +1,4 @@
-// Recordings of ops, as CUDA graphs.
+// Recordings of ops as CUDA graphs.
 #include <cmath>
 
 #include "kernels/cuda/cuda_ops.h"
@@ -66,7 +66,7 @@ TEST(CudaGraph, ReplayGivesTheSameBits) {
   EXPECT_EQ(joined, 1);
 }
 
-// The scalars of a step lie on the device: a replay reads those that are there when it runs.
+// A step's scalars are in device memory: a replay reads their current values.
 TEST(CudaGraph, ReplayReadsTheScalarsOfItsStep) {
   Tensors t(gpu(), DType::bf16, 0);
   Inputs inputs(42);
@@ -103,7 +103,7 @@ TEST(CudaGraph, AWorkspaceThatMovedMakesARecordingInvalid) {
   EXPECT_TRUE(recording->valid());
   ops.workspace().reserve(ops.workspace().bytes() + (size_t{64} << 20));
   EXPECT_FALSE(recording->valid());
-  // While recording, it must not move; what went wrong leaves the stream as it was.
+  // While recording, the workspace must not be reallocated; the failure leaves the stream usable.
   EXPECT_THROW(ops.record([&] { ops.workspace().reserve(ops.workspace().bytes() + 1); }), Error);
   EXPECT_EQ(Recorder::current(), nullptr);
   step.run();

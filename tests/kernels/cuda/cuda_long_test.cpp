@@ -1,4 +1,4 @@
-// A sequence of a million and three tokens: the ends of what each op computes along it, against the CPU in float64.
+// A sequence of 1,000,003 tokens: the ends of each op's results along the sequence, against the CPU in float64.
 #include "tests/kernels/cuda/cuda_tools.h"
 
 namespace tmamba::test {
@@ -6,7 +6,7 @@ namespace {
 
 constexpr int64_t T = 1'000'003, H = 1, D = 64, C = 3 * H * D, kEnd = 65;
 
-// The last kEnd tokens of a [1, T, ..] tensor of the run.
+// The last kEnd tokens of a tensor [1, T, ..].
 Array end_of(Tensors& t, const Tensor& x) {
   std::vector<int64_t> sizes{1, kEnd};
   for (int i = 2; i < x.dims(); ++i) sizes.push_back(x.size(i));
@@ -24,7 +24,7 @@ struct Long {
   Arrays run(Ops& ops, DType dtype) const {
     Tensors t(ops, dtype, 0);
     Arrays results;
-    // All tokens turn: angles up to the millionth position, in the longest strips that the kernels take.
+    // RoPE applies to all tokens: angles up to position one million, in the longest strips that the kernels use.
     const Tensor pre = t.in(x), qkv = t.out({1, T, C}), k = t.out({1, T, H, D});
     ops.conv_silu_rope_forward({qkv, k, pre, {}, t.in(taps), t.in(bias), H, T, 0, 1e4});
     results["conv"] = end_of(t, qkv), results["rope"] = end_of(t, k);
@@ -44,7 +44,7 @@ struct Long {
                      .chunk = 64});
     results["state"] = t.read(state), results["ssd"] = end_of(t, y);
 
-    // The queries at the end see every key.
+    // The last queries attend to all keys.
     const Tensor q = t.out({1, kEnd, H, D}), o = t.out({1, kEnd, H, D});
     const Tensor lse = t.out_acc({1, kEnd, H}), dq = t.out({1, kEnd, H, D});
     ops.copy({q, part(0).slice(1, T - kEnd, kEnd)});
@@ -60,12 +60,12 @@ struct Long {
 TEST(CudaLong, AMillionAndThreeTokens) {
   const Long sequence;
   const Arrays expected = sequence.run(cpu(), DType::f64);
-  // Bfloat16 rounds each op's output; a sum over all tokens keeps the errors of its terms, not their signs.
+  // Bfloat16 rounds each op's output; in a sum over all tokens these errors add up.
   for (const auto& [dtype, tolerance] : {std::pair{DType::f32, 1e-4}, std::pair{DType::bf16, 3e-2}}) {
     for (const auto& [name, array] : sequence.run(gpu(), dtype)) {
-      // Over a million keys of like weight a query's gradient is the small difference of sums 600 times as large, and
-      // so are its errors: what bfloat16 rounds away of its keys becomes a fifth of it, the 1e-6 that float32 loses of
-      // the output, summed tile after tile, up to 1e-3.
+      // With a million keys of similar weight a query's gradient is the difference of sums 600 times larger, which
+      // amplifies errors as much: rounding keys to bfloat16 changes the gradient by a fifth, and the 1e-6 that float32
+      // loses in the output, summed tile by tile, by up to 1e-3.
       const bool cancels = name == "queries' gradient";
       EXPECT_LE(relative_error(array, expected.at(name)), cancels ? 10 * tolerance : tolerance)
           << name << " in " << name_of(dtype);

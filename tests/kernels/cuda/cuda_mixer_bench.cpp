@@ -1,4 +1,4 @@
-// Times attention over T tokens and the SSM scan over T tokens, forward and backward, in bfloat16.
+// Times attention and the SSM scan over T tokens, forward and backward, in bfloat16.
 //   cuda_mixer_bench [B T H D [REPEATS]]
 #include <cmath>
 #include <cstdio>
@@ -34,7 +34,7 @@ struct MixerBench {
       const double forward = time([&] { ops.attention_forward({o, lse, q, k, v, 0, scale}); });
       const double backward = time([&] { ops.attention_backward({dq, dk, dv, d_o, o, lse, q, k, v, 0, scale}); });
       std::printf("attention %-9s forward %8.3f ms %6.1f TFLOP/s   backward %8.3f ms %6.1f TFLOP/s\n",
-                  hopper ? "this GPU" : "every GPU", forward, flops / forward / 1e9, backward,
+                  hopper ? "Hopper" : "portable", forward, flops / forward / 1e9, backward,
                   2.5 * flops / backward / 1e9);
     }
     cuda::allow_wgmma(true);
@@ -58,7 +58,7 @@ struct MixerBench {
       });
       const double pass = 2e-6 * static_cast<double>(B * T * H * D);  // MB of one tensor
       std::printf("SSM scan  %-9s forward %8.3f ms %6.1f GB/s      backward %8.3f ms %6.1f GB/s (4 and 7 tensors)\n",
-                  hopper ? "this GPU" : "every GPU", forward, 4 * pass / forward, backward, 7 * pass / backward);
+                  hopper ? "Hopper" : "portable", forward, 4 * pass / forward, backward, 7 * pass / backward);
     }
     cuda::allow_wgmma(true);
   }

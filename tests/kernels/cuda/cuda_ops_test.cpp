@@ -1,4 +1,4 @@
-// The CUDA ops but attention and the SSM scan, which have their own files, against the CPU in float64.
+// The CUDA ops except attention, convolution, RoPE and the SSM scan, against the CPU in float64.
 #include <cmath>
 
 #include "tests/kernels/cuda/cuda_tools.h"
@@ -6,8 +6,7 @@
 namespace tmamba::test {
 namespace {
 
-// --- Elementwise
-// ----------------------------------------------------------------------------------------------------------
+// --- Elementwise ---
 
 TEST(CudaElementwise, FillScaleCopyAdd) {
   for (const std::vector<int64_t>& sizes : std::vector<std::vector<int64_t>>{
@@ -84,8 +83,7 @@ TEST(CudaElementwise, RefusesTensorsOfTheHost) {
   EXPECT_THROW(gpu().linear_forward({device.out({4, 4}), y, x.slice(0, 0, 4)}), Error);
 }
 
-// --- Embedding
-// ------------------------------------------------------------------------------------------------------------
+// --- Embedding ---
 
 TEST(CudaEmbedding, ForwardAndBackward) {
   struct Sizes {
@@ -95,7 +93,7 @@ TEST(CudaEmbedding, ForwardAndBackward) {
                                        Sizes{5000, 3, 40, 0}, Sizes{4500, 900, 520, 0}, Sizes{0, 5, 8, 0}}) {
     Inputs inputs(4);
     const Array table = inputs.bf16({V, C}), dy = inputs.bf16({N, C}), start = inputs.bf16({V, C});
-    const Array tokens = inputs.tokens(N, 0, begin > 0 ? begin + V + 50 : V);  // some of other shards
+    const Array tokens = inputs.tokens(N, 0, begin > 0 ? begin + V + 50 : V);  // some belong to other shards
     check_body({.name = str("embedding N ", N, " V ", V, " C ", C)}, [&](Tensors& t) {
       const Tensor y = t.out({N, C}), dtable = t.in_acc(start), ids = t.ints(tokens);
       t.ops().embedding_forward({y, t.in(table), ids, begin});
@@ -105,8 +103,7 @@ TEST(CudaEmbedding, ForwardAndBackward) {
   }
 }
 
-// --- RMSNorm
-// --------------------------------------------------------------------------------------------------------------
+// --- RMSNorm ---
 
 TEST(CudaRmsnorm, ForwardAndBackward) {
   struct Sizes {
@@ -122,7 +119,7 @@ TEST(CudaRmsnorm, ForwardAndBackward) {
         const Tensor y = t.out({N, C}), rstd = t.out_acc({N}), dx = t.in(dres), dw = t.in_acc(start), weight = t.in(w);
         const Tensor sum = residual ? t.out({N, C}) : Tensor(), input = t.in(x);
         t.ops().rmsnorm_forward({y, rstd, sum, input, residual ? t.in(delta) : Tensor(), weight, 1e-5});
-        // The backward pass starts from inputs of its own: what forward rounds is checked with `sum`.
+        // Backward gets inputs of its own, not forward's rounded results; those are checked through `sum`.
         const Tensor rstd_own = t.out_acc({N}), y_own = t.out({N, C});
         t.ops().rmsnorm_forward({y_own, rstd_own, {}, input, {}, weight, 1e-5});
         t.ops().rmsnorm_backward(
@@ -134,8 +131,7 @@ TEST(CudaRmsnorm, ForwardAndBackward) {
   }
 }
 
-// --- Linear
-// ---------------------------------------------------------------------------------------------------------------
+// --- Linear ---
 
 TEST(CudaLinear, ForwardAndBackward) {
   struct Sizes {
@@ -158,106 +154,7 @@ TEST(CudaLinear, ForwardAndBackward) {
   }
 }
 
-// --- Convolution
-// ----------------------------------------------------------------------------------------------------------
-
-TEST(CudaConv, ForwardAndBackward) {
-  struct Sizes {
-    int64_t B, T, C, W;
-    bool halo;
-  };
-  for (const auto& [B, T, C, W, halo] :
-       {Sizes{1, 1, 1, 4, false}, Sizes{2, 45, 24, 4, false}, Sizes{2, 45, 24, 4, true}, Sizes{1, 2, 8, 4, true},
-        Sizes{1, 300, 520, 4, true}, Sizes{2, 257, 96, 4, false}, Sizes{1, 70, 40, 1, false}, Sizes{1, 70, 40, 2, true},
-        Sizes{1, 70, 11, 8, true}, Sizes{1, 0, 8, 4, true}}) {
-    Inputs inputs(7);
-    const Array x = inputs.bf16({B, T, C}), w = inputs.bf16({C, W}), b = inputs.bf16({C}), dy = inputs.bf16({B, T, C});
-    const Array before = halo ? inputs.bf16({B, W - 1, C}) : Array();
-    const Array dw_start = inputs.bf16({C, W}), db_start = inputs.bf16({C});
-    check_body({.name = str("conv B ", B, " T ", T, " C ", C, " W ", W, halo ? " halo" : "")}, [&](Tensors& t) {
-      const Tensor y = t.out({B, T, C}), dx = t.out({B, T, C}), dw = t.in_acc(dw_start), db = t.in_acc(db_start);
-      const Tensor dhalo = halo ? t.out({B, W - 1, C}) : Tensor();
-      const Tensor input = t.in(x), rows = t.in(before), taps = t.in(w), bias = t.in(b);
-      t.ops().conv_silu_forward({y, input, rows, taps, bias});
-      t.ops().conv_silu_backward({dx, dhalo, dw, db, t.in(dy), input, rows, taps, bias});
-      t.result("y", y), t.result("dx", dx), t.result("dw", dw), t.result("db", db);
-      if (halo) t.result("dhalo", dhalo);
-    });
-  }
-}
-
-TEST(CudaConv, RefusesMoreTapsThanItHas) {
-  Tensors t(gpu(), DType::f32, 0);
-  EXPECT_THROW(
-      gpu().conv_silu_forward({t.out({1, 4, 8}), t.in(Array({1, 4, 8})), {}, t.in(Array({8, 9})), t.in(Array({8}))}),
-      Error);
-}
-
-// The same with RoPE: heads that the kernel rotates itself (a multiple of 32 channels, up to 256) and others; prefixes
-// that end within a strip of the kernel, within a tile, at the end.
-TEST(CudaConv, WithRope) {
-  struct Sizes {
-    int64_t B, T, H, D, W, prefix, position;
-    bool halo, apart;
-  };
-  for (const auto& [B, T, H, D, W, P, position, halo, apart] :
-       {Sizes{1, 1, 1, 32, 4, 1, 0, false, true}, Sizes{2, 45, 3, 96, 4, 45, 0, true, false},
-        Sizes{1, 300, 2, 96, 4, 133, 1000, true, true}, Sizes{2, 260, 1, 64, 4, 128, 0, false, true},
-        Sizes{1, 140, 2, 128, 4, 3, 7, true, true}, Sizes{1, 131, 1, 32, 7, 130, 1000000, true, false},
-        Sizes{1, 90, 2, 192, 4, 40, 11, true, true}, Sizes{1, 70, 1, 288, 4, 33, 2, true, true},
-        Sizes{2, 2100, 1, 32, 4, 1500, 3, true, true}, Sizes{1, 70, 3, 24, 4, 33, 5, true, true},
-        Sizes{1, 20, 1, 8, 4, 20, 0, false, false}, Sizes{2, 40, 2, 64, 4, 0, 0, true, false},
-        Sizes{1, 0, 2, 32, 4, 0, 0, true, false}}) {
-    Inputs inputs(18);
-    const int64_t C = 3 * H * D;
-    const Array x = inputs.bf16({B, T, C}), w = inputs.bf16({C, W}), b = inputs.bf16({C}), dy = inputs.bf16({B, T, C});
-    const Array before = halo ? inputs.bf16({B, W - 1, C}) : Array();
-    const Array dk = apart ? inputs.bf16({B, P, H, D}) : Array();
-    const Array dw_start = inputs.bf16({C, W}), db_start = inputs.bf16({C});
-    // Where the passes are apart, bfloat16 rounds gradients between them; float64 keeps angles to 1e-10 of a turn.
-    Check check{.name = str("conv_rope T ", T, " H ", H, " D ", D, " W ", W, " P ", P, apart ? " keys apart" : ""),
-                .f64_error = 1e-9};
-    if (D % 32 != 0 || D > 256) check.acc_error = 4e-3;
-    check_body(check, [&](Tensors& t) {
-      const Tensor y = t.out({B, T, C}), dx = t.out({B, T, C}), dw = t.in_acc(dw_start), db = t.in_acc(db_start);
-      const Tensor dhalo = halo ? t.out({B, W - 1, C}) : Tensor(), k_rot = apart ? t.out({B, P, H, D}) : Tensor();
-      const Tensor input = t.in(x), rows = t.in(before), taps = t.in(w), bias = t.in(b);
-      t.ops().conv_silu_rope_forward({y, k_rot, input, rows, taps, bias, H, P, position, 10000.0});
-      t.ops().conv_silu_rope_backward(
-          {dx, dhalo, dw, db, t.in(dy), t.in(dk), input, rows, taps, bias, H, P, position, 10000.0});
-      t.result("y", y), t.result("dx", dx), t.result("dw", dw), t.result("db", db);
-      if (halo) t.result("dhalo", dhalo);
-      if (apart) t.result("k_rot", k_rot);
-    });
-  }
-}
-
-// --- RoPE
-// -----------------------------------------------------------------------------------------------------------------
-
-TEST(CudaRope, ForwardAndBackward) {
-  struct Sizes {
-    int64_t B, T, H, D, position;
-  };
-  for (const auto& [B, T, H, D, position] :
-       {Sizes{1, 1, 1, 2, 0}, Sizes{2, 45, 3, 96, 0}, Sizes{1, 70, 17, 64, 1000}, Sizes{2, 33, 2, 10, 5},
-        Sizes{1, 9, 4, 128, 1000000}, Sizes{1, 0, 2, 8, 0}}) {
-    Inputs inputs(8);
-    const Array x = inputs.bf16({B, T, H, D}), dy = inputs.bf16({B, T, H, D});
-    // Float64 keeps the angle, up to 1e6, to 1e-10 of a turn.
-    const Check check{.name = str("rope T ", T, " H ", H, " D ", D, " from ", position), .f64_error = 1e-9};
-    check_body(check, [&](Tensors& t) {
-      const Tensor y = t.out({B, T, H, D}), in_place = t.in(dy), dx = t.out({B, T, H, D});
-      t.ops().rope_forward({y, t.in(x), position, 10000.0});
-      t.ops().rope_backward({dx, in_place, position, 10000.0});
-      t.ops().rope_forward({in_place, in_place, position, 10000.0});
-      t.result("y", y), t.result("dx", dx), t.result("in_place", in_place);
-    });
-  }
-}
-
-// --- dt
-// -------------------------------------------------------------------------------------------------------------------
+// --- dt ---
 
 TEST(CudaDt, ForwardAndBackward) {
   struct Sizes {
@@ -278,8 +175,7 @@ TEST(CudaDt, ForwardAndBackward) {
   }
 }
 
-// --- Gated norm
-// -----------------------------------------------------------------------------------------------------------
+// --- Gated norm ---
 
 TEST(CudaGatedNorm, ForwardAndBackward) {
   struct Sizes {
@@ -295,14 +191,14 @@ TEST(CudaGatedNorm, ForwardAndBackward) {
     const Array z = gated ? inputs.bf16({B, T, H, D}, -3, 3) : Array();
     const Array dout = inputs.bf16({B, T, H, D}), start = inputs.bf16({H, D});
     const std::string name = str("gated_norm B ", B, " T ", T, " H ", H, " D ", D, gated ? "" : " without a gate");
-    // Wide heads fit no kernel in the wider types.
+    // Heads this wide are supported in bfloat16 only.
     Check check{.name = name};
     if (D > 256) check.types = {DType::bf16, DType::f32};
     if (D > 512) check.types = {DType::bf16};
     check_body(check, [&](Tensors& t) {
       const Tensor out = t.out({B, T, H, D}), rstd = t.out_acc({B, T, H}), dw = t.in_acc(start);
       const Tensor dz = gated ? t.out({B, T, H, D}) : Tensor();
-      const Tensor dy = t.in(dout), y_in = t.in(y), z_in = t.in(z), weight = t.in(w);  // dy in place of dout
+      const Tensor dy = t.in(dout), y_in = t.in(y), z_in = t.in(z), weight = t.in(w);  // dy overwrites dout
       t.ops().gated_norm_forward({out, rstd, y_in, z_in, weight, 1e-5});
       t.ops().gated_norm_backward({dy, dz, dw, dy, y_in, z_in, rstd, weight});
       t.result("out", out), t.result("rstd", rstd), t.result("dy", dy), t.result("dw", dw);
@@ -311,8 +207,7 @@ TEST(CudaGatedNorm, ForwardAndBackward) {
   }
 }
 
-// --- SwiGLU
-// ---------------------------------------------------------------------------------------------------------------
+// --- SwiGLU ---
 
 TEST(CudaSwiglu, ForwardAndBackward) {
   struct Sizes {
@@ -331,8 +226,7 @@ TEST(CudaSwiglu, ForwardAndBackward) {
   }
 }
 
-// --- Cross-entropy
-// --------------------------------------------------------------------------------------------------------
+// --- Cross-entropy ---
 
 TEST(CudaCrossEntropy, StatsLossGradient) {
   struct Sizes {
@@ -386,8 +280,7 @@ TEST(CudaCrossEntropy, LargeLogits) {
   });
 }
 
-// --- AdamW
-// ----------------------------------------------------------------------------------------------------------------
+// --- AdamW ---
 
 TEST(CudaAdamw, ManyTensors) {
   Inputs inputs(14);
@@ -415,7 +308,7 @@ TEST(CudaAdamw, ManyTensors) {
       list.push_back({param, master, t.in_acc(p.m), t.in_acc(p.v), t.in_acc(p.grad), p.decay});
     }
     t.ops().adamw({list, {.weight_decay = 0.1}, t.make(step, DType::f64)});
-    for (size_t i = 0; i < list.size(); i += i < 5 ? 1 : 100) {  // 0 .. 5 and some of the small ones
+    for (size_t i = 0; i < list.size(); i += i < 5 ? 1 : 100) {  // the first ones and every hundredth small one
       t.result(str("master", i), list[i].master), t.result(str("m", i), list[i].m), t.result(str("v", i), list[i].v);
       if (t.dtype() != t.acc()) {
         EXPECT_EQ(relative_error(t.read(list[i].param), round_bf16(t.read(list[i].master))), 0.0) << i;
@@ -424,10 +317,9 @@ TEST(CudaAdamw, ManyTensors) {
   });
 }
 
-// --- Sizes beyond 2^31
-// ------------------------------------------------------------------------------------------------------
+// --- Sizes beyond 2^31 ---
 
-// Rows far behind the 2^31st element equal the first ones.
+// Rows beyond element 2^31 must equal the first ones.
 TEST(CudaOps, IndicesAreSixtyFourBits) {
   constexpr int64_t N = 600001, C = 4608, F = C / 2;
   const Buffer x_memory({N, C}, DType::bf16, Device::cuda), y_memory({N, C}, DType::bf16, Device::cuda);

@@ -58,7 +58,7 @@ struct SsdCase {
     t.result("adjoint", adjoint), t.result("adjoint_decay", decay);
   }
 
-  // The recurrence token by token: factors of products rounded to bfloat16, states kept.
+  // Evaluates the recurrence token by token; operands of products are rounded to bfloat16, states are not.
   Arrays plain() const {
     Arrays out{{"final_state", Array({B, H, K, D})}, {"dinitial", Array({B, H, K, D})}, {"dk", Array({B, T, H, K})},
                {"dv", Array({B, T, H, D})},          {"ddt", Array({B, T, H})},         {"dlog_a", Array({B, T, H})}};
@@ -77,7 +77,7 @@ struct SsdCase {
 
   void plain_head(Arrays& out, int64_t b, int64_t h) const {
     const auto size = static_cast<size_t>(K * D), width = static_cast<size_t>(D);
-    std::vector<std::vector<double>> before;  // states before each token
+    std::vector<std::vector<double>> before;  // the state before each token
     std::vector<double> S(size), G(size), A(size);
     const auto at = [&](int64_t i, int64_t c) { return static_cast<size_t>(i) * width + static_cast<size_t>(c); };
     for (int64_t i = 0; i < K; ++i) {
@@ -118,20 +118,20 @@ struct SsdCase {
     }
   }
 
-  // G: the gradient behind the token in, before it out.
+  // G: in: the gradient after the token; out: before it.
   void plain_token_backward(Arrays& out, int64_t b, int64_t t, int64_t h, const std::vector<double>& before,
                             const std::vector<double>& S, std::vector<double>& G) const {
     const double a = std::exp(log_a(b, t, h));
     const auto at = [&](int64_t i, int64_t c) { return static_cast<size_t>(i * D + c); };
     std::vector<double> u(static_cast<size_t>(D));
-    std::vector<double> behind(G.size());  // with this token's output
+    std::vector<double> after(G.size());  // with this token's output
     double through = 0, ddt = 0;
     for (int64_t i = 0; i < K; ++i) {
       double dq = 0, dk = 0;
       for (int64_t c = 0; c < D; ++c) {
         double g = G[at(i, c)];
         if (outputs) g += q(b, t, h, i) * dy(b, t, h, c), dq += round_bf16(S[at(i, c)]) * dy(b, t, h, c);
-        behind[at(i, c)] = g;
+        after[at(i, c)] = g;
         through += round_bf16(g) * round_bf16(before[at(i, c)]);
         dk += round_bf16(g) * round_bf16(dt(b, t, h) * v(b, t, h, c));
         u[static_cast<size_t>(c)] += round_bf16(g) * k(b, t, h, i);
@@ -169,8 +169,8 @@ void check_cases() {
 
 TEST(CudaSsd, ForwardAndBackward) { check_cases(); }
 
-// On a GPU with kernels of its own, those for every GPU are tested too.
-TEST(CudaSsd, KernelsForEveryGpu) {
+// On a Hopper GPU, tests the portable kernels too.
+TEST(CudaSsd, PortableKernels) {
   cuda::allow_wgmma(false);
   check_cases();
   check_case(SsdCase(1, 90, 2, 96, 96, false));
@@ -196,14 +196,14 @@ TEST(CudaSsd, AccumulatesValueGradients) {
   check_case(SsdCase(1, 45, 2, 8, 24, true, true, true));
 }
 
-// Enough heads and tokens that a segment has several chunks, in both families of kernels.
+// Enough heads and tokens for several chunks per segment, in both families of tensor-core kernels.
 TEST(CudaSsd, SegmentsOfSeveralChunks) {
   check_case(SsdCase(2, 586, 32, 64, 64), 512);
   check_case(SsdCase(4, 140, 64, 8, 8), 512);
 }
 
-// Segments of more chunks than a block keeps under way, more chunks than a GPU has multiprocessors; against float32 on
-// the same GPU, as the CPU would take long.
+// Segments with more chunks than pipeline stages, and more chunks than the GPU has SMs. Compared with float32 on the
+// same GPU, because the CPU would take too long.
 TEST(CudaSsd, ManyChunks) {
   for (const SsdCase& c : {SsdCase(2, 497, 66, 96, 96), SsdCase(1, 70, 67, 128, 128)}) {
     Tensors fast(gpu(), DType::bf16, 0), exact(gpu(), DType::f32, 0);
@@ -215,7 +215,7 @@ TEST(CudaSsd, ManyChunks) {
   }
 }
 
-// Decays from "forget everything" to "forget nothing": every masked entry would overflow if it were computed.
+// Decays from "forget everything" to "forget nothing": masked elements would overflow if they were computed.
 TEST(CudaSsd, ExtremeDecays) {
   for (int64_t D : {96, 8}) {
     for (double low : {-80.0, -1e4}) {

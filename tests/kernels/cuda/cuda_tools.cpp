@@ -34,7 +34,7 @@ void expect_equal(const std::map<std::string, Tensors::Result>& a, const std::ma
   expect_same_bits(a_arrays, b_arrays, what);
 }
 
-// The error that a result of the GPU may have.
+// The largest allowed error of a GPU result.
 double limit_of(const Check& check, const std::string& name, DType activation, DType result, const Array& exact,
                 const Arrays& plain) {
   if (result == DType::f64) return activation == DType::f64 ? check.f64_error : 1e-6;
@@ -42,7 +42,7 @@ double limit_of(const Check& check, const std::string& name, DType activation, D
   double limit = result == DType::bf16 ? 0 : check.acc_error;
   if (plain.contains(name)) return std::max(limit, 2 * relative_error(plain.at(name), exact));
   if (result == DType::bf16) limit = 2 * relative_error(round_bf16(exact), exact);
-  // Numbers that bfloat16 holds exactly leave nothing to double.
+  // If bfloat16 holds the exact values, twice their error is zero.
   return std::max(limit, 1e-6);
 }
 
@@ -62,7 +62,7 @@ void check_body(const Check& check, const Body& body) {
       EXPECT_LE(error, limit) << what << ": " << name;
       EXPECT_FALSE(std::isnan(error)) << what << ": " << name;
     }
-    // Under a sanitizer every kernel and layout once is enough; equal bits are what runs without it check.
+    // Under a sanitizer each kernel and layout runs once; runs without it check for equal bits.
     const bool once = std::getenv("TMAMBA_TEST_ONCE") != nullptr;
     if (!once) expect_equal(run(gpu(), body, dtype, 0), got, what + ": second run");
     for (int64_t pad : once ? std::vector<int64_t>{3} : std::vector<int64_t>{3, 8}) {

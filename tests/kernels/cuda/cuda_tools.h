@@ -1,5 +1,6 @@
-// What the tests of the CUDA ops share. A body calls ops on named inputs; it is run on the CPU in float64, and on the
-// GPU in bfloat16, float32 and float64, contiguous and padded. All inputs are numbers that every type holds exactly.
+// Shared by the tests of the CUDA ops. A body calls ops on named inputs; check_body() runs it on the CPU in float64,
+// and on the GPU in bfloat16, float32 and float64, with contiguous and with padded tensors. All types hold the inputs
+// exactly.
 #pragma once
 
 #include <functional>
@@ -8,7 +9,7 @@
 
 namespace tmamba::test {
 
-// Random inputs. Those of an activation's type are bfloat16 numbers, those of the accumulate type float32 numbers.
+// Random inputs: bfloat16 values for tensors of the activation type, float32 values for the accumulate type.
 class Inputs {
  public:
   explicit Inputs(uint64_t seed) : random_(seed) {}
@@ -29,14 +30,14 @@ class Tensors : public Runner {
  public:
   using Runner::Runner;
 
-  // Keeps the tensor's content, when the body is done, as a result of this name.
+  // Registers a tensor as a result; its content is read after the body returns.
   void result(const std::string& name, const Tensor& x) { results_.emplace_back(name, x); }
 
   struct Result {
     Array array;
     DType dtype;
   };
-  // Waits for the ops, and fails where memory between the elements of a tensor was written.
+  // Waits for the ops and reads the results; fails if an op wrote to padding between elements.
   std::map<std::string, Result> results();
 
  private:
@@ -47,24 +48,24 @@ using Body = std::function<void(Tensors&)>;
 
 struct Check {
   std::string name;
-  // A plain evaluation in bfloat16: results by name. Where it has none, the float64 result rounded once stands for it.
+  // A plain evaluation in bfloat16: results by name. For a missing result the float64 result is rounded once instead.
   std::function<Arrays()> plain = {};
-  double f32_units = 64;  // float32 results: rounding units of the array's norm
+  double f32_units = 64;  // limit for float32 results, in rounding units of the array's norm
   double f64_error = 1e-12;
-  double acc_error = 2e-5;  // results in float32 beside bfloat16 activations, where plain has none
-  bool padded_same = true;  // padding changes no bit
+  double acc_error = 2e-5;  // limit for float32 results of bfloat16 runs that `plain` does not have
+  bool padded_same = true;  // padding must not change a bit
   std::vector<DType> types = {DType::bf16, DType::f32, DType::f64};
 };
 
-// The GPU agrees with the CPU in float64: bfloat16 has at most twice the error of `plain`; a second run and padded
-// tensors give the same bits.
+// Checks the GPU against the CPU in float64: the error of bfloat16 is at most twice that of `plain`; a second run and
+// padded tensors give the same bits.
 void check_body(const Check& check, const Body& body);
 
-// Whether a case that works on so many pairs of tokens is to be left out: under a tool that takes seconds for each
-// launch of many threads (TMAMBA_TEST_SMALL).
+// Whether to skip a case with so many pairs of tokens: under tools that need seconds per large launch
+// (TMAMBA_TEST_SMALL).
 bool too_large(int64_t pairs);
 
-// The ops of the GPU; throws where there is none, and so fails every test.
+// The ops of the GPU; throws without a GPU, so that every test fails.
 Ops& gpu();
 Ops& cpu();
 

@@ -1,8 +1,8 @@
-// The host's part of wgmma.cuh: tensor maps, and on which GPUs these kernels run.
+// The host side of the Hopper kernels: tensor maps (tma.cuh), and which GPUs run these kernels (hopper.h).
 #include <atomic>
 
 #include "kernels/cuda/common/hopper.h"
-#include "kernels/cuda/common/wgmma.cuh"
+#include "kernels/cuda/common/tma.cuh"
 
 namespace tmamba::cuda {
 
@@ -10,7 +10,7 @@ namespace {
 
 using EncodeTiled = decltype(&cuTensorMapEncodeTiled);
 
-// It lives in the driver's library, which the program is not linked with.
+// The driver API function, looked up at run time: the program is not linked with libcuda.
 EncodeTiled encode_function() {
   void* function = nullptr;
   cudaDriverEntryPointQueryResult found;
@@ -24,9 +24,9 @@ std::atomic<bool> wgmma_allowed = true;
 
 }  // namespace
 
-CUtensorMap panel_map(const Cubes<const bf16_t>& x, int64_t B, int64_t T, int64_t H, int64_t D, int rows) {
+CUtensorMap make_tensor_map(const Cubes<const bf16_t>& x, int64_t B, int64_t T, int64_t H, int64_t D, int rows) {
   static const EncodeTiled encode = encode_function();
-  const auto bytes = [](int64_t size, int64_t stride) {  // where there is but one, the stride may be anything
+  const auto bytes = [](int64_t size, int64_t stride) {  // the stride of a dimension of size 1 is unused; 16 is valid
     return static_cast<cuuint64_t>(size > 1 ? stride * 2 : 16);
   };
   const cuuint64_t sizes[4] = {static_cast<cuuint64_t>(D), static_cast<cuuint64_t>(H), static_cast<cuuint64_t>(T),
@@ -37,7 +37,7 @@ CUtensorMap panel_map(const Cubes<const bf16_t>& x, int64_t B, int64_t T, int64_
   const CUresult result = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, const_cast<bf16_t*>(x.data), sizes, strides,
                                  box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_64B,
                                  CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  TM_CHECK(result == CUDA_SUCCESS, "the driver refused a tensor map of [", B, ", ", T, ", ", H, ", ", D,
+  TM_CHECK(result == CUDA_SUCCESS, "cuTensorMapEncodeTiled failed for a tensor [", B, ", ", T, ", ", H, ", ", D,
            "] with strides ", x.b, ", ", x.t, ", ", x.h, " (error ", static_cast<int>(result), ")");
   return map;
 }
@@ -48,7 +48,7 @@ bool runs_wgmma() {
   TM_CUDA(cudaGetDevice(&device));
   TM_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
   TM_CUDA(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
-  return major == 9 && minor == 0;  // machine code of sm_90a runs nowhere else
+  return major == 9 && minor == 0;  // sm_90a code runs on no other compute capability
 }
 
 void allow_wgmma(bool allowed) { wgmma_allowed = allowed; }
