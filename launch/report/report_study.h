@@ -1,4 +1,4 @@
-// The report of scaling studies: one page of what study.json holds of each, measured and modelled apart.
+// The report of scaling studies: one page drawn from their study.json, with measurements and predictions kept apart.
 #pragma once
 
 #include <nlohmann/json.hpp>
@@ -7,13 +7,13 @@
 
 namespace tmamba {
 
-// Whether the folder is of a study: it holds study.json, or the files of its starts.
+// Whether the directory belongs to a study: it holds study.json or results of repeats.
 bool is_study(const std::string& dir);
 
-// study.json of a folder. Throws UserError where it is missing, damaged or of another version.
+// Reads DIR/study.json. Throws UserError if it is missing, damaged or of another version.
 nlohmann::json read_study_summary(const std::string& dir);
 
-// A page about the studies, at least one.
+// The HTML page of at least one study.
 std::string study_page(const std::vector<nlohmann::json>& summaries);
 
 }  // namespace tmamba

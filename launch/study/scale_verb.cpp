@@ -22,11 +22,11 @@ Study study_of(const Command& command, const std::string& file) {
   Study study = load_study(file);
   if (command.has("dir")) study.dir = command.get<std::string>("dir");
   if (command.has("repeats")) study.repeats = command.get<int64_t>("repeats");
-  if (study.repeats < 1) throw UserError("--repeats must be at least 1");
+  if (study.repeats < 1) throw UserError(str("--repeats ", study.repeats, ": must be at least 1"));
   if (command.has("launcher")) study.launcher = command.get<std::string>("launcher");
   const std::string& l = study.launcher;
   if (l != "mpirun" && l != "srun" && l != "slurm") {
-    throw UserError(str("--launcher ", l, ": one of mpirun, srun, slurm"));
+    throw UserError(str("--launcher ", l, ": unknown value; valid: mpirun, srun, slurm"));
   }
   use_site(study, command.has("site") ? command.get<std::string>("site") : "");
   return study;
@@ -43,11 +43,11 @@ void list(const Study& study, const StudyGrid& grid, bool as_json) {
     const bool roof = point.ranks == study.ranks.front();
     points.push_back({{"id", point.id},
                       {"series", point.series},
-                      {"done", read_starts(study, point).size()},
+                      {"done", read_repeats(study, point).size()},
                       {"starts", study.repeats},
-                      {"command", start_command(study, point, study.starter(), {.roof = roof, .io = study.io})}});
+                      {"command", repeat_command(study, point, study.starter(), {.roof = roof, .io = study.io})}});
     if (!as_json) {
-      std::printf("%s: %zu of %lld starts done\n", point.id.c_str(), points.back()["done"].get<size_t>(),
+      std::printf("%s: %zu of %lld repeats done\n", point.id.c_str(), points.back()["done"].get<size_t>(),
                   static_cast<long long>(study.repeats));
     }
   }
@@ -55,14 +55,14 @@ void list(const Study& study, const StudyGrid& grid, bool as_json) {
   for (const SkippedPoint& s : grid.skipped) {
     skipped.push_back({{"series", s.series}, {"ranks", s.ranks}, {"seq_len", s.seq_len}, {"why", s.why}});
     if (!as_json) {
-      std::printf("left out: %s on %lld ranks, T=%lld: %s\n", s.series.c_str(), static_cast<long long>(s.ranks),
+      std::printf("skipped: %s on %lld ranks, T=%lld: %s\n", s.series.c_str(), static_cast<long long>(s.ranks),
                   static_cast<long long>(s.seq_len), s.why.c_str());
     }
   }
   if (as_json) std::printf("%s\n", json({{"points", points}, {"skipped", skipped}}).dump(2).c_str());
 }
 
-// Jobs for what is missing. Returns whether nothing is.
+// Submits jobs for the missing repeats. Returns whether the study is complete.
 bool submitted(const Study& study, const StudyGrid& grid, const Command& command) {
   const auto jobs = submit_study(study, grid, only_ranks(command), !command.has("dry-run"));
   for (const SubmittedJob& job : jobs) {
@@ -79,13 +79,13 @@ int scale(const Study& study, const Command& command) {
   if (study.launcher == "slurm") {
     if (!submitted(study, grid, command)) {
       if (command.has("dry-run")) return kDone;
-      std::fprintf(stderr, "start the same command again when the jobs are through\n");
+      std::fprintf(stderr, "run the same command again when the jobs have finished: it collects their results\n");
     }
   } else if (command.has("dry-run")) {
-    throw UserError("--dry-run is for --launcher slurm; --list shows what would be started here");
+    throw UserError("--dry-run is for --launcher slurm; for mpirun and srun, --list shows the commands");
   } else if (!command.has("summary")) {
-    run = run_starts(study, grid,
-                     {.only_ranks = only_ranks(command), .launcher = study.launcher, .print = !command.json()});
+    run = run_repeats(study, grid,
+                      {.only_ranks = only_ranks(command), .launcher = study.launcher, .print = !command.json()});
   }
   json summary = study_summary(study, grid, run.failed);
   write_summary(study, summary);
@@ -97,13 +97,13 @@ int scale(const Study& study, const Command& command) {
                 summary.contains("compared") ? compare_text(summary["compared"]).c_str() : "", study.dir.c_str());
   }
   if (run.stopped) {
-    std::fprintf(stderr, "stopped; start the same command again to go on\n");
+    std::fprintf(stderr, "stopped; run the same command again to resume\n");
     return kSavedAndStopped;
   }
   return run.failed.empty() ? kDone : kFailed;
 }
 
-// Each of several ranks would start all of the study's ranks and write the same files.
+// Throws if started by mpirun or as several tasks of srun: each process would start all ranks and write the same files.
 void refuse_launcher() {
   const char* tasks = std::getenv("SLURM_STEP_NUM_TASKS");
   const bool several = tasks != nullptr && std::getenv("SLURM_PROCID") != nullptr && std::atoi(tasks) > 1;
@@ -112,7 +112,7 @@ void refuse_launcher() {
     mpirun = mpirun || std::getenv(variable) != nullptr;
   }
   if (!several && !mpirun) return;
-  throw UserError(str("scale starts the ranks of a study itself: start it once, outside mpirun",
+  throw UserError(str("scale starts the ranks of a study itself: run it as one process, outside mpirun",
                       several ? " and not as several tasks of srun" : ""));
 }
 
@@ -121,20 +121,21 @@ void refuse_launcher() {
 int scale_verb(const Arguments& arguments) {
   Command command(
       "scale STUDY.toml... [options]",
-      "Runs scaling studies: layouts, numbers of ranks and sequence lengths, strong or weak, each several times, by\n"
-      "mpirun or srun from here or as SLURM jobs. What is measured is never measured again: a study that was stopped\n"
-      "goes on. Writes study.json, study.csv and, apart, what the fitted cost model says of more ranks\n"
-      "(study-model.csv); `transmamba report` draws them. Start it outside mpirun. --keys lists a study's keys.");
-  command.options()("dir", po::value<std::string>(), "folder of the results in place of study.dir")(
-      "repeats", po::value<int64_t>(), "starts of each point, in place of study.repeats")(
-      "launcher", po::value<std::string>(), "mpirun, srun or slurm, in place of launch.launcher")(
-      "site", po::value<std::string>(), "site file of jobs; default: slurm.site, else the one of TRANSMAMBA_SITE")(
-      "only-ranks", po::value<int64_t>(), "run the points of so many ranks alone")(
-      "list", "show points and how many of their starts are done, and stop")(
-      "summary", "start nothing; summarize what is there")("dry-run",
-                                                           "with slurm: write the job scripts, submit nothing")(
-      "compare", po::value<std::string>(), "folder of another run of the same study: where do the two differ?")(
-      "keys", "list the keys of a study file, with defaults, and stop");
+      "Runs scaling studies (strong or weak): measures every combination of layout, number of ranks and sequence\n"
+      "length several times, by mpirun or srun from this process or as SLURM jobs. Completed repeats are kept: a\n"
+      "stopped study resumes. Writes the measurements to study.json and study.csv, and the predictions of the fitted\n"
+      "cost model for more ranks to study-model.csv; `transmamba report` draws them. Run it outside mpirun.");
+  command.options()("dir", po::value<std::string>(), "directory of the results; overrides study.dir")(
+      "repeats", po::value<int64_t>(), "repeats of each point; overrides study.repeats")(
+      "launcher", po::value<std::string>(), "mpirun, srun or slurm; overrides launch.launcher")(
+      "site", po::value<std::string>(),
+      "site file of jobs; default: slurm.site, else the one that TRANSMAMBA_SITE names")(
+      "only-ranks", po::value<int64_t>(), "measure only the points with this number of ranks")(
+      "list", "print the points and how many of their repeats are done, and exit")(
+      "summary", "measure nothing; summarize the results so far")(
+      "dry-run", "with --launcher slurm: write the job scripts without submitting them")(
+      "compare", po::value<std::string>(), "directory of another run of the same study to compare with")(
+      "keys", "print the keys of a study file with their defaults, and exit");
   command.positional("study", -1);
   if (!command.parse(arguments)) return kDone;
   if (command.has("keys")) {
@@ -145,7 +146,7 @@ int scale_verb(const Arguments& arguments) {
   const std::vector<std::string> files = command.list("study");
   if (files.empty()) throw UserError("a study file is missing\nusage: transmamba scale STUDY.toml  (--help, --keys)");
   if (files.size() > 1 && (command.has("dir") || command.json())) {
-    throw UserError("--dir and --json are for one study at a time");
+    throw UserError(str("--dir and --json take one study file, not ", files.size()));
   }
   int code = kDone;
   for (const std::string& file : files) {

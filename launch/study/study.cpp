@@ -19,64 +19,63 @@ namespace fs = std::filesystem;
 
 namespace {
 
-constexpr int64_t kMostBytes = 1 << 20;  // of a study's file
+constexpr int64_t kMostBytes = 1 << 20;  // limit of a study file
 using Texts = std::vector<std::string>;
 using Integers = std::vector<int64_t>;
 
 constexpr Limits kAny{0, 1e18};
 
-// Calls v(key, member, range or choices, what it means) for every key.
+// Calls v(key, member, range or choices, help) for every key.
 template <class AnyStudy, class Visitor>
 void visit_fields(AnyStudy& s, Visitor&& v) {
   v("study.name", s.name, kAny, "title of the study");
   v("study.mode", s.mode, Choices{"strong", "weak", "weak_sequence"},
-    "what stays the same as ranks are added: a step's sequences (strong); the sequences per rank (weak); the tokens "
-    "per "
-    "rank in ever longer sequences (weak_sequence: seq_len x ranks tokens each)");
-  v("study.config", s.config, kAny, "configuration of the runs, beside this file or from the working folder");
-  v("study.set", s.set, kAny, "keys of it to override: [\"model.dim=512\"]");
-  v("study.dir", s.dir, kAny, "folder of the results; empty: runs/studies/NAME OF THIS FILE");
+    "what is constant as ranks are added: the sequences of a step (strong); the sequences per rank (weak); the tokens "
+    "per rank, in longer sequences of seq_len x ranks tokens (weak_sequence)");
+  v("study.config", s.config, kAny,
+    "configuration of the runs; a path relative to this file or to the working directory");
+  v("study.set", s.set, kAny, "keys of the configuration to override: [\"model.dim=512\"]");
+  v("study.dir", s.dir, kAny, "directory of the results; empty: runs/studies/NAME OF THIS FILE");
   v("study.ranks", s.ranks, Limits{1, 1 << 20}, "numbers of ranks");
   v("study.seq_len", s.seq_len, Limits{1, 1e9}, "tokens per sequence; empty: the configuration's");
   v("study.layouts", s.layouts, kAny,
-    "ways to cut the work, a curve each: \"dp\", \"sp\", \"tp\" (all ranks on that axis), axes by number or what is "
-    "left (\"tp=2, sp=rest, fold=2, transport=gather+sliced\"), \"auto\" (the planner's fastest), \"grid\" (every tp x "
-    "sp x dp)");
-  v("study.batch", s.batch, Limits{1, 1e9},
-    "sequences of a step (strong, weak_sequence), or of a step per rank (weak)");
-  v("study.micro_batch", s.micro_batch, Limits{0, 1e9},
-    "most sequences of a forward pass on a rank; 0: all that fall to it");
+    "layouts of the ranks, one curve each: \"dp\", \"sp\", \"tp\" (all ranks on that axis), axes by size or \"rest\" "
+    "(\"tp=2, sp=rest, fold=2, transport=gather+sliced\"), \"auto\" (the planner's fastest), \"grid\" (every tp x sp x "
+    "dp)");
+  v("study.batch", s.batch, Limits{1, 1e9}, "sequences per step (strong, weak_sequence), or per step and rank (weak)");
+  v("study.micro_batch", s.micro_batch, Limits{0, 1e9}, "maximum sequences per micro-batch on a rank; 0: no limit");
   v("study.repeats", s.repeats, Limits{1, 10000},
-    "starts of each point, one after the other in turn; six give a 95 % interval");
-  v("study.steps", s.steps, Limits{1, 1e6}, "timed steps of each start; their median counts");
+    "measurements of each point, alternating over the points; six give a 95 % interval");
+  v("study.steps", s.steps, Limits{1, 1e6}, "timed steps of each repeat; their median is its result");
   v("study.threads", s.threads, Limits{0, 4096}, "CPU threads per rank; 0: all");
   v("study.io", s.io, kAny,
-    "also time a batch from a token file and a checkpoint, in the first three starts of a point");
+    "also time reading a batch from a token file and writing a checkpoint, in the first three repeats of a point");
   v("study.checkpoint_every", s.checkpoint_every, Limits{1, 1e9},
-    "steps between checkpoints, for their share of a step");
+    "steps between checkpoints, to compute their cost per step");
   v("study.peak_tflops", s.peak_tflops, kAny,
-    "peak of a rank for the MFU; 0: 989 for cuda (H200, bfloat16), for cpu the matrix product rate of one rank as "
-    "measured");
-  v("study.seed", s.seed, kAny, "of the order of measurement and of resampling");
+    "peak TFLOP/s of a rank for the MFU; 0: 989 for cuda (H200, bfloat16), for cpu the measured GEMM rate of one rank");
+  v("study.seed", s.seed, kAny, "seed of the measurement order and of the bootstrap");
 
   v("launch.launcher", s.launcher, Choices{"mpirun", "srun", "slurm"},
-    "how ranks are started: mpirun or srun from here, or slurm: a batch job for each number of ranks");
-  v("launch.mpirun", s.mpirun, kAny, "mpirun and its options, before -n");
+    "how ranks are started: mpirun or srun from this process, or slurm: one batch job per number of ranks");
+  v("launch.mpirun", s.mpirun, kAny, "mpirun and its options; -n is appended");
   v("launch.ranks_per_node", s.ranks_per_node, Limits{0, 4096},
-    "ranks on each node; 0: as the site file says, without one all on one");
-  v("launch.timeout", s.timeout, Limits{1, 1e7}, "seconds after which a start has failed");
+    "ranks per node; 0: the site file's; without one, all on one node");
+  v("launch.timeout", s.timeout, Limits{1, 1e7}, "seconds after which a repeat counts as failed");
 
   v("slurm.site", s.site_file, kAny,
-    "file of the site (cluster/site.env), beside this file or from the working folder; empty: the one that "
+    "site file (cluster/site.env), a path relative to this file or to the working directory; empty: the one that "
     "TRANSMAMBA_SITE names");
   v("slurm.time", s.time, kAny, "time limit of a job; empty: SITE_TIME of the site file");
 
   v("extrapolate.ranks", s.to_ranks, Limits{1, 1 << 20},
-    "numbers of ranks to predict by the fitted model; empty: none");
-  v("extrapolate.ranks_per_node", s.to_ranks_per_node, Limits{0, 4096}, "on such nodes; 0: as measured");
+    "numbers of ranks to predict with the fitted model; empty: none");
+  v("extrapolate.ranks_per_node", s.to_ranks_per_node, Limits{0, 4096},
+    "ranks per node of the prediction; 0: as measured");
   v("extrapolate.between_gb_per_s", s.between_gb_per_s, kAny,
-    "bandwidth of a rank to other nodes, where no measured job spans nodes; 0: as the machine model assumes");
-  v("extrapolate.between_latency_us", s.between_latency_us, kAny, "latency of an exchange between nodes; 0: the same");
+    "inter-node bandwidth per rank, used if no measured job spans nodes; 0: the machine model's");
+  v("extrapolate.between_latency_us", s.between_latency_us, kAny,
+    "inter-node latency, likewise; 0: the machine model's");
 }
 
 template <class T>
@@ -119,8 +118,8 @@ void require(const Study& study, bool condition, const std::string& message) {
   if (!condition) throw UserError(str(study.file, ": ", message));
 }
 
-// Ascending, each once.
-void sort_out(Integers& values) {
+// Sorts ascending and removes duplicates.
+void sort_unique(Integers& values) {
   std::sort(values.begin(), values.end());
   values.erase(std::unique(values.begin(), values.end()), values.end());
 }
@@ -148,17 +147,17 @@ Study load_study(const fs::path& file) {
     const toml::source_position at = wrong.source().begin;
     throw UserError(str(study.file, ":", at.line, ":", at.column, ": ", wrong.description()));
   }
-  require(study, !study.config.empty(), "study.config must be given: the configuration of the runs");
-  require(study, !study.ranks.empty(), "study.ranks must be given: [1, 2, 4, 8]");
-  require(study, !study.layouts.empty(), "study.layouts is empty");
-  require(study, !study.mpirun.empty(), "launch.mpirun names a program");
+  require(study, !study.config.empty(), "study.config must be given: the path of the runs' configuration");
+  require(study, !study.ranks.empty(), "study.ranks must be given, for example [1, 2, 4, 8]");
+  require(study, !study.layouts.empty(), "study.layouts must not be empty, for example [\"dp\"]");
+  require(study, !study.mpirun.empty(), "launch.mpirun must not be empty, for example [\"mpirun\"]");
   if (study.name.empty()) study.name = file.stem().string();
   if (study.dir.empty()) study.dir = (fs::path("runs/studies") / file.stem()).string();
   for (std::string* name : {&study.config, &study.site_file}) {
     const fs::path beside = file.parent_path() / *name;
     if (!name->empty() && fs::exists(beside, error)) *name = beside.string();
   }
-  for (Integers* list : {&study.ranks, &study.seq_len, &study.to_ranks}) sort_out(*list);
+  for (Integers* list : {&study.ranks, &study.seq_len, &study.to_ranks}) sort_unique(*list);
   return study;
 }
 

@@ -1,5 +1,5 @@
-// A scaling study: which layouts, numbers of ranks and sequence lengths are measured, how often and how. Read from a
-// TOML file as strictly as a run's configuration.
+// A scaling study: the layouts, numbers of ranks and sequence lengths to measure, and how. It is read from a TOML file
+// as strictly as a run's configuration.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +13,8 @@
 namespace tmamba {
 
 struct Study {
-  std::string file;  // where it was read
-  std::string text;  // of that file
+  std::string file;  // path of the study file
+  std::string text;  // content of the study file
 
   // [study]
   std::string name, mode = "strong", config, dir;
@@ -42,29 +42,29 @@ struct Study {
   double between_gb_per_s = 0, between_latency_us = 0;
 
   Site site = {};  // see use_site()
-  // What starts the ranks in the end, from here or in a job: mpirun or srun.
+  // The program that starts the ranks, from this process or in a batch job: mpirun or srun.
   const std::string& starter() const { return launcher == "slurm" ? site.launcher : launcher; }
 };
 
 // Throws UserError naming file, line, column, key and, for an unknown key, the nearest valid one.
 Study load_study(const std::filesystem::path& file);
-// Reads the site file that the study runs on: `named`, else slurm.site, else the one of TRANSMAMBA_SITE; mpirun from
-// here needs none and takes one by its name alone. It then says how many ranks a node has, unless the study does.
+// Reads the site file of the study: `named`, else slurm.site, else the one that TRANSMAMBA_SITE names. With
+// launch.launcher = mpirun only `named` is read. The site file sets ranks_per_node unless the study does.
 void use_site(Study& study, const std::string& named);
-// A line for each key: name, default, what it means.
+// One line per key: name, default, meaning.
 std::string explain_study();
 
-// One thing to measure.
+// One layout at one number of ranks and one sequence length.
 struct StudyPoint {
-  std::string id;                   // names its folder, "T1024-n0004-tp1-sp2-dp2-fold1-auto"
-  std::vector<std::string> series;  // layouts of the study that are this one at this number of ranks
+  std::string id;                   // name of its directory, "T1024-n0004-tp1-sp2-dp2-fold1-auto"
+  std::vector<std::string> series;  // layouts of the study that give this point
   int64_t ranks = 1, seq_len = 0, global_batch = 0;
   std::string transport = "auto";
   RunConfig config = {};
   RunPlan plan = {};
 };
 
-// A layout that cannot be measured at a number of ranks, and why.
+// A layout that cannot be measured at a number of ranks, and the reason.
 struct SkippedPoint {
   std::string series;
   int64_t ranks = 0, seq_len = 0;
@@ -76,15 +76,16 @@ struct StudyGrid {
   std::vector<SkippedPoint> skipped;
 };
 
-// The configuration that the study's points share. Throws UserError.
+// The configuration that all points of the study start from. Throws UserError.
 RunConfig study_config(const Study& study);
 
-// What one layout of the study is on `ranks` ranks with sequences of `seq_len` tokens of the study's list; "grid" is
-// several. `machine` predicts where the layout leaves a choice. Throws UserError saying why where there is none.
+// The points of one layout on `ranks` ranks for the entry `seq_len` of the study's list; "grid" gives several. Where
+// the layout leaves a choice, the prediction on `machine` decides. Throws UserError with the reason if no point is
+// possible.
 std::vector<StudyPoint> points_of(const Study& study, const RunConfig& base, const std::string& layout, int64_t ranks,
                                   int64_t seq_len, const MachineModel& machine);
 
-// Everything to be measured. Throws UserError with all reasons where nothing can be.
+// All points to measure. Throws UserError with all reasons if there is none.
 StudyGrid study_grid(const Study& study);
 
 }  // namespace tmamba

@@ -19,19 +19,19 @@ json compare_studies(const Study& study, const StudyGrid& grid, const std::strin
     if (b == others.end()) continue;
     const Interval interval = median_interval(a.step_ms.values);
     const Interval ratio = ratio_interval(b->step_ms.values, a.step_ms.values, static_cast<uint64_t>(study.seed));
-    const double median = a.step_ms.median(), again = b->step_ms.median();
+    const double median = a.step_ms.median(), other_median = b->step_ms.median();
     rows.push_back({{"id", a.point->id},
                     {"step_ms", median},
                     {"low", interval.low},
                     {"high", interval.high},
-                    {"other_step_ms", again},
-                    {"ratio", again / median},
+                    {"other_step_ms", other_median},
+                    {"ratio", other_median / median},
                     {"ratio_low", ratio.low},
                     {"ratio_high", ratio.high},
-                    {"inside", interval.low <= again && again <= interval.high},
+                    {"inside", interval.low <= other_median && other_median <= interval.high},
                     {"same", ratio.low <= 1 && 1 <= ratio.high}});
   }
-  if (rows.empty()) throw UserError(str("--compare ", other_dir, ": no results of ", study.file, " there"));
+  if (rows.empty()) throw UserError(str("--compare ", other_dir, ": the directory holds no results of ", study.file));
   return {{"other", other_dir}, {"points", rows}};
 }
 
@@ -43,12 +43,12 @@ std::string compare_text(const json& compared) {
     inside += p.at("inside").get<bool>(), same += p.at("same").get<bool>();
     text +=
         str("  ", p.at("id").get<std::string>(), ": ", fixed(number("step_ms"), 1), " ms [", fixed(number("low"), 1),
-            ", ", fixed(number("high"), 1), "], the other ", fixed(number("other_step_ms"), 1), " ms; ratio ",
+            ", ", fixed(number("high"), 1), "], other run ", fixed(number("other_step_ms"), 1), " ms; ratio ",
             fixed(number("ratio"), 3), " [", fixed(number("ratio_low"), 3), ", ", fixed(number("ratio_high"), 3), "]",
-            p.at("same").get<bool>() ? "" : ": they differ", "\n");
+            p.at("same").get<bool>() ? "" : ": differs", "\n");
   }
   return text + str("  ", inside, " of ", compared.at("points").size(),
-                    " medians of the other lie within the interval; ", same, " of the ratios' intervals hold 1\n");
+                    " medians of the other run lie within the interval; ", same, " intervals of the ratio contain 1\n");
 }
 
 }  // namespace tmamba

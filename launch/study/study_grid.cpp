@@ -1,4 +1,4 @@
-// From a study to the points that are measured: layouts, their meaning at a number of ranks, and what cannot be.
+// Expands a study into its points: parses the layouts and resolves each for every number of ranks and sequence length.
 #include <algorithm>
 #include <cstdio>
 #include <map>
@@ -12,16 +12,16 @@ namespace tmamba {
 
 namespace {
 
-struct Cut {
+struct AxisSizes {
   int64_t tp = 1, sp = 1, dp = 1, fold = 1;
   std::string transport = "auto";
   int64_t ranks() const { return tp * sp * dp; }
 };
 
-// A cut that may leave an axis to what the others do not take.
-struct Rule {
-  Cut cut;
-  int64_t Cut::*rest = nullptr;
+// Sizes of the axes; `rest`, if set, is the axis that takes the ranks the others leave.
+struct LayoutRule {
+  AxisSizes sizes;
+  int64_t AxisSizes::*rest = nullptr;
 };
 
 std::string trimmed(const std::string& text) {
@@ -29,7 +29,7 @@ std::string trimmed(const std::string& text) {
   return begin == std::string::npos ? "" : text.substr(begin, end - begin + 1);
 }
 
-int64_t whole(const std::string& layout, const std::string& text) {
+int64_t size_in(const std::string& layout, const std::string& text) {
   size_t used = 0;
   int64_t value = 0;
   try {
@@ -43,12 +43,12 @@ int64_t whole(const std::string& layout, const std::string& text) {
   return value;
 }
 
-// "sp", or "tp=2, sp=rest, fold=2, transport=gather+sliced". Throws UserError where the text is no layout.
-Rule rule_of(const std::string& layout) {
-  const std::map<std::string, int64_t Cut::*> axes{
-      {"tp", &Cut::tp}, {"sp", &Cut::sp}, {"dp", &Cut::dp}, {"fold", &Cut::fold}};
-  if (layout == "dp" || layout == "sp" || layout == "tp") return {.cut = {}, .rest = axes.at(layout)};
-  Rule rule;
+// "sp", or "tp=2, sp=rest, fold=2, transport=gather+sliced". Throws UserError if the text is not a layout.
+LayoutRule rule_of(const std::string& layout) {
+  const std::map<std::string, int64_t AxisSizes::*> axes{
+      {"tp", &AxisSizes::tp}, {"sp", &AxisSizes::sp}, {"dp", &AxisSizes::dp}, {"fold", &AxisSizes::fold}};
+  if (layout == "dp" || layout == "sp" || layout == "tp") return {.sizes = {}, .rest = axes.at(layout)};
+  LayoutRule rule;
   bool dp_given = false;
   std::istringstream parts(layout);
   for (std::string part; std::getline(parts, part, ',');) {
@@ -56,84 +56,84 @@ Rule rule_of(const std::string& layout) {
     const std::string key = trimmed(part.substr(0, equals)),
                       value = equals == std::string::npos ? "" : trimmed(part.substr(equals + 1));
     if (key == "transport" && !value.empty()) {
-      rule.cut.transport = value;
+      rule.sizes.transport = value;
       if (value != "auto") transport_named(value);
     } else if (!axes.contains(key) || value.empty()) {
       throw UserError(str("layout \"", layout, "\": \"", trimmed(part),
-                          "\" is no part of a layout; one of dp, sp, tp, auto, grid, or a list of tp=, sp=, dp= (a "
+                          "\" is not a layout; valid: dp, sp, tp, auto, grid, or a list of tp=, sp=, dp= (a "
                           "number or rest), fold= and transport="));
     } else if (value == "rest" && key != "fold") {
-      if (rule.rest != nullptr) throw UserError(str("layout \"", layout, "\": only one axis can take the rest"));
+      if (rule.rest != nullptr) throw UserError(str("layout \"", layout, "\": only one axis can be \"rest\""));
       rule.rest = axes.at(key);
     } else {
-      rule.cut.*axes.at(key) = whole(layout, value);
+      rule.sizes.*axes.at(key) = size_in(layout, value);
     }
     dp_given = dp_given || key == "dp";
   }
-  if (rule.rest == nullptr && !dp_given) rule.rest = &Cut::dp;
+  if (rule.rest == nullptr && !dp_given) rule.rest = &AxisSizes::dp;
   return rule;
 }
 
-// Throws UserError where the rule does not cut so many ranks.
-Cut cut_of(const Rule& rule, int64_t ranks) {
-  Cut cut = rule.cut;
+// Throws UserError if the rule cannot be applied to `ranks` ranks.
+AxisSizes sizes_of(const LayoutRule& rule, int64_t ranks) {
+  AxisSizes sizes = rule.sizes;
   if (rule.rest != nullptr) {
-    cut.*rule.rest = 1;
-    if (ranks % cut.ranks() != 0) throw UserError(str("takes a multiple of ", cut.ranks(), " ranks, not ", ranks));
-    cut.*rule.rest = ranks / cut.ranks();
+    sizes.*rule.rest = 1;
+    if (ranks % sizes.ranks() != 0) throw UserError(str(ranks, " ranks are not a multiple of ", sizes.ranks()));
+    sizes.*rule.rest = ranks / sizes.ranks();
   }
-  if (cut.ranks() != ranks) throw UserError(str("takes ", cut.ranks(), " ranks, not ", ranks));
-  return cut;
+  if (sizes.ranks() != ranks) throw UserError(str("the layout has ", sizes.ranks(), " ranks, not ", ranks));
+  return sizes;
 }
 
 int64_t global_batch(const Study& study, int64_t ranks) {
   return study.mode == "weak" ? study.batch * ranks : study.batch;
 }
 
-std::string id_of(const StudyPoint& point, const Cut& cut) {
+std::string id_of(const StudyPoint& point, const AxisSizes& sizes) {
   char text[96];
   std::snprintf(text, sizeof text, "T%lld-n%04lld-tp%lld-sp%lld-dp%lld-fold%lld-",
                 static_cast<long long>(point.seq_len), static_cast<long long>(point.ranks),
-                static_cast<long long>(cut.tp), static_cast<long long>(cut.sp), static_cast<long long>(cut.dp),
-                static_cast<long long>(cut.fold));
-  return text + cut.transport;
+                static_cast<long long>(sizes.tp), static_cast<long long>(sizes.sp), static_cast<long long>(sizes.dp),
+                static_cast<long long>(sizes.fold));
+  return text + sizes.transport;
 }
 
-StudyPoint point_of(const Study& study, const RunConfig& base, const Cut& cut, int64_t ranks, int64_t seq_len,
+StudyPoint point_of(const Study& study, const RunConfig& base, const AxisSizes& sizes, int64_t ranks, int64_t seq_len,
                     const MachineModel& machine) {
   StudyPoint point{.id = "",
                    .series = {},
                    .ranks = ranks,
                    .seq_len = study.mode == "weak_sequence" ? seq_len * ranks : seq_len,
                    .global_batch = global_batch(study, ranks),
-                   .transport = cut.transport,
+                   .transport = sizes.transport,
                    .config = base};
   RunConfig& config = point.config;
   config.data.seq_len = point.seq_len;
-  config.parallel.tp = cut.tp, config.parallel.sp = cut.sp, config.parallel.dp = cut.dp;
-  config.parallel.fold = cut.fold, config.parallel.transport = cut.transport;
+  config.parallel.tp = sizes.tp, config.parallel.sp = sizes.sp, config.parallel.dp = sizes.dp;
+  config.parallel.fold = sizes.fold, config.parallel.transport = sizes.transport;
   config.train.global_batch = point.global_batch;
-  // study.micro_batch is an upper bound: fewer sequences of a rank are one micro-batch.
-  config.train.micro_batch = std::min(study.micro_batch, point.global_batch / cut.dp);
-  config.train.micro_batch = split_batch(config.train, cut.dp).micro_batch;
-  const MeshShape mesh = mesh_shape(cut.tp, cut.sp, cut.dp, static_cast<int>(ranks));
+  // study.micro_batch is an upper bound: a rank with fewer sequences runs them as one micro-batch.
+  config.train.micro_batch = std::min(study.micro_batch, point.global_batch / sizes.dp);
+  config.train.micro_batch = split_batch(config.train, sizes.dp).micro_batch;
+  const MeshShape mesh = mesh_shape(sizes.tp, sizes.sp, sizes.dp, static_cast<int>(ranks));
   point.plan = choose_plan(config, mesh, machine);
-  point.id = id_of(point, cut);
+  point.id = id_of(point, sizes);
   return point;
 }
 
-// Every tp x sp x dp; of fold those that differ.
-std::vector<Cut> grid_of(int64_t ranks, std::vector<int64_t> folds) {
-  std::vector<Cut> cuts;
+// Every tp x sp x dp, with each fold where sp > 1 (fold has no effect otherwise).
+std::vector<AxisSizes> grid_of(int64_t ranks, std::vector<int64_t> folds) {
+  std::vector<AxisSizes> grid;
   for (int64_t tp = 1; tp <= ranks; ++tp) {
     for (int64_t sp = 1; ranks % tp == 0 && sp <= ranks / tp; ++sp) {
       if (ranks / tp % sp != 0) continue;
       for (int64_t fold : sp == 1 ? std::vector<int64_t>{1} : folds) {
-        cuts.push_back({.tp = tp, .sp = sp, .dp = ranks / tp / sp, .fold = fold});
+        grid.push_back({.tp = tp, .sp = sp, .dp = ranks / tp / sp, .fold = fold});
       }
     }
   }
-  return cuts;
+  return grid;
 }
 
 }  // namespace
@@ -142,7 +142,7 @@ RunConfig study_config(const Study& study) {
   RunConfig config = load_config(study.config, study.set);
   validate(config.model);
   validate_dtype(config);
-  if (config.model.vocab == 0) config.model.vocab = 4096;  // of random tokens, as `bench step` takes them
+  if (config.model.vocab == 0) config.model.vocab = 4096;  // `bench step` uses the same default for its random tokens
   config.run.plan.clear();
   return config;
 }
@@ -150,15 +150,16 @@ RunConfig study_config(const Study& study) {
 std::vector<StudyPoint> points_of(const Study& study, const RunConfig& base, const std::string& layout, int64_t ranks,
                                   int64_t seq_len, const MachineModel& machine) {
   const bool all = layout == "grid";
-  if (layout != "auto" && !all) return {point_of(study, base, cut_of(rule_of(layout), ranks), ranks, seq_len, machine)};
+  if (layout != "auto" && !all)
+    return {point_of(study, base, sizes_of(rule_of(layout), ranks), ranks, seq_len, machine)};
   std::vector<StudyPoint> points;
   std::string why;
   double least = 0;
-  for (const Cut& cut : grid_of(ranks, all ? std::vector<int64_t>{1} : std::vector<int64_t>{1, 2, 4, 8})) {
+  for (const AxisSizes& sizes : grid_of(ranks, all ? std::vector<int64_t>{1} : std::vector<int64_t>{1, 2, 4, 8})) {
     try {
-      StudyPoint point = point_of(study, base, cut, ranks, seq_len, machine);
+      StudyPoint point = point_of(study, base, sizes, ranks, seq_len, machine);
       const Prediction predicted = predict(point.plan.dims, machine, point.plan.transports);
-      if (!predicted.fits && base.run.device == Device::cuda) throw UserError("is predicted not to fit the GPU's memory");
+      if (!predicted.fits && base.run.device == Device::cuda) throw UserError("predicted not to fit the GPU's memory");
       const double seconds = predicted.time.total();
       if (all || points.empty()) {
         points.push_back(std::move(point));

@@ -8,7 +8,7 @@ namespace {
 
 using nlohmann::json;
 
-// Of a node, from all that was measured: GPUs are never shared by ranks, cores are.
+// Ranks that a node has processors for. Ranks never share a GPU, but they may share cores.
 int slots_of(const Study& study, const std::vector<MeasuredPoint>& points) {
   const MeasuredPoint& any = points.front();
   if (any.point->config.run.device == Device::cuda) {
@@ -86,7 +86,7 @@ json fit_json(const StudyModel& model, int ranks_per_node) {
 
 namespace {
 
-// The machine to extrapolate on, and what of it nobody measured.
+// The machine to extrapolate to, and the assumptions about it that were not measured.
 struct Target {
   SharedMachine machine;
   int ranks_per_node = 1;
@@ -100,13 +100,14 @@ Target target_of(const Study& study, const std::vector<MeasuredPoint>& points, c
     target.ranks_per_node = std::max(target.ranks_per_node, point.ranks_per_node());
     nodes_measured = nodes_measured || point.hosts > 1;
   }
-  // Nodes are not filled beyond their cores, even where that was measured.
+  // The extrapolation never oversubscribes a node's cores, even if the measurements did.
   target.ranks_per_node = std::min(target.ranks_per_node, model.slots);
   if (study.to_ranks_per_node > 0) target.ranks_per_node = static_cast<int>(study.to_ranks_per_node);
   if (target.ranks_per_node > model.slots) {
     target.assumed.push_back(str("nodes with processors for ", target.ranks_per_node,
-                                 " ranks, each as slow as with all ", model.slots, " of the measured node busy"));
-    // More slots, with the slowdown of the full measured node.
+                                 " ranks, each as slow as with all ", model.slots,
+                                 " slots of the measured node in use"));
+    // More slots, with the slowdown of the fully used measured node.
     const double slowdown = 1 + model.fit.machine.contention * (model.slots - 1);
     target.machine.slots = target.ranks_per_node;
     target.machine.contention = (slowdown - 1) / std::max(1, target.ranks_per_node - 1);
@@ -116,22 +117,22 @@ Target target_of(const Study& study, const std::vector<MeasuredPoint>& points, c
   if (study.between_gb_per_s > 0) between.bandwidth = study.between_gb_per_s * 1e9;
   if (study.between_latency_us > 0) between.latency = study.between_latency_us * 1e-6;
   target.assumed.push_back(
-      str("links between nodes of ", between.bandwidth / 1e9, " GB/s and ", between.latency * 1e6, " us per rank"));
+      str("inter-node links of ", between.bandwidth / 1e9, " GB/s and ", between.latency * 1e6, " us per rank"));
   return target;
 }
 
-struct Modelled {
+struct ModelPoint {
   StudyPoint point;
   Prediction prediction;
 };
 
-// The fastest of a layout's points by the model; a rank count below a node's fills part of one. Throws UserError where
-// there is none.
-Modelled model_point(const Study& study, const RunConfig& base, const Target& target, const std::string& layout,
-                     int64_t ranks, int64_t seq_len) {
+// The fastest of a layout's points according to the model. Fewer ranks than a node holds occupy part of one node.
+// Throws UserError if no point is possible.
+ModelPoint model_point(const Study& study, const RunConfig& base, const Target& target, const std::string& layout,
+                       int64_t ranks, int64_t seq_len) {
   const int on_node = static_cast<int>(std::min<int64_t>(ranks, target.ranks_per_node));
   const MachineModel machine = target.machine.with(on_node);
-  std::optional<Modelled> best;
+  std::optional<ModelPoint> best;
   for (StudyPoint& point : points_of(study, base, layout, ranks, seq_len, machine)) {
     const Prediction prediction = predict(point.plan.dims, machine, point.plan.transports);
     if (!best || prediction.time.total() < best->prediction.time.total()) best = {std::move(point), prediction};
@@ -139,7 +140,7 @@ Modelled model_point(const Study& study, const RunConfig& base, const Target& ta
   return *best;
 }
 
-json row_of(const Modelled& at, const std::string& layout, double base_rate, double peak_flops) {
+json row_of(const ModelPoint& at, const std::string& layout, double base_rate, double peak_flops) {
   const double seconds = at.prediction.time.total(), rate = rate_per_rank(at.point, seconds);
   const StepTime& time = at.prediction.time;
   const PlanDims& dims = at.point.plan.dims;
@@ -167,19 +168,20 @@ json extrapolation(const Study& study, const std::vector<MeasuredPoint>& points,
   const std::vector<int64_t> lengths = study.seq_len.empty() ? std::vector<int64_t>{base.data.seq_len} : study.seq_len;
   json rows = json::array(), skipped = json::array();
   for (int64_t seq_len : lengths) {
-    // The model's own base: as the measured one, the fastest layout of the fewest ranks.
+    // The model's own base, chosen like the measured one: the fastest layout with the fewest ranks.
     double base_rate = 0;
     for (const std::string& layout : study.layouts) {
       try {
-        const Modelled at = model_point(study, base, target, layout, study.ranks.front(), seq_len);
+        const ModelPoint at = model_point(study, base, target, layout, study.ranks.front(), seq_len);
         base_rate = std::max(base_rate, rate_per_rank(at.point, at.prediction.time.total()));
-      } catch (const UserError&) {  // told where the study's points are made
+      } catch (const UserError&) {  // reported by study_grid()
       }
     }
     for (const std::string& layout : study.layouts) {
       for (int64_t ranks : study.to_ranks) {
         try {
-          if (base_rate == 0) throw UserError(str("there is no base of ", study.ranks.front(), " ranks"));
+          if (base_rate == 0)
+            throw UserError(str("the base of ", study.ranks.front(), " ranks has no possible layout"));
           rows.push_back(
               row_of(model_point(study, base, target, layout, ranks, seq_len), layout, base_rate, peak_flops));
         } catch (const UserError& error) {

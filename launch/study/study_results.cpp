@@ -14,7 +14,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr int64_t kMostBytes = 1 << 20;  // of a start's file
+constexpr int64_t kMostBytes = 1 << 20;  // limit of a repeat's file
 
 std::string hexadecimal(uint64_t x) {
   char text[17];
@@ -22,15 +22,15 @@ std::string hexadecimal(uint64_t x) {
   return text;
 }
 
-// The effective configuration without where its values come from.
+// The effective configuration without the origins of its values.
 std::string values_of(const RunConfig& config) {
   RunConfig plain = config;
   plain.origin.clear();
   return to_toml(plain);
 }
 
-void add(MeasuredPoint& m, const json& start) {
-  const json& r = start.at("result");
+void add(MeasuredPoint& m, const json& repeat) {
+  const json& r = repeat.at("result");
   const auto number = [&](const char* name) { return r.at(name).get<double>(); };
   const bool several = r.at("ranks").get<int>() > 1;
   m.step_ms.values.push_back(number("step_ms"));
@@ -48,7 +48,7 @@ void add(MeasuredPoint& m, const json& start) {
   m.checkpoint_bytes = io.at("checkpoint_bytes").get<int64_t>();
 }
 
-// Of the sequence length in the study's list.
+// The entry of study.seq_len that the point was made from.
 int64_t listed_length(const Study& study, const StudyPoint& point) {
   return study.mode == "weak_sequence" ? point.seq_len / point.ranks : point.seq_len;
 }
@@ -57,9 +57,9 @@ int64_t listed_length(const Study& study, const StudyPoint& point) {
 
 fs::path point_folder(const Study& study, const StudyPoint& point) { return fs::path(study.dir) / "points" / point.id; }
 
-fs::path start_file(const Study& study, const StudyPoint& point, int64_t start) {
+fs::path repeat_file(const Study& study, const StudyPoint& point, int64_t repeat) {
   char name[32];
-  std::snprintf(name, sizeof name, "start-%02lld.json", static_cast<long long>(start));
+  std::snprintf(name, sizeof name, "start-%02lld.json", static_cast<long long>(repeat));
   return point_folder(study, point) / name;
 }
 
@@ -68,11 +68,11 @@ std::string fingerprint(const Study& study, const StudyPoint& point) {
                                    study.io, "|", study.starter() == "mpirun", "|", study.ranks_per_node)));
 }
 
-std::map<int64_t, json> read_starts(const Study& study, const StudyPoint& point) {
-  std::map<int64_t, json> starts;
+std::map<int64_t, json> read_repeats(const Study& study, const StudyPoint& point) {
+  std::map<int64_t, json> repeats;
   const std::string expected = fingerprint(study, point);
-  for (int64_t start = 0; start < study.repeats; ++start) {
-    const fs::path file = start_file(study, point, start);
+  for (int64_t repeat = 0; repeat < study.repeats; ++repeat) {
+    const fs::path file = repeat_file(study, point, repeat);
     std::error_code error;
     if (!fs::exists(file, error)) continue;
     json content;
@@ -81,17 +81,15 @@ std::map<int64_t, json> read_starts(const Study& study, const StudyPoint& point)
       MeasuredPoint unused;
       add(unused, content);
       if (content.at("fingerprint") != expected) {
-        throw UserError(str(file.string(),
-                            " was measured under another configuration than the study's of today; give the study "
-                            "another study.dir, or delete ",
-                            study.dir));
+        throw UserError(str(file.string(), " was measured under another configuration than the current one of ",
+                            study.file, "; set another study.dir (--dir), or delete ", study.dir));
       }
     } catch (const json::exception& wrong) {
-      throw UserError(str(file.string(), " is damaged (", wrong.what(), "); delete it to measure again"));
+      throw UserError(str(file.string(), " is damaged (", wrong.what(), "); delete it to repeat the measurement"));
     }
-    starts.emplace(start, std::move(content));
+    repeats.emplace(repeat, std::move(content));
   }
-  return starts;
+  return repeats;
 }
 
 int MeasuredPoint::ranks_per_node() const { return static_cast<int>(ceil_div(point->ranks, hosts)); }
@@ -109,9 +107,9 @@ std::vector<MeasuredPoint> measured_points(const Study& study, const StudyGrid& 
   for (const StudyPoint& point : grid.points) {
     MeasuredPoint measured{.point = &point};
     std::vector<double> loads;
-    for (const auto& [number, start] : read_starts(study, point)) {
-      add(measured, start);
-      loads.push_back(start.at("load").get<double>());
+    for (const auto& [number, repeat] : read_repeats(study, point)) {
+      add(measured, repeat);
+      loads.push_back(repeat.at("load").get<double>());
     }
     if (loads.empty()) continue;
     measured.load = median_of(loads);
@@ -132,7 +130,7 @@ const MeasuredPoint& base_of(const std::vector<MeasuredPoint>& points, const Stu
     const bool fewer = best == nullptr || candidate.point->ranks < best->point->ranks;
     if (fewer || (candidate.point->ranks == best->point->ranks && rate(candidate) > rate(*best))) best = &candidate;
   }
-  TM_CHECK(best != nullptr, "a measured point without a base");
+  TM_CHECK(best != nullptr, "no base for a measured point");
   return *best;
 }
 

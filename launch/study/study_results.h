@@ -1,4 +1,4 @@
-// What a study has measured: one file for each start of each point, and what they say together.
+// Results of a study: one file per repeat of each point, and their aggregation.
 #pragma once
 
 #include <filesystem>
@@ -17,16 +17,16 @@ namespace tmamba {
 // study.dir/points/ID
 std::filesystem::path point_folder(const Study& study, const StudyPoint& point);
 // study.dir/points/ID/start-03.json
-std::filesystem::path start_file(const Study& study, const StudyPoint& point, int64_t start);
-// What makes two measurements the same experiment: the point's configuration, steps, threads and what else the study
-// says of them. 16 hexadecimal digits.
+std::filesystem::path repeat_file(const Study& study, const StudyPoint& point, int64_t repeat);
+// Hash of everything that defines the experiment: the point's configuration, steps, threads, launcher and placement.
+// 16 hexadecimal digits.
 std::string fingerprint(const Study& study, const StudyPoint& point);
 
-// The starts of a point that are done, by number. Throws UserError naming the file where one is damaged or of another
+// The completed repeats of a point, by index. Throws UserError naming the file if one is damaged or belongs to another
 // experiment.
-std::map<int64_t, nlohmann::json> read_starts(const Study& study, const StudyPoint& point);
+std::map<int64_t, nlohmann::json> read_repeats(const Study& study, const StudyPoint& point);
 
-// A number measured once per start.
+// A quantity measured once per repeat.
 struct Quantity {
   std::vector<double> values;
   double median() const { return median_of(values); }
@@ -34,24 +34,24 @@ struct Quantity {
 
 struct MeasuredPoint {
   const StudyPoint* point = nullptr;
-  Quantity step_ms, work_ms, exposed_ms, data_ms, checkpoint_stall_ms, checkpoint_ms;  // empty where not measured
-  double memory_bytes = 0;                                                             // the most of all starts
+  Quantity step_ms, work_ms, exposed_ms, data_ms, checkpoint_stall_ms, checkpoint_ms;  // empty if not measured
+  double memory_bytes = 0;                                                             // maximum over the repeats
   int64_t checkpoint_bytes = 0;
   int hosts = 1, processors = 1, threads = 1;
-  double gemm_flops_per_rank = 0;  // 0 where no start measured it
-  double load = 0;                 // of the machine before the starts, their median
+  double gemm_flops_per_rank = 0;  // 0 if no repeat measured it
+  double load = 0;                 // load average of the machine before each repeat, median
   int ranks_per_node() const;
   MeasuredStep step() const;
 };
 
-// Points with at least one start.
+// Points with at least one completed repeat.
 std::vector<MeasuredPoint> measured_points(const Study& study, const StudyGrid& grid);
 
-// Model FLOPs of a step (three times those of the forward pass) of all ranks together.
+// Model FLOPs of a step (three times the forward pass), summed over all ranks.
 double step_flops(const StudyPoint& point);
 
-// The point that others of its sequence length (of the study's list) are compared with: of those with the fewest ranks
-// the fastest per model FLOP.
+// The base of `point`'s efficiency: among the points of its sequence length (of the study's list) with the fewest
+// ranks, the one with the highest model FLOP/s.
 const MeasuredPoint& base_of(const std::vector<MeasuredPoint>& points, const Study& study, const MeasuredPoint& point);
 
 }  // namespace tmamba

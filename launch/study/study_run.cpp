@@ -31,14 +31,15 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int64_t kMostOutput = 1 << 20;
 
-// Held as long as this process works in the study's folder.
+// Held while this process works in the study's directory.
 class FolderLock {
  public:
   explicit FolderLock(const fs::path& file) : fd_(::open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666)) {
     if (fd_ < 0) throw FileError("open", file, errno);
     if (::flock(fd_, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) return;
     ::close(fd_);
-    throw UserError(str("another `transmamba scale` is at work on this study (", file.string(), " is locked)"));
+    throw UserError(str("another `transmamba scale` is running on this study (", file.string(),
+                        " is locked); wait for it, or set another study.dir (--dir)"));
   }
   ~FolderLock() { ::close(fd_); }
   FolderLock(const FolderLock&) = delete;
@@ -62,20 +63,20 @@ std::string now_text() {
   return text;
 }
 
-struct Start {
+struct Repeat {
   const StudyPoint* point;
   int64_t number;
-  bool again = false;
+  bool retry = false;
 };
 
-// In turns over the points, so that a slow hour touches all alike; the order within a turn is drawn.
-std::vector<Start> missing_starts(const Study& study, const StudyGrid& grid, const StudyRunOptions& options) {
+// Alternates over the points, so that a slow hour affects all of them; each repeat visits them in a new random order.
+std::vector<Repeat> missing_repeats(const Study& study, const StudyGrid& grid, const StudyRunOptions& options) {
   std::vector<std::pair<const StudyPoint*, std::map<int64_t, json>>> points;
   for (const StudyPoint& point : grid.points) {
     if (!options.only_ranks || *options.only_ranks == point.ranks)
-      points.emplace_back(&point, read_starts(study, point));
+      points.emplace_back(&point, read_repeats(study, point));
   }
-  std::vector<Start> missing;
+  std::vector<Repeat> missing;
   for (int64_t number = 0; number < study.repeats; ++number) {
     const size_t begin = missing.size();
     for (const auto& [point, done] : points) {
@@ -89,37 +90,38 @@ std::vector<Start> missing_starts(const Study& study, const StudyGrid& grid, con
   return missing;
 }
 
-// What a start that failed said of it, on one line: the program's error without the launcher's lines behind it, or the
-// last lines.
-std::string last_words(const std::string& text) {
+// One line about the failure of a repeat: the program's error without the launcher's lines after it, or the end of the
+// output.
+std::string error_summary(const std::string& text) {
   constexpr size_t kMost = 400;
   const size_t error = ("\n" + text).find("\nerror: ");
-  std::string words = error != std::string::npos ? text.substr(error, text.find("\n---", error) - error) : text;
-  if (words.size() > kMost) words = "... " + words.substr(words.size() - kMost);
-  std::replace(words.begin(), words.end(), '\n', ' ');
-  while (!words.empty() && words.back() == ' ') words.pop_back();
-  return words;
+  std::string summary = error != std::string::npos ? text.substr(error, text.find("\n---", error) - error) : text;
+  if (summary.size() > kMost) summary = "... " + summary.substr(summary.size() - kMost);
+  std::replace(summary.begin(), summary.end(), '\n', ' ');
+  while (!summary.empty() && summary.back() == ' ') summary.pop_back();
+  return summary;
 }
 
-// What the start printed; a launcher may print lines of its own around it.
+// The JSON object in the output of a repeat; a launcher may print lines before and after it.
 json result_in(const std::string& output) {
   const size_t begin = output.find('{'), end = output.rfind('}');
   if (begin == std::string::npos || end == std::string::npos) return nullptr;
   return json::parse(output.substr(begin, end - begin + 1), nullptr, /*allow_exceptions=*/false);
 }
 
-struct StartEnd {
-  std::string problem;  // empty: there is a result
+struct RepeatEnd {
+  std::string problem;  // empty on success
   bool stopped = false;
-  bool refused = false;  // what it was asked for cannot be, so that no other start of the point can be tried
+  bool refused = false;  // exit code 2: no other repeat of the point can succeed
   double step_ms = 0;
 };
 
-StartEnd run_start(const Study& study, const Start& start, const StudyRunOptions& options, const StartParts& parts) {
-  const fs::path folder = point_folder(study, *start.point), file = start_file(study, *start.point, start.number);
+RepeatEnd run_repeat(const Study& study, const Repeat& repeat, const StudyRunOptions& options,
+                     const RepeatParts& parts) {
+  const fs::path folder = point_folder(study, *repeat.point), file = repeat_file(study, *repeat.point, repeat.number);
   const fs::path output = fs::path(file).replace_extension(".out"), errors = fs::path(file).replace_extension(".err");
-  replace_text_durably(folder / "config.toml", to_toml(start.point->config), random_nonce());
-  const std::vector<std::string> command = start_command(study, *start.point, options.launcher, parts);
+  replace_text_durably(folder / "config.toml", to_toml(repeat.point->config), random_nonce());
+  const std::vector<std::string> command = repeat_command(study, *repeat.point, options.launcher, parts);
   const double load = load_average();
   const std::string when = now_text();
   const auto begin = Clock::now();
@@ -131,18 +133,19 @@ StartEnd run_start(const Study& study, const Start& start, const StudyRunOptions
   std::error_code ignored;
   if (end.exit_code != 0) fs::remove_all(bench_io_folder(folder), ignored);  // as large as a checkpoint
   if (end.stopped) return {.problem = "stopped", .stopped = true};
-  const std::string said = read_text(output, kMostOutput);
-  const json result = end.exit_code == 0 ? result_in(said) : json();
+  const std::string printed = read_text(output, kMostOutput);
+  const json result = end.exit_code == 0 ? result_in(printed) : json();
   if (!result.is_object() || !result.contains("step_ms")) {
-    return {.problem = str(end.timed_out        ? str("took longer than launch.timeout = ", study.timeout, " s")
-                           : end.exit_code != 0 ? str("exit code ", end.exit_code)
-                                                : std::string("printed no result"),
-                           ": ", last_words(said + "\n" + read_text(errors, kMostOutput)), " (", errors.string(), ")"),
+    return {.problem =
+                str(end.timed_out        ? str("took longer than launch.timeout = ", study.timeout, " s")
+                    : end.exit_code != 0 ? str("exit code ", end.exit_code)
+                                         : std::string("printed no result"),
+                    ": ", error_summary(printed + "\n" + read_text(errors, kMostOutput)), " (", errors.string(), ")"),
             .refused = end.exit_code == kBadInput};
   }
-  const json content = {{"id", start.point->id},
-                        {"start", start.number},
-                        {"fingerprint", fingerprint(study, *start.point)},
+  const json content = {{"id", repeat.point->id},
+                        {"start", repeat.number},
+                        {"fingerprint", fingerprint(study, *repeat.point)},
                         {"time", when},
                         {"seconds", seconds_since(begin)},
                         {"load", load},
@@ -155,8 +158,8 @@ StartEnd run_start(const Study& study, const Start& start, const StudyRunOptions
 
 }  // namespace
 
-std::vector<std::string> start_command(const Study& study, const StudyPoint& point, const std::string& launcher,
-                                       const StartParts& parts) {
+std::vector<std::string> repeat_command(const Study& study, const StudyPoint& point, const std::string& launcher,
+                                        const RepeatParts& parts) {
   const bool slurm = launcher == "srun";
   std::vector<std::string> command = slurm ? srun_words(study.site) : study.mpirun;
   const int64_t on_node = study.ranks_per_node;
@@ -179,38 +182,38 @@ std::vector<std::string> start_command(const Study& study, const StudyPoint& poi
   return command;
 }
 
-StudyRun run_starts(const Study& study, const StudyGrid& grid, const StudyRunOptions& options) {
+StudyRun run_repeats(const Study& study, const StudyGrid& grid, const StudyRunOptions& options) {
   make_folders(fs::path(study.dir) / "points");
   const std::string which = options.only_ranks ? str("-n", *options.only_ranks) : "";
   const FolderLock lock(fs::path(study.dir) / str("lock", which));
   install_signal_handlers();
-  std::vector<Start> starts = missing_starts(study, grid, options);
+  std::vector<Repeat> repeats = missing_repeats(study, grid, options);
   const int64_t fewest = study.ranks.front();
   StudyRun run;
   std::set<const StudyPoint*> refused;
   const auto begin = Clock::now();
-  for (size_t i = 0; i < starts.size() && !run.stopped; ++i) {
-    const Start start = starts[i];
-    if (refused.contains(start.point)) continue;
-    make_folders(point_folder(study, *start.point));
-    // The rate of a matrix product and checkpoints take longer than steps: asked of the smallest runs, and a few times.
-    const StartEnd end =
-        run_start(study, start, options,
-                  {.roof = start.point->ranks == fewest && start.number == 0, .io = study.io && start.number < 3});
-    if (end.refused) refused.insert(start.point);
+  for (size_t i = 0; i < repeats.size() && !run.stopped; ++i) {
+    const Repeat repeat = repeats[i];
+    if (refused.contains(repeat.point)) continue;
+    make_folders(point_folder(study, *repeat.point));
+    // The GEMM rate and checkpoints take longer than steps: they are measured only in the smallest runs, a few times.
+    const RepeatEnd end =
+        run_repeat(study, repeat, options,
+                   {.roof = repeat.point->ranks == fewest && repeat.number == 0, .io = study.io && repeat.number < 3});
+    if (end.refused) refused.insert(repeat.point);
     run.stopped = end.stopped || pending_signal() != 0;
     const bool failed = !end.problem.empty() && !end.stopped;
-    // Ranks that do not come up are often a mishap of the launcher: one more try, behind the others.
-    if (failed && !end.refused && !start.again) {
-      starts.push_back({start.point, start.number, /*again=*/true});
+    // Failures of the launcher are often transient: retry once, after all other repeats.
+    if (failed && !end.refused && !repeat.retry) {
+      repeats.push_back({repeat.point, repeat.number, /*retry=*/true});
     } else if (failed) {
-      run.failed.push_back({start.point->id, start.number, end.problem});
+      run.failed.push_back({repeat.point->id, repeat.number, end.problem});
     }
     if (!options.print) continue;
     const double each = seconds_since(begin) / static_cast<double>(i + 1);
-    message_line(str("[", i + 1, "/", starts.size(), "] ", start.point->id, " start ", start.number, ": ",
-                     end.problem.empty() ? fixed(end.step_ms, 1) + " ms a step" : end.problem, ", ",
-                     duration(each * static_cast<double>(starts.size() - i - 1)), " left"));
+    message_line(str("[", i + 1, "/", repeats.size(), "] ", repeat.point->id, " repeat ", repeat.number, ": ",
+                     end.problem.empty() ? fixed(end.step_ms, 1) + " ms per step" : end.problem, ", ",
+                     duration(each * static_cast<double>(repeats.size() - i - 1)), " left"));
   }
   return run;
 }

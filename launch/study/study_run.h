@@ -1,4 +1,4 @@
-// Carrying out a study: the starts that are missing, one after the other, or batch jobs that do it.
+// Runs a study: measures the missing repeats one after the other, or submits batch jobs that do so.
 #pragma once
 
 #include <optional>
@@ -11,43 +11,43 @@
 namespace tmamba {
 
 struct StudyRunOptions {
-  std::optional<int64_t> only_ranks;  // points of so many ranks alone
+  std::optional<int64_t> only_ranks;  // only points with this number of ranks
   std::string launcher = "mpirun";    // or "srun"
-  bool print = true;                  // a line for each start
+  bool print = true;                  // print a line per repeat
 };
 
 struct StudyRun {
-  std::vector<FailedStart> failed;
-  bool stopped = false;  // by a signal, between or within starts
+  std::vector<FailedRepeat> failed;
+  bool stopped = false;  // by a signal
 };
 
-// Runs every start that has no result yet, in turns over the points, and writes each result by one rename. A start that
-// fails is told and tried once more behind the others, then left for the next call; one that its program refused (exit
-// code 2) is not, nor are the others of its point. Throws
-// UserError where another process works in the folder, results there are of another experiment, or the launcher is
+// Runs every repeat that has no result yet, alternating over the points, and writes each result atomically. A failed
+// repeat is reported and retried once after all others; a second failure leaves it to the next call. If the program
+// refuses its input (exit code 2), neither this repeat nor the others of its point are tried again. Throws UserError if
+// another process works in the study's directory, if it holds results of another experiment, or if the launcher is
 // missing.
-StudyRun run_starts(const Study& study, const StudyGrid& grid, const StudyRunOptions& options);
+StudyRun run_repeats(const Study& study, const StudyGrid& grid, const StudyRunOptions& options);
 
-// What a start measures beside steps.
-struct StartParts {
-  bool roof = false;  // the rate of a matrix product
-  bool io = false;    // a batch from a token file, a checkpoint
+// What a repeat measures in addition to steps.
+struct RepeatParts {
+  bool roof = false;  // the GEMM rate
+  bool io = false;    // reading a batch from a token file, and writing a checkpoint
 };
 
-// The command of one start.
-std::vector<std::string> start_command(const Study& study, const StudyPoint& point, const std::string& launcher,
-                                       const StartParts& parts);
+// The command line of one repeat.
+std::vector<std::string> repeat_command(const Study& study, const StudyPoint& point, const std::string& launcher,
+                                        const RepeatParts& parts);
 
-// The batch script that runs the starts of all points of `ranks` ranks: it calls this program's scale verb again.
+// The batch job that runs the repeats of all points with `ranks` ranks; its script calls `transmamba scale`.
 JobSpec study_job(const Study& study, int64_t ranks);
 
 struct SubmittedJob {
   int64_t ranks = 0;
-  std::string script, job;  // job: its number; empty where it was not submitted
+  std::string script, job;  // job: SLURM job number; empty if not submitted
 };
-// Writes a script for each number of ranks with missing starts (of `only_ranks` alone) to study.dir/jobs, and with
-// `submit` gives it to sbatch. What squeue still lists is not submitted again. Throws UserError where SLURM is missing
-// or refuses.
+// Writes a batch script to study.dir/jobs for each number of ranks with missing repeats (only `only_ranks`, if given);
+// `submit` also submits it by sbatch. Jobs that squeue still lists are not submitted again. Throws UserError if SLURM
+// is missing or rejects the job.
 std::vector<SubmittedJob> submit_study(const Study& study, const StudyGrid& grid, std::optional<int64_t> only_ranks,
                                        bool submit);
 

@@ -1,4 +1,4 @@
-// A study as batch jobs: one for each number of ranks, which runs `transmamba scale` on its part of the points.
+// Submits a study as batch jobs: one per number of ranks, which runs `transmamba scale --only-ranks N`.
 #include <algorithm>
 #include <set>
 
@@ -25,7 +25,7 @@ std::set<int64_t> numbers_of_ranks(const StudyGrid& grid, std::optional<int64_t>
 
 bool complete(const Study& study, const StudyGrid& grid, int64_t ranks) {
   return std::all_of(grid.points.begin(), grid.points.end(), [&](const StudyPoint& point) {
-    return point.ranks != ranks || std::ssize(read_starts(study, point)) >= study.repeats;
+    return point.ranks != ranks || std::ssize(read_repeats(study, point)) >= study.repeats;
   });
 }
 
@@ -39,7 +39,7 @@ JobSpec study_job(const Study& study, int64_t ranks) {
   if (!study.time.empty()) job.site.time = study.time;
   job.site.gpus_per_node = std::min(job.site.gpus_per_node, job.ranks_per_node);
   job.site.cpus_per_rank = std::max(job.site.cpus_per_rank, study.threads);
-  // A start that fails is told, and tried again by who asks for it.
+  // Failed repeats are reported, and measured when the user runs scale again: the job does not restart.
   job.site.restarts = 0;
   const std::string dir = absolute(study.dir), which = str("n", ranks);
   job.name = job_name(dir) + "-" + which;
@@ -64,7 +64,7 @@ std::vector<SubmittedJob> submit_study(const Study& study, const StudyGrid& grid
   std::map<std::string, std::string> queued;
   if (submit && !numbers.empty()) {
     require_room(study_job(study, *numbers.rbegin()));
-    // Before the results are read: a job that ends in between has left them.
+    // Query the queue before reading the results: a job that ends in between has then written them.
     queued = queued_jobs(names);
   }
   std::vector<SubmittedJob> submitted;

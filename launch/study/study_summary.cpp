@@ -23,7 +23,7 @@ json of_quantity(const Quantity& quantity) {
           {"values", quantity.values}};
 }
 
-// The same of a number that is `over` / the quantity's values.
+// The same for the quantity `over` / value.
 json of_inverse(const Quantity& quantity, double over) {
   Quantity inverse;
   for (double value : quantity.values) inverse.values.push_back(over / value);
@@ -41,11 +41,11 @@ Peak peak_of(const Study& study, const std::vector<MeasuredPoint>& points) {
   if (study.peak_tflops > 0) return {study.peak_tflops * 1e12, "study.peak_tflops"};
   if (!points.empty() && points.front().point->config.run.device == Device::cuda) {
     return {h200_machine(points.front().point->config.model.head_dim()).peak_flops,
-            "NVIDIA H200, bfloat16 without sparsity; set study.peak_tflops for another GPU"};
+            "NVIDIA H200, dense bfloat16; set study.peak_tflops for another GPU"};
   }
   for (const MeasuredPoint& point : points) {
     if (point.gemm_flops_per_rank == 0) continue;
-    return {point.gemm_flops_per_rank, str("a 2048^3 matrix product as measured on each of ", point.point->ranks,
+    return {point.gemm_flops_per_rank, str("a 2048^3 GEMM, measured on each of ", point.point->ranks,
                                            point.point->ranks == 1 ? " rank" : " ranks, all at once")};
   }
   return {};
@@ -66,7 +66,7 @@ json predicted_by_plan(const StudyPoint& point, const Peak& peak) {
 }
 
 json efficiency_of(const Study& study, const MeasuredPoint& point, const MeasuredPoint& base) {
-  // Rates per rank are proportional to FLOPs / (ranks * seconds); of the base to itself it is 1 by definition.
+  // Rates per rank are proportional to FLOPs / (ranks * seconds). The base's own efficiency is 1 by definition.
   const double scale = step_flops(*point.point) / static_cast<double>(point.point->ranks) /
                        (step_flops(*base.point) / static_cast<double>(base.point->ranks));
   const double value = scale * base.step_ms.median() / point.step_ms.median();
@@ -123,24 +123,25 @@ json point_json(const Study& study, const MeasuredPoint& m, const MeasuredPoint&
 }
 
 json method_json(const Study& study) {
-  return {{"repeats", study.repeats},
-          {"steps", study.steps},
-          {"seed", study.seed},
-          {"measurement",
-           "each start of a point is a job of its own; its step is the median of the timed steps, each that of the "
-           "slowest rank; starts of all points are taken in turn, in an order drawn anew each time"},
-          {"interval",
-           "of the median over starts: the narrowest between two order statistics that holds the median with at least "
-           "95 %, whatever the distribution; \"confidence\" says what it holds with where starts are too few"},
-          {"efficiency",
-           "model FLOP/s per rank over those of the base point; interval by 4000 seeded bootstrap resamples of both, "
-           "at 95 % or, of fewer than six starts, what their range holds a median with"},
-          {"exposed", "step minus the same step with exchanges that move nothing (bench step)"},
-          {"mfu",
-           "3 x forward FLOPs of the model / (step seconds x ranks x peak FLOP/s of a rank); nothing that is computed "
-           "again counts"},
-          {"checkpoint", str("checkpoint_ms_per_step: the time a save keeps training waiting / ",
-                             study.checkpoint_every, " steps (study.checkpoint_every)")}};
+  return {
+      {"repeats", study.repeats},
+      {"steps", study.steps},
+      {"seed", study.seed},
+      {"measurement",
+       "each repeat of a point is a job of its own; its step time is the median of the timed steps, each the time "
+       "of the slowest rank; repeats alternate over the points, in a new random order each time"},
+      {"interval",
+       "of the median over repeats: the narrowest between two order statistics that holds the median with at least "
+       "95 % probability, whatever the distribution; with fewer than six repeats \"confidence\" is lower"},
+      {"efficiency",
+       "model FLOP/s per rank over those of the base point; interval from 4000 seeded bootstrap resamples of both, "
+       "at 95 %, or with fewer than six repeats at the confidence of the range of the repeats"},
+      {"exposed",
+       "exposed communication: the step time minus that of the same step with exchanges that move nothing (bench "
+       "step)"},
+      {"mfu", "3 x forward FLOPs of the model / (step seconds x ranks x peak FLOP/s of a rank), without recomputation"},
+      {"checkpoint", str("checkpoint_ms_per_step: the time for which a save blocks training / ", study.checkpoint_every,
+                         " steps (study.checkpoint_every)")}};
 }
 
 json base_rows(const Study& study, const std::vector<MeasuredPoint>& points) {
@@ -159,7 +160,7 @@ json base_rows(const Study& study, const std::vector<MeasuredPoint>& points) {
 
 }  // namespace
 
-json study_summary(const Study& study, const StudyGrid& grid, const std::vector<FailedStart>& failed) {
+json study_summary(const Study& study, const StudyGrid& grid, const std::vector<FailedRepeat>& failed) {
   const std::vector<MeasuredPoint> points = measured_points(study, grid);
   const Peak peak = peak_of(study, points);
   const std::optional<StudyModel> model = fit_study(study, points);
@@ -175,14 +176,14 @@ json study_summary(const Study& study, const StudyGrid& grid, const std::vector<
   for (const MeasuredPoint& point : points) {
     summary["points"].push_back(point_json(study, point, base_of(points, study, point), peak, model));
   }
-  for (const FailedStart& f : failed) summary["failed"].push_back({{"id", f.id}, {"start", f.start}, {"why", f.why}});
+  for (const FailedRepeat& f : failed) summary["failed"].push_back({{"id", f.id}, {"start", f.repeat}, {"why", f.why}});
   for (const SkippedPoint& s : grid.skipped) {
     summary["skipped"].push_back({{"series", s.series}, {"ranks", s.ranks}, {"seq_len", s.seq_len}, {"why", s.why}});
   }
   if (!model) return summary;
   int most = 1;
   for (const MeasuredPoint& point : points) most = std::max(most, point.ranks_per_node());
-  summary["model"] = {{"note", "everything in here is the cost model's, not measured"},
+  summary["model"] = {{"note", "everything here is predicted by the cost model, not measured"},
                       {"fit", fit_json(*model, std::min(most, model->slots))},
                       {"holdout", holdout(study, points)},
                       {"extrapolation", extrapolation(study, points, *model, peak.flops)}};

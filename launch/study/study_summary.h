@@ -1,4 +1,4 @@
-// The results of a study as one JSON object, as CSV, and as a table for people.
+// The results of a study as one JSON object, as CSV, and as a text table.
 #pragma once
 
 #include <nlohmann/json.hpp>
@@ -8,28 +8,28 @@
 
 namespace tmamba {
 
-// A start that gave no result.
-struct FailedStart {
+// A repeat that gave no result.
+struct FailedRepeat {
   std::string id;
-  int64_t start = 0;
+  int64_t repeat = 0;
   std::string why;
 };
 
-// Everything that study.json holds: method, base, measured points with median and interval beside the planner's
-// prediction and the fitted model, failures, what was skipped; the model apart under "model".
-nlohmann::json study_summary(const Study& study, const StudyGrid& grid, const std::vector<FailedStart>& failed);
+// The content of study.json: method, base, measured points (median and interval, the planner's prediction and the
+// fitted model), failed repeats and skipped layouts. Everything else of the model is under "model".
+nlohmann::json study_summary(const Study& study, const StudyGrid& grid, const std::vector<FailedRepeat>& failed);
 
-// The measured points, a line each; nothing of the model but its figure for the same point, in columns named so.
+// The measured points, one line each. Of the model it holds only the prediction for the same point (fitted_model_*).
 std::string study_csv(const nlohmann::json& summary);
-// The extrapolation, a line each. Every line says that it is a model.
+// The extrapolated points, one line each, marked as model output in the column `source`.
 std::string extrapolation_csv(const nlohmann::json& summary);
-// The least confidence of the points' intervals of `quantity` ("step_ms", "efficiency"), for people: "75 %", rounded
-// down. Few starts give less than 95 %.
+// The lowest confidence among the points' intervals of `quantity` ("step_ms", "efficiency"), rounded down: "75 %".
+// Fewer than six repeats give less than 95 %.
 std::string least_confidence(const nlohmann::json& summary, const char* quantity);
-// Table for people, every line ended.
+// Formats the summary as text; every line ends with a newline.
 std::string study_text(const nlohmann::json& summary);
 
-// study.json, study.csv and study-model.csv in study.dir, each replaced in one step.
+// Writes study.json, study.csv and study-model.csv to study.dir, each atomically.
 void write_summary(const Study& study, const nlohmann::json& summary);
 
 }  // namespace tmamba

@@ -1,4 +1,4 @@
-// A study's summary as CSV and as text.
+// Formats a study's summary as CSV and as text.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -13,10 +13,15 @@ namespace {
 
 using nlohmann::json;
 
-// RFC 4180: quoted where it must be.
+// Quotes as RFC 4180 requires; a list becomes "a; b".
 std::string csv_field(const json& value) {
   if (value.is_null()) return "";
-  std::string text = value.is_string() ? value.get<std::string>() : value.dump();
+  std::string text;
+  if (value.is_array()) {
+    for (const json& entry : value) text += (text.empty() ? "" : "; ") + entry.get<std::string>();
+  } else {
+    text = value.is_string() ? value.get<std::string>() : value.dump();
+  }
   if (text.find_first_of(",\"\n") == std::string::npos) return text;
   std::string quoted = "\"";
   for (char c : text) quoted += c == '"' ? std::string("\"\"") : std::string(1, c);
@@ -29,14 +34,58 @@ std::string csv_line(const std::vector<json>& fields) {
   return line + "\n";
 }
 
-std::string joined(const json& names) {
-  std::string text;
-  for (const json& name : names) text += (text.empty() ? "" : "; ") + name.get<std::string>();
-  return text;
-}
+struct CsvColumn {
+  const char* name;
+  const char* path;  // JSON pointer into a point of the summary
+};
 
-// The member `inner` of an object that may be null.
-json inside(const json& outer, const char* inner) { return outer.is_null() ? json() : outer.at(inner); }
+constexpr auto kPointColumns = std::to_array<CsvColumn>({
+    {"id", "/id"},
+    {"series", "/series"},
+    {"ranks", "/ranks"},
+    {"hosts", "/hosts"},
+    {"seq_len", "/seq_len"},
+    {"batch", "/batch"},
+    {"micro_batches", "/micro_batches"},
+    {"tp", "/tp"},
+    {"sp", "/sp"},
+    {"dp", "/dp"},
+    {"fold", "/fold"},
+    {"transport", "/transport"},
+    {"starts", "/starts"},
+    {"step_ms_median", "/step_ms/median"},
+    {"step_ms_low", "/step_ms/low"},
+    {"step_ms_high", "/step_ms/high"},
+    {"confidence", "/step_ms/confidence"},
+    {"tokens_per_s_median", "/tokens_per_s/median"},
+    {"tokens_per_s_low", "/tokens_per_s/low"},
+    {"tokens_per_s_high", "/tokens_per_s/high"},
+    {"efficiency", "/efficiency/value"},
+    {"efficiency_low", "/efficiency/low"},
+    {"efficiency_high", "/efficiency/high"},
+    {"base", "/base"},
+    {"mfu", "/mfu"},
+    {"compute_ms", "/breakdown/compute_ms/median"},
+    {"exposed_ms", "/breakdown/exposed_ms/median"},
+    {"data_ms", "/breakdown/data_ms/median"},
+    {"checkpoint_stall_ms", "/breakdown/checkpoint_stall_ms/median"},
+    {"checkpoint_ms", "/breakdown/checkpoint_ms/median"},
+    {"checkpoint_ms_per_step", "/breakdown/checkpoint_ms_per_step"},
+    {"memory_bytes", "/memory_bytes"},
+    {"checkpoint_bytes", "/checkpoint_bytes"},
+    {"load", "/load"},
+    {"predicted_step_ms", "/predicted/step_ms"},
+    {"predicted_exposed_ms", "/predicted/exposed_ms"},
+    {"predicted_memory_bytes", "/predicted/memory_bytes"},
+    {"fitted_model_step_ms", "/fitted/step_ms"},
+    {"fitted_model_exposed_ms", "/fitted/exposed_ms"},
+});
+
+// The value at a path, null if the object that should hold it is null (a part that was not measured).
+json value_at(const json& point, const char* path) {
+  const json::json_pointer pointer(path);
+  return point.at(pointer.parent_pointer()).is_null() ? json() : point.at(pointer);
+}
 
 std::string row(const std::array<std::string, 9>& cells) {
   std::array<char, 256> line{};
@@ -63,9 +112,10 @@ std::string point_row(const json& p) {
 
 std::string holdout_text(const json& holdout) {
   if (holdout.is_null()) return "";
-  std::string text = str("Model fitted without the runs of ", holdout.at("ranks").get<int64_t>(), " ranks, on them:\n");
+  std::string text = str("Holdout: predictions for ", holdout.at("ranks").get<int64_t>(),
+                         " ranks by the model fitted without them:\n");
   for (const json& p : holdout.at("points")) {
-    text += str("  ", p.at("id").get<std::string>(), ": step ", fixed(p.at("model_step_ms").get<double>(), 1),
+    text += str("  ", p.at("id").get<std::string>(), ": predicted step ", fixed(p.at("model_step_ms").get<double>(), 1),
                 " ms, measured ", fixed(p.at("measured_step_ms").get<double>(), 1), "; efficiency ",
                 fixed(100 * p.at("model_efficiency").get<double>(), 1), " %, measured ",
                 fixed(100 * p.at("measured_efficiency").get<double>(), 1), " %\n");
@@ -76,22 +126,22 @@ std::string holdout_text(const json& holdout) {
 std::string model_text(const json& model) {
   const json& fit = model.at("fit");
   std::string text =
-      str("\nModel (not measured), fitted to the points above: ", fixed(100 * fit.at("step_error").get<double>(), 1),
-          " % root mean square error of steps\n");
+      str("\nCost model (predictions, not measurements), fitted to the points above: ",
+          fixed(100 * fit.at("step_error").get<double>(), 1), " % root mean square error of the step times\n");
   for (const json& number : fit.at("numbers")) {
     text += str("  ", number.at("name").get<std::string>(), " ", scientific(number.at("value").get<double>()),
-                " (before ", scientific(number.at("prior").get<double>()),
-                number.at("informed").get<bool>() ? ")\n" : "; the points say little about it)\n");
+                " (before the fit ", scientific(number.at("prior").get<double>()),
+                number.at("informed").get<bool>() ? ")\n" : "; hardly constrained by the points)\n");
   }
   text += holdout_text(model.at("holdout"));
   const json& e = model.at("extrapolation");
   for (const json& s : e.at("skipped")) {
     text +=
-        str("left out of the extrapolation: ", s.at("series").get<std::string>(), " on ", s.at("ranks").get<int64_t>(),
+        str("skipped in the extrapolation: ", s.at("series").get<std::string>(), " on ", s.at("ranks").get<int64_t>(),
             " ranks, T=", s.at("seq_len").get<int64_t>(), ": ", s.at("why").get<std::string>(), "\n");
   }
   if (e.at("points").empty()) return text;
-  text += str("Extrapolated by the model, ", e.at("ranks_per_node").get<int>(), " ranks a node");
+  text += str("Extrapolated by the model, ", e.at("ranks_per_node").get<int>(), " ranks per node");
   for (const json& assumed : e.at("assumed")) text += ", assuming " + assumed.get<std::string>();
   text += "\n";
   for (const json& p : e.at("points")) {
@@ -113,89 +163,13 @@ std::string least_confidence(const json& summary, const char* quantity) {
 }
 
 std::string study_csv(const json& summary) {
-  std::string csv = csv_line({"mode",
-                              "id",
-                              "series",
-                              "ranks",
-                              "hosts",
-                              "seq_len",
-                              "batch",
-                              "micro_batches",
-                              "tp",
-                              "sp",
-                              "dp",
-                              "fold",
-                              "transport",
-                              "starts",
-                              "step_ms_median",
-                              "step_ms_low",
-                              "step_ms_high",
-                              "confidence",
-                              "tokens_per_s_median",
-                              "tokens_per_s_low",
-                              "tokens_per_s_high",
-                              "efficiency",
-                              "efficiency_low",
-                              "efficiency_high",
-                              "base",
-                              "mfu",
-                              "compute_ms",
-                              "exposed_ms",
-                              "data_ms",
-                              "checkpoint_stall_ms",
-                              "checkpoint_ms",
-                              "checkpoint_ms_per_step",
-                              "memory_bytes",
-                              "checkpoint_bytes",
-                              "load",
-                              "predicted_step_ms",
-                              "predicted_exposed_ms",
-                              "predicted_memory_bytes",
-                              "fitted_model_step_ms",
-                              "fitted_model_exposed_ms"});
+  std::vector<json> fields{json("mode")};
+  for (const CsvColumn& column : kPointColumns) fields.emplace_back(column.name);
+  std::string csv = csv_line(fields);
   for (const json& p : summary.at("points")) {
-    const json &step = p.at("step_ms"), &rate = p.at("tokens_per_s"), &e = p.at("efficiency"), &b = p.at("breakdown"),
-               &predicted = p.at("predicted"), &fitted = p.at("fitted");
-    csv += csv_line({summary.at("mode"),
-                     p.at("id"),
-                     joined(p.at("series")),
-                     p.at("ranks"),
-                     p.at("hosts"),
-                     p.at("seq_len"),
-                     p.at("batch"),
-                     p.at("micro_batches"),
-                     p.at("tp"),
-                     p.at("sp"),
-                     p.at("dp"),
-                     p.at("fold"),
-                     p.at("transport"),
-                     p.at("starts"),
-                     step.at("median"),
-                     step.at("low"),
-                     step.at("high"),
-                     step.at("confidence"),
-                     rate.at("median"),
-                     rate.at("low"),
-                     rate.at("high"),
-                     e.at("value"),
-                     e.at("low"),
-                     e.at("high"),
-                     p.at("base"),
-                     p.at("mfu"),
-                     inside(b.at("compute_ms"), "median"),
-                     inside(b.at("exposed_ms"), "median"),
-                     inside(b.at("data_ms"), "median"),
-                     inside(b.at("checkpoint_stall_ms"), "median"),
-                     inside(b.at("checkpoint_ms"), "median"),
-                     b.at("checkpoint_ms_per_step"),
-                     p.at("memory_bytes"),
-                     p.at("checkpoint_bytes"),
-                     p.at("load"),
-                     predicted.at("step_ms"),
-                     predicted.at("exposed_ms"),
-                     predicted.at("memory_bytes"),
-                     fitted.at("step_ms"),
-                     fitted.at("exposed_ms")});
+    fields.assign(1, summary.at("mode"));
+    for (const CsvColumn& column : kPointColumns) fields.push_back(value_at(p, column.path));
+    csv += csv_line(fields);
   }
   return csv;
 }
@@ -220,15 +194,15 @@ std::string study_text(const json& summary) {
     text += str("base: ", base.at("id").get<std::string>(), ", ", fixed(base.at("step_ms").get<double>(), 1), " ms, ",
                 count_text(base.at("tokens_per_s").get<double>()), " tokens/s\n");
   }
-  text += row({"point", "starts", "step ms", str("interval (", least_confidence(summary, "step_ms"), ")"), "tokens/s",
+  text += row({"point", "repeats", "step ms", str("interval (", least_confidence(summary, "step_ms"), ")"), "tokens/s",
                str("efficiency % (", least_confidence(summary, "efficiency"), ")"), "exposed", "planned", "fitted"});
   for (const json& point : summary.at("points")) text += point_row(point);
   for (const json& s : summary.at("skipped")) {
-    text += str("left out: ", s.at("series").get<std::string>(), " on ", s.at("ranks").get<int64_t>(),
+    text += str("skipped: ", s.at("series").get<std::string>(), " on ", s.at("ranks").get<int64_t>(),
                 " ranks, T=", s.at("seq_len").get<int64_t>(), ": ", s.at("why").get<std::string>(), "\n");
   }
   for (const json& f : summary.at("failed")) {
-    text += str("failed: ", f.at("id").get<std::string>(), ", start ", f.at("start").get<int64_t>(), ": ",
+    text += str("failed: ", f.at("id").get<std::string>(), ", repeat ", f.at("start").get<int64_t>(), ": ",
                 f.at("why").get<std::string>(), "\n");
   }
   if (summary.contains("model")) text += model_text(summary.at("model"));

@@ -1,4 +1,4 @@
-// The JUBE file under Debian's jube: every start ends, and the table has its figures.
+// The JUBE file under Debian's jube: every job ends, and the table has its figures.
 #include <gtest/gtest.h>
 
 #include <cstdlib>
@@ -19,7 +19,7 @@ class Jube : public testing::Test {
     enter_test_folder("jube");
     fs::create_directories("configs");
     fs::copy(fs::path(TMAMBA_SOURCE_DIR) / "configs" / "studies", "configs/studies");
-    // The shipped file but for fewer ranks and starts.
+    // The shipped file with fewer ranks and repeats.
     std::ifstream in("configs/studies/jube.xml");
     std::ostringstream text;
     text << in.rdbuf();

@@ -1,4 +1,4 @@
-// transmamba scale as a user starts it: measured once, gone on with after stops and failures, handed to SLURM.
+// transmamba scale as a user runs it: measures once, resumes after stops and failures, submits to SLURM.
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/file.h>
@@ -57,7 +57,7 @@ class Scale : public testing::Test {
   }
 };
 
-TEST_F(Scale, GoesOnWhereItWasAndMeasuresNothingTwice) {
+TEST_F(Scale, ResumesAndMeasuresNothingTwice) {
   write_study("[1, 2]");
   const Outcome first = transmamba("scale study.toml --repeats 1");
   ASSERT_EQ(first.code, 0) << first.output;
@@ -77,7 +77,7 @@ TEST_F(Scale, GoesOnWhereItWasAndMeasuresNothingTwice) {
     EXPECT_GT(p["breakdown"]["checkpoint_ms"]["median"].get<double>(), 0);
     EXPECT_GT(p["memory_bytes"].get<double>(), 1e6);
   }
-  // Nothing is left to do, and the page can be drawn.
+  // A third run measures nothing, and the report can be written.
   const Outcome third = transmamba("scale study.toml --json");
   EXPECT_EQ(json::parse(third.output)["points"].size(), 2u) << third.output;
   const Outcome report = transmamba("report out");
@@ -85,8 +85,8 @@ TEST_F(Scale, GoesOnWhereItWasAndMeasuresNothingTwice) {
   EXPECT_GT(fs::file_size("out/report.html"), 10000u);
 }
 
-TEST_F(Scale, AFailedStartIsToldAndTriedAgain) {
-  // Ranks of two fail until the file `healed` is there; one fails quietly, with something that is no result.
+TEST_F(Scale, AFailedRepeatIsReportedAndRetried) {
+  // Jobs of two ranks fail until the file `healed` exists; those of one rank print something that is not a result.
   write_program("launcher",
                 "if [ ! -e healed ]; then case \"$*\" in *' -n 2 '*) echo 'no route to host' >&2; exit 3;;\n"
                 "*) echo '{\"half\": 1'; exit 0;; esac; fi\nexec mpirun \"$@\"\n");
@@ -96,7 +96,7 @@ TEST_F(Scale, AFailedStartIsToldAndTriedAgain) {
   for (const char* part : {"exit code 3", "no route to host", "printed no result", "[4/4]", "0 of 2 points measured"}) {
     EXPECT_NE(failed.output.find(part), std::string::npos) << failed.output;
   }
-  EXPECT_EQ(read_json("out/study.json")["failed"].size(), 2u);  // of each point once
+  EXPECT_EQ(read_json("out/study.json")["failed"].size(), 2u);  // one per point
   EXPECT_TRUE(starts().empty() || starts().begin()->first.ends_with(".err") ||
               starts().begin()->first.ends_with(".out"));
   std::ofstream("healed") << "";
@@ -105,7 +105,7 @@ TEST_F(Scale, AFailedStartIsToldAndTriedAgain) {
   EXPECT_EQ(starts().size(), 2u);
 }
 
-// What the program refuses is not asked of it again; its own words are told, and its files do not stay.
+// A refused point is not tried again; the program's error is printed, and its files are removed.
 TEST_F(Scale, ARefusedPointIsNotTriedAgain) {
   write_program(
       "launcher",
@@ -118,24 +118,24 @@ TEST_F(Scale, ARefusedPointIsNotTriedAgain) {
   EXPECT_NE(refused.output.find("exit code 2: error: node: 2 ranks, but 1 GPU for them ("), std::string::npos)
       << refused.output;
   EXPECT_NE(refused.output.find("1 of 2 points measured"), std::string::npos) << refused.output;
-  EXPECT_EQ(fs::file_size("tries"), 2u);  // a line
+  EXPECT_EQ(fs::file_size("tries"), 2u);  // one line
   for (const auto& entry : fs::recursive_directory_iterator("out")) EXPECT_NE(entry.path().filename(), "bench-io");
 }
 
-TEST_F(Scale, StopsOnASignalAndGoesOn) {
+TEST_F(Scale, StopsOnASignalAndResumes) {
   write_program("launcher", "if [ ! -e go ]; then touch began; exec sleep 60; fi\nexec mpirun \"$@\"\n");
   write_study("[1]", "./launcher");
   const Outcome stopped =
       shell(command_line("scale study.toml", 0) +
             " & pid=$!; for i in $(seq 500); do [ -e began ] && break; sleep 0.02; done; kill -TERM $pid; wait $pid");
   EXPECT_EQ(stopped.code, 85) << stopped.output;
-  EXPECT_NE(stopped.output.find("start the same command again"), std::string::npos) << stopped.output;
+  EXPECT_NE(stopped.output.find("run the same command again to resume"), std::string::npos) << stopped.output;
   EXPECT_TRUE(fs::exists("out/study.json"));
   std::ofstream("go") << "";
   EXPECT_EQ(transmamba("scale study.toml --repeats 1").code, 0);
 }
 
-TEST_F(Scale, HandsJobsToSlurm) {
+TEST_F(Scale, SubmitsJobsToSlurm) {
   write_program(
       "sbatch",
       "echo \"$@\" >> asked; if [ -e full ]; then echo 'sbatch: error: invalid partition' >&2; exit 1; fi; echo 77\n");
@@ -161,7 +161,7 @@ TEST_F(Scale, HandsJobsToSlurm) {
   std::ofstream("queued") << "";
   const Outcome again = transmamba(slurm);
   EXPECT_NE(again.output.find("submitted before"), std::string::npos) << again.output;
-  // What a job runs, with an srun that is an mpirun.
+  // Runs the job script, with an srun that calls mpirun.
   write_program("srun",
                 "args=(); for a in \"$@\"; do [[ $a == --mpi=* || $a == --kill* ]] || args+=(\"$a\"); done; exec "
                 "mpirun --oversubscribe \"${args[@]}\"\n");
@@ -171,7 +171,7 @@ TEST_F(Scale, HandsJobsToSlurm) {
   EXPECT_EQ(starts().size(), 2u);
 }
 
-TEST_F(Scale, RefusesWhatCannotBe) {
+TEST_F(Scale, RefusesInvalidArguments) {
   const auto refused = [](const std::string& arguments, const std::vector<std::string>& parts) {
     const Outcome outcome = transmamba(arguments);
     EXPECT_EQ(outcome.code, 2) << arguments << "\n" << outcome.output;

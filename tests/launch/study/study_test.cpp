@@ -1,4 +1,4 @@
-// Scaling studies without running anything: their files, their points, intervals, and what results say together.
+// Scaling studies without running anything: study files, points, intervals, and the aggregation of results.
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -89,7 +89,7 @@ class StudyFiles : public testing::Test {
     std::ofstream(folder_ / "study.toml") << study;
     return (folder_ / "study.toml").string();
   }
-  // [study] with the keys that must be there.
+  // [study] with the required keys.
   Study study(const std::string& more = "", const std::string& sections = "") const {
     return load_study(write("[study]\nconfig = \"model.toml\"\nranks = [1, 2, 4]\ndir = \"" +
                             (folder_ / "results").string() + "\"\n" + more + "\n" + sections));
@@ -180,32 +180,32 @@ TEST_F(StudyFiles, TheShippedStudiesCanRun) {
 
 // --- results
 
-// Starts as `bench step` would have measured them: seconds proportional to `ms`, a little apart from start to start.
-void write_start(const Study& study, const StudyPoint& point, int64_t start, double ms) {
-  const double step = ms * (1 + 0.01 * static_cast<double>(start));
+// Repeats as `bench step` would measure them: step times near `ms`, slightly different in each repeat.
+void write_repeat(const Study& study, const StudyPoint& point, int64_t repeat, double ms) {
+  const double step = ms * (1 + 0.01 * static_cast<double>(repeat));
   json result = {{"step_ms", step}, {"ranks", point.ranks}, {"hosts", 1},          {"processors", 4},
                  {"threads", 1},    {"work_ms", step},      {"memory_bytes", 1e6}, {"exposed_ms", 0.0}};
   if (point.ranks > 1) result["work_ms"] = 0.9 * step, result["exposed_ms"] = 0.1 * step;
   if (point.ranks == 1) result["gemm_gflops"] = 50.0;
   result["io"] = {{"data_ms", 0.1}, {"checkpoint_stall_ms", 5.0}, {"checkpoint_ms", 50.0}, {"checkpoint_bytes", 1000}};
   fs::create_directories(point_folder(study, point));
-  std::ofstream(start_file(study, point, start))
+  std::ofstream(repeat_file(study, point, repeat))
       << json({{"fingerprint", fingerprint(study, point)}, {"load", 0.5}, {"result", result}});
 }
 
-void write_starts(const Study& study, const StudyGrid& grid, double factor = 1) {
+void write_repeats(const Study& study, const StudyGrid& grid, double factor = 1) {
   for (const StudyPoint& point : grid.points) {
-    // Perfect but for a tenth that each doubling costs.
+    // Perfect scaling, except that each doubling of the ranks costs 10 %.
     const double ms =
         factor * 400.0 / static_cast<double>(point.ranks) * std::pow(1.1, std::log2(static_cast<double>(point.ranks)));
-    for (int64_t start = 0; start < study.repeats; ++start) write_start(study, point, start, ms);
+    for (int64_t repeat = 0; repeat < study.repeats; ++repeat) write_repeat(study, point, repeat, ms);
   }
 }
 
 TEST_F(StudyFiles, ASummaryHoldsWhatWasMeasured) {
   const Study s = study("layouts = [\"dp\", \"tp\"]\nbatch = 8\nrepeats = 7", "[extrapolate]\nranks = [4096]\n");
   const StudyGrid grid = study_grid(s);
-  write_starts(s, grid);
+  write_repeats(s, grid);
   const json summary = json::parse(study_summary(s, grid, {}).dump());
   ASSERT_EQ(summary["points"].size(), 5u);
   ASSERT_EQ(summary["bases"].size(), 1u);
@@ -226,12 +226,12 @@ TEST_F(StudyFiles, ASummaryHoldsWhatWasMeasured) {
     EXPECT_GT(p["predicted"]["memory_bytes"].get<double>(), 0);
     EXPECT_GT(p["fitted"]["step_ms"].get<double>(), 0);
   }
-  // The model stands apart: 8 sequences are not divisible by 4096 ranks, and it says so.
+  // 8 sequences are not divisible by 4096 ranks: the extrapolation reports it.
   const json& extrapolated = summary["model"]["extrapolation"];
   EXPECT_TRUE(extrapolated["points"].empty());
   EXPECT_EQ(extrapolated["skipped"].size(), 2u);
   for (const char* series : {"dp", "tp"}) {
-    EXPECT_NE(study_text(summary).find(str("left out of the extrapolation: ", series, " on 4096 ranks")),
+    EXPECT_NE(study_text(summary).find(str("skipped in the extrapolation: ", series, " on 4096 ranks")),
               std::string::npos);
   }
   EXPECT_EQ(summary["model"]["holdout"]["ranks"], 4);
@@ -242,7 +242,7 @@ TEST_F(StudyFiles, ASummaryHoldsWhatWasMeasured) {
   EXPECT_NE(study_text(summary).find("5 of 5 points"), std::string::npos);
 }
 
-// Three starts hold the median with 75 % and ten with 95 % at least; of points with different numbers the least counts.
+// Three repeats hold the median with 75 % and ten with at least 95 %; the lowest confidence of all points is printed.
 TEST_F(StudyFiles, IntervalsAreLabelledWithWhatTheyHoldWith) {
   Study s = study("layouts = [\"dp\"]\nbatch = 8\nrepeats = 3");
   const StudyGrid grid = study_grid(s);
@@ -254,12 +254,12 @@ TEST_F(StudyFiles, IntervalsAreLabelledWithWhatTheyHoldWith) {
     EXPECT_NE(page.find(str("Tokens per second, with intervals (", step, ")")), std::string::npos);
     EXPECT_NE(page.find(str("Efficiency per rank, with intervals (", efficiency, ")")), std::string::npos);
   };
-  write_starts(s, grid);
+  write_repeats(s, grid);
   labels("75 %", "75 %");
   s.repeats = 6;
-  for (int64_t start : {3, 4, 5}) write_start(s, grid.points.front(), start, 400);
+  for (int64_t repeat : {3, 4, 5}) write_repeat(s, grid.points.front(), repeat, 400);
   labels("75 %", "75 %");
-  write_starts(s, grid);
+  write_repeats(s, grid);
   labels("96 %", "95 %");
 }
 
@@ -267,7 +267,7 @@ TEST_F(StudyFiles, TheModelGoesOnWhereNobodyMeasured) {
   const Study s = study("mode = \"weak\"\nlayouts = [\"dp\", \"auto\"]\nbatch = 32\nrepeats = 6",
                         "[extrapolate]\nranks = [64, 4096]\nranks_per_node = 8\nbetween_gb_per_s = 10.0\n");
   const StudyGrid grid = study_grid(s);
-  write_starts(s, grid, 4);
+  write_repeats(s, grid, 4);
   const json summary = study_summary(s, grid, {});
   const json& extrapolated = summary["model"]["extrapolation"];
   ASSERT_EQ(extrapolated["points"].size(), 4u) << extrapolated.dump(2);
@@ -281,17 +281,17 @@ TEST_F(StudyFiles, TheModelGoesOnWhereNobodyMeasured) {
   const std::string csv = extrapolation_csv(summary);
   EXPECT_NE(csv.find("fitted model, not measured"), std::string::npos);
   const std::string page = study_page({summary, summary});
-  EXPECT_NE(page.find("Everything in this part is the cost model's"), std::string::npos);
+  EXPECT_NE(page.find("Everything in this section is predicted by the cost model"), std::string::npos);
   EXPECT_LT(page.size(), 1000000u);
   EXPECT_EQ(page, study_page({summary, summary}));
 }
 
-// GPUs are not shared as cores are: the runs of all of them are foretold from those of fewer.
+// Ranks do not share GPUs: the fit to fewer ranks predicts the step time on all GPUs.
 TEST_F(StudyFiles, TheModelKnowsTheGpusOfANode) {
   const Study s = study("mode = \"weak\"\nlayouts = [\"dp\"]\nbatch = 32\nrepeats = 6\nset = ['run.device=\"cuda\"']");
   const StudyGrid grid = study_grid(s);
   for (const StudyPoint& point : grid.points) {
-    for (int64_t start = 0; start < s.repeats; ++start) write_start(s, point, start, point.ranks == 1 ? 360 : 400);
+    for (int64_t repeat = 0; repeat < s.repeats; ++repeat) write_repeat(s, point, repeat, point.ranks == 1 ? 360 : 400);
   }
   const json held = study_summary(s, grid, {})["model"]["holdout"];
   ASSERT_EQ(held["ranks"], 4);
@@ -303,19 +303,19 @@ TEST_F(StudyFiles, TheModelKnowsTheGpusOfANode) {
 TEST_F(StudyFiles, DamagedAndForeignResultsAreNamed) {
   const Study s = study("repeats = 2");
   const StudyGrid grid = study_grid(s);
-  write_starts(s, grid);
-  const fs::path file = start_file(s, grid.points.front(), 1);
+  write_repeats(s, grid);
+  const fs::path file = repeat_file(s, grid.points.front(), 1);
   std::ofstream(file) << "{\"fingerprint\": ";
   const auto message = [&](const Study& of) {
     try {
-      read_starts(of, grid.points.front());
+      read_repeats(of, grid.points.front());
       return std::string();
     } catch (const UserError& error) {
       return std::string(error.what());
     }
   };
   EXPECT_NE(message(s).find(file.string() + " is damaged"), std::string::npos) << message(s);
-  write_starts(s, grid);
+  write_repeats(s, grid);
   EXPECT_EQ(message(s), "");
   Study other = s;
   other.steps = 17;
@@ -327,14 +327,14 @@ TEST_F(StudyFiles, DamagedAndForeignResultsAreNamed) {
 TEST_F(StudyFiles, TwoRunsAreCompared) {
   const Study s = study("repeats = 10");
   const StudyGrid grid = study_grid(s);
-  write_starts(s, grid);
+  write_repeats(s, grid);
   Study again = s;
   again.dir = (folder_ / "again").string();
-  write_starts(again, grid, 1.005);  // well within what starts differ by
+  write_repeats(again, grid, 1.005);  // well within the spread of the repeats
   const json same = compare_studies(s, grid, again.dir);
   ASSERT_EQ(same["points"].size(), grid.points.size());
   for (const json& p : same["points"]) EXPECT_TRUE(p["inside"].get<bool>() && p["same"].get<bool>()) << p;
-  write_starts(again, grid, 1.5);
+  write_repeats(again, grid, 1.5);
   for (const json& p : compare_studies(s, grid, again.dir)["points"]) {
     EXPECT_FALSE(p["inside"].get<bool>() || p["same"].get<bool>()) << p;
     EXPECT_NEAR(p["ratio"].get<double>(), 1.5, 1e-9);
@@ -357,13 +357,13 @@ TEST_F(StudyFiles, JobScriptsAreQuotedAndOfTheSite) {
         "'--launcher' 'srun' '--only-ranks' '4'", "a b;c'\\''d'", "my site.env'"}) {
     EXPECT_NE(script.find(part), std::string::npos) << script << "\nlacks " << part;
   }
-  // One rank takes one of the node's GPUs.
+  // A job of one rank requests one of the node's GPUs.
   EXPECT_NE(job_script(study_job(s, 1)).find("#SBATCH --gpus-per-node=1\n"), std::string::npos);
   const fs::path file = folder_ / "job.sh";
   std::ofstream(file) << script;
   EXPECT_EQ(std::system(("bash -n '" + file.string() + "'").c_str()), 0) << script;
-  // Ranks start in the container, srun as the site has it.
-  const std::vector<std::string> command = start_command(s, study_grid(s).points.back(), s.starter(), {});
+  // The ranks start in the container, by the site's srun options.
+  const std::vector<std::string> command = repeat_command(s, study_grid(s).points.back(), s.starter(), {});
   const std::vector<std::string> begin(command.begin(), command.begin() + 10);
   EXPECT_EQ(begin, (std::vector<std::string>{"srun", "--mpi=pmix_v4", "--kill-on-bad-exit=1", "--nodes=2",
                                              "--ntasks-per-node=2", "-n", "4", "box", "run", "transmamba"}));
@@ -374,12 +374,12 @@ TEST_F(StudyFiles, ASiteIsForJobs) {
   const std::string file = (folder_ / "site.env").string();
   Study here = study("", "[slurm]\nsite = \"site.env\"\n"), jobs = here, inside = here;
   use_site(here, "");
-  EXPECT_EQ(here.ranks_per_node, 0);  // mpirun from here has nothing to do with the site
+  EXPECT_EQ(here.ranks_per_node, 0);  // mpirun from this process ignores the site file
   jobs.launcher = "slurm";
   use_site(jobs, "");
   EXPECT_EQ(jobs.ranks_per_node, 3);
   EXPECT_EQ(jobs.starter(), "mpirun");
-  use_site(inside, file);  // as a job of it calls the program
+  use_site(inside, file);  // as in a job of the study
   const StudyPoint point = study_grid(jobs).points.front();
   EXPECT_EQ(fingerprint(inside, point), fingerprint(jobs, point));
   jobs.site_file = "nowhere.env";
