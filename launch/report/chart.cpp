@@ -38,7 +38,7 @@ std::vector<double> all_y(const LineChart& chart) {
   return values;
 }
 
-// Both scales, the plot beginning right of the widest number of the y axis.
+// Both scales. The plot begins right of the widest label of the y axis.
 Frame fit(const LineChart& chart) {
   using namespace chart_frame;
   const double bottom = kTop + 12 + kPlotHeight;
@@ -58,13 +58,13 @@ std::string grid(const Frame& frame) {
     if (tick.text.empty()) continue;
     out += line(frame.left, y, kRight, y, "cg") + text(frame.left - 6, y + 4, "end", "ca", tick.text);
   }
-  double free_from = 0;  // numbers must not run into each other
+  double free_from = 0;  // labels must not overlap
   for (const ChartTick& tick : frame.x.ticks(6)) {
     const double x = frame.x.pixel(tick.value), half = text_width(tick.text) / 2;
     out += line(x, frame.bottom, x, frame.bottom + (tick.text.empty() ? 3 : 5), "cx");
     if (tick.text.empty() || x - half < free_from) continue;
     out += line(x, top, x, frame.bottom, "cg");
-    // The last number must not stick out of the picture.
+    // The last label must stay inside the chart.
     const bool last = x + half > kWidth - 2;
     out += text(last ? kWidth - 2 : x, frame.bottom + 17, last ? "end" : "middle", "ca", tick.text);
     free_from = x + half + 6;
@@ -83,7 +83,7 @@ std::string line_path(const Frame& frame, const std::vector<ChartPoint>& points)
   return path;
 }
 
-// Bands where both ends can be drawn; between those that follow each other the area is filled.
+// Bands whose ends can both be drawn; the area between consecutive ones is filled.
 std::string band_path(const Frame& frame, const std::vector<ChartBand>& band) {
   std::string path;
   const auto drawn = [&](const ChartBand& b) {
@@ -121,7 +121,7 @@ std::string drawn_series(const Frame& frame, const ChartSeries& series, int colo
   }
   const std::string path = series.line || series.markers ? line_path(frame, series.points) : "";
   if (!path.empty()) {
-    // Lines with a name tell their values to the page's script; a faint one stands behind the one that does.
+    // The page's script reads values from lines with a name; faint lines have none.
     const std::string name = series.faint ? "" : str(" data-n=\"", html_escaped(shortened(series.name, 40)), "\"");
     out += str("<path class=\"cs", series.faint ? " cf" : "", series.dashed ? " cd" : "", "\"",
                series.line ? "" : " style=\"stroke:none\"", name, " d=\"", path, "\"/>");
@@ -151,7 +151,7 @@ std::string scale_attribute(const char* name, const ChartScale& scale) {
   return text;
 }
 
-// Everything inside the axes, cut off at their ends.
+// Everything inside the axes, clipped at their ends.
 std::string plot(const Frame& frame, const LineChart& chart) {
   constexpr double kMargin = 3;
   const double top = frame.y.pixel(frame.y.max());
@@ -201,7 +201,7 @@ std::string svg_of(const LineChart& chart) {
     const ChartSeries& s = chart.series[i];
     if (!s.name.empty()) keys.push_back({s.name, s.colour >= 0 ? s.colour : static_cast<int>(i), s.dashed});
   }
-  if (keys.size() == 1) keys.clear();  // the title says it
+  if (keys.size() == 1) keys.clear();  // the title suffices
   const double axis_end = frame.bottom + (chart.x.label.empty() ? 22 : 37);
   const Legend rows = legend(keys, axis_end);
   const std::string note = missing_note(count_missing(frame, chart), chart.y.log || chart.x.log);
@@ -232,7 +232,7 @@ std::vector<ChartPoint> thinned(const std::vector<ChartPoint>& points, int64_t g
     }
     std::vector<decltype(first)> chosen{first, end - 1};
     if (low != end) chosen.insert(chosen.end(), {low, high});
-    // A value that is not finite must stay to be seen: where it was, or else it would be drawn over.
+    // Keep one value that is not finite, so that the line stays broken there.
     if (broken) chosen.push_back(std::find_if(first, end, [](const ChartPoint& p) { return !std::isfinite(p.y); }));
     std::sort(chosen.begin(), chosen.end());
     chosen.erase(std::unique(chosen.begin(), chosen.end()), chosen.end());

@@ -1,7 +1,7 @@
-// Charts as SVG text: lines with bands over linear or logarithmic axes, and stacked bars. The same chart gives the same
-// bytes. A chart names its colours by class, so that a page (launch/report/html.h) gives them for light and for dark;
-// as a file of its own (standalone) it carries them along. Lengths are CSS pixels at the size a chart is drawn for; it
-// grows and shrinks with what it stands in.
+// Charts as SVG text: lines with bands over linear or logarithmic axes, and stacked bars. Output is
+// deterministic. A chart refers to its colours by CSS class: a page (launch/report/html.h) defines them for light and
+// dark mode, a standalone file includes them. Lengths are CSS pixels at the nominal size; a chart scales with its
+// container.
 #pragma once
 
 #include <cstdint>
@@ -11,39 +11,39 @@
 
 namespace tmamba {
 
-// Colours there are for series: 0 to kChartColours - 1; further ones begin again.
+// Number of series colours; higher indices wrap around.
 inline constexpr int kChartColours = 8;
 
 struct ChartPoint {
-  double x = 0, y = 0;  // y that is not finite: the line is broken there
+  double x = 0, y = 0;  // a y that is not finite breaks the line
 };
 
-// An interval of y, for example a confidence interval, filled between neighbours.
+// An interval of y, for example a confidence interval; the area between neighbours is filled.
 struct ChartBand {
   double x = 0, low = 0, high = 0;
 };
 
 struct ChartSeries {
-  std::string name;  // in the legend; empty: not there
+  std::string name;  // in the legend; empty: no entry
   std::vector<ChartPoint> points;
   std::vector<ChartBand> band = {};
-  int colour = -1;  // -1: its place among the series
+  int colour = -1;  // -1: the index of the series
   bool line = true;
-  bool dashed = false;   // for what was predicted, not measured
-  bool faint = false;    // behind a smoothed line
+  bool dashed = false;   // predicted, not measured
+  bool faint = false;    // drawn under a smoothed line
   bool markers = false;  // a dot at each point
 };
 
 struct ChartAxis {
   std::string label;
   bool log = false;
-  // Ends of the axis; without them those of what is drawn.
+  // Ends of the axis; default: those of the data.
   std::optional<double> min = {}, max = {};
-  // Where ticks are, each with its number; empty: at round numbers.
+  // Positions of the ticks; empty: round numbers.
   std::vector<double> ticks = {};
 };
 
-// A vertical line that says what happened there.
+// A vertical line with a label.
 struct ChartMark {
   double x = 0;
   std::string label;
@@ -56,38 +56,39 @@ struct LineChart {
   std::vector<ChartMark> marks = {};
 };
 
-// Bars of parts on top of each other, lying, each with its name at the left.
+// Horizontal stacked bars, each with its name at the left.
 struct BarChart {
   struct Part {
     std::string name;
-    std::vector<double> values;  // of each bar; at least 0
-    int colour = -1;             // -1: its place among the parts
+    std::vector<double> values;  // one per bar; at least 0
+    int colour = -1;             // -1: the index of the part
   };
   std::string title;
-  ChartAxis value;  // starts at 0; log is not for sums
+  ChartAxis value;  // starts at 0; must not be logarithmic
   std::vector<std::string> bars;
   std::vector<Part> parts;
 };
 
-// An <svg> element for a page. What cannot be drawn (not finite, or not over 0 on a logarithmic axis) is counted in a
-// note below the chart. Throws Error where a bar chart's parts do not have a value for each bar.
+// An <svg> element for a page. A note below the chart counts the values that cannot be drawn (not finite, or not
+// positive on a logarithmic axis). Throws Error if a part of a bar chart does not have a value for each bar.
 std::string svg_of(const LineChart& chart);
 std::string svg_of(const BarChart& chart);
 
-// The same element as an SVG file.
+// Turns the element into an SVG file.
 std::string standalone_svg(const std::string& svg);
 
-// CSS rules of the charts' classes, for a page that has several.
+// CSS rules of the charts' classes, for pages that embed charts.
 std::string chart_style();
 
-// At most 4 points for each of `groups` equal ranges of x: its first, lowest, highest and last one. Drawn over as many
-// pixels they look like all points; no extreme is lost. Points must be sorted by x.
+// At most 4 points for each of `groups` equal ranges of x: the first, lowest, highest and last one. No extreme is lost.
+// Points must be sorted by x.
 std::vector<ChartPoint> thinned(const std::vector<ChartPoint>& points, int64_t groups);
 
 // The mean of the finite points in each of `groups` equal ranges of x, at their mean x. Points must be sorted by x.
 std::vector<ChartPoint> averaged(const std::vector<ChartPoint>& points, int64_t groups);
 
-// 1234567 -> "1.23M": at most `digits` significant digits, with a unit from 10,000 on, or a power of ten where small.
+// 1234567 -> "1.23M": at most `digits` significant digits, with a unit suffix from 10,000, and an exponent for small
+// values.
 std::string tick_text(double x, int digits = 3);
 
 }  // namespace tmamba

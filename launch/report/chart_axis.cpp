@@ -10,7 +10,7 @@ namespace tmamba {
 
 namespace {
 
-// The smallest of 1, 2, 5 times a power of ten that cuts `span` into at most `count` parts.
+// The smallest of 1, 2, 5 times a power of ten that divides `span` into at most `count` parts.
 double round_step(double span, int count) {
   const double rough = span / count, power = std::pow(10.0, std::floor(std::log10(rough)));
   for (double factor : {1.0, 2.0, 5.0}) {
@@ -19,7 +19,7 @@ double round_step(double span, int count) {
   return 10 * power;
 }
 
-// Decimals that tell multiples of `step` apart.
+// Decimals needed to distinguish multiples of `step`.
 int decimals_of(double step) { return std::max(0, static_cast<int>(std::ceil(-std::log10(step) - 1e-9))); }
 
 std::string formatted(const char* format, int digits, double x) {
@@ -84,7 +84,7 @@ ChartScale::ChartScale(const ChartAxis& axis, const std::vector<double>& values,
   }
   if (axis.min && drawable(*axis.min)) low = *axis.min;
   if (axis.max && drawable(*axis.max)) high = *axis.max;
-  if (!(low <= high)) {  // nothing to draw, or one end given that lies beyond all there is
+  if (!(low <= high)) {  // no data, or a fixed end beyond all data
     low = std::isfinite(low) ? low : std::isfinite(high) ? high : log_ ? 1 : 0;
     high = low;
   }

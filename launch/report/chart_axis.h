@@ -1,4 +1,4 @@
-// Scales of charts: from numbers to pixels, and where their ticks are.
+// Scales of charts: map values to pixels and choose ticks.
 #pragma once
 
 #include <string>
@@ -10,20 +10,20 @@ namespace tmamba {
 
 struct ChartTick {
   double value = 0;
-  std::string text;  // empty: a line without a number
+  std::string text;  // empty: a tick without a label
 };
 
-// An axis fitted to what is drawn on it.
+// An axis fitted to its data.
 class ChartScale {
  public:
-  // `values`: all that the axis must hold; those that are not finite, or not over 0 on a logarithmic axis, are left
-  // out. Ends are round numbers where the axis does not fix them and `round` is set. `from`, `to`: pixels of the ends.
+  // The axis covers `values`, except those that are not finite, or not positive on a logarithmic axis. With `round`,
+  // ends that the axis does not fix are rounded to round numbers. `from`, `to`: pixels of the ends.
   ChartScale(const ChartAxis& axis, const std::vector<double>& values, double from, double to, bool round);
 
   bool drawable(double value) const;
   bool inside(double value) const { return drawable(value) && value >= min_ && value <= max_; }
   double pixel(double value) const;
-  // Those the axis names, or about `count` of them.
+  // The ticks that the axis fixes, otherwise about `count`.
   std::vector<ChartTick> ticks(int count) const;
 
   bool log() const { return log_; }
@@ -36,7 +36,7 @@ class ChartScale {
   std::vector<double> named_;
 };
 
-// A number of pixels, shortest text with one decimal.
+// Formats a number of pixels with at most one decimal.
 std::string pixels(double x);
 
 }  // namespace tmamba

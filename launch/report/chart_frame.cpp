@@ -56,7 +56,7 @@ std::string missing_note(size_t missing, bool log) {
 }  // namespace chart_frame
 
 std::string chart_style() {
-  // c0 .. c7 are told apart also by those who see fewer colours, and in grey by their order of lightness.
+  // c0 .. c7 are distinguishable with colour vision deficiency, and in grey by lightness.
   return R"(
 .c0{--c:#0b62b0}.c1{--c:#c8500a}.c2{--c:#0d8a63}.c3{--c:#b0569b}.c4{--c:#c08a00}.c5{--c:#3aa0d8}.c6{--c:#6b7280}.c7{--c:#7a4b2a}
 @media(prefers-color-scheme:dark){.c0{--c:#6ab0f3}.c1{--c:#ff9457}.c2{--c:#4ccfa0}.c3{--c:#e59ad2}.c4{--c:#f0c24b}.c5{--c:#8fd3f7}.c6{--c:#a3acba}.c7{--c:#d3a680}}
@@ -81,7 +81,7 @@ svg.chart{display:block;width:100%;height:auto;font-family:system-ui,-apple-syst
 
 std::string standalone_svg(const std::string& svg) {
   const size_t end = svg.find('>');
-  TM_CHECK(svg.rfind("<svg", 0) == 0 && end != std::string::npos, "this is no <svg> element: ", svg.substr(0, 40));
+  TM_CHECK(svg.rfind("<svg", 0) == 0 && end != std::string::npos, "not an <svg> element: ", svg.substr(0, 40));
   return str("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n", svg.substr(0, end + 1), "\n<style>", chart_style(),
              "</style>", svg.substr(end + 1));
 }

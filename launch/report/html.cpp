@@ -13,7 +13,7 @@ namespace {
 
 constexpr const char* kReplacement = "\xEF\xBF\xBD";
 
-// Bytes of the UTF-8 character at `at`, or 0 where there is none.
+// Length in bytes of the UTF-8 character at `at`; 0 if it is invalid.
 size_t utf8_length(const std::string& text, size_t at) {
   const auto byte = [&](size_t i) { return i < text.size() ? static_cast<unsigned char>(text[i]) : 0; };
   const unsigned first = byte(at);
@@ -28,7 +28,7 @@ size_t utf8_length(const std::string& text, size_t at) {
   const unsigned second = byte(at + 1);
   const bool overlong = (first == 0xE0 && second < 0xA0) || (first == 0xF0 && second < 0x90);
   const bool beyond = (first == 0xED && second >= 0xA0) || (first == 0xF4 && second >= 0x90);
-  // U+FFFE and U+FFFF are no characters of XML.
+  // XML does not allow U+FFFE and U+FFFF.
   const bool none = first == 0xEF && second == 0xBF && byte(at + 2) >= 0xBE;
   return overlong || beyond || none ? 0 : length;
 }
@@ -66,7 +66,7 @@ footer{margin-top:34px;color:var(--soft);font-size:13px}
 @media(max-width:520px){main{padding:16px 12px 32px}h1{font-size:21px}.card{padding:10px}}
 )";
 
-// Reads the values back from the lines that are drawn: the page holds no number twice.
+// Reads the values back from the drawn lines, so that the page does not store them twice.
 constexpr const char* kScript = R"(
 document.querySelectorAll('svg[data-x]').forEach(function(svg){
 var n='http://www.w3.org/2000/svg',d=svg.dataset,X=d.x.split(' ').map(Number),Y=d.y.split(' ').map(Number);
@@ -92,7 +92,7 @@ out.setAttribute('y',Y[3]+18);box.setAttribute('x',left);box.setAttribute('y',Y[
 })});
 )";
 
-// The source "sha256-..." by which a Content-Security-Policy names the one script that may run.
+// The "sha256-..." source by which the Content-Security-Policy allows only this script.
 std::string script_source(const std::string& script) {
   constexpr const char* kDigits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
   const std::string hex = sha256_hex(script);
@@ -169,7 +169,7 @@ std::string html_section(const std::string& title, const std::string& body) {
 std::string html_page(const std::string& title, const std::string& subtitle, const std::string& body) {
   return "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
          "<meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n"
-         // Whatever a run folder holds, the page runs this script alone and loads nothing.
+         // Whatever a run directory contains, the page runs only this script and loads nothing.
          "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none';style-src 'unsafe-inline';"
          "script-src '" +
          script_source(kScript) + "'\">\n<title>" + html_escaped(title) + "</title>\n<style>" + kStyle + chart_style() +

@@ -1,4 +1,4 @@
-// A page that needs nothing but itself: no network, no files beside it; for light and dark, a phone and paper.
+// Self-contained HTML pages (no network, no other files), for light and dark mode, phones and print.
 #pragma once
 
 #include <string>
@@ -6,21 +6,20 @@
 
 namespace tmamba {
 
-// Text as HTML and SVG show it. Bytes that are not UTF-8, and control characters, which no page may hold, are shown as
-// a replacement character.
+// Escapes text for HTML and SVG. Invalid UTF-8 and control characters become the replacement character.
 std::string html_escaped(const std::string& text);
 
-// Text of at most `width` characters, the rest replaced by "..."; whole UTF-8 characters.
+// Truncates text to `width` characters, ending with "..."; never splits a UTF-8 character.
 std::string shortened(const std::string& text, size_t width);
 
-// <table>; the cells are HTML. The first column is text, the others are numbers, to the right.
+// <table>; the cells are HTML. The first column is left-aligned text, the others are right-aligned numbers.
 std::string html_table(const std::vector<std::string>& header, const std::vector<std::vector<std::string>>& rows);
 
 // <section> with a heading; `body` is HTML, `title` text.
 std::string html_section(const std::string& title, const std::string& body);
 
-// The whole page; `title` and `subtitle` are text, `body` HTML. It holds the charts' style, and a script that shows the
-// values under the pointer; without scripts all else is there.
+// The whole page; `title` and `subtitle` are text, `body` HTML. It includes the charts' style and a script that
+// shows the values under the pointer; everything else works without scripts.
 std::string html_page(const std::string& title, const std::string& subtitle, const std::string& body);
 
 }  // namespace tmamba

@@ -17,7 +17,7 @@ namespace {
 
 std::string percent(double part, double whole) { return whole > 0 ? fixed(100 * part / whole, 1) + " %" : "-"; }
 
-// "2026-11-22 03:31:02", not broken over lines.
+// "2026-11-22 03:31:02" with a no-break space.
 std::string clock_text(double seconds) {
   std::string text = utc_text(seconds).substr(0, 19);
   text.replace(10, 1, "\xC2\xA0");
@@ -37,7 +37,7 @@ double last_of(const std::vector<PauseRecord>& pauses, double PauseRecord::*memb
   return kNotRecorded;
 }
 
-// Of all kept steps together, not a mean of rates.
+// Tokens of all kept steps over their time, not a mean of rates.
 double mean_tokens_per_s(const RunRecord& run) {
   double tokens = 0, seconds = 0;
   for (const StepRecord& s : run.kept.steps) {
@@ -52,10 +52,10 @@ std::string state_of(const Goodput& goodput) {
   if (goodput.attempts.empty()) return "not started";
   const std::string& end = goodput.attempts.back().end;
   return end == "done"          ? "done"
-         : end == "stop"        ? "stopped, to be continued"
-         : end == "failed"      ? "ended by an error: " + shortened(goodput.attempts.back().why, 200)
-         : end == "no_progress" ? "given up: starts without progress"
-                                : "running, or ended without a word";
+         : end == "stop"        ? "stopped; can be resumed"
+         : end == "failed"      ? "failed: " + shortened(goodput.attempts.back().why, 200)
+         : end == "no_progress" ? "given up: attempts made no progress"
+                                : "running, or terminated unexpectedly";
 }
 
 // Version and commit of the program that made the latest attempt; "-" before these were recorded.
@@ -72,7 +72,7 @@ std::string program_of(const RunRecord& record) {
   return "-";
 }
 
-// What is told of a run in one row or in tiles: label, value.
+// The overview of a run, shown as a table row or as tiles: (label, value).
 std::vector<std::pair<std::string, std::string>> facts(const ReportRun& run) {
   const MetricRecords& m = run.record.kept;
   const StepRecord last = m.steps.empty() ? StepRecord{} : m.steps.back();
@@ -80,13 +80,13 @@ std::vector<std::pair<std::string, std::string>> facts(const ReportRun& run) {
   return {{"state", state_of(run.goodput)},
           {"steps", str(last.step)},
           {"tokens", std::isfinite(last.tokens) ? count_text(last.tokens) : "-"},
-          {"loss of the last step", number(last.loss, 4)},
+          {"loss, last step", number(last.loss, 4)},
           {"held-out loss", number(last_of(m.pauses, &PauseRecord::valid_loss), 4)},
           {"held-out bits/byte", number(last_of(m.pauses, &PauseRecord::valid_bits_per_byte), 3)},
           {"tokens/s", std::isfinite(tokens_per_s) ? count_text(tokens_per_s) : "-"},
           {"wall time", duration(run.goodput.wall_seconds)},
           {"goodput", percent(run.goodput.of(Spent::training), run.goodput.wall_seconds)},
-          {"starts", str(run.goodput.attempts.size())},
+          {"attempts", str(run.goodput.attempts.size())},
           {"transmamba", program_of(run.record)}};
 }
 
@@ -120,15 +120,15 @@ std::string problems_of(const std::vector<ReportRun>& runs) {
     }
     if (!run.goodput.complete) {
       list += "<li>" + html_escaped(run.name) +
-              ": lines without a time, of an older version of the program, are not "
-              "in the times below</li>\n";
+              ": lines without a time, written by an older version of the program, "
+              "are not counted in the times below</li>\n";
     }
   }
   if (list.empty()) return "";
-  return "<div class=\"card warn\"><b>Not all of it could be read</b><ul>\n" + list + "</ul></div>\n";
+  return "<div class=\"card warn\"><b>Some records could not be read</b><ul>\n" + list + "</ul></div>\n";
 }
 
-std::string starts_table(const Goodput& goodput) {
+std::string attempts_table(const Goodput& goodput) {
   std::vector<std::vector<std::string>> rows;
   for (size_t i = 0; i < goodput.attempts.size(); ++i) {
     const AttemptRecord& s = goodput.attempts[i];
@@ -140,12 +140,12 @@ std::string starts_table(const Goodput& goodput) {
   constexpr size_t kMostRows = 100;
   std::string note;
   if (rows.size() > kMostRows) {
-    note = str("<p class=\"soft\">", rows.size() - kMostRows, " earlier starts are not in this table.</p>\n");
+    note = str("<p class=\"soft\">", rows.size() - kMostRows, " earlier attempts are not shown.</p>\n");
     rows.erase(rows.begin(), rows.end() - kMostRows);
   }
-  return html_table(
-             {"start (UTC)", "ranks", "steps", "waited before", "start-up", "training", "lost steps", "lost", "end"},
-             rows) +
+  return html_table({"attempt, launched (UTC)", "ranks", "steps", "waiting", "startup", "training", "lost steps",
+                     "lost", "end"},
+                    rows) +
          note;
 }
 
@@ -155,16 +155,17 @@ std::string time_section(const std::vector<ReportRun>& runs) {
     const std::string name = runs.size() > 1 ? run.name + ": " : "";
     sums += "<p>" + html_escaped(name + goodput_text(run.goodput)) + ".</p>\n";
     if (runs.size() > 1) tables += "<h3>" + html_escaped(run.name) + "</h3>\n";
-    tables += starts_table(run.goodput);
+    tables += attempts_table(run.goodput);
   }
   return "<div class=\"grid\"><div class=\"card\">" + goodput_chart(runs) + "</div>\n<div>" + sums +
-         "<p class=\"soft\">lost: steps done again after a restart, or skipped; startup: from the launch to the first "
-         "step; checkpoint: saves that training waited for; evaluation: samples too; waiting: from the end of a start "
-         "to the launch of the next; other: writing logs, checks. The parts sum to the wall time.</p></div></div>\n" +
+         "<p class=\"soft\">Goodput is the training time over the wall time. lost: steps repeated after a restart, or "
+         "skipped; startup: from the launch to the first step; checkpoint: time for which saves blocked training; "
+         "evaluation: validation and samples; waiting: from the end of an attempt to the launch of the next; other: "
+         "logging and checks. The parts sum to the wall time.</p></div></div>\n" +
          tables;
 }
 
-// All of an event but its time, kind and step.
+// All fields of an event except its time, kind and step.
 std::string details_of(const EventRecord& event) {
   std::string text;
   for (const auto& [key, value] : event.details.items()) {
@@ -187,9 +188,10 @@ std::string checkpoints_text(const RunRecord& run) {
     };
     ++count, seconds += of("seconds"), bytes += of("bytes"), stall += of("stall_seconds");
   }
-  if (count == 0) return "No checkpoint was made.";
+  if (count == 0) return "No checkpoint was saved.";
   return str(static_cast<int64_t>(count), " checkpoints of ", bytes_text(static_cast<int64_t>(bytes / count)), ", ",
-             fixed(seconds / count, 2), " s each; training waited ", fixed(1e3 * stall / count, 1), " ms for each.");
+             fixed(seconds / count, 2), " s each; each save blocked training for ", fixed(1e3 * stall / count, 1),
+             " ms.");
 }
 
 std::string events_section(const std::vector<ReportRun>& runs, size_t most) {
@@ -197,14 +199,14 @@ std::string events_section(const std::vector<ReportRun>& runs, size_t most) {
   for (const ReportRun& run : runs) {
     std::vector<std::vector<std::string>> rows;
     for (const EventRecord& event : run.record.events) {
-      if (event.kind == "checkpoint") continue;  // told together
+      if (event.kind == "checkpoint") continue;  // summarized by checkpoints_text()
       rows.push_back({clock_text(event.time), event.step() < 0 ? "" : str(event.step()),
                       "<b>" + html_escaped(event.kind) + "</b> " + html_escaped(details_of(event))});
     }
     const size_t limit = std::max<size_t>(4, most / runs.size());
     std::string note;
     if (rows.size() > limit) {
-      note = str("<p class=\"soft\">", rows.size() - limit, " earlier events are not in this table.</p>\n");
+      note = str("<p class=\"soft\">", rows.size() - limit, " earlier events are not shown.</p>\n");
       rows.erase(rows.begin(), rows.end() - static_cast<std::ptrdiff_t>(limit));
     }
     for (auto& row : rows) row[2] = "<span style=\"display:block;text-align:left\">" + row[2] + "</span>";
@@ -229,7 +231,7 @@ std::string layout_section(const std::vector<ReportRun>& runs) {
       out += "<div class=\"grid\"><div class=\"card\">" + rank_picture(dims) + "</div><div class=\"card\">" +
              layer_picture(dims) + "</div></div>\n";
     } catch (const UserError& error) {
-      out += "<p>It cannot be drawn: " + html_escaped(error.what()) + "</p>\n";
+      out += "<p>The layout cannot be drawn: " + html_escaped(error.what()) + "</p>\n";
     }
     out +=
         str("<p class=\"soft\">tensor parallel ", dims.tp, ", sequence parallel ", dims.sp, ", data parallel ", dims.dp,
@@ -244,7 +246,7 @@ std::string samples_section(const std::vector<ReportRun>& runs, size_t bytes) {
     const std::vector<SampleRecord>& samples = run.record.samples;
     if (samples.empty()) continue;
     if (runs.size() > 1) out += "<h3>" + html_escaped(run.name) + "</h3>\n";
-    // The newest open, the ones before folded, as many as there is room for.
+    // The latest sample is expanded; earlier ones are collapsed, as many as fit.
     size_t left = bytes / runs.size(), shown = 0;
     for (auto sample = samples.rbegin(); sample != samples.rend(); ++sample, ++shown) {
       const std::string text = shortened(sample->text, 4000);
@@ -273,8 +275,8 @@ std::string profile_section(const std::vector<ReportRun>& runs) {
         out +=
             "<p>" + html_escaped(name) + "ops of rank 0</p><pre>" + html_escaped(op_table(summary["ops"])) + "</pre>\n";
       if (summary.contains("comm"))
-        out +=
-            "<p>" + html_escaped(name) + "exchanges</p><pre>" + html_escaped(comm_table(summary["comm"])) + "</pre>\n";
+        out += "<p>" + html_escaped(name) + "communication</p><pre>" + html_escaped(comm_table(summary["comm"])) +
+               "</pre>\n";
     } catch (const nlohmann::json::exception& error) {
       out += "<p>" + html_escaped(name + "summary.json: the profile is damaged: " + error.what()) + "</p>\n";
     }
@@ -296,18 +298,17 @@ std::string config_section(const std::vector<ReportRun>& runs, size_t bytes) {
 std::string page_with(const std::vector<ReportRun>& runs, const ReportDetail& detail) {
   const bool one = runs.size() == 1;
   const std::string title = one ? runs.front().name : str(runs.size(), " runs");
-  const std::vector<AttemptRecord>& starts = runs.front().goodput.attempts;
-  const std::string subtitle = str(
-      "TransMamba training report. ",
-      one ? str(state_of(runs.front().goodput), starts.empty() ? ""
-                                                               : str("; from ", clock_text(starts.front().launched),
-                                                                     " to ", clock_text(starts.back().ended), " UTC"))
-          : "The same colour is the same run in every chart.");
+  const std::vector<AttemptRecord>& attempts = runs.front().goodput.attempts;
+  const std::string subtitle = str("TransMamba training report. ",
+                                   one ? str(state_of(runs.front().goodput),
+                                             attempts.empty() ? ""
+                                                              : str("; from ", clock_text(attempts.front().launched),
+                                                                    " to ", clock_text(attempts.back().ended), " UTC"))
+                                       : "A run has the same colour in every chart.");
   const std::string curves_note =
-      str("<p class=\"soft\">Thin lines: of each of ", detail.groups,
-          " ranges of steps the first, lowest, highest and last value, so that no extreme is missing. Thick lines: "
-          "means.",
-          one ? " Dotted verticals: starts after a stop, and returns to a checkpoint." : "", "</p>\n");
+      str("<p class=\"soft\">Thin lines: the first, lowest, highest and last value in each of ", detail.groups,
+          " ranges of steps, so that every extreme is shown. Thick lines: means.",
+          one ? " Dotted vertical lines: attempts that resumed, and rollbacks to a checkpoint." : "", "</p>\n");
   return html_page(title, subtitle,
                    problems_of(runs) + overview(runs) +
                        html_section("Training", report_curves(runs, detail) + curves_note) +
@@ -332,7 +333,7 @@ std::vector<ReportRun> read_runs(const std::vector<std::string>& dirs) {
 }
 
 std::string report_page(const std::vector<ReportRun>& runs) {
-  TM_CHECK(!runs.empty(), "a report needs a run");
+  TM_CHECK(!runs.empty(), "report_page() needs at least one run");
   ReportDetail detail;
   std::string page = page_with(runs, detail);
   while (page.size() > kReportBytes && detail.groups > 8) {
@@ -341,7 +342,7 @@ std::string report_page(const std::vector<ReportRun>& runs) {
   }
   if (page.size() > kReportBytes) {
     throw UserError(str(runs.size(), " runs make a page of ", page.size(), " bytes, more than ", kReportBytes,
-                        "; give fewer at a time"));
+                        "; report fewer runs at a time"));
   }
   return page;
 }

@@ -1,4 +1,4 @@
-// The report of one run or several over each other: one HTML page that needs nothing but itself.
+// The report of one run, or of several overlaid: one self-contained HTML page.
 #pragma once
 
 #include <cstddef>
@@ -12,38 +12,38 @@
 
 namespace tmamba {
 
-// No page is larger; long runs and many of them are drawn with fewer points and shorter texts until it fits.
+// Upper limit of a page. Long or many runs are drawn with fewer points and shorter texts until the page fits.
 inline constexpr size_t kReportBytes = 1000000;
 
-// A run with what is computed from its records.
+// A run: its records, and what is computed from them.
 struct ReportRun {
   RunRecord record;
   Goodput goodput;
-  std::string name;  // no two of a report have the same
+  std::string name;  // unique within a report
 };
 
-// At least one run.
+// The HTML page of at least one run.
 std::string report_page(const std::vector<ReportRun>& runs);
 
-// Reads the folders. Throws UserError where one is not of a run.
+// Reads the run directories. Throws UserError if one is not a run directory.
 std::vector<ReportRun> read_runs(const std::vector<std::string>& dirs);
 
-// How much of a page its parts may take.
+// Limits on the parts of a page.
 struct ReportDetail {
-  int64_t groups = 240;        // ranges of steps of each curve
-  size_t text_bytes = 200000;  // of all samples and configurations
-  size_t events = 200;         // of all runs
+  int64_t groups = 240;        // ranges of steps per curve
+  size_t text_bytes = 200000;  // all samples and configurations together
+  size_t events = 200;         // all runs together
 };
 
-// Cards with the curves of the runs; HTML.
+// HTML cards with the curves of the runs.
 std::string report_curves(const std::vector<ReportRun>& runs, const ReportDetail& detail);
-// Bars of the parts of a step: of the runs, or of parts of the one run.
+// Bars of the step time by phase: one per run, or one per range of steps of a single run.
 std::string step_time_chart(const std::vector<ReportRun>& runs);
-// Bars of where the wall time went.
+// Bars of the wall time by activity: per run, and per attempt of a single run.
 std::string goodput_chart(const std::vector<ReportRun>& runs);
 
-// Which tokens of a sequence each rank owns, and what each layer does with them; two <svg> elements. Throws UserError
-// where such a layout cannot exist.
+// Two <svg> elements: the tokens of a sequence that each rank owns, and the split of each layer into attention and SSM.
+// Throws UserError if such a layout cannot exist.
 std::string rank_picture(const PlanDims& dims);
 std::string layer_picture(const PlanDims& dims);
 

@@ -1,4 +1,4 @@
-// The report's curves and bars.
+// Draws the curves and bars of a run's report.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -24,7 +24,7 @@ std::vector<ChartPoint> points_of(const RunRecord& run, const StepValue& value) 
 struct Curve {
   std::string title, unit, name;
   StepValue value;
-  std::function<double(const PauseRecord&)> held_out = {};  // drawn too, where there is one
+  std::function<double(const PauseRecord&)> held_out = {};  // validation values; optional
   bool log = false;
   std::optional<double> min = {};
   bool smooth = true;
@@ -34,7 +34,7 @@ bool any_finite(const std::vector<ChartPoint>& points) {
   return std::any_of(points.begin(), points.end(), [](const ChartPoint& p) { return std::isfinite(p.y); });
 }
 
-// The thinned values, and over them, where they are many, their means.
+// Adds the thinned values and, if there are many, their means on top.
 void add_steps(LineChart& chart, const Curve& curve, const ReportRun& run, int colour, const std::string& name,
                int64_t groups) {
   const std::vector<ChartPoint> points = points_of(run.record, curve.value);
@@ -65,8 +65,8 @@ std::vector<ChartMark> marks_of(const RunRecord& run) {
     if (event.step() < 0) continue;
     const bool back = event.kind == "rollback", again = event.kind == "resume" && event.step() > 0;
     if (back || again) {
-      marks.push_back({static_cast<double>(event.step()),
-                       str(back ? "went back to step " : "started again from step ", event.step())});
+      marks.push_back(
+          {static_cast<double>(event.step()), str(back ? "rolled back to step " : "resumed from step ", event.step())});
     }
   }
   return marks;
@@ -89,12 +89,12 @@ std::string drawn(const Curve& curve, const std::vector<ReportRun>& runs, const 
     }
   }
   if (one) chart.marks = marks_of(runs.front().record);
-  // Curves of what a version of the program did not record yet.
+  // Older versions of the program did not record every quantity.
   if (!anything && !curve.held_out) return "";
   return "<div class=\"card\">" + svg_of(chart) + "</div>\n";
 }
 
-// A gradient norm of spikes is seen on a logarithmic axis alone.
+// Whether the values need a logarithmic axis, as a gradient norm with spikes does.
 bool spans_decades(const std::vector<ReportRun>& runs, const StepValue& value) {
   double low = std::numeric_limits<double>::infinity(), high = 0;
   for (const ReportRun& run : runs) {
@@ -109,10 +109,10 @@ bool spans_decades(const std::vector<ReportRun>& runs, const StepValue& value) {
 }
 
 constexpr size_t kStepParts = 5;
-const std::array<const char*, kStepParts> kStepPartNames{"data", "compute and exchanges",
-                                                         "waiting for the slowest rank", "update", "other"};
+const std::array<const char*, kStepParts> kStepPartNames{"data", "compute and communication",
+                                                         "waiting for the slowest rank", "optimizer update", "other"};
 
-// Mean milliseconds of the parts of steps [first, last).
+// Mean milliseconds per phase over the steps [first, last).
 std::array<double, kStepParts> step_parts(const std::vector<StepRecord>& steps, size_t first, size_t last) {
   std::array<double, kStepParts> sum{};
   double count = 0;
@@ -153,17 +153,17 @@ std::string report_curves(const std::vector<ReportRun>& runs, const ReportDetail
        .smooth = false},
       {.title = "Gradient norm before clipping", .unit = "", .name = "norm", .value = norm, .log = norm_log},
       {.title = "Throughput",
-       .unit = "tokens/s, all ranks together",
+       .unit = "tokens/s, all ranks",
        .name = "tokens/s",
        .value = [](const StepRecord& s) { return s.tokens_per_s; },
        .min = 0},
-      {.title = "Arithmetic",
-       .unit = "GFLOP/s of the matrix products of a rank",
+      {.title = "Compute rate",
+       .unit = "GEMM GFLOP/s per rank",
        .name = "GFLOP/s",
        .value = [](const StepRecord& s) { return s.gflops; },
        .min = 0},
       {.title = "Memory",
-       .unit = "MiB of model, optimizer and activations on rank 0",
+       .unit = "MiB on rank 0: model, optimizer, activations",
        .name = "MiB",
        .value = [](const StepRecord& s) { return s.memory_bytes / (1 << 20); },
        .min = 0,
@@ -175,8 +175,8 @@ std::string report_curves(const std::vector<ReportRun>& runs, const ReportDetail
 
 std::string step_time_chart(const std::vector<ReportRun>& runs) {
   BarChart chart;
-  chart.title = "Where a step's time goes";
-  chart.value.label = "ms, mean of steps";
+  chart.title = "Step time by phase";
+  chart.value.label = "ms, mean over steps";
   constexpr std::array<int, kStepParts> colours{4, 0, 1, 2, 6};
   for (size_t i = 0; i < kStepParts; ++i) {
     chart.parts.push_back({.name = kStepPartNames[i], .values = {}, .colour = colours[i]});
@@ -201,7 +201,7 @@ std::string step_time_chart(const std::vector<ReportRun>& runs) {
 
 std::string goodput_chart(const std::vector<ReportRun>& runs) {
   BarChart chart;
-  chart.title = "Where the wall time went";
+  chart.title = "Wall time by activity";
   const auto add = [&](const std::string& name, const SpentSeconds& seconds, double unit) {
     chart.bars.push_back(name);
     for (size_t i = 0; i < kSpents; ++i) chart.parts[i].values.push_back(seconds[i] / unit);
@@ -210,17 +210,17 @@ std::string goodput_chart(const std::vector<ReportRun>& runs) {
   for (const ReportRun& run : runs) longest = std::max(longest, run.goodput.wall_seconds);
   const double unit = longest > 2 * 3600 ? 3600 : longest > 240 ? 60 : 1;
   chart.value.label = unit == 3600 ? "hours" : unit == 60 ? "minutes" : "seconds";
-  // Training in the colour of what is well, losses in that of what is not.
+  // Training has a positive colour, lost time a warning colour.
   constexpr std::array<int, kSpents> colours{2, 1, 4, 3, 5, 7, 6};
   for (size_t i = 0; i < kSpents; ++i) {
     chart.parts.push_back({.name = name_of(static_cast<Spent>(i)), .values = {}, .colour = colours[i]});
   }
   for (const ReportRun& run : runs) add(runs.size() == 1 ? "run" : run.name, run.goodput.seconds, unit);
   if (runs.size() == 1 && runs.front().goodput.attempts.size() > 1) {
-    const std::vector<AttemptRecord>& starts = runs.front().goodput.attempts;
+    const std::vector<AttemptRecord>& attempts = runs.front().goodput.attempts;
     constexpr size_t kMostBars = 12;
-    for (size_t i = starts.size() > kMostBars ? starts.size() - kMostBars : 0; i < starts.size(); ++i) {
-      add(str("start ", i + 1), starts[i].seconds, unit);
+    for (size_t i = attempts.size() > kMostBars ? attempts.size() - kMostBars : 0; i < attempts.size(); ++i) {
+      add(str("attempt ", i + 1), attempts[i].seconds, unit);
     }
   }
   return svg_of(chart);

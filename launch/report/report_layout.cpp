@@ -1,4 +1,4 @@
-// The report's pictures of the sequence layout.
+// Draws the layout of a sequence for the report.
 #include <algorithm>
 #include <map>
 
@@ -23,7 +23,7 @@ std::string box(double x1, double x2, double y, double height, int colour, const
              "</title></rect>");
 }
 
-// Rows of boxes over the tokens of a sequence.
+// Rows of boxes along an axis of tokens.
 class TokenRows {
  public:
   TokenRows(int64_t tokens, const std::vector<std::string>& labels)
@@ -42,7 +42,7 @@ class TokenRows {
   std::string axes() const {
     std::string out;
     for (size_t row = 0; row < labels_.size(); ++row) {
-      // Of rows too thin for text, every other one.
+      // Rows too thin for text are labelled only every other row.
       if (pitch_ > 10 || row % 2 == 0) out += text(left_ - 6, y(row) + height() / 2 + 4, "end", "cl", labels_[row]);
     }
     double free_from = 0;
@@ -53,7 +53,7 @@ class TokenRows {
       free_from = at + half + 6;
     }
     return out + line(left_, bottom(), kRight - 6, bottom(), "cx") +
-           text((left_ + kRight) / 2, bottom() + 31, "middle", "ca", "token of the sequence");
+           text((left_ + kRight) / 2, bottom() + 31, "middle", "ca", "token");
   }
 
  private:
@@ -71,11 +71,11 @@ class TokenRows {
 void require_drawable(const PlanDims& dims) {
   if (const std::string problem = dims_problem(dims); !problem.empty()) throw UserError(problem);
   if (dims.layout().segments() > kMostSegments) {
-    throw UserError(str("its ", dims.layout().segments(), " segments are too many to draw"));
+    throw UserError(str(dims.layout().segments(), " segments are too many to draw (limit ", kMostSegments, ")"));
   }
 }
 
-// "P = 64: layers 1, 9, 17 ..." of the layers that share a TransPoint.
+// "P 64: layers 1,9,17..": the layers that share a TransPoint.
 std::string layer_label(int64_t transpoint, const std::vector<int>& layers) {
   std::string list;
   for (size_t i = 0; i < layers.size() && i < 3; ++i) list += (i == 0 ? "" : ",") + std::to_string(layers[i]);
@@ -99,17 +99,17 @@ std::string rank_picture(const PlanDims& dims) {
         rows.height(), segment.rank,
         str("rank ", segment.rank, ", segment ", segment.index, ": tokens ", segment.begin, " to ", segment.end - 1));
   }
-  std::string note =
-      str(layout.segments().size(), " segments, ", layout.spec().segments_per_rank(), " a rank, dealt in snake order");
+  std::string note = str(layout.segments().size(), " segments, ", layout.spec().segments_per_rank(),
+                         " per rank, assigned in zigzag order");
   if (drawn < dims.sp) note += str("; ranks ", drawn, " to ", dims.sp - 1, " are not drawn");
-  return begin("Which tokens a sequence rank owns", rows.bottom() + 54, "") + body + rows.axes() +
+  return begin("Tokens owned by each sequence rank", rows.bottom() + 54, "") + body + rows.axes() +
          text(8, rows.bottom() + 48, "start", "cn", note) + "</svg>\n";
 }
 
 std::string layer_picture(const PlanDims& dims) {
   require_drawable(dims);
   const SequenceLayout layout(dims.layout());
-  // In the order of the layers, which is that of the schedule.
+  // In the order of the layers.
   std::vector<std::pair<int64_t, std::vector<int>>> groups;
   for (size_t layer = 0; layer < dims.transpoints.size(); ++layer) {
     const int64_t transpoint = dims.transpoints[layer];
@@ -128,19 +128,19 @@ std::string layer_picture(const PlanDims& dims) {
     if (P < T) body += box(rows.x(P), rows.x(T), rows.y(i), rows.height(), 4, str("SSM: tokens ", P, " to ", T - 1));
     body += "\n";
   }
-  // Where the sequence is cut between ranks.
+  // Segment boundaries.
   for (const Segment& segment : layout.segments()) {
     if (segment.begin == 0 || layout.segments().size() > 256) continue;
     body += line(rows.x(segment.begin), rows.y(0) - 2, rows.x(segment.begin), rows.bottom(), "cx cd");
   }
   const Alignment alignment = layout.alignment();
   std::string note = alignment.splits.empty()
-                         ? "every segment is wholly attention or wholly SSM in every layer"
+                         ? "in every layer each segment is entirely attention or entirely SSM"
                          : str(alignment.splits.size(), " TransPoints fall inside a segment (two kernel ranges each)");
   if (drawn < groups.size()) note += str("; ", groups.size() - drawn, " more TransPoints are not drawn");
-  const Legend keys = legend({{"attention", 0}, {"SSM from the TransPoint P on", 4}}, rows.bottom() + 36);
+  const Legend keys = legend({{"attention", 0}, {"SSM (from the TransPoint P)", 4}}, rows.bottom() + 36);
   const double height = rows.bottom() + 36 + keys.height + 17;
-  return begin("What each layer does with them", height, "") + body + rows.axes() + keys.svg +
+  return begin("Attention and SSM tokens of each layer", height, "") + body + rows.axes() + keys.svg +
          text(8, height - 5, "start", "cn", note) + "</svg>\n";
 }
 

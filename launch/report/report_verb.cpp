@@ -1,4 +1,4 @@
-// transmamba report: a page about runs.
+// transmamba report: writes the HTML report of runs or of scaling studies.
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
@@ -30,14 +30,14 @@ void write_page(const std::filesystem::path& file, const std::string& page) {
   try {
     replace_text_durably(std::filesystem::absolute(file), page, random_nonce());
   } catch (const FileError& error) {
-    throw UserError(str(error.what(), "; give a file that can be written with -o"));
+    throw UserError(str(error.what(), "; name a writable file with --output"));
   }
 }
 
 int report_studies(const std::vector<std::string>& dirs, const std::filesystem::path& file, bool as_json) {
   std::vector<nlohmann::json> summaries;
   for (const std::string& dir : dirs) {
-    if (!is_study(dir)) throw UserError(str(dir, " is no study; studies and runs do not go on one page"));
+    if (!is_study(dir)) throw UserError(str(dir, " is not a study; report studies and runs separately"));
     summaries.push_back(read_study_summary(dir));
   }
   const std::string page = study_page(summaries);
@@ -56,16 +56,16 @@ int report_studies(const std::vector<std::string>& dirs, const std::filesystem::
 int report_verb(const Arguments& arguments) {
   Command command(
       "report RUN|STUDY [more...] [-o FILE]",
-      "Of a scaling study (transmamba scale) its curves, where steps go, and the model beside the measurements.\n"
-      "Else one HTML page about a run, or about several over each other: curves, where the time went, restarts,\n"
-      "the layout of a sequence, samples, events, configuration. The page needs nothing but itself: no\n"
-      "network, no other file. Runs may still be going on. --json prints the figures as JSON too.");
+      "Writes a self-contained HTML page (no network, no other files).\n"
+      "For a run, or several overlaid: training curves, goodput and attempts, the layout of a sequence, samples,\n"
+      "events, configuration; a run may still be in progress. For scaling studies (transmamba scale): scaling\n"
+      "curves, step time breakdown, and the cost model's predictions. --json also prints the figures.");
   command.options()("output,o", po::value<std::string>(),
-                    "file to write; otherwise RUN/report.html, or report.html here for several runs");
+                    "file to write; default: RUN/report.html, or ./report.html for several runs");
   command.positional("run", -1);
   if (!command.parse(arguments)) return 0;
   const std::vector<std::string> dirs = command.list("run");
-  if (dirs.empty()) throw UserError("give the folder of a run: transmamba report RUN [RUN...]");
+  if (dirs.empty()) throw UserError("a run directory is missing\nusage: transmamba report RUN [RUN...]  (--help)");
   const std::filesystem::path file = command.has("output") ? std::filesystem::path(command.get<std::string>("output"))
                                      : dirs.size() == 1    ? std::filesystem::path(dirs.front()) / "report.html"
                                                            : std::filesystem::path("report.html");

@@ -17,7 +17,7 @@ namespace {
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
-// What is wrong with the tags of an XML element; empty where each that is opened is closed in its turn.
+// Describes the first mismatch among the tags of an XML element; empty if every tag is closed in order.
 std::string tag_problem(const std::string& xml) {
   static const std::regex tag(R"(<(/?)([a-zA-Z]+)((?:[^<>"]|"[^<"]*")*?)(/?)>)");
   std::vector<std::string> open;
@@ -100,7 +100,7 @@ TEST(Chart, TickTexts) {
   EXPECT_EQ(tick_text(kNan), "nan");
 }
 
-// Any range and any kind of axis has between 2 and 20 numbered ticks, inside it and in order, and no two alike.
+// Every axis has between 2 and 20 labelled ticks, inside its range, ordered and distinct.
 TEST(Chart, EveryAxisGetsDistinctTicks) {
   const Philox random(20, 3);
   for (uint64_t i = 0; i < 4000; ++i) {
@@ -141,7 +141,7 @@ TEST(Chart, ThinningKeepsEveryExtremeAndTheEnds) {
   };
   for (double x : {0.0, 31337.0, 77777.0, 50000.0, 99999.0}) EXPECT_TRUE(has(x)) << x;
   EXPECT_TRUE(std::is_sorted(kept.begin(), kept.end(), [](auto& a, auto& b) { return a.x < b.x; }));
-  // Of each group the highest and the lowest are those of all its points.
+  // The extremes of each group equal those of all its points.
   for (int64_t group = 0; group < 300; ++group) {
     double all = -1e9, here = -1e9;
     const double from = static_cast<double>(group) * 99999 / 300, to = static_cast<double>(group + 1) * 99999 / 300;
@@ -187,7 +187,7 @@ TEST(Chart, LinesAreWellFormedAndTheSameEveryTime) {
   EXPECT_EQ(file.find("http"), file.find("http://www.w3.org/2000/svg"));
 }
 
-// The line is broken where a value is not finite, not drawn across.
+// A value that is not finite breaks the line.
 TEST(Chart, LinesBreakAtGaps) {
   const LineChart chart{
       .title = "", .x = {}, .y = {}, .series = {{.name = "", .points = {{0, 1}, {1, 2}, {2, kNan}, {3, 4}, {4, 5}}}}};
@@ -229,7 +229,7 @@ TEST(Html, EveryTextIsShownAndNoneIsRun) {
   EXPECT_EQ(html_escaped(std::string("\0\x1b\x7f\n", 4)), bad + bad + bad + "\n");
   EXPECT_EQ(html_escaped("gr\xC3\xBC\xC3\x9F \xE2\x82\xAC \xF0\x9F\x90\x8D"),
             "gr\xC3\xBC\xC3\x9F \xE2\x82\xAC \xF0\x9F\x90\x8D");
-  // Cut short, overlong, a surrogate, beyond Unicode, a byte that begins nothing.
+  // Truncated, overlong, a surrogate, beyond Unicode, an invalid first byte.
   EXPECT_EQ(html_escaped("\xE2\x82"), bad + bad);
   EXPECT_EQ(html_escaped("\xC0\x80"), bad + bad);
   EXPECT_EQ(html_escaped("\xED\xA0\x80"), bad + bad + bad);

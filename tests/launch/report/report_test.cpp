@@ -1,4 +1,4 @@
-// `transmamba report`: what is on the page, and how a browser shows it. Needs chromium (launch/packages.sh).
+// `transmamba report`: the content of the page, and its rendering in a browser. Needs chromium (launch/packages.sh).
 #include "launch/report/report.h"
 
 #include <gtest/gtest.h>
@@ -29,7 +29,7 @@ void expect_all(const std::string& text, const std::vector<std::string>& parts) 
   for (const std::string& part : parts) EXPECT_NE(text.find(part), std::string::npos) << "missing: " << part;
 }
 
-// Chromium without a window, in the test's folder; its own messages are dropped.
+// Headless Chromium, run in the test's directory; its own messages are dropped.
 Outcome browser(const std::string& arguments) {
   return shell("chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --user-data-dir=$PWD/browser " +
                arguments + " 2>browser.log");
@@ -46,7 +46,7 @@ std::pair<uint32_t, uint32_t> size_of_png(const std::string& png) {
   return {number(16), number(20)};
 }
 
-// A made-up run of `steps` steps whose logs are written at once.
+// Writes the logs of an invented run of `steps` steps.
 void write_run(const fs::path& dir, int64_t steps, uint64_t seed, double level) {
   fs::create_directories(dir);
   const Philox random(seed, 1);
@@ -91,24 +91,24 @@ TEST(Report, AKilledRunsPageTellsItAll) {
                     "Gradient norm",
                     "Throughput",
                     "Memory",
-                    "Where a step&#39;s time goes",
-                    "Where the wall time went",
-                    "Which tokens a sequence rank owns",
-                    "What each layer does with them",
+                    "Step time by phase",
+                    "Wall time by activity",
+                    "Tokens owned by each sequence rank",
+                    "Attention and SSM tokens of each layer",
                     "attention",
                     "P 16: layer 1",
                     "P 64: layer 3",
                     "held-out",
                     "killed",
                     "stop",
-                    "started again from step",
+                    "resumed from step",
                     "checkpoints of",
                     "Samples",
                     "config.toml",
                     "seq_len = 64"});
   for (const char* outside : {"src=", "href=", "@import", "url("}) EXPECT_EQ(page.find(outside), std::string::npos);
-  EXPECT_EQ(page.find("Not all of it could be read"), std::string::npos);
-  // The same folder gives the same page.
+  EXPECT_EQ(page.find("Some records could not be read"), std::string::npos);
+  // The report is deterministic.
   ASSERT_EQ(transmamba("report run -o again.html").code, 0);
   EXPECT_EQ(contents("again.html"), page);
   const json figures = json::parse(transmamba("report run -o again.html --json").output);
@@ -124,8 +124,8 @@ TEST(Report, ABrowserShowsThePage) {
   const std::string url = "file://" + (run.folder / "page.html").string();
   const Outcome dom = browser("--dump-dom " + url);
   ASSERT_EQ(dom.code, 0) << contents("browser.log");
-  expect_all(dom.output, {"<title>", "Where the wall time went", "</html>"});
-  // The page's script ran: its policy knows it. It gives each chart with axes a box for values.
+  expect_all(dom.output, {"<title>", "Wall time by activity", "</html>"});
+  // The policy allowed the page's script, which adds a box for values to each chart with axes.
   size_t charts = 0, boxes = 0;
   for (size_t at = dom.output.find("data-xname="); at != std::string::npos; at = dom.output.find("data-xname=", at + 1))
     ++charts;
@@ -140,7 +140,7 @@ TEST(Report, ABrowserShowsThePage) {
   EXPECT_EQ(size_of_png(png), (std::pair<uint32_t, uint32_t>{1280, 2000}));
   EXPECT_GT(png.size(), 60000u);  // an empty page has under 10,000
 
-  // On a phone nothing is wider than the page. The measuring script needs a page without the policy.
+  // On a phone nothing is wider than the page. The policy is removed for the measuring script.
   std::string phone = contents("page.html");
   const size_t policy = phone.find("<meta http-equiv"), end = phone.find('>', policy);
   ASSERT_NE(policy, std::string::npos);
@@ -167,7 +167,7 @@ TEST(Report, SeveralRunsLieOverEachOther) {
   const std::string page = contents("report.html");
   expect_all(page, {"2 runs", "a/run", "b/run", "class=\"key c0\"", "class=\"key c1\"", "data-n=\"a/run\"",
                     "data-n=\"b/run\""});
-  // The same folder twice is two runs of different names.
+  // A run directory given twice gives two runs with different names.
   ASSERT_EQ(transmamba("report a/run a/run -o twice.html").code, 0);
   expect_all(contents("twice.html"), {"a/run (2)"});
 }
@@ -175,7 +175,7 @@ TEST(Report, SeveralRunsLieOverEachOther) {
 TEST(Report, LongRunsKeepTheirExtremesInUnderAMegabyte) {
   enter_test_folder("report-long");
   write_run("run", 60000, 3, 1);
-  // One step of 60,000 leaps.
+  // The loss of one of 60,000 steps spikes.
   std::string text = contents("run/metrics.jsonl");
   const size_t at = text.find("\"step\":31337,"), begin = text.rfind('{', at);
   json line = json::parse(text.substr(begin, text.find('\n', begin) - begin));
@@ -185,8 +185,8 @@ TEST(Report, LongRunsKeepTheirExtremesInUnderAMegabyte) {
   const std::vector<ReportRun> one = read_runs({"run"});
   const std::string page = report_page(one);
   EXPECT_LT(page.size(), 250000u);
-  EXPECT_NE(page.find(">100</text>"), std::string::npos);  // the axis of the loss reaches to the leap
-  // Forty of them are drawn with fewer points, and still fit.
+  EXPECT_NE(page.find(">100</text>"), std::string::npos);  // the axis of the loss covers the spike
+  // Forty runs are drawn with fewer points, and fit.
   std::vector<ReportRun> many;
   for (int i = 0; i < 40; ++i) {
     many.push_back(one.front());
@@ -214,7 +214,7 @@ TEST(Report, WhatIsDamagedIsNamed) {
               "events.jsonl:2: ignored an event without a time", "events.jsonl:3: ignored a damaged line",
               "plan.json: not a plan", "summary.json: damaged"});
   const std::string page = contents("run/report.html");
-  expect_all(page, {"Not all of it could be read", "the last line: it is truncated", "without a step number",
+  expect_all(page, {"Some records could not be read", "the last line: it is truncated", "without a step number",
                     "&lt;/pre&gt;&lt;script&gt;alert(2)"});
   EXPECT_EQ(page.find("<script>alert"), std::string::npos);
   const json figures = json::parse(transmamba("report run --json 2>/dev/null").output);
@@ -227,7 +227,7 @@ TEST(Report, MistakesExitWith2) {
   fs::create_directories("empty");
   write_run("run", 5, 5, 1);
   for (const auto& [arguments, message] :
-       std::vector<std::pair<std::string, std::string>>{{"report", "give the folder of a run"},
+       std::vector<std::pair<std::string, std::string>>{{"report", "a run directory is missing"},
                                                         {"report missing", "no such run directory"},
                                                         {"report empty", "not a run directory"},
                                                         {"report run -o missing/page.html", "missing/page.html"}}) {
@@ -237,7 +237,7 @@ TEST(Report, MistakesExitWith2) {
   }
 }
 
-// What is recorded of a run that has only begun: no step, no time, no plan.
+// A run that has only begun has no step, no time, no plan.
 TEST(Report, ARunWithoutAStepHasAPageToo) {
   enter_test_folder("report-begun");
   fs::create_directories("run");
@@ -247,7 +247,7 @@ TEST(Report, ARunWithoutAStepHasAPageToo) {
   expect_all(contents("run/report.html"), {"nothing was recorded", "not started"});
 }
 
-// Every layout has its pictures: as many boxes as segments, and two parts in each layer whose TransPoint is inside.
+// Every layout can be drawn: one box per segment, and two per layer whose TransPoint is inside the sequence.
 TEST(Report, LayoutsAreDrawn) {
   for (int sp : {1, 2, 8, 64}) {
     for (int fold : {1, 4}) {
