@@ -48,7 +48,7 @@ void write_token_file(const fs::path& path, const RunConfig& config, int64_t win
   writer.close(windows * config.data.seq_len, "");
 }
 
-// Milliseconds of the batches of a step: the median of five steps.
+// Milliseconds to load the batches of a step: the median of five steps.
 double data_ms(const RunConfig& config, World& world, StepBench& bench, const fs::path& folder) {
   constexpr int64_t kSteps = 5;
   const int64_t batch = bench.plan().dims.batch, micro_batches = bench.plan().dims.micro_batches();
@@ -57,7 +57,7 @@ double data_ms(const RunConfig& config, World& world, StepBench& bench, const fs
   const TokenFile file(path);
   Loader loader(file, config.data.seq_len, static_cast<uint64_t>(config.data.seed));
   std::vector<double> times;
-  for (int64_t step = -1; step < kSteps; ++step) {  // the first one opens and reads the file
+  for (int64_t step = -1; step < kSteps; ++step) {  // step -1 opens the file and warms up
     world.comm().barrier();
     const auto begin = Clock::now();
     for (int64_t micro = 0; micro < micro_batches; ++micro) {
@@ -76,8 +76,8 @@ json checkpoint_times(World& world, Ops& ops, StepBench& bench, const fs::path& 
   bench.slices([&](const Tensor& x) { return snapshot.copy(x); });
   snapshot.clear();
   SaveOutcome outcome;
-  double stall = 0, whole = 0;
-  for (int64_t step : {1, 2}) {  // the first one touches the host copy's pages
+  double stall = 0, complete = 0;
+  for (int64_t step : {1, 2}) {  // the first save touches the pages of the host copy
     world.comm().barrier();
     const auto begin = Clock::now();
     auto failed = saver.start(
@@ -89,10 +89,11 @@ json checkpoint_times(World& world, Ops& ops, StepBench& bench, const fs::path& 
         json::object());
     stall = slowest(world, ms_since(begin));
     outcome = failed ? *failed : saver.finish();
-    whole = slowest(world, ms_since(begin));
-    if (!outcome.problem.empty()) throw Error(str("bench step --io: no checkpoint: ", outcome.problem));
+    complete = slowest(world, ms_since(begin));
+    if (!outcome.problem.empty())
+      throw Error(str("bench step --io ", folder.string(), ": checkpoint failed: ", outcome.problem));
   }
-  return {{"checkpoint_stall_ms", stall}, {"checkpoint_ms", whole}, {"checkpoint_bytes", outcome.report.bytes}};
+  return {{"checkpoint_stall_ms", stall}, {"checkpoint_ms", complete}, {"checkpoint_bytes", outcome.report.bytes}};
 }
 
 }  // namespace
@@ -115,9 +116,10 @@ fs::path bench_io_folder(const fs::path& folder) { return folder / "bench-io"; }
 
 std::string io_text(const json& io) {
   const auto number = [&](const char* name) { return io.at(name).get<double>(); };
-  return str("batch of a step ", fixed(number("data_ms"), 2), " ms; checkpoint of ",
-             bytes_text(io.at("checkpoint_bytes").get<int64_t>()), ": training waits ",
-             fixed(number("checkpoint_stall_ms"), 1), " ms, whole after ", fixed(number("checkpoint_ms"), 1), " ms\n");
+  return str("data loading ", fixed(number("data_ms"), 2), " ms per step; checkpoint of ",
+             bytes_text(io.at("checkpoint_bytes").get<int64_t>()), ": blocks training for ",
+             fixed(number("checkpoint_stall_ms"), 1), " ms, complete after ", fixed(number("checkpoint_ms"), 1),
+             " ms\n");
 }
 
 }  // namespace tmamba

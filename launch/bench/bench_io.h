@@ -1,4 +1,4 @@
-// What a training step costs beyond computing and exchanging: its batch from a token file, and a checkpoint.
+// Times the I/O of training: reading a batch from a token file, and writing a checkpoint.
 #pragma once
 
 #include <filesystem>
@@ -13,14 +13,14 @@ namespace tmamba {
 
 class StepBench;
 
-// Milliseconds, of the slowest rank: data_ms for the batches of a step read from a token file of random tokens, cut and
-// copied to the device; checkpoint_stall_ms for which a save behind training keeps it waiting; checkpoint_ms until that
-// checkpoint is whole; checkpoint_bytes. Writes below `folder`, which all ranks see, and removes it again. Collective;
-// every rank gets the same. Throws Error where it cannot be written.
+// Milliseconds of the slowest rank: data_ms to read the batches of a step from a token file of random tokens, shard
+// them and copy them to the device; checkpoint_stall_ms for which an asynchronous save blocks training; checkpoint_ms
+// until that checkpoint is complete. Also checkpoint_bytes. Writes below `folder`, which all ranks must see, and
+// removes the files. Collective; every rank returns the same. Throws Error if writing fails.
 nlohmann::json bench_io(const RunConfig& config, World& world, Ops& ops, StepBench& bench, const std::string& folder);
-// Where below `folder` it writes; ranks that were killed have left it.
+// The directory below `folder` that bench_io writes to; killed ranks leave it behind.
 std::filesystem::path bench_io_folder(const std::filesystem::path& folder);
-// They as text, one line, ended.
+// Formats the times as one line, with a newline.
 std::string io_text(const nlohmann::json& io);
 
 }  // namespace tmamba

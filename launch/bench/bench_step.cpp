@@ -50,7 +50,7 @@ void fill_random(Ops& ops, const Tensor& flat, double std) {
   copy_from_host(ops, flat, host_flat);
 }
 
-// Of so many micro-batches a step.
+// The configuration with `micro_batches` micro-batches per step.
 RunConfig with_micro_batches(RunConfig config, const MeshShape& shape, int64_t micro_batches) {
   config.train.micro_batch = std::max<int64_t>(config.train.micro_batch, 1);
   const BatchSplit batch{.dp = shape.dp, .micro_batch = config.train.micro_batch, .micro_batches = micro_batches};
@@ -112,7 +112,7 @@ StepBench::StepBench(const RunConfig& config, World& world, Ops& ops, int64_t mi
   initialize_run(ops, step_.table(), 1, step_.params(), step_.optimizer());
 }
 
-// The same at every step.
+// Loads the same random tokens at every step.
 void StepBench::load(const Tensor& tokens_Bn, const Tensor& targets_Bn) const {
   const Philox random(3, static_cast<uint64_t>(mesh_.shape().zero_rank(mesh_.coordinates())));
   uint64_t i = 0;
@@ -151,8 +151,8 @@ void StepBench::step(Ops& ops) {
 
 namespace {
 
-// Medians of a number of steps, after one that warms up and one that is recorded: of the slowest rank in each, and of
-// this rank.
+// Median seconds per step: of the slowest rank in each step, and of this rank. One step to warm up and one to record
+// the graph come first.
 struct Times {
   double slowest = 0, own = 0;
 };
@@ -167,7 +167,7 @@ Times time_steps(StepBench& bench, World& world, Ops& ops, int64_t steps) {
   return {median_of(slowest), median_of(own)};
 }
 
-// Bytes in use now, on the rank that uses most: of its GPU, or of its own pages on a host.
+// Bytes in use on the rank that uses most: on its GPU, or resident in host memory.
 int64_t memory_in_use(World& world, Device device) {
   double bytes = 0;
   if (device == Device::cuda) {
@@ -186,7 +186,7 @@ int hosts_of(const World& world) {
   return static_cast<int>(std::set<std::string>(world.hosts().begin(), world.hosts().end()).size());
 }
 
-// How long ranks wait for exchanges that no work hides, beside the planner's prediction.
+// Adds the exposed communication: the step time minus that of a muted step, and the planner's prediction.
 void add_exposed(json& result, const RunConfig& config, StepBench& bench, World& world, Ops& ops, int64_t steps) {
   bench.mute(true);
   const Times alone = time_steps(bench, world, ops, steps);
@@ -247,22 +247,22 @@ json bench_step(const RunConfig& config, World& world, Ops& ops, const StepBench
 std::string step_text(const json& r) {
   const auto number = [&](const char* name) { return r.at(name).get<double>(); };
   const auto whole = [&](const char* name) { return r.at(name).get<int64_t>(); };
-  std::string text = str(count_text(number("parameters")), " parameters, B=", whole("batch"), ", T=", whole("seq_len"),
-                         ": ", fixed(number("step_ms"), 1), " ms a step, ", count_text(number("tokens_per_s")),
-                         " tokens/s\n", fixed(number("gflop"), 1), " GFLOP a step (linear ",
-                         fixed(number("gflop_linear"), 1), ", attention ", fixed(number("gflop_attention"), 1),
-                         ", SSD ", fixed(number("gflop_ssd"), 1), "): ", fixed(number("gflops"), 1), " GFLOP/s",
-                         r.contains("gemm_gflops")
-                             ? str(" = ", fixed(100 * number("fraction_of_gemm"), 1), " % of the matrix product's rate")
-                             : std::string(),
-                         "\n");
+  std::string text =
+      str(count_text(number("parameters")), " parameters, B=", whole("batch"), ", T=", whole("seq_len"), ": ",
+          fixed(number("step_ms"), 1), " ms per step, ", count_text(number("tokens_per_s")), " tokens/s\n",
+          fixed(number("gflop"), 1), " GFLOP per step (linear ", fixed(number("gflop_linear"), 1), ", attention ",
+          fixed(number("gflop_attention"), 1), ", SSD ", fixed(number("gflop_ssd"), 1),
+          "): ", fixed(number("gflops"), 1), " GFLOP/s",
+          r.contains("gemm_gflops") ? str(" = ", fixed(100 * number("fraction_of_gemm"), 1), " % of the GEMM rate")
+                                    : std::string(),
+          "\n");
   if (r.contains("io")) text += io_text(r.at("io"));
   if (whole("ranks") == 1) return text;
   text += str(whole("ranks"), " ranks: tp ", whole("tp"), ", sp ", whole("sp"), ", dp ", whole("dp"), ", fold ",
-              whole("fold"), ", ", r.at("transport").get<std::string>(), "\nwork of the slowest rank ",
-              fixed(number("work_ms"), 1), " ms (balance ", fixed(number("balance"), 3), "), exchanges not hidden ",
+              whole("fold"), ", ", r.at("transport").get<std::string>(), "\ncompute on the slowest rank ",
+              fixed(number("work_ms"), 1), " ms (balance ", fixed(number("balance"), 3), "), exposed communication ",
               fixed(number("exposed_ms"), 1), " ms; predicted: step ", fixed(number("predicted_step_ms"), 1),
-              " ms, not hidden ", fixed(number("predicted_exposed_ms"), 1), " ms\n");
+              " ms, exposed ", fixed(number("predicted_exposed_ms"), 1), " ms\n");
   return text;
 }
 

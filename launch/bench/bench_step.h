@@ -1,4 +1,4 @@
-// One training step on random tokens, as a rank of a mesh: what `bench step` and `bench ops` time.
+// One training step on random tokens, on any mesh: `bench step` and `bench ops` time it.
 #pragma once
 
 #include <functional>
@@ -16,10 +16,10 @@
 
 namespace tmamba {
 
-// Rates of this device, measured.
+// Measured peak rates of this device.
 struct Roof {
-  double flops = 0;  // per second, of a product of large square matrices of random numbers
-  double bytes = 0;  // per second read and written by a copy that does not fit the caches
+  double flops = 0;  // per second, of a GEMM of large square random matrices
+  double bytes = 0;  // per second, read and written by a copy larger than the caches
 };
 Roof measure_roof(Ops& ops, DType dtype);
 
@@ -30,17 +30,17 @@ class StepBench {
   StepBench(const RunConfig& config, World& world, Ops& ops, int64_t micro_batches = 1);
 
   void step(Ops& ops);
-  // Takes the tokens of a micro-batch of this rank's data-parallel group, as training does.
+  // Shards a micro-batch of this rank's data-parallel group and copies it to the device, as training does.
   void take(const Batch& batch);
-  // What this rank would save (run_slices).
+  // The slices that this rank would save (run_slices).
   std::vector<TensorSlice> slices(const std::function<Tensor(const Tensor&)>& to_host);
-  // Exchanges move nothing from now on.
+  // While muted, communication moves no data.
   void mute(bool on);
 
   const RunPlan& plan() const { return plan_; }
   const MeshShape& shape() const { return mesh_.shape(); }
   const MeshCoordinates& coordinates() const { return mesh_.coordinates(); }
-  const OpCounts& counts() const { return step_.measure().counts; }  // of a micro-batch on this rank
+  const OpCounts& counts() const { return step_.measure().counts; }  // per micro-batch, on this rank
   int64_t sequences() const { return config_.train.global_batch; }
   int64_t tokens() const { return sequences() * plan_.dims.tokens; }
   int64_t parameters() const { return step_.table().global_size(); }
@@ -62,14 +62,14 @@ class StepBench {
 struct StepBenchOptions {
   int64_t steps = 5;
   int64_t micro_batches = 1;
-  Roof roof = {};              // zeros where it was not measured
-  std::string io_folder = "";  // where to write and read token files and checkpoints (bench_io); empty: nowhere
+  Roof roof = {};              // zeros if not measured
+  std::string io_folder = "";  // directory for bench_io(); empty: no I/O timing
 };
 
-// Times of some steps, of the slowest rank; with several ranks also what no work hides of their exchanges, beside the
-// planner's prediction. Collective; every rank gets the same.
+// Median step time of the slowest rank; with several ranks also the exposed communication, measured and predicted by
+// the planner. Collective; every rank returns the same.
 nlohmann::json bench_step(const RunConfig& config, World& world, Ops& ops, const StepBenchOptions& options);
-// They as text, every line ended.
+// Formats the result as text; every line ends with a newline.
 std::string step_text(const nlohmann::json& result);
 
 }  // namespace tmamba

@@ -1,5 +1,5 @@
-// transmamba bench: times of ops and of whole steps, beside the rates this machine reaches for a plain matrix product
-// and a plain copy in the same run.
+// transmamba bench: times of ops and of training steps, relative to the rates of a GEMM and of a copy measured in the
+// same run.
 #include <omp.h>
 
 #include <algorithm>
@@ -52,10 +52,11 @@ int bench_on(World& world, const Command& command, const std::string& what) {
   config = parse_config(to_toml(config), "configuration", overrides);
   if (config.model.vocab == 0) config.model.vocab = 4096;
   if (what == "ops" && world.size() > 1) {
-    throw UserError("bench ops times one rank; several ranks are timed by bench step and bench comm");
+    throw UserError(
+        str("bench ops runs on one rank, not ", world.size(), "; use bench step or bench comm for several ranks"));
   }
   if (what == "ops" && (command.has("no-roof") || command.has("io") || command.get<int64_t>("micro-batches") != 1)) {
-    throw UserError("bench ops does not take --no-roof, --io or --micro-batches; they are for bench step");
+    throw UserError("bench ops does not accept --no-roof, --io or --micro-batches; use bench step");
   }
   if (command.get<int64_t>("steps") < 1 || command.get<int64_t>("micro-batches") < 1) {
     throw UserError("--steps and --micro-batches must be at least 1");
@@ -75,8 +76,8 @@ int bench_on(World& world, const Command& command, const std::string& what) {
     return kDone;
   }
   const std::string roofs = command.has("no-roof") ? ""
-                                                   : str(": matrix product ", fixed(roof.flops / 1e9, 1),
-                                                         " GFLOP/s, copy ", fixed(roof.bytes / 1e9, 1), " GB/s");
+                                                   : str(": GEMM ", fixed(roof.flops / 1e9, 1), " GFLOP/s, copy ",
+                                                         fixed(roof.bytes / 1e9, 1), " GB/s");
   std::printf("%s, %d threads, %s%s\n%s", name_of(config.run.device), omp_get_max_threads(), name_of(config.dtype()),
               roofs.c_str(), (what == "step" ? step_text(result) : op_table(result)).c_str());
   return kDone;
@@ -89,18 +90,17 @@ int bench_verb(const Arguments& arguments) {
   return run_main([&](World& world) {
     Command command(
         "bench ops|step|comm [CONFIG] [options]",
-        "step  a training step (forward, backward, sums over ranks, gradient norm, AdamW) on random tokens; under\n"
-        "      mpirun on any mesh, with what no work hides of the exchanges beside the planner's prediction\n"
-        "ops   the step of one rank op by op: ms per step, GFLOP/s, GB/s, and the larger share of the two roofs\n"
-        "comm  every exchange between ranks, by size; bench comm --help shows its own options\n"
-        "Roofs are a matrix product (2048^3, on a GPU 8192^3) and a copy, measured in the same run on the same "
-        "device.");
+        "step  times a training step (forward, backward, gradient reduction, clipping, AdamW) on random tokens; under\n"
+        "      mpirun on any mesh, with the exposed communication, measured and predicted by the planner\n"
+        "ops   times the step of one rank op by op: ms per step, GFLOP/s, GB/s, and the fraction of the roofline\n"
+        "comm  times every collective between ranks, by size; bench comm --help prints its options\n"
+        "The roofline is a GEMM (2048^3, on a GPU 8192^3) and a copy, measured in the same run on the same device.");
     command.options()("set", po::value<std::vector<std::string>>(), "override a key: --set model.dim=512 (repeatable)")(
-        "steps", po::value<int64_t>()->default_value(5), "steps to time; the median counts")(
-        "micro-batches", po::value<int64_t>()->default_value(1), "bench step: micro-batches of a step")(
-        "no-roof", "bench step: do not measure the two roofs")(
+        "steps", po::value<int64_t>()->default_value(5), "steps to time; the median is reported")(
+        "micro-batches", po::value<int64_t>()->default_value(1), "bench step: micro-batches per step")(
+        "no-roof", "bench step: do not measure the roofline")(
         "io", po::value<std::string>(),
-        "bench step: also time a batch from a token file and a checkpoint, both written below this folder")(
+        "bench step: also time reading a batch from a token file and writing a checkpoint, below this directory")(
         "threads", po::value<int>()->default_value(0), "CPU threads; 0: all")(
         "device", po::value<std::string>(), "cpu or cuda; default: the configuration's");
     command.positional("what");
@@ -108,7 +108,7 @@ int bench_verb(const Arguments& arguments) {
     if (!command.parse(arguments, world.rank() == 0)) return static_cast<int>(kDone);
     const std::string what = command.required("what");
     if (what != "ops" && what != "step")
-      throw UserError(str("bench ", what, ": there is no such benchmark; one of ops, step, comm"));
+      throw UserError(str("bench ", what, ": unknown benchmark; valid: ops, step, comm"));
     return bench_on(world, command, what);
   });
 }

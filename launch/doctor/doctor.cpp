@@ -40,7 +40,7 @@ json slurm_facts() {
   return facts;
 }
 
-// Ranks by host and by what they share there.
+// Ranks by host and by the resource that they share there.
 using Sharing = std::map<std::pair<std::string, std::string>, std::vector<int>>;
 
 Sharing sharing_of(const std::vector<json>& ranks, const auto& what) {
@@ -57,27 +57,28 @@ std::string gpu_uuid(const json& rank) {
   return rank.at("gpu").is_null() ? "" : rank.at("gpu").at("uuid").get<std::string>();
 }
 
-// The cores of a rank that is bound; empty where it may run anywhere on its host.
+// The cores that a rank is bound to; empty if it may run on any core of its host.
 std::string bound_cores(const json& rank) {
   return rank.at("core_count").get<int>() < rank.at("host_cores").get<int>() ? rank.at("cores").get<std::string>() : "";
 }
 
 void find_shared_gpus(const std::vector<json>& ranks, std::vector<Finding>& findings) {
   for (const auto& [where, on_it] : sharing_of(ranks, gpu_uuid)) {
-    findings.push_back({true, str(where.first, ": ", list_of(on_it), " share one GPU, ", where.second,
-                                  "; start one rank per GPU, or let each see its own")});
+    findings.push_back(
+        {true, str(where.first, ": ", list_of(on_it), " share one GPU, ", where.second,
+                   "; start one rank per GPU, or make one GPU visible to each (srun --gpus-per-task=1)")});
   }
 }
 
 void find_shared_cores(const std::vector<json>& ranks, std::vector<Finding>& findings) {
   for (const auto& [where, on_them] : sharing_of(ranks, bound_cores)) {
     findings.push_back({true, str(where.first, ": ", list_of(on_them), " are bound to the same cores, ", where.second,
-                                  "; give each its own (mpirun --map-by slot:PE=N --bind-to core, srun "
+                                  "; bind each to its own (mpirun --map-by slot:PE=N --bind-to core, srun "
                                   "--cpus-per-task=N --cpu-bind=cores)")});
   }
 }
 
-// Each host's ranks beside all cores that any of them may use.
+// Compares the ranks of each host with the cores that they may use together.
 void find_crowding(const std::vector<json>& ranks, std::vector<Finding>& findings) {
   std::map<std::string, std::pair<int, std::set<int>>> hosts;
   for (const json& rank : ranks) {
@@ -91,11 +92,13 @@ void find_crowding(const std::vector<json>& ranks, std::vector<Finding>& finding
     counts.insert(use.first);
     if (use.first > cores) {
       findings.push_back({true, str(host, ": ", use.first, " ranks have ", cores, cores == 1 ? " core" : " cores",
-                                    " between them; their times say little, and waiting ranks slow the others down")});
+                                    " between them; start at most one rank per core, since waiting ranks slow "
+                                    "the others down")});
     }
   }
   if (counts.size() > 1) {
-    findings.push_back({false, str("hosts have from ", *counts.begin(), " to ", *counts.rbegin(), " ranks")});
+    findings.push_back(
+        {false, str("hosts have different numbers of ranks, from ", *counts.begin(), " to ", *counts.rbegin())});
   }
 }
 
@@ -110,14 +113,14 @@ void find_distances(const std::vector<json>& ranks, std::vector<Finding>& findin
   }
   if (far.empty()) return;
   findings.push_back({false, str(list_of(far), far.size() == 1 ? " runs" : " run",
-                                 " on cores of another NUMA node than the GPU's: copies and launches take the long "
-                                 "way")});
+                                 " on cores of another NUMA node than the GPU's, which slows copies and launches; bind "
+                                 "ranks to the cores of their GPU's node")});
 }
 
 void find_numbering(const std::vector<json>& ranks, std::vector<Finding>& findings) {
   std::vector<int> wrong;
   for (const json& rank : ranks) {
-    // mpirun within an allocation starts a task for each node, whose numbers its ranks inherit: those mean nothing.
+    // In an allocation mpirun starts one task per node, and its ranks inherit the task's variables: ignore those.
     const json& slurm = rank.at("slurm");
     if (slurm.value("SLURM_STEP_NUM_TASKS", "") != std::to_string(ranks.size())) continue;
     if (slurm.value("SLURM_PROCID", "") != std::to_string(rank.at("rank").get<int>())) {
@@ -125,10 +128,10 @@ void find_numbering(const std::vector<json>& ranks, std::vector<Finding>& findin
     }
   }
   if (wrong.empty()) return;
-  findings.push_back({false, str("SLURM numbers ", list_of(wrong), " otherwise than MPI does; MPI's numbers count")});
+  findings.push_back({false, str("SLURM and MPI number ", list_of(wrong), " differently; MPI's numbers are used")});
 }
 
-// Whole cells for the table; a dash where there is nothing.
+// A cell of the table; a dash if empty.
 std::string cell(const std::string& text) { return text.empty() ? "-" : text; }
 
 std::string numa_cell(const json& rank) {
@@ -218,7 +221,7 @@ json rank_settings() {
   json environment = json::object();
   for (char** entry = environ; *entry != nullptr; ++entry) {
     const std::string text = *entry;
-    // What Open MPI passes to its own ranks is no setting of anybody.
+    // Variables that Open MPI passes to its ranks are not settings of the user.
     const bool internal =
         std::any_of(kInternal.begin(), kInternal.end(), [&](const char* p) { return text.starts_with(p); });
     const bool wanted =
@@ -248,7 +251,7 @@ std::vector<Finding> settings_findings(const std::vector<json>& settings) {
       known += on.size();
       text += str(text.empty() ? "" : "; ", cell(value), " on ", list_of(on));
     }
-    // Launchers give each rank its own GPUs and cores.
+    // CUDA_VISIBLE_DEVICES differs on purpose: launchers give each rank its own GPUs.
     if (name == "CUDA_VISIBLE_DEVICES" || (by_value.size() == 1 && known == settings.size())) continue;
     findings.push_back(
         {by_value.size() > 1 && (name == "MPI library" || name == "NCCL"),

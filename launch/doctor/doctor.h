@@ -1,5 +1,5 @@
-// What `transmamba doctor` looks at: where every rank runs, what of that is wrong, and what the run folder's file
-// system can do.
+// The checks of `transmamba doctor`: placement of the ranks, settings of MPI and NCCL, and the file system of the run
+// directory.
 #pragma once
 
 #include <filesystem>
@@ -16,27 +16,27 @@ struct Finding {
   std::string text;
 };
 
-// This rank: {rank, host, local_rank, pid, cores: "0-3", core_count, host_cores, numa: "0", gpu: {name, uuid, pci,
-// numa} or null, visible_gpus, nic, nics: [{name, kind, state, numa}], slurm: {SLURM_PROCID: ..}}. The GPU is the one
-// that training would take.
+// Facts about this rank: {rank, host, local_rank, pid, cores: "0-3", core_count, host_cores, numa: "0", gpu: {name,
+// uuid, pci, numa} or null, visible_gpus, nic, nics: [{name, kind, state, numa}], slurm: {SLURM_PROCID: ..}}. The GPU
+// is the one that training would use.
 nlohmann::json rank_facts(const World& world);
 
-// What is wrong with a placement, and what is worth knowing, from the facts of all ranks in rank order: two ranks on
-// one GPU or bound to one set of cores, more ranks than cores for them, a GPU on another NUMA node than its rank's
-// cores, SLURM and MPI that number ranks differently, hosts with different numbers of ranks or GPUs.
+// Checks the placement, from the facts of all ranks in rank order: several ranks on one GPU or bound to the same cores,
+// more ranks than cores, a GPU on another NUMA node than its rank's cores, SLURM and MPI numbering ranks differently,
+// hosts with different numbers of ranks.
 std::vector<Finding> placement_findings(const std::vector<nlohmann::json>& ranks, bool gpus);
 
-// The table of ranks, every line ended. Ranks that share a GPU or a set of cores carry a mark.
+// The table of ranks; every line ends with a newline. "!" marks a shared GPU or set of cores.
 std::string placement_table(const std::vector<nlohmann::json>& ranks);
 
-// The settings that are in effect: {mpi, mpi_settings, nccl, environment}; of this rank.
+// The settings in effect on this rank: {mpi, mpi_settings, nccl, environment}.
 nlohmann::json rank_settings();
-// Settings that are not the same on all ranks.
+// Reports settings that differ between ranks.
 std::vector<Finding> settings_findings(const std::vector<nlohmann::json>& settings);
 
-// Probes of the file system of `folder`, which is made where it is missing: {path, type, free_bytes, free_inodes,
-// fsync_ms, write_mb_per_s, rename_ms, visible_ms, locks}; findings go to `findings`. What it writes it removes.
-// Collective; rank 0's result counts.
+// Probes the file system of `folder`, which is created if missing: {path, type, free_bytes, free_inodes, fsync_ms,
+// write_mb_per_s, rename_ms, visible_ms, locks}. Appends to `findings` and removes what it wrote. Collective; only rank
+// 0's result is complete.
 nlohmann::json probe_files(World& world, const std::filesystem::path& folder, std::vector<Finding>& findings);
 
 }  // namespace tmamba

@@ -1,5 +1,4 @@
-// Probes of the run folder's file system: what checkpoints, resuming and the guards against two jobs in one folder
-// need.
+// Probes the run directory's file system for what checkpoints, resuming and the lock against a second job need.
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/statvfs.h>
@@ -42,17 +41,17 @@ double fsync_ms(const fs::path& folder) {
 }
 
 double write_mb_per_s(const fs::path& file) {
-  constexpr int64_t kBytes = int64_t{64} << 20, kPiece = int64_t{4} << 20;
-  const std::string piece(kPiece, 'y');
+  constexpr int64_t kBytes = int64_t{64} << 20, kBlock = int64_t{4} << 20;
+  const std::string block(kBlock, 'y');
   const auto begin = Clock::now();
   File out = File::create(file);
-  for (int64_t at = 0; at < kBytes; at += kPiece) out.write(at, piece.data(), piece.size());
+  for (int64_t at = 0; at < kBytes; at += kBlock) out.write(at, block.data(), block.size());
   out.sync();
   out.close();
   return static_cast<double>(kBytes) / 1e3 / ms_since(begin);
 }
 
-// Replaces a file that a reader holds open: the name gives the new text at once, the reader still sees the old one.
+// Replaces a file that a reader holds open: the name must give the new text at once, the reader the old one.
 double rename_ms(const fs::path& file, std::vector<Finding>& findings) {
   write_text_durably(file, "old");
   const File held = File::open_read(file);
@@ -62,15 +61,22 @@ double rename_ms(const fs::path& file, std::vector<Finding>& findings) {
   char old[3] = {};
   held.read(0, old, sizeof old);
   if (read_text(file, 16) != "new")
-    findings.push_back({true, str(file.string(), ": a rename over it did not replace it")});
+    findings.push_back(
+        {true,
+         str(file.string(),
+             ": after a rename over the file it still has its old content; do not use this file system for run.dir")});
   if (std::string(old, 3) != "old") {
-    findings.push_back({true, str(file.string(), ": a rename over it changed the file that was open")});
+    findings.push_back(
+        {true,
+         str(file.string(),
+             ": a rename over the file changed its content for a reader; do not use this file system for run.dir")});
   }
   return ms;
 }
 
 std::string type_of(const fs::path& folder) {
-  // The mount with the longest path that holds the folder; fields: id parent device root MOUNT options.. - TYPE source.
+  // The mount with the longest path that contains the directory; fields: id parent device root MOUNT options.. - TYPE
+  // source.
   std::ifstream in("/proc/self/mountinfo");
   const std::string path = fs::canonical(folder).string() + "/";
   std::string best_mount, type = "unknown";
@@ -89,19 +95,21 @@ std::string type_of(const fs::path& folder) {
 
 void add_space(json& result, const fs::path& folder, std::vector<Finding>& findings) {
   struct statvfs info {};
-  if (::statvfs(folder.c_str(), &info) != 0) throw FileError("look at the file system of", folder, errno);
+  if (::statvfs(folder.c_str(), &info) != 0) throw FileError("query the file system of", folder, errno);
   const auto free = static_cast<int64_t>(info.f_bavail) * static_cast<int64_t>(info.f_frsize);
   result["free_bytes"] = free;
-  // File systems without a table of inodes say 0 of 0.
+  // File systems without an inode table report 0 of 0.
   result["free_inodes"] = info.f_files == 0 ? json() : json(info.f_favail);
   if (free < int64_t{1} << 30)
-    findings.push_back({false, str(folder.string(), ": only ", bytes_text(free), " are free")});
+    findings.push_back(
+        {false, str(folder.string(), ": only ", bytes_text(free), " are free; checkpoints may not fit")});
   if (info.f_files > 0 && info.f_favail < 1000) {
-    findings.push_back({true, str(folder.string(), ": only ", info.f_favail, " files can still be made")});
+    findings.push_back({true, str(folder.string(), ": only ", info.f_favail,
+                                  " inodes are free; delete files or use another file system")});
   }
 }
 
-// A lock that one open file holds. Empty where it was got, else why not.
+// An open file that can take an advisory lock; the destructor releases it.
 class Lock {
  public:
   explicit Lock(const fs::path& file) : fd_(::open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666)) {
@@ -110,14 +118,14 @@ class Lock {
   ~Lock() { ::close(fd_); }
   Lock(const Lock&) = delete;
   Lock& operator=(const Lock&) = delete;
-  // 0, or the errno of the refusal.
+  // Returns 0, or the errno of the failure.
   int take() const { return ::flock(fd_, LOCK_EX | LOCK_NB) == 0 ? 0 : errno; }
 
  private:
   int fd_;
 };
 
-// The rank that tries what rank 0 holds: the first on another host, else the last.
+// The rank that tries to take rank 0's lock: the first on another host, else the last.
 int other_rank(const World& world) {
   for (int rank = 1; rank < world.size(); ++rank) {
     if (world.hosts()[static_cast<size_t>(rank)] != world.hosts()[0]) return rank;
@@ -125,10 +133,10 @@ int other_rank(const World& world) {
   return world.size() - 1;
 }
 
-// Whether a lock that rank 0 holds is refused to another rank, and given when it is free: "work", or what is wrong.
+// Checks that another rank cannot take the lock that rank 0 holds, and can after its release: "work", or the problem.
 std::string locks(World& world, const fs::path& file) {
   const int other = other_rank(world);
-  const auto tell = [&](int value) {
+  const auto broadcast = [&](int value) {
     auto number = static_cast<int32_t>(value);
     world.comm().broadcast(Tensor(&number, {1}, DType::i32), other).wait();
     return static_cast<int>(number);
@@ -137,18 +145,18 @@ std::string locks(World& world, const fs::path& file) {
   int got = held ? held->take() : 0;
   world.comm().broadcast(Tensor(&got, {1}, DType::i32), 0).wait();
   if (got != 0) return str("cannot lock: ", std::generic_category().message(got));
-  const int refused = tell(world.rank() == other ? Lock(file).take() : 0);
+  const int refused = broadcast(world.rank() == other ? Lock(file).take() : 0);
   held.reset();
   world.comm().barrier();
-  const int given = tell(world.rank() == other ? Lock(file).take() : 0);
+  const int given = broadcast(world.rank() == other ? Lock(file).take() : 0);
   if (refused == 0) {
     return world.hosts()[static_cast<size_t>(other)] == world.hosts()[0] ? "do not exclude another process"
                                                                          : "do not exclude another host";
   }
-  return given == 0 ? "work" : str("stay after they were given up: ", std::generic_category().message(given));
+  return given == 0 ? "work" : str("remain after their release: ", std::generic_category().message(given));
 }
 
-// Milliseconds until the last rank sees what rank 0 has renamed into place; negative where one does not.
+// Milliseconds until all ranks see a file that rank 0 renamed into place; negative if one does not within 10 s.
 double visible_ms(World& world, const fs::path& file) {
   world.comm().barrier();
   if (world.rank() == 0) replace_text_durably(file, "here", random_nonce());
@@ -179,8 +187,8 @@ json probe_files(World& world, const fs::path& folder, std::vector<Finding>& fin
   result["visible_ms"] = visible < 0 ? json() : json(visible);
   if (visible < 0) {
     findings.push_back({true, str(folder.string(),
-                                  ": some rank does not see within 10 s what rank 0 writes there; all "
-                                  "hosts must share the run folder")});
+                                  ": some rank does not see within 10 s a file that rank 0 wrote; use a "
+                                  "run directory on a file system that all hosts share")});
     result["locks"] = nullptr;
   } else {
     result["locks"] = locks(world, place / "lock");

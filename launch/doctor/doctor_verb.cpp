@@ -1,4 +1,4 @@
-// transmamba doctor: is this job placed and connected as it should be, before it trains?
+// transmamba doctor: checks the placement and the interconnect of a job before it trains.
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
@@ -36,11 +36,9 @@ json settings_json(const std::vector<json>& settings) {
 json sweep_all(World& world, Device device, double seconds) {
   if (world.size() == 1) return json::array();
   const auto comm = make_device_communicator(world, device);
-  const bool gpu = device == Device::cuda;
-  const int64_t most = int64_t{1} << (gpu ? 30 : 26), least = int64_t{1} << 10;
   return sweep(world, *comm, DType::f32, device,
-               {.min_bytes = std::max<int64_t>(least, 16 * world.size()),
-                .max_bytes = most,
+               {.min_bytes = std::max<int64_t>(1024, 16 * world.size()),
+                .max_bytes = largest_sweep_bytes(device),
                 .factor = 16,
                 .names = {"all_reduce", "all_gather", "send_recv"},
                 .seconds = seconds / 3});
@@ -58,28 +56,16 @@ std::string settings_text(const json& settings) {
   return text;
 }
 
-std::string sweep_text(const json& rows) {
-  std::string text;
-  for (const json& row : rows) {
-    char line[128];
-    std::snprintf(line, sizeof line, "%-12s %12s %12.1f us %9.2f GB/s on the bus\n",
-                  row["exchange"].get<std::string>().c_str(), bytes_text(row["bytes"].get<int64_t>()).c_str(),
-                  row["us"].get<double>(), row["bus_gb_per_s"].get<double>());
-    text += line;
-  }
-  return text;
-}
-
 std::string files_text(const json& files) {
   const auto number = [&](const char* name, int digits) { return fixed(files.at(name).get<double>(), digits); };
   return str(files.at("path").get<std::string>(), " (", files.at("type").get<std::string>(),
              "): ", bytes_text(files.at("free_bytes").get<int64_t>()), " and ",
              files.at("free_inodes").is_null() ? "any number of" : count_text(files.at("free_inodes").get<double>()),
-             " files free; a small file durable in ", number("fsync_ms", 2), " ms, written at ",
-             number("write_mb_per_s", 0), " MB/s, replaced in ", number("rename_ms", 2), " ms, ",
-             files.at("visible_ms").is_null() ? "not seen by all ranks"
-                                              : "seen by all ranks in " + number("visible_ms", 1) + " ms",
-             "; locks ", files.at("locks").is_null() ? "were not tried" : files.at("locks").get<std::string>(), "\n");
+             " inodes free; fsync of a small file ", number("fsync_ms", 2), " ms, write ", number("write_mb_per_s", 0),
+             " MB/s, rename over a file ", number("rename_ms", 2), " ms, ",
+             files.at("visible_ms").is_null() ? "not visible to all ranks"
+                                              : "visible to all ranks after " + number("visible_ms", 1) + " ms",
+             "; locks ", files.at("locks").is_null() ? "not tested" : files.at("locks").get<std::string>(), "\n");
 }
 
 json findings_json(const std::vector<Finding>& findings) {
@@ -88,13 +74,13 @@ json findings_json(const std::vector<Finding>& findings) {
   return rows;
 }
 
-// A GPU that the ranks share, or lack, leaves nothing to sweep.
+// The device to sweep. If ranks share or lack a GPU, that is reported as a problem and the sweep runs on CPUs.
 Device device_to_sweep(World& world, const std::string& wanted, std::vector<Finding>& findings) {
   if (wanted == "cpu") return Device::cpu;
   try {
     select_device(world, Device::cuda);
     return Device::cuda;
-  } catch (const UserError& error) {  // on all ranks alike
+  } catch (const UserError& error) {  // thrown on all ranks
     findings.push_back({true, error.what()});
     return Device::cpu;
   }
@@ -103,10 +89,10 @@ Device device_to_sweep(World& world, const std::string& wanted, std::vector<Find
 int examine(World& world, const Command& command) {
   const std::string wanted = command.get<std::string>("device");
   if (wanted != "auto" && wanted != "cpu" && wanted != "cuda") {
-    throw UserError(str("--device ", wanted, ": one of auto, cpu, cuda"));
+    throw UserError(str("--device ", wanted, ": unknown value; valid: auto, cpu, cuda"));
   }
   const double seconds = command.get<double>("seconds");
-  if (!(seconds >= 0)) throw UserError("--seconds must not be negative");
+  if (!(seconds >= 0)) throw UserError(str("--seconds ", seconds, ": must not be negative"));
   const std::vector<json> ranks = of_all(world, rank_facts(world)), settings = of_all(world, rank_settings());
   bool any_gpu = false;
   for (const json& rank : ranks) any_gpu = any_gpu || !rank.at("gpu").is_null();
@@ -123,7 +109,7 @@ int examine(World& world, const Command& command) {
   result["findings"] = findings_json(findings);
   bool problem = false;
   for (const Finding& f : findings) problem = problem || f.problem;
-  // The findings of the file system are rank 0's.
+  // Only rank 0 has the findings about the file system.
   int32_t code = problem ? kFailed : kDone;
   world.comm().broadcast(Tensor(&code, {1}, DType::i32), 0).wait();
   if (world.rank() != 0) return code;
@@ -133,12 +119,12 @@ int examine(World& world, const Command& command) {
   }
   std::printf("%s\n%s\n", placement_table(ranks).c_str(), settings_text(result["settings"]).c_str());
   if (!result["sweep"].empty()) {
-    std::printf("exchanges of all ranks, %s\n%s\n", result["device"].get<std::string>().c_str(),
+    std::printf("collectives over all ranks, %s\n%s\n", result["device"].get<std::string>().c_str(),
                 sweep_text(result["sweep"]).c_str());
   }
   if (!result["files"].is_null()) std::printf("%s\n", files_text(result["files"]).c_str());
   for (const Finding& f : findings) std::printf("%s: %s\n", f.problem ? "PROBLEM" : "note", f.text.c_str());
-  if (!problem) std::printf("nothing wrong was found\n");
+  if (!problem) std::printf("no problems\n");
   return code;
 }
 
@@ -148,14 +134,15 @@ int doctor_verb(const Arguments& arguments) {
   return run_main([&](World& world) {
     Command command(
         "doctor [FOLDER] [options]",
-        "Looks at a job before it trains; start it as the training, by mpirun or srun. A table of ranks, their hosts,\n"
-        "GPUs, cores, NUMA nodes (of cores/of GPU) and nearest network adapters, \"!\" where two ranks share a GPU or "
-        "a\n"
-        "set of cores; settings of MPI and NCCL that are in effect; the bus bandwidth of all-reduce, all-gather and\n"
-        "send-recv; what the file system of FOLDER, the run folder, can do: fsync, rename over a file, locks, space.\n"
-        "Exit code 1 where there is a problem.");
-    command.options()("seconds", po::value<double>()->default_value(10), "for the exchanges, about; 0: leave them out")(
-        "device", po::value<std::string>()->default_value("auto"), "cpu, cuda, or auto: cuda where a rank sees a GPU");
+        "Checks a job before it trains; start it like the training, by mpirun or srun. Prints a table of the ranks "
+        "with\n"
+        "their hosts, GPUs, cores, NUMA nodes (cores/GPU) and nearest network adapters (\"!\" marks a GPU or a set of\n"
+        "cores shared by ranks); the settings of MPI and NCCL in effect; the bus bandwidth of all-reduce, all-gather\n"
+        "and send-recv; and probes the file system of FOLDER, the run directory: fsync, rename over a file, locks,\n"
+        "free space. Exit code 1 if there is a problem.");
+    command.options()("seconds", po::value<double>()->default_value(10),
+                      "approximate time for the bandwidth sweep; 0: skip it")(
+        "device", po::value<std::string>()->default_value("auto"), "cpu, cuda, or auto: cuda if any rank sees a GPU");
     command.positional("folder");
     if (!command.parse(arguments, world.rank() == 0)) return static_cast<int>(kDone);
     return examine(world, command);

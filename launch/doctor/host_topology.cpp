@@ -52,14 +52,14 @@ std::vector<fs::path> entries(const fs::path& folder) {
   return found;
 }
 
-// "4: ACTIVE" and the like of the adapter's first port.
+// State of the adapter's first port: "up" for "4: ACTIVE", else the text after the number.
 std::string infiniband_state(const fs::path& entry) {
   const std::string text = line_of(entry / "ports" / "1" / "state");
   const size_t blank = text.find(' ');
   return text.find("ACTIVE") != std::string::npos ? "up" : blank == std::string::npos ? text : text.substr(blank + 1);
 }
 
-// Characters of the common folders of two paths.
+// Length of the common directory prefix of two paths.
 size_t common_folders(const std::string& a, const std::string& b) {
   size_t common = 0;
   for (size_t i = 0; i < std::min(a.size(), b.size()) && a[i] == b[i]; ++i) {
@@ -119,7 +119,7 @@ std::string nearest_nic(const std::vector<Nic>& nics, const std::string& pci, in
 
 std::vector<int> allowed_cores() {
   std::vector<int> cores;
-  // Larger sets where the kernel has more cores than a cpu_set_t.
+  // Retry with larger sets if the kernel supports more cores than a cpu_set_t holds.
   for (int size = CPU_SETSIZE; size <= 1 << 20; size *= 4) {
     cpu_set_t* set = CPU_ALLOC(size);
     TM_CHECK(set != nullptr, "out of memory");

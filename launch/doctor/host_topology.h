@@ -1,4 +1,4 @@
-// Where things are in a host: cores, NUMA nodes, network adapters, from /sys.
+// Topology of this host, read from /sys: cores, NUMA nodes, network adapters.
 #pragma once
 
 #include <string>
@@ -10,29 +10,29 @@ struct Nic {
   std::string name;  // "mlx5_0", "eth0"
   std::string kind;  // "infiniband" or "ethernet"
   std::string state;
-  std::string pci_path;  // of its device below /sys/devices; empty for virtual ones
+  std::string pci_path;  // path of its device below /sys/devices; empty for virtual adapters
   int numa = -1;         // -1: unknown
 };
 
-// The network adapters of this host but loopback and virtual ones without a device, InfiniBand first, by name; all
-// that are up where none has a device. Files are read below `root`.
+// The network adapters of this host that have a device, InfiniBand first, by name. If none has one, the virtual
+// adapters that are up. Loopback is excluded. Files are read below `root`.
 std::vector<Nic> nics_of_host(const std::string& root = "");
 
-// The NUMA node of a PCI device "0000:3b:00.0", -1 where unknown.
+// The NUMA node of a PCI device "0000:3b:00.0", -1 if unknown.
 int numa_of_pci(const std::string& pci, const std::string& root = "");
-// NUMA nodes that have any of these cores, ascending.
+// NUMA nodes that contain any of these cores, ascending.
 std::vector<int> numa_of_cores(const std::vector<int>& cores, const std::string& root = "");
 
-// The adapter that shares most of the way through the PCI tree with a device, or one of the NUMA node where `pci` is
-// empty or tells nothing; the first that is up where nothing tells. Empty where there is none.
+// The adapter nearest to a device: InfiniBand before Ethernet, then adapters that are up, then the longest common path
+// in the PCI tree, then the same NUMA node. Empty if there is no adapter.
 std::string nearest_nic(const std::vector<Nic>& nics, const std::string& pci, int numa, const std::string& root = "");
 
-// Cores this process may run on, and those that the host has.
+// The cores this process may run on, and the number of cores of the host.
 std::vector<int> allowed_cores();
 int host_cores(const std::string& root = "");
 // "0-3,8,10-11"
 std::string ranges_text(const std::vector<int>& numbers);
-// The inverse. Empty for text that is none.
+// The inverse of ranges_text(). Empty for invalid text.
 std::vector<int> numbers_in(const std::string& ranges);
 
 }  // namespace tmamba

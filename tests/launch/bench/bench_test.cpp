@@ -1,4 +1,4 @@
-// bench comm on host tensors: every exchange along every axis, with figures that belong together.
+// bench comm on host tensors: every collective along every axis, with consistent figures.
 #include <gtest/gtest.h>
 
 #include <map>

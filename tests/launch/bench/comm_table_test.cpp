@@ -1,4 +1,4 @@
-// The table of run.profile = "comm" shows a difference as such.
+// The table of run.profile = "comm" shows differences from the plan.
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>
@@ -14,15 +14,15 @@ TEST(CommTable, DifferencesAreShown) {
   Mesh mesh(world, {});
   AxisTraffic planned;
   planned[4] = all_reduce_traffic(32, 1);
-  planned[1] = 2 * all_reduce_traffic(1000, 2);  // never happens
-  planned[3] = all_reduce_traffic(64, 4);        // nor this
+  planned[1] = 2 * all_reduce_traffic(1000, 2);  // planned but not executed
+  planned[3] = all_reduce_traffic(64, 4);        // likewise
   CommProfile profile(mesh, world, planned);
   double number = 1;
   for (int step = 0; step < 2; ++step) {
     profile.begin_step();
     world.all_reduce(Tensor(&number, {1}, DType::f64), ReduceOp::sum).wait();
     profile.end_step();
-    world.barrier();  // outside of steps: not counted
+    world.barrier();  // outside of a step: not counted
   }
   const nlohmann::json summary = profile.summary(world);
   EXPECT_EQ(summary["steps"], 2);
