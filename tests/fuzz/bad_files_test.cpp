@@ -1,5 +1,5 @@
-// Every bad file - those of bad/, and those made here - is refused by an error that names it, with no other exception
-// and little memory. What a fuzzer once found is in bad/ too, as NAME.input, and must do no harm.
+// Every bad file (those of bad/, and those made here) is refused with an error that names it, without other exceptions
+// and with little memory. bad/NAME.input are inputs that once failed under a fuzzer; they must not crash.
 #include "tests/fuzz/bad_files.h"
 
 #include <gtest/gtest.h>
@@ -22,12 +22,12 @@ using testing_files::read_file;
 using testing_files::TempFolder;
 
 #ifdef __SANITIZE_ADDRESS__
-constexpr bool kCountsMemory = false;  // its shadow takes terabytes of addresses
+constexpr bool kCountsMemory = false;  // the sanitizer's shadow memory takes terabytes of addresses
 #else
 constexpr bool kCountsMemory = true;
 #endif
 
-// While it lives, the process can take `bytes` more than it has.
+// While this object exists, the process may allocate at most `bytes` more memory.
 class MemoryLimit {
  public:
   explicit MemoryLimit(rlim_t bytes) {
@@ -56,7 +56,7 @@ std::vector<fs::path> entries(const fs::path& folder) {
   return out;
 }
 
-// `named` is what the message must hold: the name of the file that is bad.
+// `named`: the name of the bad file, which the message must contain.
 void expect_refused(const Target& target, const fs::path& file, const std::string& named) {
   SCOPED_TRACE(str(target.name, "/", file.filename().string()));
   const rlim_t bytes = fs::is_regular_file(file) ? fs::file_size(file) : 0;
@@ -72,7 +72,7 @@ void expect_refused(const Target& target, const fs::path& file, const std::strin
   }
 }
 
-// What is committed, with its number, so that a folder that is not found is noticed.
+// The committed files with their count, so that a missing directory fails the test.
 int refuse_committed(const Target& target) {
   int refused = 0;
   for (const fs::path& file : entries(fs::path(TMAMBA_SOURCE_DIR) / "tests/fuzz/bad" / target.name)) {
@@ -94,7 +94,7 @@ TEST(BadFiles, Configurations) { EXPECT_GE(refuse_committed(config), 20); }
 TEST(BadFiles, Safetensors) { EXPECT_GE(refuse_committed(safetensors), 20); }
 TEST(BadFiles, Tokenizers) { EXPECT_GE(refuse_committed(tokenizer), 8); }
 
-// Files NAME.json are the manifest without its seal, NAME.sealed all of it.
+// NAME.json is a manifest without its seal, NAME.sealed one with its seal.
 TEST(BadFiles, Manifests) {
   const TempFolder folder;
   int refused = 0;

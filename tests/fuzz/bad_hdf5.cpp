@@ -18,7 +18,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// Every call of the library that makes a bad file must work: a file that was not spoiled would be accepted.
+// Library calls that create a bad file must succeed: an undamaged file would be accepted.
 template <class Result>
 Result made(Result result) {
   if (result < 0) throw std::runtime_error("the HDF5 library refused to make a bad file");
@@ -27,7 +27,7 @@ Result made(Result result) {
 
 hid_t space_of(hsize_t size) { return made(H5Screate_simple(1, &size, nullptr)); }
 
-// Puts another dataset in the place of `name`.
+// Replaces the dataset `name`.
 void replace(hid_t file, const char* name, hid_t type, hsize_t size, const std::function<void(hid_t)>& properties) {
   if (H5Lexists(file, name, H5P_DEFAULT) > 0) made(H5Ldelete(file, name, H5P_DEFAULT));
   const hid_t list = made(H5Pcreate(H5P_DATASET_CREATE)), space = space_of(size);
@@ -44,7 +44,7 @@ struct Spoiling {
   std::function<void(hid_t file, const char* dataset)> spoil;
 };
 
-// What can be done to a dataset of any file; it holds 1000 numbers of 2 bytes.
+// Ways to damage a dataset of any file; it holds 1000 numbers of 2 bytes.
 std::vector<Spoiling> spoilings() {
   constexpr hsize_t kHuge = hsize_t{1} << 42;
   const auto plain = [](hid_t) {};
@@ -137,7 +137,7 @@ std::string read_file(const fs::path& path) {
   return out.str();
 }
 
-// Copies of `whole`, one for each spoiling of `dataset`, and some that only bytes are needed for.
+// Copies of `whole`: one for each way to damage `dataset`, and some with damaged bytes.
 void write_all(const fs::path& whole, const fs::path& folder, const char* dataset,
                const std::vector<Spoiling>& spoilings) {
   fs::create_directories(folder);

@@ -1,5 +1,5 @@
-// Checkpoints of one or two files and a few tensors, made from the fuzzer's bytes: cut into slices in every way, with
-// one number of the manifest made wrong or not. What is read must be what a plain copy of the slices gives.
+// Checkpoints of one or two files and a few tensors, made from the fuzzer's bytes: sliced arbitrarily, optionally with
+// one wrong number in the manifest. Reading must give the same as a plain copy of the slices.
 #include <algorithm>
 #include <cstring>
 #include <nlohmann/json.hpp>
@@ -22,8 +22,8 @@ struct Made {
   std::vector<std::string> files;
 };
 
-// Rows, then columns, cut at places that the bytes say; behind their end nothing is cut, so that short inputs are
-// quick.
+// Splits rows, then columns, at positions taken from the bytes. After the end of the bytes nothing is split, so that
+// short inputs are fast.
 std::vector<std::pair<int64_t, int64_t>> cuts(Bytes& bytes, int64_t size) {
   std::vector<std::pair<int64_t, int64_t>> out;
   for (int64_t begin = 0; begin < size;) {
@@ -123,7 +123,7 @@ Tensor tensor_at(std::string& data, const std::vector<int64_t>& shape, DType dty
   return shape.size() == 1 ? Tensor(data.data(), {shape[0]}, dtype) : Tensor(data.data(), {shape[0], shape[1]}, dtype);
 }
 
-// A rectangle of the tensor, read before anything of it was verified, or after.
+// Reads a rectangle of the tensor, before or after it was verified.
 void read_part(const CheckpointReader& reader, const ManifestTensor& tensor, const std::string& whole, Bytes& bytes) {
   std::vector<int64_t> offset, shape;
   int64_t elements = 1;
@@ -161,7 +161,7 @@ void bytes(const std::string& input) {
     require(found == expected, "a tensor is not that of its slices");
     read_part(reader, tensor, expected, bytes);
   }
-  const int64_t files = std::ssize(whole.files);  // one a call: starting threads would take most of the time
+  const int64_t files = std::ssize(whole.files);  // one file per call: starting threads would take most of the time
   for (int64_t i = 0; i < files; ++i) {
     require(reader.verify(i, files).empty() || spoiled, "a whole checkpoint is called damaged");
   }

@@ -5,7 +5,7 @@ namespace tmamba::fuzz {
 
 namespace {
 
-// A configuration is stored in checkpoints as text and read back: the same values.
+// Configurations are stored in checkpoints as text: reading that text must give the same values.
 void check(RunConfig config) {
   validate(config.model);
   validate(config);

@@ -6,7 +6,7 @@ namespace tmamba::fuzz {
 
 namespace {
 
-// A manifest ends in its own hash, which no fuzzer guesses: it is put behind the bytes unless they begin with '!'.
+// A manifest ends with its own hash, which a fuzzer cannot guess: append it unless the bytes begin with '!'.
 void bytes(const std::string& input) {
   const bool raw = input.starts_with('!');
   const Manifest manifest = parse_manifest(raw ? input.substr(1) : seal_manifest(input));
@@ -14,7 +14,7 @@ void bytes(const std::string& input) {
   require(manifest_text(parse_manifest(text)) == text, "a manifest that is written again is another one");
 }
 
-// The folder of a checkpoint.
+// A checkpoint directory.
 void file(const std::filesystem::path& path) { const CheckpointReader reader(path, FileCheck::when_read); }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// In the fuzzers of HDF5 files, in the place of data/hdf5/h5_checksum.cpp: every checksum is right, so that mutations
-// reach what lies behind.
+// Replaces data/hdf5/h5_checksum.cpp in the fuzzers of HDF5 files: every checksum matches, so that mutations reach the
+// code after the check.
 #include "data/hdf5/h5_bytes.h"
 
 namespace tmamba::h5_detail {

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the fuzzers (clang, AddressSanitizer, UndefinedBehaviorSanitizer, libFuzzer) and runs each for N inputs; the
-# corpus they collect is kept in build/fuzz/corpus, so a later run goes on where this one stopped. What ends a fuzzer
-# lies in build/fuzz/found: mend it, and add the file to tests/fuzz/bad/TARGET.
+# corpus is kept in build/fuzz/corpus, so that a later run continues from it. Inputs that crash a fuzzer are written to
+# build/fuzz/found: fix the cause, and add the file to tests/fuzz/bad/TARGET.
 # usage: tests/fuzz/run.sh [N=10000000] [TARGET...]; longer: tests/fuzz/run.sh 1000000000
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -12,7 +12,7 @@ targets=("${@:2}")
 command -v clang++ >/dev/null || { echo "the fuzzers need clang with libFuzzer: apt-get install clang" >&2; exit 2; }
 cmake --preset fuzz >/dev/null
 cmake --build --preset fuzz --target fuzz_seeds "${targets[@]/#/fuzz_}" >/dev/null
-# Stacks of allocations take half of the time and are not needed until there is a finding.
+# Recording allocation stacks takes half of the time and is only needed to analyse a finding.
 export ASAN_OPTIONS="${ASAN_OPTIONS:-malloc_context_size=0:quarantine_size_mb=8:detect_leaks=0}"
 rm -rf build/fuzz/seeds
 build/fuzz/tests/fuzz/fuzz_seeds build/fuzz/seeds

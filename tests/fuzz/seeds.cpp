@@ -1,4 +1,4 @@
-// Writes whole files of every kind, for the fuzzers to start from: usage: fuzz_seeds FOLDER
+// Writes valid files of every kind as seeds of the fuzzers. usage: fuzz_seeds FOLDER
 #include <array>
 #include <cstdio>
 #include <fstream>
@@ -45,7 +45,7 @@ void write_configs(const fs::path& folder) {
   write_file(folder / "dotted.toml", "model.dim = 0x40\ntrain = {lr = 1.0, steps = 1_000}\nrun.dir = \"\\u00e9\"\n");
 }
 
-// Small enough that most mutations hit structure, not numbers.
+// Small, so that most mutations change structure and not numbers.
 fs::path write_checkpoints(const fs::path& folder) {
   std::vector<float> rows(24);
   std::iota(rows.begin(), rows.end(), 0.5f);
@@ -57,7 +57,7 @@ fs::path write_checkpoints(const fs::path& folder) {
   return save_checkpoint(self, folder, 7, slices, {{"step", 7}, {"note", "seed"}}, {}).path;
 }
 
-// A token file in small chunks, so that most of its bytes are structure.
+// A token file with small chunks, so that most of its bytes are structure.
 void write_small_token_file(const fs::path& path, const H5DatasetOptions& options, int64_t tokens) {
   auto file = H5File::create(path, H5Format::checksummed);
   const std::vector<uint16_t> bytes(257, 1), values(static_cast<size_t>(tokens), 65);

@@ -1,4 +1,4 @@
-// Readers of bytes from strangers, as the fuzzers and the test of bad files call them.
+// Readers of untrusted input, as the fuzzers and the test of bad files call them.
 #pragma once
 
 #include <cstdint>
@@ -9,17 +9,17 @@
 
 namespace tmamba::fuzz {
 
-// One kind of file. Both functions read all there is to read and throw Error (or UserError, which is one) where the
-// bytes are refused; anything else that leaves them, and any rule that what was read breaks, is a finding.
+// One kind of file. Both functions read the whole file and throw Error (or its subclass UserError) if they refuse it.
+// Any other exception, and any invariant that an accepted input breaks, is a finding.
 struct Target {
-  const char* name;                                 // of its folder in bad/ and of its dictionary
-  void (*bytes)(const std::string& bytes);          // what the fuzzer tries
-  void (*file)(const std::filesystem::path& path);  // a file, or a folder, as the program reads it
+  const char* name;                                 // of its directory in bad/ and of its dictionary
+  void (*bytes)(const std::string& bytes);          // an input of the fuzzer
+  void (*file)(const std::filesystem::path& path);  // a file or directory, read as the program does
 };
 
 extern const Target config, manifest, checkpoint, safetensors, tokenizer, token_file, hdf5_export;
 
-// A rule that an accepted input breaks: no Error, so that nobody takes it for a refusal.
+// Thrown if an accepted input breaks an invariant. Not an Error, so that it does not count as a refusal.
 struct Finding : std::logic_error {
   using std::logic_error::logic_error;
 };
@@ -27,12 +27,12 @@ inline void require(bool holds, const char* rule) {
   if (!holds) throw Finding(rule);
 }
 
-// A folder of this process in memory, removed at its end.
+// A directory of this process in a memory file system; removed at exit.
 const std::filesystem::path& scratch_folder();
-// A file in it with these bytes.
+// Writes a file with these bytes to it.
 std::filesystem::path scratch_file(const std::string& name, const std::string& bytes);
 
-// Takes numbers off the front of the fuzzer's bytes; zeros after their end.
+// Takes numbers from the front of the fuzzer's bytes; returns zeros after their end.
 class Bytes {
  public:
   explicit Bytes(const std::string& bytes) : bytes_(bytes) {}
@@ -41,7 +41,7 @@ class Bytes {
     for (int i = 0; i < width; ++i) x = x << 8 | (at_ < bytes_.size() ? static_cast<uint8_t>(bytes_[at_++]) : 0);
     return x;
   }
-  // From 0 to below `n`.
+  // In [0, n).
   int64_t below(int64_t n) { return static_cast<int64_t>(number(1) % static_cast<uint64_t>(n)); }
   std::string rest() const { return bytes_.substr(at_); }
 

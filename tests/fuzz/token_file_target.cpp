@@ -13,7 +13,7 @@ constexpr int64_t kPiece = 1 << 16;
 void file(const std::filesystem::path& path) {
   const TokenFile tokens(path, 0);
   std::vector<int32_t> piece(kPiece);
-  // A small file may declare, by compression, a thousand times its size; some of it is enough.
+  // Compression lets a small file declare a thousand times its size: read only part of it.
   const int64_t end = std::min(tokens.info().tokens, 4 * kPiece);
   for (int64_t begin = 0; begin < end; begin += kPiece) {
     const auto out = std::span(piece).first(static_cast<size_t>(std::min(kPiece, end - begin)));

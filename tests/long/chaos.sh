@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A run in a SLURM of virtual nodes through N faults, drawn by SEED: a rank killed, frozen, slow or with a NaN in a matrix
-# product, a full disk, preemption. Its final weights are those of the quiet run, bit for bit.
+# A run in a SLURM of virtual nodes with N random faults (SEED): a rank killed, frozen, slow or with a NaN in a GEMM, a
+# full disk, preemption. Its final weights equal those of an undisturbed run to the last bit.
 # usage: tests/long/chaos.sh [N=20] [SEED] [BUILD=build/cpu]
 set -euo pipefail
 cd "$(dirname "$0")/../.."

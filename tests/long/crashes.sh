@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# N SIGKILLs at random instants of saving and pruning; then 10 N random flips, cuts, swaps and missing files.
+# N SIGKILLs at random instants of saving and pruning; then 10 N random bit flips, truncations, swaps and missing files.
 # usage: tests/long/crashes.sh [N=1000] [SEED] [BUILD=build/cpu]
 set -euo pipefail
 cd "$(dirname "$0")/../.."

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A run on a disk without space, without inodes, and on a read-only folder must say so before its first step. Needs the
-# right to mount (root, or user namespaces): the file systems are real ones, in memory, seen by this script alone.
+# A run on a disk without space, without inodes, and in a read-only directory must fail before its first step. Needs the
+# right to mount (root, or user namespaces): it mounts tmpfs file systems that only this script sees.
 # usage: tests/long/disks.sh [BUILD=build/cpu]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -37,7 +37,7 @@ expect() {  # WHAT, words of the message
   local code=0
   OMP_NUM_THREADS=1 "$program" train run.toml >log 2>&1 || code=$?
   if [ "$code" -eq 0 ] || ! grep -q "$2" log || [ -s disk/run/metrics.jsonl ]; then
-    echo "$1: NOT found before the first step (exit code $code)"
+    echo "$1: NOT reported before the first step (exit code $code)"
     cat log
     exit 1
   fi

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A run saved on each of six layouts goes on on each of the five others: 30 pairs, float64, losses equal to 1e-12.
+# A run saved on each of six layouts resumes on each of the five others: 30 pairs, float64, losses equal to 1e-12.
 # usage: tests/long/resharding.sh [BUILD=build/cpu]
 set -euo pipefail
 cd "$(dirname "$0")/../.."

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# N random (stop step, layout, kind of stop) trials of "stopped and started again is the same run, bit for bit".
+# N random (stop step, layout, kind of stop) trials: a stopped run resumes bit-identically.
 # usage: tests/long/resume.sh [N=200] [SEED] [BUILD=build/cpu]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
