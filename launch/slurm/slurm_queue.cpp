@@ -216,8 +216,8 @@ void require_room(const JobSpec& job) {
 
 void require_one_name(const JobSpec& job) {
   const std::string mark = job.name.substr(job.name.rfind('-'));
-  std::istringstream lines(
-      ask({"squeue", "--noheader", str("--user=", getuid()), "--states=PENDING,RUNNING,SUSPENDED", "--format=%i %j"}));
+  std::istringstream lines(query(
+      {"squeue", "--noheader", str("--user=", getuid()), "--states=PENDING,RUNNING,SUSPENDED", "--format=%i %j"}));
   for (std::string number, name; lines >> number && std::getline(lines >> std::ws, name);) {
     while (name.ends_with(' ')) name.pop_back();
     if (name == job.name || !name.ends_with(mark)) continue;
