@@ -134,8 +134,7 @@ int doctor_verb(const Arguments& arguments) {
   return run_main([&](World& world) {
     Command command(
         "doctor [FOLDER] [options]",
-        "Checks a job before it trains; start it like the training, by mpirun or srun. Prints a table of the ranks "
-        "with\n"
+        "Checks a job before it trains; start it like the training, by mpirun or srun. Prints a table of ranks with\n"
         "their hosts, GPUs, cores, NUMA nodes (cores/GPU) and nearest network adapters (\"!\" marks a GPU or a set of\n"
         "cores shared by ranks); the settings of MPI and NCCL in effect; the bus bandwidth of all-reduce, all-gather\n"
         "and send-recv; and probes the file system of FOLDER, the run directory: fsync, rename over a file, locks,\n"

@@ -89,7 +89,7 @@ json value_at(const json& point, const char* path) {
 
 std::string row(const std::array<std::string, 9>& cells) {
   std::array<char, 256> line{};
-  std::snprintf(line.data(), line.size(), "%-38s %6s %10s %22s %10s %20s %9s %9s %9s\n", cells[0].c_str(),
+  std::snprintf(line.data(), line.size(), "%-38s %7s %10s %22s %10s %20s %9s %9s %9s\n", cells[0].c_str(),
                 cells[1].c_str(), cells[2].c_str(), cells[3].c_str(), cells[4].c_str(), cells[5].c_str(),
                 cells[6].c_str(), cells[7].c_str(), cells[8].c_str());
   return line.data();
