@@ -1,16 +1,21 @@
-// What a model needs on one rank, found by a dry run: its own forward and backward over measuring arenas and ops that
-// only count. Nothing is computed, sent or allocated, so any rank of any layout can be measured anywhere.
+// What a model needs on one rank, measured by a dry run: its own forward and backward over measuring arenas and ops
+// that only count. Nothing is computed, sent or allocated, so any rank of any layout can be measured anywhere.
 #pragma once
 
+#include <map>
+#include <string>
+
 #include "kernels/ops/counting_ops.h"
+#include "kernels/ops/timed_ops.h"
 #include "model/transmamba.h"
 
 namespace tmamba {
 
 struct ModelMeasure {
-  size_t saved_bytes = 0;    // activations that backward needs, kept or computed again
-  size_t scratch_bytes = 0;  // most staging and temporaries at a time
-  OpCounts counts;           // of one micro-batch
+  size_t saved_bytes = 0;                    // activations that backward needs, kept or computed again
+  size_t scratch_bytes = 0;                  // most staging and temporaries at a time
+  OpCounts counts;                           // of one micro-batch
+  std::map<std::string, OpTiming> ops = {};  // calls, FLOPs and bytes of each op; it has no seconds
   size_t activation_bytes() const { return saved_bytes + scratch_bytes; }
 };
 

@@ -15,7 +15,7 @@ void add(TrafficCounter& traffic, Collective op, int64_t calls, int64_t bytes) {
   traffic.bytes[static_cast<size_t>(op)] += bytes;
 }
 
-// The stage that GradReducer works in: one rank owns everything anyway.
+// The stage that GradReducer works in: a single rank owns everything.
 int stage_of(const PlanDims& dims) { return dims.sp * dims.dp == 1 ? 0 : dims.zero; }
 
 // Elements of a zero rank's slice of a bucket, padding included.
@@ -48,8 +48,8 @@ TrafficCounter sequence_traffic(const Plan& plan, int rank) {
   return traffic;
 }
 
-// Forward: rows are summed after the embedding and after each half of a layer, and gathered again behind each norm: 2 L
-// + 1 times. Backward: as often, the other way round, and again what it computes again. The head combines maximum, sum
+// Forward: rows are summed after the embedding and after each half of a layer, and gathered after each norm: 2 L + 1
+// times. Backward: as often with sums and gathers exchanged, and those of recomputation. The head combines maximum, sum
 // and target of each row.
 TrafficCounter tensor_traffic(const PlanDims& dims, int64_t rows, int64_t loss_rows, int rank) {
   TrafficCounter traffic;

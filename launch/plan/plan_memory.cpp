@@ -4,6 +4,8 @@
 
 #include "data/checkpoint/slice_relay.h"
 #include "dist/comm/absent_communicator.h"
+#include "dist/planner/plan_text.h"
+#include "launch/plan/model_costs.h"
 #include "launch/state/sharding.h"
 #include "model/measure.h"
 
@@ -11,7 +13,7 @@ namespace tmamba {
 
 namespace {
 
-// Rows that a zero rank updates, padding not counted.
+// Elements that a ZeRO rank updates, without padding.
 int64_t owned_elements(const PlanDims& dims, const Bucket& bucket, int zero_rank) {
   int64_t elements = 0;
   const int owners = dims.zero == 0 ? 1 : dims.sp * dims.dp;
@@ -34,14 +36,13 @@ void set_static_bytes(RankMemory& memory, const PlanDims& dims, const ParameterT
   }
 }
 
-// Whether a save is written from a copy (Trainer::slices_to_save), and the run takes the memory for it at its start or
-// at its first save.
+// Whether checkpoints are written from a copy (Trainer::slices_to_save).
 bool copies_saves(const RunConfig& config) {
   const CheckpointConfig& c = config.checkpoint;
   return config.run.device != "cpu" || (c.async && (c.every.automatic || c.every.steps > 0));
 }
 
-// Of what this rank saves: the rows it owns, unless another rank has them too and saves them.
+// Bytes of a checkpoint that this rank saves: the rows it owns, unless another rank that holds them too saves them.
 int64_t saved_bytes(const PlanDims& dims, const ParameterTable& table, const MeshCoordinates& at, int zero_rank) {
   if (dims.zero == 0 && zero_rank > 0) return 0;
   const int owners = dims.zero == 0 ? 1 : dims.sp * dims.dp;
@@ -95,6 +96,16 @@ RankMemory largest_memory(const RunConfig& config, const RunPlan& plan) {
     }
   }
   return largest;
+}
+
+std::string memory_advice(const RunConfig& config, const RunPlan& plan, const MachineModel& machine) {
+  const auto needed = [&](Recompute level, int64_t batch) {
+    RunPlan other = plan;
+    other.costs = measure_costs(config.model, config.dtype(), level);
+    other.dims.recompute = level, other.dims.batch = batch;
+    return predict(other, machine).memory.total();
+  };
+  return memory_advice(plan.dims.recompute, plan.dims.batch, 0.95 * machine.memory_bytes, needed);
 }
 
 }  // namespace tmamba

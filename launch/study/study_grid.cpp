@@ -165,7 +165,7 @@ std::vector<StudyPoint> points_of(const Study& study, const RunConfig& base, con
   for (const Cut& cut : grid_of(ranks, all ? std::vector<int64_t>{1} : std::vector<int64_t>{1, 2, 4, 8})) {
     try {
       StudyPoint point = point_of(study, base, cut, ranks, seq_len, machine);
-      const Prediction predicted = predict(point.plan.dims, machine, point.plan.transports);
+      const Prediction predicted = predict(point.plan, machine);
       if (!predicted.fits && base.run.device == "cuda") throw UserError("is predicted not to fit the GPU's memory");
       const double seconds = predicted.time.total();
       if (all || points.empty()) {

@@ -10,7 +10,6 @@ namespace tmamba {
 namespace {
 
 // --- Mutations
-// --------------------------------------------------------------------------------------------------------
 
 struct Mutant {
   std::string name;
