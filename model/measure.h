@@ -15,7 +15,7 @@ struct ModelMeasure {
   size_t saved_bytes = 0;                    // activations that backward needs, kept or computed again
   size_t scratch_bytes = 0;                  // most staging and temporaries at a time
   OpCounts counts;                           // of one micro-batch
-  std::map<std::string, OpTiming> ops = {};  // calls, FLOPs and bytes of each op; it has no seconds
+  std::map<std::string, OpTiming> ops = {};  // FLOPs and bytes by op; seconds are those of the dry run
   size_t activation_bytes() const { return saved_bytes + scratch_bytes; }
 };
 

@@ -188,8 +188,8 @@ class CostModel {
 Prediction predict(const ModelCosts& costs, const PlanDims& dims, const MachineModel& machine,
                    const std::vector<Transport>& transports);
 std::vector<Transport> choose_transports(const ModelCosts& costs, const PlanDims& dims, const MachineModel& machine);
-int choose_fold(const ModelCosts& costs, const PlanDims& dims, const MachineModel& machine, int max_fold = 16);
-std::vector<LayoutChoice> rank_layouts(const ModelCosts& costs, const PlanDims& dims, const MachineModel& machine,
+int choose_fold(const ModelCosts& costs, PlanDims dims, const MachineModel& machine, int max_fold = 16);
+std::vector<LayoutChoice> rank_layouts(const ModelCosts& costs, PlanDims dims, const MachineModel& machine,
                                        int64_t ranks, int max_fold = 16);
 
 }  // namespace tmamba

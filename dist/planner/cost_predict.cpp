@@ -249,13 +249,11 @@ StepTime CostModel::step_time(const PlanDims& dims, const SequenceCost& cost,
 MemoryUse CostModel::memory_use(const PlanDims& dims, const SequenceCost& cost,
                                 const std::vector<Transport>& transports) const {
   const double parameters = number(costs_.parameters) / dims.tp, replicas = number(int64_t{dims.sp} * dims.dp);
-  const double state = number(dims.state_bytes), e = number(dims.activation_bytes);
   MemoryUse memory;
-  memory.parameters = parameters * e;
-  // ZeRO-2 keeps its own sums, and those of a micro-batch on their way, beside the gradients of a pass.
-  memory.gradients = parameters * state * (1 + (dims.zero == 2 && replicas > 1 ? 2 / replicas : 0));
-  // AdamW's two moments, and a master copy where the weights are narrower.
-  memory.optimizer = parameters * (e < state ? 3 : 2) * state / (dims.zero == 0 ? 1 : replicas);
+  memory.parameters = parameters * number(dims.activation_bytes);
+  // With ZeRO-2 a rank has two shards of gradients beside those of a pass: its sums, and the micro-batch that arrives.
+  memory.gradients = parameters * number(dims.state_bytes) * (1 + (dims.zero == 2 && replicas > 1 ? 2 / replicas : 0));
+  memory.optimizer = number(costs_.optimizer_bytes) / dims.tp / (dims.zero == 0 ? 1 : replicas);
   const double other_scratch = costs_.scratch_at(number(cost.tokens_max * dims.batch)).on(dims.tp);
   for (size_t r = 0; r < static_cast<size_t>(dims.sp); ++r) {
     SplitBytes kept;
@@ -383,22 +381,15 @@ std::vector<Transport> choose_transports(const ModelCosts& costs, const PlanDims
   return CostModel(costs, dims, machine).choose_transports(dims.tp, dims.sp, dims.dp, dims.fold);
 }
 
-namespace {
-
-PlanDims with_grain_1(PlanDims dims) {
+int choose_fold(const ModelCosts& costs, PlanDims dims, const MachineModel& machine, int max_fold) {
   dims.grain = 1;
-  return dims;
+  return CostModel(costs, dims, machine).choose_fold(dims.tp, dims.sp, dims.dp, max_fold);
 }
 
-}  // namespace
-
-int choose_fold(const ModelCosts& costs, const PlanDims& dims, const MachineModel& machine, int max_fold) {
-  return CostModel(costs, with_grain_1(dims), machine).choose_fold(dims.tp, dims.sp, dims.dp, max_fold);
-}
-
-std::vector<LayoutChoice> rank_layouts(const ModelCosts& costs, const PlanDims& dims, const MachineModel& machine,
+std::vector<LayoutChoice> rank_layouts(const ModelCosts& costs, PlanDims dims, const MachineModel& machine,
                                        int64_t ranks, int max_fold) {
-  return CostModel(costs, with_grain_1(dims), machine).rank_layouts(ranks, max_fold);
+  dims.grain = 1;
+  return CostModel(costs, dims, machine).rank_layouts(ranks, max_fold);
 }
 
 }  // namespace tmamba

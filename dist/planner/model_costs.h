@@ -87,6 +87,7 @@ struct ScratchSample {
 
 struct ModelCosts {
   int64_t parameters = 0;              // of the whole model
+  int64_t optimizer_bytes = 0;         // of the optimizer state of all parameters
   LayerCosts mixed;                    // a layer with P < T
   LayerCosts attention;                // a layer with P = T
   KindCosts head;                      // embedding, last norm, head and loss, in Term::tokens

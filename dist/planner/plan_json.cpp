@@ -103,8 +103,13 @@ Plan plan_from(const Json& json) {
   }
   Plan plan;
   const Json& dims = json.at("dims");
-  for_each_field(plan.dims,
-                 [&](const std::string& name, const char*, auto& value) { read(dims.at(name), name, value); });
+  size_t known = 0;
+  for_each_field(plan.dims, [&](const std::string& name, const char*, auto& value) {
+    if (!dims.contains(name)) return;  // younger than the plan: keeps its default
+    read(dims.at(name), name, value);
+    ++known;
+  });
+  if (known != dims.size()) throw UserError("dims has a field that this program does not know");
   const PlanDims& d = plan.dims;
   // Ranges are of tokens, or of the elements of a head's state.
   constexpr int64_t most_tokens = int64_t{1} << 40, widest_head = int64_t{1} << 20;

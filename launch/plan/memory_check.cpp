@@ -14,8 +14,8 @@ namespace {
 
 constexpr double kGiB = 1 << 30;
 
-// Bytes that this rank may allocate. A fiftieth of a GPU's memory stays free for the workspaces of its kernels, which grow
-// in the first step.
+// Bytes that this rank may allocate. A fiftieth of a GPU's memory stays free for the workspaces of its kernels, which
+// grow in the first step.
 int64_t available(const RunConfig& config, Device device, const World& world) {
   if (config.run.memory_limit > 0) return static_cast<int64_t>(config.run.memory_limit * kGiB);
   const DeviceMemory memory = device_memory(device);

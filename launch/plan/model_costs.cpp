@@ -24,7 +24,8 @@ Numbers minus(Numbers y, const Numbers& x, double scale = 1) {
   return y;
 }
 
-// One sequence and the rank that is looked at: all of it, or the first of `ranks` ranks of a head-parallel zigzag.
+// A short sequence and the rank whose costs are measured: the only one, or the first of `ranks` head-parallel ranks,
+// each with two segments (zigzag).
 struct Probe {
   int64_t tokens = 0;
   int64_t transpoint = 0;
@@ -41,8 +42,8 @@ struct Probe {
   }
 };
 
-// The coefficients of `terms` in each number that measure(probe) returns, from as many probes as there are terms, by
-// Gauss elimination. They are whole FLOPs and bytes.
+// The coefficients of `terms` in each number that measure(probe) returns, by Gauss elimination over as many probes as
+// there are terms. They are integers: FLOPs and bytes.
 template <class Measure>
 std::vector<LinearCost> coefficients(const std::vector<Term>& terms, const std::vector<Probe>& probes,
                                      Measure measure) {
@@ -72,8 +73,8 @@ std::vector<LinearCost> coefficients(const std::vector<Term>& terms, const std::
   return costs;
 }
 
-// Ops by the start of their names. Embeddings read the rows of their tokens alone, not the table that the dry run
-// counts, and are left out.
+// The kind of an op by its name. Embeddings are left out: they read only the rows of their tokens, not the whole table
+// whose bytes are counted.
 std::optional<WorkKind> kind_of(const std::string& op) {
   if (op.starts_with("embedding")) return std::nullopt;
   if (op.starts_with("linear")) return WorkKind::linear;
@@ -93,7 +94,7 @@ class DryRuns {
   std::vector<ScratchSample> scratch() const;
 
  private:
-  // Above 1; 1 for 1.
+  // The smallest divisor above 1; 1 if there is none.
   static int smallest_divisor(int64_t n) {
     for (int64_t d = 2; d <= n; ++d) {
       if (n % d == 0) return static_cast<int>(d);
@@ -167,7 +168,7 @@ Numbers DryRuns::saved_and_scratch(const Probe& probe, int tp_size) const {
     return run(model, probe, layers, tp_size, level_, Pass::forward_backward);
   };
   ModelConfig mixer = config_;
-  mixer.ffn = mixer.vocab = tp_size;  // nothing else takes as much
+  mixer.ffn = mixer.vocab = tp_size;  // so that the mixer takes most
   const auto one = static_cast<double>(measure(config_, 1).saved_bytes),
              two = static_cast<double>(measure(config_, 2).saved_bytes);
   return {two - one, 2 * one - two, static_cast<double>(measure(mixer, 1).scratch_bytes)};
@@ -258,7 +259,12 @@ std::vector<ScratchSample> DryRuns::scratch() const {
 
 ModelCosts measure_costs(const ModelConfig& config, DType dtype, Recompute level) {
   const DryRuns runs(config, dtype, level);
-  return {.parameters = ParameterTable(config).global_size(),
+  const int64_t parameters = ParameterTable(config).global_size();
+  // AdamW's two moments, and master copies if the parameters are narrower.
+  const DType state = accumulate_type(dtype);
+  const auto state_bytes = static_cast<int64_t>(size_of(state)) * (state == dtype ? 2 : 3);
+  return {.parameters = parameters,
+          .optimizer_bytes = parameters * state_bytes,
           .mixed = runs.layer(true),
           .attention = runs.layer(false),
           .head = runs.head(),

@@ -329,9 +329,13 @@ TEST(Plan, DamagedJsonIsRefused) {
         replaced("group_cast+all_gather", "pigeons")}) {
     EXPECT_THROW(plan_from_json(damaged), UserError);
   }
+  // A plan that was written before a field existed has the field's default; an unknown field is an error.
+  const std::string older = replaced(",\"keep_keys\":false", ""), newer = replaced("keep_keys", "keep_queries");
+  EXPECT_EQ(plan_to_json(plan_from_json(older)), text);
+  EXPECT_THROW(plan_from_json(newer), UserError);
 }
 
-// Numbers that would be cut off, wrap around, or make a size overflow.
+// Numbers that would be truncated, wrap around, or make a size overflow.
 TEST(Plan, HostileNumbersAreRefused) {
   const std::string text = plan_to_json(make_plan(small_dims(2, 1, 16, {16, 0}), Transport{}));
   const std::string halo = "[\"halo\",1,1,5,8,";
