@@ -2,15 +2,20 @@
 // and ops that only count. Nothing is computed, sent or allocated, so any rank of any layout can be measured anywhere.
 #pragma once
 
+#include <map>
+#include <string>
+
 #include "kernels/ops/counting_ops.h"
+#include "kernels/ops/timed_ops.h"
 #include "model/transmamba.h"
 
 namespace tmamba {
 
 struct ModelMeasure {
-  size_t saved_bytes = 0;    // activations that backward needs, saved or recomputed
-  size_t scratch_bytes = 0;  // peak of staging buffers and temporaries
-  OpCounts counts;           // of one micro-batch
+  size_t saved_bytes = 0;                    // activations that backward needs, saved or recomputed
+  size_t scratch_bytes = 0;                  // peak of staging buffers and temporaries
+  OpCounts counts;                           // of one micro-batch
+  std::map<std::string, OpTiming> ops = {};  // FLOPs and bytes by op; seconds are those of the dry run
   size_t activation_bytes() const { return saved_bytes + scratch_bytes; }
 };
 

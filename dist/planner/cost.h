@@ -1,5 +1,5 @@
-// The cost model of the planner: FLOPs, seconds and bytes of a training step for any tp x sp x dp x fold and transport,
-// from closed forms (cost_work.h) and a machine described by a few measured rates. Pure functions; nothing is run.
+// The planner's cost model: FLOPs, seconds and bytes of a training step for any tp x sp x dp x fold and transport, from
+// what the model costs (model_costs.h) and a machine described by a few measured rates. Pure functions; nothing is run.
 //
 // One step = micro_batches x (forward + backward) + gradient reduction + optimizer. The exchanges of a layer couple its
 // sequence ranks, so a layer takes as long as its slowest rank: seconds = sum over layers of max over ranks.
@@ -14,16 +14,12 @@
 #include <vector>
 
 #include "dist/planner/cost_work.h"
+#include "dist/planner/model_costs.h"
 #include "dist/planner/plan.h"
 
 namespace tmamba {
 
 // --- Machine
-// ----------------------------------------------------------------------------------------------------------
-
-enum class WorkKind : uint8_t { linear, head, attention, ssd, converter, elementwise };
-inline constexpr int kWorkKinds = 6;
-const char* name_of(WorkKind kind);
 
 // Fractions of a peak.
 struct Rate {
@@ -47,7 +43,7 @@ struct MachineModel {
   double launch_seconds = 0;                 // of each kernel range of a segment
   Link inside = {}, between = {};            // links within a node and between nodes
   int ranks_per_node = 8;
-  double overlap = 0;  // share of a layer's mixing (for gradients: of the backward pass) that messages hide behind
+  double overlap = 0;  // fraction of a layer's mixing (for gradients: of the backward pass) that hides messages
 };
 
 // One H200 per rank, bfloat16. Rates of compute: this program's own, from the tables of kernels/cuda/PERFORMANCE.md
@@ -61,25 +57,19 @@ std::string machine_to_json(const MachineModel& machine);
 MachineModel machine_from_json(const std::string& text);
 
 // --- Counts
-// -----------------------------------------------------------------------------------------------------------
 
-// Forward FLOPs of one layer for one sequence, as implemented: z for SSM tokens, step sizes where there is an SSM part,
-// causal pairs only, the scan in chunks, the converter over the prefix where P < T.
+// Forward FLOPs of matrix products of one layer for one sequence, as the model's dry run counts them.
 struct LayerFlops {
-  double projections = 0;  // q, k, v, z, dt, out
-  double conv = 0;
+  double linear = 0;  // projections of the mixer, MLP
   double attention = 0;
   double ssd = 0;
   double converter = 0;
-  double mlp = 0;
-  double mixing() const { return attention + ssd + converter; }
-  double total() const { return projections + conv + mixing() + mlp; }
+  double total() const { return linear + attention + ssd + converter; }
 };
-LayerFlops layer_flops(const PlanDims& dims, int64_t transpoint);
-double head_flops(const PlanDims& dims);
+LayerFlops layer_flops(const ModelCosts& costs, const PlanDims& dims, int64_t transpoint);
+double head_flops(const ModelCosts& costs, const PlanDims& dims);
 // All layers and the head, one sequence, forward.
-double model_flops(const PlanDims& dims);
-int64_t parameter_count(const PlanDims& dims);
+double model_flops(const ModelCosts& costs, const PlanDims& dims);
 
 // The paper's cost of sequence mixing (table 2 and eq. 10), with N = d: P^2 N + (T - P) N^2.
 double paper_flops(double tokens, double transpoint, double width);
@@ -89,8 +79,7 @@ struct PaperCosts {
 };
 PaperCosts paper_costs(double tokens, double width);
 
-// Forward and backward seconds of one rank's share of a layer, one micro-batch; what backward computes again is its
-// own.
+// Forward and backward seconds of one rank's part of a layer, one micro-batch. Recomputation counts as backward.
 struct Seconds {
   double forward = 0;
   double backward = 0;
@@ -105,25 +94,25 @@ struct KindSeconds {
   Seconds sum() const;
   Seconds mixing() const;  // attention, SSD and converter
 };
-KindSeconds layer_seconds(const PlanDims& dims, const MachineModel& machine, const RankWork& work, int64_t transpoint);
-// The same for head and loss over `tokens` tokens of each sequence.
-KindSeconds head_seconds(const PlanDims& dims, const MachineModel& machine, int64_t tokens);
+KindSeconds layer_seconds(const ModelCosts& costs, const PlanDims& dims, const MachineModel& machine,
+                          const RankWork& work, int64_t transpoint);
+// The same for embedding, head and loss over `tokens` tokens of each sequence.
+KindSeconds head_seconds(const ModelCosts& costs, const PlanDims& dims, const MachineModel& machine, int64_t tokens);
 
 // The TransPoint, a multiple of the chunk or T, that makes a layer fastest on one rank.
-int64_t fastest_transpoint(const PlanDims& dims, const MachineModel& machine);
+int64_t fastest_transpoint(const ModelCosts& costs, const PlanDims& dims, const MachineModel& machine);
 
 // Mean load of a layout / sum over layers of the largest load of a rank. Loads are forward and backward seconds of the
 // layers; 1 is perfect.
-double balance_efficiency(const PlanDims& dims, const MachineModel& machine);
+double balance_efficiency(const ModelCosts& costs, const PlanDims& dims, const MachineModel& machine);
 
 // --- Prediction
-// -------------------------------------------------------------------------------------------------------
 
-// Seconds of one optimizer step. Work is the mean over sequence ranks; waiting is what the slowest add.
+// Seconds of one optimizer step. Work is the mean over sequence ranks; waiting is what the slowest ranks add.
 struct StepTime {
   double linear = 0, head = 0, attention = 0, ssm = 0, elementwise = 0, launches = 0;
   double waiting = 0;
-  double tp = 0, sp = 0, dp = 0;  // communication that nothing hides
+  double tp = 0, sp = 0, dp = 0;  // exposed communication
   double optimizer = 0;
   double total() const {
     return linear + head + attention + ssm + elementwise + launches + waiting + tp + sp + dp + optimizer;
@@ -133,8 +122,8 @@ struct StepTime {
 // Bytes on the rank that needs most.
 struct MemoryUse {
   double parameters = 0, gradients = 0, optimizer = 0;
-  double activations = 0;  // kept for backward, and room for a layer of what it computes again
-  double scratch = 0;      // taken for the time of a pass, exchanges included
+  double activations = 0;  // saved for backward, and room for what it recomputes of one layer
+  double scratch = 0;      // temporaries of a pass, exchanges included
   double total() const { return parameters + gradients + optimizer + activations + scratch; }
 };
 
@@ -143,7 +132,7 @@ struct Prediction {
   MemoryUse memory;
   double sp_bytes = 0;           // received by a rank in the sequence exchanges of one micro-batch, at most
   double balance = 1;            // balance_efficiency
-  double mfu = 0;                // 3 x forward FLOPs / (seconds x ranks x peak)
+  double mfu = 0;                // 3 x model_flops() / (seconds x ranks x peak)
   double tokens_per_second = 0;  // of the whole run
   bool fits = false;             // in the machine's memory, less 5 %
 };
@@ -159,44 +148,48 @@ struct LayoutChoice {
 class CostModel {
  public:
   // tp, sp, dp and fold of `dims` are not used.
-  CostModel(PlanDims dims, MachineModel machine);
+  CostModel(ModelCosts costs, PlanDims dims, MachineModel machine);
 
   // `transports`: one for all layers, or one for each. Throws UserError where such a run cannot exist.
   Prediction predict(int tp, int sp, int dp, int fold, const std::vector<Transport>& transports);
-  // The transport of each layer that takes least time; where all of it hides behind work, fewest bytes.
+  // For each layer the transport that takes least time; between those whose messages are all hidden, fewest bytes.
   std::vector<Transport> choose_transports(int tp, int sp, int dp, int fold);
   // The fold to cut the sequence with, among 1, 2, 4, .. max_fold, each with its best transports: of those within 1 %
-  // of the fastest the one that splits fewest segments, then the smallest. Throws UserError where none can be cut.
+  // of the fastest the one that splits fewest segments, then the smallest. Throws UserError if none is possible.
   int choose_fold(int tp, int sp, int dp, int max_fold = 16);
   // Every tp x sp x dp of exactly `ranks` ranks, fold 1, 2, 4, .. max_fold and transport that can run: those that fit
   // in memory first, then by predicted step time.
   std::vector<LayoutChoice> rank_layouts(int64_t ranks, int max_fold = 16);
 
  private:
+  struct RankMemory;
   struct LayerCost;     // of one TransPoint on one cut of the sequence
   struct SequenceCost;  // of all layers on it
 
   PlanDims with(int tp, int sp, int dp, int fold) const;
   const SequenceCost& sequence_cost(int sp, int fold);
+  RankMemory rank_memory(const PlanDims& dims, const RankWork& work, const RankTraffic& traffic,
+                         const Transport& transport, int64_t transpoint) const;
   LayerCost layer_cost(const PlanDims& dims, int64_t transpoint) const;
   void add_layer(StepTime& time, const PlanDims& dims, const LayerCost& cost, const Transport& transport) const;
   StepTime step_time(const PlanDims& dims, const SequenceCost& cost, const std::vector<Transport>& transports) const;
   MemoryUse memory_use(const PlanDims& dims, const SequenceCost& cost, const std::vector<Transport>& transports) const;
 
+  ModelCosts costs_;
   PlanDims dims_;
   MachineModel machine_;
   std::vector<int64_t> distinct_;    // the TransPoints, each once
   std::vector<size_t> distinct_of_;  // index into it of each layer
   double forward_flops_ = 0;
-  int64_t parameters_ = 0;
   std::map<std::pair<int, int>, std::shared_ptr<const SequenceCost>> sequence_costs_;  // by (sp, fold)
 };
 
 // For dims.tp, sp, dp and fold; the choices are among cuts with grain 1.
-Prediction predict(const PlanDims& dims, const MachineModel& machine, const std::vector<Transport>& transports);
-std::vector<Transport> choose_transports(const PlanDims& dims, const MachineModel& machine);
-int choose_fold(const PlanDims& dims, const MachineModel& machine, int max_fold = 16);
-std::vector<LayoutChoice> rank_layouts(const PlanDims& dims, const MachineModel& machine, int64_t ranks,
-                                       int max_fold = 16);
+Prediction predict(const ModelCosts& costs, const PlanDims& dims, const MachineModel& machine,
+                   const std::vector<Transport>& transports);
+std::vector<Transport> choose_transports(const ModelCosts& costs, const PlanDims& dims, const MachineModel& machine);
+int choose_fold(const ModelCosts& costs, PlanDims dims, const MachineModel& machine, int max_fold = 16);
+std::vector<LayoutChoice> rank_layouts(const ModelCosts& costs, PlanDims dims, const MachineModel& machine,
+                                       int64_t ranks, int max_fold = 16);
 
 }  // namespace tmamba

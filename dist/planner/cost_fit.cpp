@@ -13,8 +13,8 @@ using Vector = std::vector<double>;
 using Matrix = std::vector<Vector>;
 
 constexpr double kMeasurementError = 0.03;
-// Of logarithms. What a core does is known roughly; links differ by orders of magnitude, the more where ranks share
-// cores and wait for their turn.
+// Standard deviations of logarithms. The speed of a core is known roughly; links differ by orders of magnitude, more so
+// where ranks share cores.
 const double kRateError = std::log(5.0), kLinkError = std::log(50.0);
 constexpr double kPriorContention = 0.1;
 
@@ -208,7 +208,7 @@ MachineModel SharedMachine::with(int ranks_on_node) const {
 }
 
 Prediction predict(const SharedMachine& machine, const MeasuredStep& step) {
-  return predict(step.dims, machine.with(step.ranks_per_node), step.transports);
+  return predict(step.costs, step.dims, machine.with(step.ranks_per_node), step.transports);
 }
 
 CostFit fit_machine(const MachineModel& prior, int slots, std::span<const MeasuredStep> steps) {

@@ -1,5 +1,5 @@
-// The rates of a machine, found from measured steps: the cost model of cost.h turned around. What the measurements do
-// not tell stays as the prior machine has it, and the result says so.
+// Fits the rates of a machine to measured steps: the inverse of the cost model of cost.h. Rates that the measurements
+// do not determine keep the prior machine's values, and the result says which.
 #pragma once
 
 #include <cstdint>
@@ -13,15 +13,16 @@ namespace tmamba {
 
 // One layout's measured step.
 struct MeasuredStep {
+  ModelCosts costs = {};
   PlanDims dims = {};
   std::vector<Transport> transports = {};  // one for all layers, or one for each
   int ranks_per_node = 1;                  // as the job was placed
   double step_seconds = 0;
-  double exposed_seconds = 0;  // communication that nothing hides; counts where there are several ranks
+  double exposed_seconds = 0;  // exposed communication; used if there are several ranks
 };
 
-// A machine whose ranks slow each other down: with n on a node of s slots each runs at 1 / slowdown(n) of the rate of
-// one alone, slowdown(n) = max(1, n / s) * (1 + contention * (min(n, s) - 1)).
+// A machine whose ranks slow each other down. With n ranks on a node of s slots each runs at 1 / slowdown(n) of the
+// rate of one alone: slowdown(n) = max(1, n / s) * (1 + contention * (min(n, s) - 1)).
 struct SharedMachine {
   MachineModel machine = {};  // of one rank alone
   int slots = 1;              // of a node: cores over threads of a rank, or GPUs
@@ -34,7 +35,7 @@ struct SharedMachine {
 struct FittedNumber {
   std::string name;
   double prior = 0, value = 0;
-  bool informed = false;  // the measurements narrow it to less than half of what the prior leaves open
+  bool informed = false;  // the measurements reduce the prior's standard deviation by more than half
 };
 
 struct CostFit {

@@ -4,7 +4,6 @@
 #include <cmath>
 
 #include "dist/planner/cost.h"
-#include "dist/planner/cost_memory.h"
 
 namespace tmamba {
 
@@ -54,15 +53,20 @@ double sharding_seconds(const MachineModel& machine, int64_t size, int64_t strid
 
 }  // namespace
 
-// Seconds and bytes on one tensor-parallel rank of one; more divide them.
+// What a layer holds on one sequence rank, whole micro-batch.
+struct CostModel::RankMemory {
+  SplitBytes kept, shared, scratch;
+};
+
+// Seconds and bytes with tp = 1; tensor-parallel ranks divide them.
 struct CostModel::LayerCost {
   KindSeconds mean;       // over sequence ranks
-  Seconds slowest;        // rank, where each does the mixing of its tokens
-  Seconds heads_slowest;  // where the mixing is spread over heads
+  Seconds slowest;        // of any rank, where each mixes its own tokens
+  Seconds heads_slowest;  // where each mixes a share of the heads
   double load_max = 0;    // forward and backward of one rank
   int64_t ranges = 0, heads_ranges = 0;
   std::array<std::array<ExchangeCost, 2>, 5> exchanges{};  // by transport, forward and backward
-  std::array<std::vector<double>, 5> mixer_scratch{};      // by transport, on each rank
+  std::array<std::vector<RankMemory>, 5> memory{};         // by transport, on each rank
   double bytes(const Transport& transport) const {
     const auto& [forward, backward] = exchanges[index_of(transport)];
     return forward.bytes() + backward.bytes();
@@ -73,7 +77,6 @@ struct CostModel::SequenceCost {
   std::vector<LayerCost> layers;  // by distinct TransPoint
   double balance = 1;
   int64_t tokens_max = 0;
-  std::vector<std::vector<std::array<LayerBytes, 2>>> bytes;  // by distinct TransPoint and rank; not and head-parallel
   int split_layers = 0;
 };
 
@@ -102,8 +105,8 @@ std::array<ExchangeCost, 2> exchange_costs(const PlanDims& dims, const Transport
 
 }  // namespace
 
-CostModel::CostModel(PlanDims dims, MachineModel machine)
-    : dims_(std::move(dims)), machine_(std::move(machine)), parameters_(parameter_count(dims_)) {
+CostModel::CostModel(ModelCosts costs, PlanDims dims, MachineModel machine)
+    : costs_(std::move(costs)), dims_(std::move(dims)), machine_(std::move(machine)) {
   dims_.tp = dims_.sp = dims_.dp = dims_.fold = 1;
   for (int64_t p : dims_.transpoints) {
     const auto found = std::find(distinct_.begin(), distinct_.end(), p);
@@ -113,7 +116,7 @@ CostModel::CostModel(PlanDims dims, MachineModel machine)
   PlanDims one_sequence = dims_;
   one_sequence.global_batch = 0;
   if (const std::string problem = dims_problem(one_sequence); !problem.empty()) throw UserError(problem);
-  forward_flops_ = model_flops(dims_);
+  forward_flops_ = model_flops(costs_, dims_);
 }
 
 PlanDims CostModel::with(int tp, int sp, int dp, int fold) const {
@@ -122,30 +125,41 @@ PlanDims CostModel::with(int tp, int sp, int dp, int fold) const {
   return dims;
 }
 
+CostModel::RankMemory CostModel::rank_memory(const PlanDims& dims, const RankWork& work, const RankTraffic& traffic,
+                                             const Transport& transport, int64_t transpoint) const {
+  const LayerCosts& costs = costs_.layer(transpoint, dims.tokens);
+  const LayerMemory& layer = transport.head_parallel && dims.sp > 1 ? costs.by_heads : costs.by_tokens;
+  Counts counts = counts_of(work, dims.sp, transpoint);
+  for (double& count : counts.of) count *= number(dims.batch);
+  RankMemory memory{layer.kept.at(counts), layer.shared.at(counts), layer.scratch.at(counts)};
+  const ExchangeMemory exchanges = exchange_memory(dims, transport, work, traffic, transpoint);
+  memory.kept.divided += exchanges.kept, memory.scratch.divided += exchanges.scratch;
+  return memory;
+}
+
 CostModel::LayerCost CostModel::layer_cost(const PlanDims& dims, int64_t transpoint) const {
   LayerCost cost;
   Seconds rest_slowest;
   const auto raise = [](Seconds& most, const Seconds& to) {
     most = {std::max(most.forward, to.forward), std::max(most.backward, to.backward)};
   };
-  for (const RankWork& work : rank_work(dims.layout(), transpoint)) {
-    const KindSeconds load = layer_seconds(dims, machine_, work, transpoint);
+  const auto work = rank_work(dims.layout(), transpoint);
+  for (const RankWork& of_rank : work) {
+    const KindSeconds load = layer_seconds(costs_, dims, machine_, of_rank, transpoint);
     for (size_t i = 0; i < load.of.size(); ++i) cost.mean.of[i] = cost.mean.of[i] + load.of[i] / dims.sp;
     raise(cost.slowest, load.sum());
     raise(rest_slowest, load[WorkKind::linear] + load[WorkKind::elementwise]);
     cost.load_max = std::max(cost.load_max, load.sum().total());
-    cost.ranges = std::max(cost.ranges, work.kernel_ranges);
+    cost.ranges = std::max(cost.ranges, of_rank.kernel_ranges);
   }
   cost.heads_slowest = rest_slowest + cost.mean.mixing();
   const bool attention = transpoint > 0, ssm = transpoint < dims.tokens;
   cost.heads_ranges = attention + ssm + (attention && ssm);
   const auto traffic = rank_traffic(dims.layout(), transpoint);
-  const auto work = rank_work(dims.layout(), transpoint);
   for (const Transport& transport : all_transports()) {
     cost.exchanges[index_of(transport)] = exchange_costs(dims, transport, traffic);
     for (size_t r = 0; r < work.size(); ++r) {
-      cost.mixer_scratch[index_of(transport)].push_back(
-          mixer_scratch_bytes(dims, work[r], traffic[r], transport, transpoint));
+      cost.memory[index_of(transport)].push_back(rank_memory(dims, work[r], traffic[r], transport, transpoint));
     }
   }
   return cost;
@@ -159,12 +173,8 @@ const CostModel::SequenceCost& CostModel::sequence_cost(int sp, int fold) {
   auto cost = std::make_shared<SequenceCost>();
   for (int64_t p : distinct_) {
     cost->layers.push_back(layer_cost(dims, p));
-    auto& of_ranks = cost->bytes.emplace_back();
-    for (const RankWork& work : rank_work(dims.layout(), p)) {
-      of_ranks.push_back({layer_bytes(dims, work, {}, p), layer_bytes(dims, work, {.head_parallel = true}, p)});
-      cost->tokens_max = std::max(cost->tokens_max, work.tokens);
-    }
   }
+  for (const RankWork& work : rank_work(dims.layout(), 0)) cost->tokens_max = std::max(cost->tokens_max, work.tokens);
   double mean = 0, slowest = 0;
   for (size_t i : distinct_of_) {
     const LayerCost& layer = cost->layers[i];
@@ -204,11 +214,11 @@ StepTime CostModel::step_time(const PlanDims& dims, const SequenceCost& cost,
   for (size_t l = 0; l < distinct_of_.size(); ++l) {
     add_layer(time, dims, cost.layers[distinct_of_[l]], transports[transports.size() == 1 ? 0 : l]);
   }
-  const KindSeconds head = head_seconds(dims, machine_, cost.tokens_max);
+  const KindSeconds head = head_seconds(costs_, dims, machine_, cost.tokens_max);
   time.head = head[WorkKind::head].total();
   time.elementwise += head[WorkKind::elementwise].total();
-  // Around the mixer and around the MLP: gather and scatter forward, gather and scatter backward, and what is computed
-  // again; once more each for embedding and head.
+  // Around the mixer and around the MLP: gather and scatter in forward and in backward, and those of recomputation;
+  // once more each for embedding and head.
   const double rows = number(cost.tokens_max * dims.batch * dims.dim * dims.activation_bytes) * (1 - 1.0 / dims.tp);
   const auto collectives =
       static_cast<int>((8 + gathers_again(dims.recompute) + sums_again(dims.recompute)) * dims.layers() + 4);
@@ -221,15 +231,15 @@ StepTime CostModel::step_time(const PlanDims& dims, const SequenceCost& cost,
                        &step.waiting, &step.tp, &step.sp}) {
     *part *= micro_batches;
   }
-  const double gradients = number(parameters_ * dims.state_bytes) / dims.tp;
-  const double weights = number(parameters_ * dims.activation_bytes) / dims.tp;
+  const double gradients = number(costs_.parameters * dims.state_bytes) / dims.tp;
+  const double weights = number(costs_.parameters * dims.activation_bytes) / dims.tp;
   const int64_t replicas = int64_t{dims.sp} * dims.dp, buckets = dims.layers() + 2;
   const double reduce = sharding_seconds(machine_, replicas, dims.tp, buckets, gradients);
   const ZeroSharding sharding = dims.sharding();
   const auto reductions = number(sharding.reductions(dims.micro_batches()));
   step.dp = reductions * std::max(0.0, reduce - machine_.overlap * backward_seconds) +
             (!sharding.shards_optimizer() ? reduce : sharding_seconds(machine_, replicas, dims.tp, buckets, weights));
-  const double owned = number(parameters_) / dims.tp / number(sharding.owners());
+  const double owned = number(costs_.parameters) / dims.tp / number(sharding.owners());
   const double passes =
       number(7 * dims.state_bytes + (dims.activation_bytes < dims.state_bytes ? dims.activation_bytes : 0));
   step.optimizer = owned * passes /
@@ -239,25 +249,25 @@ StepTime CostModel::step_time(const PlanDims& dims, const SequenceCost& cost,
 
 MemoryUse CostModel::memory_use(const PlanDims& dims, const SequenceCost& cost,
                                 const std::vector<Transport>& transports) const {
-  const double parameters = number(parameters_) / dims.tp, replicas = number(int64_t{dims.sp} * dims.dp);
-  const double state = number(dims.state_bytes), e = number(dims.activation_bytes);
+  const double parameters = number(costs_.parameters) / dims.tp, replicas = number(int64_t{dims.sp} * dims.dp);
   MemoryUse memory;
-  memory.parameters = parameters * e;
-  // ZeRO-2 keeps its own sums, and those of a micro-batch on their way, beside the gradients of a pass.
-  memory.gradients = parameters * state * (1 + (dims.sharding().shards_gradients() ? 2 / replicas : 0));
-  // AdamW's two moments, and a master copy where the weights are narrower.
-  memory.optimizer = parameters * (e < state ? 3 : 2) * state / number(dims.sharding().owners());
+  memory.parameters = parameters * number(dims.activation_bytes);
+  // With ZeRO-2 a rank has two shards of gradients beside those of a pass: its sums, and the micro-batch that arrives.
+  memory.gradients =
+      parameters * number(dims.state_bytes) * (1 + (dims.sharding().shards_gradients() ? 2 / replicas : 0));
+  memory.optimizer = number(costs_.optimizer_bytes) / dims.tp / number(dims.sharding().owners());
+  const double other_scratch = costs_.scratch_at(number(cost.tokens_max * dims.batch)).on(dims.tp);
   for (size_t r = 0; r < static_cast<size_t>(dims.sp); ++r) {
-    SplitBytes kept = kept_behind_layers(dims, cost.tokens_max);
-    double shared = 0, mixer_scratch = 0;
+    SplitBytes kept;
+    double shared = 0, scratch = other_scratch;
     for (size_t l = 0; l < distinct_of_.size(); ++l) {
       const Transport& transport = transports[transports.size() == 1 ? 0 : l];
-      const LayerBytes& layer = cost.bytes[distinct_of_[l]][r][transport.head_parallel ? 1 : 0];
+      const RankMemory& layer = cost.layers[distinct_of_[l]].memory[index_of(transport)][r];
       kept += layer.kept;
-      shared = std::max(shared, layer.shared(dims.recompute, dims.tp));
-      mixer_scratch = std::max(mixer_scratch, cost.layers[distinct_of_[l]].mixer_scratch[index_of(transport)][r]);
+      shared = std::max(shared, layer.shared.on(dims.tp));
+      scratch = std::max(scratch, layer.scratch.on(dims.tp));
     }
-    const double activations = kept.on(dims.tp) + shared, scratch = scratch_bytes(dims, cost.tokens_max, mixer_scratch);
+    const double activations = kept.on(dims.tp) + shared;
     if (activations + scratch > memory.activations + memory.scratch) {
       memory.activations = activations, memory.scratch = scratch;
     }
@@ -364,29 +374,24 @@ std::vector<LayoutChoice> CostModel::rank_layouts(int64_t ranks, int max_fold) {
   return choices;
 }
 
-Prediction predict(const PlanDims& dims, const MachineModel& machine, const std::vector<Transport>& transports) {
-  return CostModel(dims, machine).predict(dims.tp, dims.sp, dims.dp, dims.fold, transports);
+Prediction predict(const ModelCosts& costs, const PlanDims& dims, const MachineModel& machine,
+                   const std::vector<Transport>& transports) {
+  return CostModel(costs, dims, machine).predict(dims.tp, dims.sp, dims.dp, dims.fold, transports);
 }
 
-std::vector<Transport> choose_transports(const PlanDims& dims, const MachineModel& machine) {
-  return CostModel(dims, machine).choose_transports(dims.tp, dims.sp, dims.dp, dims.fold);
+std::vector<Transport> choose_transports(const ModelCosts& costs, const PlanDims& dims, const MachineModel& machine) {
+  return CostModel(costs, dims, machine).choose_transports(dims.tp, dims.sp, dims.dp, dims.fold);
 }
 
-namespace {
-
-PlanDims with_grain_1(PlanDims dims) {
+int choose_fold(const ModelCosts& costs, PlanDims dims, const MachineModel& machine, int max_fold) {
   dims.grain = 1;
-  return dims;
+  return CostModel(costs, dims, machine).choose_fold(dims.tp, dims.sp, dims.dp, max_fold);
 }
 
-}  // namespace
-
-int choose_fold(const PlanDims& dims, const MachineModel& machine, int max_fold) {
-  return CostModel(with_grain_1(dims), machine).choose_fold(dims.tp, dims.sp, dims.dp, max_fold);
-}
-
-std::vector<LayoutChoice> rank_layouts(const PlanDims& dims, const MachineModel& machine, int64_t ranks, int max_fold) {
-  return CostModel(with_grain_1(dims), machine).rank_layouts(ranks, max_fold);
+std::vector<LayoutChoice> rank_layouts(const ModelCosts& costs, PlanDims dims, const MachineModel& machine,
+                                       int64_t ranks, int max_fold) {
+  dims.grain = 1;
+  return CostModel(costs, dims, machine).rank_layouts(ranks, max_fold);
 }
 
 }  // namespace tmamba

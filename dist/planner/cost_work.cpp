@@ -13,22 +13,22 @@ int64_t causal_chunk_pairs(int64_t tokens, int64_t chunk) {
   return tokens / chunk * triangle(chunk) + triangle(tokens % chunk);
 }
 
-// Keys and their gradients, from the last segment that has queries to the first: a rank needs the keys of every segment
-// up to its last one with queries.
+// Counts keys and their gradients, from the last segment with queries to the first: a rank needs the keys of every
+// segment up to its last one with queries.
 void count_keys(const SequenceCut& cut, const LayoutSpec& spec, int64_t transpoint, std::vector<RankTraffic>& traffic) {
   std::vector<int64_t> own(traffic.size(), 0);
-  std::vector<bool> seen(traffic.size(), false);  // the rank has queries behind the segment looked at
-  int64_t ranks_behind = 0;
+  std::vector<bool> seen(traffic.size(), false);  // the rank has queries in a later segment
+  int64_t ranks_after = 0;
   const int64_t last = transpoint > 0 ? cut.segment_at(transpoint - 1) : -1;
   for (int64_t k = last; k >= 0; --k) {
     const auto owner = static_cast<size_t>(spec.rank_of(k));
     const int64_t begin = cut.begin(k), end = std::min(cut.begin(k + 1), transpoint);
     own[owner] += end - begin;
-    traffic[owner].key_grad_tokens_cast += (end - begin) * (ranks_behind - (seen[owner] ? 1 : 0));
+    traffic[owner].key_grad_tokens_cast += (end - begin) * (ranks_after - (seen[owner] ? 1 : 0));
     traffic[owner].key_grad_tokens_gather += (end - begin) * (spec.ranks - 1);
     if (!seen[owner]) {
       seen[owner] = true;
-      ++ranks_behind;
+      ++ranks_after;
       traffic[owner].key_tokens_cast = end;
     }
   }
@@ -36,8 +36,8 @@ void count_keys(const SequenceCut& cut, const LayoutSpec& spec, int64_t transpoi
     traffic[r].key_tokens_cast -= own[r];
     traffic[r].key_tokens_gather = transpoint - own[r];
   }
-  // All of the prefix on one rank: no rank lists the exchange.
-  if (ranks_behind <= 1) {
+  // One rank holds all of the prefix: the plan has no such exchange.
+  if (ranks_after <= 1) {
     for (RankTraffic& t : traffic) t.key_tokens_gather = t.key_grad_tokens_gather = 0;
   }
 }
@@ -58,7 +58,6 @@ std::vector<RankWork> rank_work(const LayoutSpec& spec, int64_t transpoint) {
     w.attention_pairs += triangle(middle) - triangle(begin);
     w.ssm_tokens += ssm;
     w.chunk_pairs += causal_chunk_pairs(ssm, cut.chunk);
-    w.converter_tokens += converts ? attention : 0;
     w.kernel_ranges += (attention > 0) + (ssm > 0) + converts;
   }
   return work;
@@ -88,6 +87,19 @@ std::vector<RankTraffic> rank_traffic(const LayoutSpec& spec, int64_t transpoint
   }
   count_keys(cut, spec, transpoint, traffic);
   return traffic;
+}
+
+Counts counts_of(const RankWork& work, int ranks, int64_t transpoint) {
+  const auto number = [](int64_t n) { return static_cast<double>(n); };
+  Counts counts;
+  counts[Term::constant] = 1;
+  counts[Term::attention_tokens] = number(work.attention_tokens);
+  counts[Term::ssm_tokens] = number(work.ssm_tokens);
+  counts[Term::attention_pairs] = number(work.attention_pairs);
+  counts[Term::chunk_pairs] = number(work.chunk_pairs);
+  counts[Term::head_share] = 1.0 / ranks;
+  counts[Term::head_attention_tokens] = number(transpoint) / ranks;
+  return counts;
 }
 
 int64_t exchange_bytes(const PlanDims& dims, const Transport& transport, ExchangeKind kind, bool backward,
@@ -133,6 +145,42 @@ int64_t exchange_bytes(const PlanDims& dims, const Transport& transport, Exchang
              (bytes(Payload::qkv_grad, traffic.tokens_own) + bytes(Payload::dt_grad, traffic.dt_tokens_own));
   }
   throw Error("unknown exchange");
+}
+
+namespace {
+
+// Rows of keys: those gathered and their values, the gradients of both, and the messages of all four.
+int64_t key_rows(const PlanDims& dims, const RankWork& work, const RankTraffic& traffic, const Transport& transport,
+                 int64_t transpoint) {
+  const int64_t received = traffic.key_tokens_cast, own = work.attention_tokens, seen = own > 0 ? own + received : 0;
+  if (transport.keys == KeyTransport::gather) return 4 * seen + 4 * transpoint;
+  // With several sequences in a micro-batch the tokens of a segment are not contiguous and are packed.
+  const bool packs = dims.batch > 1;
+  return 4 * seen + (packs ? 4 : 0) * received + (packs ? 2 : 1) * own + 2 * traffic.key_grad_tokens_cast;
+}
+
+}  // namespace
+
+ExchangeMemory exchange_memory(const PlanDims& dims, const Transport& transport, const RankWork& work,
+                               const RankTraffic& traffic, int64_t transpoint) {
+  const int64_t segments = dims.layout().segments_per_rank(), all_segments = dims.layout().segments();
+  if (all_segments == 1 || (transport.head_parallel && dims.sp > 1)) return {};
+  const auto bytes = [&](Payload what, int64_t count) {
+    return static_cast<double>(payload_bytes(dims, what, {0, count}));
+  };
+  const double halo = bytes(Payload::halo, segments * (dims.conv_width - 1));
+  const double state = bytes(Payload::state, dims.head_dim * dims.head_dim);
+  ExchangeMemory memory{.kept = halo, .scratch = 2 * halo};
+  if (transpoint < dims.tokens) {
+    memory.kept += bytes(Payload::log_decay, all_segments) + static_cast<double>(segments) * state;
+    // Adjoints and outflows of the rank's segments; input, output and messages of the scan over segments.
+    const int64_t staged = transport.state == StateTransport::sliced ? 6 * segments : 3 * all_segments;
+    memory.scratch += static_cast<double>(2 * segments + (dims.sp > 1 ? staged : 0)) * state;
+  }
+  if (dims.sp > 1 && transpoint > 0 && traffic.key_tokens_gather + work.attention_tokens > 0) {
+    memory.scratch += bytes(Payload::key, key_rows(dims, work, traffic, transport, transpoint));
+  }
+  return memory;
 }
 
 }  // namespace tmamba

@@ -1,12 +1,12 @@
-// How much each sequence rank computes and receives in a layer with TransPoint P: counts in tokens, pairs and segments,
-// before widths and bytes. Closed forms over the segments of a cut, O(segments) a layer: nothing is listed per
-// token or per message, so thousands of layouts can be compared (cost.h). plan_test and cost_test hold them against
-// both.
+// How much each sequence rank computes and receives in a layer with TransPoint P, in tokens, pairs and segments.
+// Computed from the segments of a cut in O(segments) per layer, without listing tokens or messages, so that thousands
+// of layouts can be compared (cost.h). plan_test and cost_test compare them with both.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
+#include "dist/planner/model_costs.h"
 #include "dist/planner/plan.h"
 #include "dist/sequence/layout.h"
 
@@ -19,8 +19,7 @@ struct RankWork {
   int64_t attention_pairs = 0;   // query t sees t + 1 keys
   int64_t ssm_tokens = 0;        // t >= P
   int64_t chunk_pairs = 0;       // within the chunks of the scan, causal
-  int64_t converter_tokens = 0;  // t < P where some token needs the state
-  int64_t kernel_ranges = 0;     // attention and scan ranges that are launched apart
+  int64_t kernel_ranges = 0;     // attention, scan and converter ranges that are launched apart
   bool operator==(const RankWork&) const = default;
 };
 
@@ -40,8 +39,20 @@ struct RankTraffic {
 std::vector<RankWork> rank_work(const LayoutSpec& spec, int64_t transpoint);
 std::vector<RankTraffic> rank_traffic(const LayoutSpec& spec, int64_t transpoint);
 
+// What the costs of a layer are multiplied with (model_costs.h), of one sequence.
+Counts counts_of(const RankWork& work, int ranks, int64_t transpoint);
+
 // Bytes that rank `rank` receives in an exchange of this kind; 0 where the transport has no such exchange.
 int64_t exchange_bytes(const PlanDims& dims, const Transport& transport, ExchangeKind kind, bool backward,
                        const RankTraffic& traffic, int rank);
+
+// Bytes of a layer that exist because a sequence has several segments, whole micro-batch.
+struct ExchangeMemory {
+  double kept = 0;     // halo rows, log-decays, the state before each segment
+  double scratch = 0;  // what the exchanges of a backward pass gather, stage and send (dist/sequence/exchange_*.cpp)
+};
+// 0 for head-parallel layers, whose buffers are the model's own.
+ExchangeMemory exchange_memory(const PlanDims& dims, const Transport& transport, const RankWork& work,
+                               const RankTraffic& traffic, int64_t transpoint);
 
 }  // namespace tmamba

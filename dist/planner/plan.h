@@ -2,9 +2,9 @@
 // before the run from the layout alone. A pure function of its inputs: every rank computes the same plan, and
 // check_plan() proves it free of deadlock and complete (dist/planner/plan_check.cpp).
 //
-// Exchanges of a layer, forward (sections 2 and 3 of the design: what is not needed is not in the plan)
+// Exchanges of a layer, forward (only what a rank needs is in the plan)
 //   halo            send_recv   the last W-1 pre-conv rows of a segment, to the owner of the next
-//   keys            send_recv   K and V inside [0, P), to ranks that own queries behind them        group_cast
+//   keys            send_recv   K and V inside [0, P), to ranks that own later queries              group_cast
 //                   all_gather  all K and V inside [0, P), to all                                   gather
 //   summaries       all_gather  log-decay and state of each segment that feeds a later one          all_gather
 //   decays          all_gather  the log-decays alone                                                sliced
@@ -14,7 +14,7 @@
 //   to_heads        all_to_all  each rank gets all tokens of its 1/R of the heads
 //   to_tokens       all_to_all  the outputs go back
 // and backward, in this order
-//   keys            again, where they were not kept
+//   keys            again, unless they were kept
 //   adjoints / adjoint_slices + outflow_slices   gradients of the states, against the sequence
 //   key_grads       send_recv or reduce_scatter   dK and dV back to the owner
 //   halo_grads      send_recv   gradient of the halo rows, back to where they came from
@@ -34,7 +34,8 @@
 
 namespace tmamba {
 
-// The numbers of a model and its parallel run that bytes and times follow from.
+// The sizes of a model and of its parallel run. They identify the run that a plan is for (dims_difference) and
+// determine who sends how many bytes to whom; what a layer computes and keeps is in ModelCosts.
 struct PlanDims {
   int64_t dim = 0;         // d
   int64_t heads = 0;       // H
@@ -50,10 +51,10 @@ struct PlanDims {
   int64_t batch = 1;                      // sequences of a micro-batch
   int64_t global_batch = 0;               // sequences of a step; 0: one micro-batch per data-parallel rank
   int64_t activation_bytes = 2;
-  int64_t state_bytes = 4;  // of states, log-decays, gradient sums and optimizer numbers
+  int64_t state_bytes = 4;  // of states, log-decays, gradient sums and optimizer state
   int tp = 1, sp = 1, dp = 1;
   int fold = 1;
-  int grain = 1;  // segments dealt to a rank at a time (LayoutSpec)
+  int grain = 1;  // consecutive segments of a rank (LayoutSpec)
   int zero = 1;   // 0, 1 or 2
   Recompute recompute = Recompute::none;
   bool keep_keys = false;  // keep the gathered K and V for backward instead of exchanging them again
@@ -67,12 +68,31 @@ struct PlanDims {
   bool operator==(const PlanDims&) const = default;
 };
 
-// Why such a run cannot exist, and which number to change; empty where it can.
+// Calls visit(name in the JSON, key that sets it, field) for every field of PlanDims.
+template <class Dims, class Visit>
+void for_each_field(Dims& dims, Visit&& visit) {
+  visit("dim", "model.dim", dims.dim), visit("heads", "model.heads", dims.heads);
+  visit("head_dim", "model.dim / model.heads", dims.head_dim), visit("ffn", "model.ffn", dims.ffn);
+  visit("vocab", "model.vocab", dims.vocab), visit("conv_width", "model.conv", dims.conv_width);
+  visit("chunk", "model.chunk", dims.chunk), visit("tied_head", "model.tied_head", dims.tied_head);
+  visit("z_gate", "model.z_gate", dims.z_gate), visit("tokens", "data.seq_len", dims.tokens);
+  visit("transpoints", "model.schedule", dims.transpoints), visit("batch", "train.micro_batch", dims.batch);
+  visit("global_batch", "train.global_batch", dims.global_batch);
+  visit("activation_bytes", "bytes of train.dtype", dims.activation_bytes);
+  visit("state_bytes", "bytes of a sum in train.dtype", dims.state_bytes);
+  visit("tp", "parallel.tp", dims.tp), visit("sp", "parallel.sp", dims.sp), visit("dp", "parallel.dp", dims.dp);
+  visit("fold", "parallel.fold", dims.fold), visit("grain", "run.canonical", dims.grain);
+  visit("zero", "parallel.zero", dims.zero);
+  visit("recompute", "train.recompute", dims.recompute), visit("keep_keys", "keep_keys", dims.keep_keys);
+}
+
+// Why such a run is not possible, and which number to change; empty if it is possible.
 std::string dims_problem(const PlanDims& dims);
-// Why a transport cannot carry it; empty where it can.
+// Why a transport is not possible; empty if it is.
 std::string transport_problem(const PlanDims& dims, const Transport& transport);
 
-// What a message holds. "range" is of tokens, of elements of the D x D state of each head, or {0, 1} for a log-decay.
+// What a message holds. A range is one of tokens, of elements of the D x D state of each head, or {0, 1} for a
+// log-decay.
 enum class Payload : uint8_t {
   halo,
   halo_grad,
@@ -120,10 +140,23 @@ enum class ExchangeKind : uint8_t {
 };
 inline constexpr int kExchangeKinds = 15;
 const char* name_of(ExchangeKind kind);
-// Of the backward pass alone.
-constexpr bool is_backward(ExchangeKind kind) { return kind >= ExchangeKind::adjoints; }
-// An exchange of the forward pass that backward makes again: of keys that were not kept, and of what head-parallel
-// layers compute again.
+// Whether only the backward pass has it.
+constexpr bool is_backward(ExchangeKind kind) {
+  switch (kind) {
+    case ExchangeKind::adjoints:
+    case ExchangeKind::adjoint_slices:
+    case ExchangeKind::outflow_slices:
+    case ExchangeKind::key_grads:
+    case ExchangeKind::halo_grads:
+    case ExchangeKind::grads_to_heads:
+    case ExchangeKind::grads_to_tokens:
+      return true;
+    default:
+      return false;
+  }
+}
+// Whether backward repeats an exchange of the forward pass: of keys that were not kept, and of what head-parallel
+// layers recompute.
 constexpr bool is_repeated(const PlanDims& dims, ExchangeKind kind) {
   if (kind == ExchangeKind::keys) return !dims.keep_keys;
   return (kind == ExchangeKind::to_heads || kind == ExchangeKind::to_tokens) && dims.recompute == Recompute::all;
@@ -148,7 +181,7 @@ struct Exchange {
 struct PlanMessage {
   Payload what = Payload::halo;
   int peer = 0;
-  int segment = 0;  // whose rows, keys or state; of halo rows the segment that starts with them
+  int segment = 0;  // whose rows, keys or state; for halo rows the segment that starts with them
   TokenRange range;
   int64_t bytes = 0;
   bool operator==(const PlanMessage&) const = default;
@@ -158,7 +191,7 @@ struct PlanMessage {
 bool message_before(const PlanMessage& a, const PlanMessage& b);
 
 // A rank's part in one exchange. All its messages are in flight together; between two ranks they match in order. Both
-// lists are sorted by message_before. A rank without messages still takes the step.
+// lists are sorted by message_before. A rank without messages has the step too.
 struct PlanStep {
   int exchange = 0;
   std::vector<PlanMessage> sends = {};
@@ -179,7 +212,7 @@ struct Plan {
 Plan make_plan(const PlanDims& dims, const Transport& transport);
 Plan make_plan(const PlanDims& dims, const std::vector<Transport>& transports);
 
-// What is wrong with a plan, empty where nothing is: every send has its receive, at the same place between the same two
+// The problems of a plan; empty if it is correct: every send has its receive, at the same place between the same two
 // ranks; all ranks issue the same exchanges in one order; each rank receives exactly once every key, value, halo row,
 // state and gradient that its segments need (for gather and all-gather: that the collective carries) and nothing else.
 std::vector<std::string> check_plan(const Plan& plan);
@@ -190,10 +223,10 @@ int64_t bytes_received(const Plan& plan, int exchange, int rank);
 // JSON, one line per step; the same plan gives the same text. Reading throws UserError saying what is wrong.
 std::string plan_to_json(const Plan& plan);
 Plan plan_from_json(const std::string& text);
-// The first field in which the dimensions of a plan are not those of a run, with both values and what sets it; empty
-// where none is.
+// The first field in which the dimensions of a plan differ from those of a run, with both values and the key that sets
+// it; empty if there is none.
 std::string dims_difference(const PlanDims& plan, const PlanDims& run);
-// 16 hexadecimal digits that name the plan; equal plans have equal hashes.
+// A hash of the plan, 16 hexadecimal digits.
 std::string plan_hash(const Plan& plan);
 
 }  // namespace tmamba

@@ -1,5 +1,5 @@
-// check_plan: looks at a plan from the receivers' side. What a rank needs is derived from the layout, segment by
-// segment; what it gets is what the plan says; the two must be the same. make_plan() is not asked.
+// check_plan: compares what each rank receives in a plan with what it needs, which is derived from the layout segment
+// by segment and independently of make_plan().
 #include <algorithm>
 #include <set>
 #include <span>
@@ -213,7 +213,7 @@ class Checker {
 
   const PlanStep& step(int rank, size_t exchange) const { return plan_.programs[static_cast<size_t>(rank)][exchange]; }
 
-  // Dimensions, transports and list lengths; nothing else can be looked at where these are wrong.
+  // Dimensions, transports and list lengths; if these are wrong, nothing else can be checked.
   bool check_frame() {
     if (const std::string problem = dims_problem(plan_.dims); !problem.empty()) report(problem);
     if (!problems_.empty()) return false;
@@ -262,7 +262,7 @@ class Checker {
     return problems_.empty();
   }
 
-  // Each message by itself: peer, size, and the one order that both sides pack in.
+  // Each message by itself: peer, size, and the order in which both sides pack.
   void check_messages(int rank) {
     for (const PlanStep& s : plan_.programs[static_cast<size_t>(rank)]) {
       for (const auto* messages : {&s.sends, &s.receives}) {
@@ -299,7 +299,7 @@ class Checker {
 
   // What `from` sends to `to` is, in order, what `to` receives from `from`.
   void check_pair(size_t exchange, int from, int to) {
-    // Sorted by peer: check_messages has seen to it.
+    // check_messages has verified that messages are sorted by peer.
     const auto with = [](const std::vector<PlanMessage>& messages, int peer) {
       const auto first = std::partition_point(messages.begin(), messages.end(), [&](auto& m) { return m.peer < peer; });
       const auto last = std::partition_point(first, messages.end(), [&](auto& m) { return m.peer == peer; });

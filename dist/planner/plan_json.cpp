@@ -14,25 +14,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 constexpr int kVersion = 3;  // 2: grain; 3: levels of recompute
 
-// The fields of PlanDims: name in the JSON, what sets it in a run.
-template <class Dims, class Visit>
-void for_each_field(Dims& dims, Visit&& visit) {
-  visit("dim", "model.dim", dims.dim), visit("heads", "model.heads", dims.heads);
-  visit("head_dim", "model.dim / model.heads", dims.head_dim), visit("ffn", "model.ffn", dims.ffn);
-  visit("vocab", "model.vocab", dims.vocab), visit("conv_width", "model.conv", dims.conv_width);
-  visit("chunk", "model.chunk", dims.chunk), visit("tied_head", "model.tied_head", dims.tied_head);
-  visit("z_gate", "model.z_gate", dims.z_gate), visit("tokens", "data.seq_len", dims.tokens);
-  visit("transpoints", "model.schedule", dims.transpoints), visit("batch", "train.micro_batch", dims.batch);
-  visit("global_batch", "train.global_batch", dims.global_batch);
-  visit("activation_bytes", "bytes of train.dtype", dims.activation_bytes);
-  visit("state_bytes", "bytes of a sum in train.dtype", dims.state_bytes);
-  visit("tp", "parallel.tp", dims.tp), visit("sp", "parallel.sp", dims.sp), visit("dp", "parallel.dp", dims.dp);
-  visit("fold", "parallel.fold", dims.fold), visit("grain", "run.canonical", dims.grain);
-  visit("zero", "parallel.zero", dims.zero);
-  visit("recompute", "train.recompute", dims.recompute), visit("keep_keys", "keep_keys", dims.keep_keys);
-}
-
-// A number that fits its type; nlohmann's own get() would cut off what does not.
+// Reads a number that fits its type; nlohmann's own get() would truncate one that does not.
 template <class Int>
 void read(const Json& json, const std::string& what, Int& value) {
   if (!json.is_number_integer()) throw UserError(str(what, " is ", json.dump(), ", which is no integer"));
@@ -82,7 +64,7 @@ Json messages_json(const std::vector<PlanMessage>& messages) {
   return list;
 }
 
-// No range of a plan ends behind `end`: sizes computed from it cannot overflow.
+// No range of a plan may end after `end`, so that sizes computed from ranges cannot overflow.
 std::vector<PlanMessage> messages_from(const Json& list, int64_t end) {
   std::vector<PlanMessage> messages;
   for (const Json& m : list) {
@@ -121,10 +103,15 @@ Plan plan_from(const Json& json) {
   }
   Plan plan;
   const Json& dims = json.at("dims");
-  for_each_field(plan.dims,
-                 [&](const std::string& name, const char*, auto& value) { read(dims.at(name), name, value); });
+  size_t known = 0;
+  for_each_field(plan.dims, [&](const std::string& name, const char*, auto& value) {
+    if (!dims.contains(name)) return;  // younger than the plan: keeps its default
+    read(dims.at(name), name, value);
+    ++known;
+  });
+  if (known != dims.size()) throw UserError("dims has a field that this program does not know");
   const PlanDims& d = plan.dims;
-  // What a range may be of: tokens, or the elements of a head's state.
+  // Ranges are of tokens, or of the elements of a head's state.
   constexpr int64_t most_tokens = int64_t{1} << 40, widest_head = int64_t{1} << 20;
   if (d.tokens < 0 || d.tokens > most_tokens || d.head_dim < 0 || d.head_dim > widest_head) {
     throw UserError(str("tokens = ", d.tokens, " or head_dim = ", d.head_dim, " is out of range"));
@@ -180,7 +167,6 @@ Plan plan_from_json(const std::string& text) {
 
 std::string dims_difference(const PlanDims& plan, const PlanDims& run) {
   std::string difference;
-  // Both alike are visited by name, the first difference counts.
   for_each_field(plan, [&](const std::string& name, const char* key, const auto& planned) {
     for_each_field(run, [&](const std::string& other, const char*, const auto& needed) {
       if constexpr (std::is_same_v<decltype(planned), decltype(needed)>) {

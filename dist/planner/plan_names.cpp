@@ -1,4 +1,4 @@
-// The names of everything in a plan, as its JSON, the configuration and the tables print them, and small tables.
+// The names of everything in a plan, as its JSON, the configuration and the tables print them.
 #include "dist/planner/plan.h"
 
 namespace tmamba {

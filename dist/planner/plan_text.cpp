@@ -90,7 +90,7 @@ std::string picture_heading(const SequenceLayout& layout, const Alignment& align
     text += str(shortest, " to ", longest, " tokens");
   }
   text += str(", sp ", spec.ranks, " x fold ", spec.fold);
-  if (spec.grain > 1) text += str(", dealt ", spec.grain, " at a time");
+  if (spec.grain > 1) text += str(", ", spec.grain, " consecutive ones per rank");
   text += str(", chunks of ", spec.chunk, "\n");
   if (alignment.splits.empty()) return text + "Every TransPoint falls between segments.\n";
   return text + str(alignment.splits.size(), " of ", layout.layers(),
@@ -124,7 +124,7 @@ std::string layout_picture(const SequenceLayout& layout) {
   return text + "A attention   S SSM   x both\n";
 }
 
-std::string load_table(const PlanDims& dims, const MachineModel& machine) {
+std::string load_table(const ModelCosts& costs, const PlanDims& dims, const MachineModel& machine) {
   constexpr size_t most_groups = 8, most_ranks = 32;
   auto groups = group_layers(dims.transpoints, {});
   const size_t left_out = groups.size() - std::min(groups.size(), most_groups);
@@ -136,13 +136,13 @@ std::string load_table(const PlanDims& dims, const MachineModel& machine) {
     double sum = 0;
     work = rank_work(dims.layout(), group.transpoint);
     for (const RankWork& w : work) {
-      loads.push_back(layer_seconds(dims, machine, w, group.transpoint).sum().total());
+      loads.push_back(layer_seconds(costs, dims, machine, w, group.transpoint).sum().total());
       sum += loads.back();
     }
     for (double& load : loads) load *= 100.0 * static_cast<double>(loads.size()) / sum;
   }
-  std::string text =
-      format("Load of each rank, %% of the mean; balance over all layers %.4f\n", balance_efficiency(dims, machine));
+  std::string text = format("Load of each rank, %% of the mean; balance over all layers %.4f\n",
+                            balance_efficiency(costs, dims, machine));
   text += "rank     tokens";
   for (const LayerGroup& group : groups) text += format(" %9s", str("P=", group.transpoint).c_str());
   text += "\n";
@@ -188,7 +188,7 @@ std::string exchange_table(const PlanDims& dims, const std::vector<Transport>& t
                        bytes_text(total_most).c_str(), bytes_text(total_mean).c_str());
 }
 
-std::string flops_table(const PlanDims& dims) {
+std::string flops_table(const ModelCosts& costs, const PlanDims& dims) {
   const auto tokens = static_cast<double>(dims.tokens), width = static_cast<double>(dims.dim);
   const PaperCosts paper = paper_costs(tokens, width);
   std::string text = format(
@@ -197,17 +197,17 @@ std::string flops_table(const PlanDims& dims) {
                  paper.best_transpoint, paper.optimum, paper.mamba);
   text += format("  relative to the optimum: %.2f : 1 : %.2f\n", paper.transformer / paper.optimum,
                  paper.mamba / paper.optimum);
-  text += "Exact forward GFLOP of one layer and one sequence, as implemented\n";
-  text += "          P     paper attention       ssd converter  projections      conv       MLP     total\n";
+  text += "Forward GFLOP of one layer and one sequence, counted by a dry run\n";
+  text += "          P     paper attention       ssd converter    linear     total\n";
   for (const LayerGroup& group : group_layers(dims.transpoints, {})) {
-    const LayerFlops f = layer_flops(dims, group.transpoint);
-    text +=
-        format("%11lld %9.2f %9.2f %9.2f %9.2f %12.2f %9.2f %9.2f %9.2f\n", static_cast<long long>(group.transpoint),
-               paper_flops(tokens, static_cast<double>(group.transpoint), width) / 1e9, f.attention / 1e9, f.ssd / 1e9,
-               f.converter / 1e9, f.projections / 1e9, f.conv / 1e9, f.mlp / 1e9, f.total() / 1e9);
+    const LayerFlops f = layer_flops(costs, dims, group.transpoint);
+    text += format("%11lld %9.2f %9.2f %9.2f %9.2f %9.2f %9.2f\n", static_cast<long long>(group.transpoint),
+                   paper_flops(tokens, static_cast<double>(group.transpoint), width) / 1e9, f.attention / 1e9,
+                   f.ssd / 1e9, f.converter / 1e9, f.linear / 1e9, f.total() / 1e9);
   }
-  return text + format("Head %.2f, all layers and head %.2f GFLOP; %.1f million parameters\n", head_flops(dims) / 1e9,
-                       model_flops(dims) / 1e9, static_cast<double>(parameter_count(dims)) / 1e6);
+  return text + format("Head %.2f, all layers and head %.2f GFLOP; %.1f million parameters\n",
+                       head_flops(costs, dims) / 1e9, model_flops(costs, dims) / 1e9,
+                       static_cast<double>(costs.parameters) / 1e6);
 }
 
 std::string step_table(const Prediction& prediction, const PlanDims& dims, const MachineModel& machine) {
@@ -220,7 +220,7 @@ std::string step_table(const Prediction& prediction, const PlanDims& dims, const
                                                   {"kernel launches", t.launches},
                                                   {"waiting for the slowest rank", t.waiting},
                                                   {"tensor-parallel exchanges", t.tp},
-                                                  {"sequence exchanges not hidden", t.sp},
+                                                  {"exposed sequence exchanges", t.sp},
                                                   {"gradient and weight exchanges", t.dp},
                                                   {"optimizer", t.optimizer}};
   std::string text =
@@ -251,21 +251,13 @@ std::string memory_advice(Recompute level, int64_t batch, double limit,
                 static_cast<long long>(smaller), least / kGiB);
 }
 
-std::string memory_advice(const PlanDims& dims, const std::vector<Transport>& transports, const MachineModel& machine) {
-  return memory_advice(dims.recompute, dims.batch, 0.95 * machine.memory_bytes, [&](Recompute level, int64_t batch) {
-    PlanDims other = dims;
-    other.recompute = level, other.batch = batch;
-    return predict(other, machine, transports).memory.total();
-  });
-}
-
 std::string memory_table(const MemoryUse& memory, const MemoryUse& measured, const MachineModel& machine,
                          const std::string& advice) {
   const std::tuple<const char*, double, double> kinds[] = {
       {"parameters", memory.parameters, measured.parameters}, {"gradients", memory.gradients, measured.gradients},
       {"optimizer", memory.optimizer, measured.optimizer},    {"activations", memory.activations, measured.activations},
       {"temporaries", memory.scratch, measured.scratch},      {"sum", memory.total(), measured.total()}};
-  std::string text = "Memory of a rank          predicted     by a dry run\n";
+  std::string text = "Memory of a rank          predicted          dry run\n";
   for (const auto& [name, predicted, found] : kinds) {
     text += format("  %-20s %10.3f GiB %10.3f GiB\n", name, predicted / kGiB, found / kGiB);
   }
@@ -318,13 +310,12 @@ std::string check_text(const Plan& plan) {
   return text;
 }
 
-std::string plan_report(const PlanDims& dims, const std::vector<Transport>& transports, const MachineModel& machine,
-                        const MemoryUse& measured) {
-  const Prediction prediction = predict(dims, machine, transports);
-  return flops_table(dims) + "\n" + layout_picture(SequenceLayout(dims.layout())) + "\n" + load_table(dims, machine) +
-         "\n" + exchange_table(dims, transports) + "\n" + step_table(prediction, dims, machine) + "\n" +
-         memory_table(prediction.memory, measured, machine,
-                      prediction.fits ? "" : memory_advice(dims, transports, machine));
+std::string plan_report(const ModelCosts& costs, const PlanDims& dims, const std::vector<Transport>& transports,
+                        const MachineModel& machine, const MemoryUse& measured, const std::string& advice) {
+  const Prediction prediction = predict(costs, dims, machine, transports);
+  return flops_table(costs, dims) + "\n" + layout_picture(SequenceLayout(dims.layout())) + "\n" +
+         load_table(costs, dims, machine) + "\n" + exchange_table(dims, transports) + "\n" +
+         step_table(prediction, dims, machine) + "\n" + memory_table(prediction.memory, measured, machine, advice);
 }
 
 }  // namespace tmamba

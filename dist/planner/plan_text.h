@@ -1,4 +1,4 @@
-// Plans, layouts and predictions as text for people: ASCII, at most 100 columns, every line ended.
+// Prints plans, layouts and predictions: ASCII, at most 100 columns, a newline after every line.
 #pragma once
 
 #include <functional>
@@ -15,34 +15,34 @@ namespace tmamba {
 std::string layout_picture(const SequenceLayout& layout);
 
 // Each rank's tokens and its load in the layers of each TransPoint, in percent of the mean over ranks.
-std::string load_table(const PlanDims& dims, const MachineModel& machine);
+std::string load_table(const ModelCosts& costs, const PlanDims& dims, const MachineModel& machine);
 
 // What each rank receives in every exchange, per TransPoint and transport: the most and the mean over ranks. Then the
 // sum over all layers. `transports`: one for all layers, or one for each.
 std::string exchange_table(const PlanDims& dims, const std::vector<Transport>& transports);
 
-// The paper's cost of sequence mixing beside the exact forward counts of each TransPoint.
-std::string flops_table(const PlanDims& dims);
+// The paper's cost of sequence mixing beside the forward FLOPs of each TransPoint, as the model's dry run counts them.
+std::string flops_table(const ModelCosts& costs, const PlanDims& dims);
 
 std::string step_table(const Prediction& prediction, const PlanDims& dims, const MachineModel& machine);
-// What to set so that a run that needs more than `limit` bytes on a rank fits: the first level of recomputation above
-// its own that does, or else a smaller micro-batch at Recompute::all; where neither does, what else there is to change.
-// needed(level, batch): bytes of the rank that needs most.
+// What to set so that a run that needs more than `limit` bytes on a rank fits: the lowest level of recomputation above
+// its own that suffices, else a smaller micro-batch at Recompute::all, else another layout. needed(level, batch): bytes
+// of the rank that needs most.
 std::string memory_advice(Recompute level, int64_t batch, double limit,
                           const std::function<double(Recompute, int64_t)>& needed);
-std::string memory_advice(const PlanDims& dims, const std::vector<Transport>& transports, const MachineModel& machine);
-// The prediction beside what a dry run found (launch/plan/plan_memory.h). `advice`: printed where the run does not fit.
+// The prediction beside a dry run of this layout (launch/plan/plan_memory.h). `advice`: printed if the run does not
+// fit.
 std::string memory_table(const MemoryUse& memory, const MemoryUse& measured, const MachineModel& machine,
                          const std::string& advice);
 
 // The first `count` of a ranking: of each tp x sp x dp x fold the best transport.
 std::string ranking_table(const std::vector<LayoutChoice>& choices, size_t count);
 
-// What a plan holds, its hash, and what check_plan() says of it.
+// The size of a plan, its hash, and the result of check_plan().
 std::string check_text(const Plan& plan);
 
 // All tables for one run.
-std::string plan_report(const PlanDims& dims, const std::vector<Transport>& transports, const MachineModel& machine,
-                        const MemoryUse& measured);
+std::string plan_report(const ModelCosts& costs, const PlanDims& dims, const std::vector<Transport>& transports,
+                        const MachineModel& machine, const MemoryUse& measured, const std::string& advice);
 
 }  // namespace tmamba

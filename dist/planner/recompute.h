@@ -1,5 +1,5 @@
-// How much of a layer's forward pass backward does again, in place of keeping what it needs of it. A choice of memory
-// against time: the same operations run on the same inputs, so results do not depend on it.
+// Activation checkpointing: how much of a layer's forward pass backward recomputes instead of keeping its results.
+// Saves memory and costs time; the same operations run on the same inputs, so results do not depend on it.
 #pragma once
 
 #include <array>
@@ -10,7 +10,7 @@
 
 namespace tmamba {
 
-// Each level computes again what the level before it does, and more.
+// Each level recomputes what the level before it does, and more.
 enum class Recompute : uint8_t {
   none,
   cheap,  // norms, the convolution, rotated keys, the gated norm and SwiGLU: passes over memory, no matrix products
@@ -31,8 +31,8 @@ constexpr const char* name_of(Recompute level) {
   return names[static_cast<size_t>(level)];
 }
 
-// What backward exchanges again in a layer among tensor-parallel ranks, which share the rows that a layer multiplies:
-// gathers of the rows behind a norm, and sums of the mixer's outputs.
+// Exchanges of a layer among tensor-parallel ranks that backward repeats: gathers of the rows after a norm, and sums of
+// the mixer's outputs.
 constexpr int gathers_again(Recompute level) { return level == Recompute::none ? 0 : 2; }
 constexpr int sums_again(Recompute level) { return level == Recompute::all ? 1 : 0; }
 

@@ -40,8 +40,8 @@ TrafficCounter sequence_traffic(const Plan& plan, int rank) {
   return traffic;
 }
 
-// Forward: rows are summed after the embedding and after each half of a layer, and gathered again behind each norm: 2 L
-// + 1 times. Backward: as often, the other way round, and again what it computes again. The head combines maximum, sum
+// Forward: rows are summed after the embedding and after each half of a layer, and gathered after each norm: 2 L + 1
+// times. Backward: as often with sums and gathers exchanged, and those of recomputation. The head combines maximum, sum
 // and target of each row.
 TrafficCounter tensor_traffic(const PlanDims& dims, int64_t rows, int64_t loss_rows, int rank) {
   TrafficCounter traffic;

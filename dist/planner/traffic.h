@@ -1,6 +1,5 @@
-// What Communicator::traffic() of each axis of the mesh counts in a training step, known before the run: for the
-// sequence axis from the plan, for the others in closed form from the model's sizes. A run can hold what it counts
-// against this (run.profile = "comm").
+// Predicts what Communicator::traffic() of each axis of the mesh counts in a training step: for the sequence axis from
+// the plan, for the others from the model's sizes. run.profile = "comm" compares it with what the run counts.
 #pragma once
 
 #include <span>
@@ -29,7 +28,7 @@ struct GradientTraffic {
   TrafficCounter zero, tp;
 };
 GradientTraffic reduction_traffic(const PlanDims& dims, std::span<const Bucket> buckets, int zero_rank);
-// ... and of the zero axis in handing out the updated parameters.
+// ... and of the zero axis in gathering the updated parameters.
 TrafficCounter parameter_traffic(const PlanDims& dims, std::span<const Bucket> buckets, int zero_rank);
 
 // How often gradients are summed in a step: once, or with ZeRO-2 after every micro-batch.

@@ -193,7 +193,7 @@ void add_exposed(json& result, const RunConfig& config, StepBench& bench, World&
   bench.mute(false);
   const double mean = over_ranks(world, alone.own, ReduceOp::sum) / world.size();
   const double most = over_ranks(world, alone.own, ReduceOp::max);
-  const StepTime predicted = predict(bench.plan().dims, machine_of_device(config), bench.plan().transports).time;
+  const StepTime predicted = predict(bench.plan(), machine_of_device(config)).time;
   result["work_ms"] = most * 1e3;
   result["balance"] = mean / most;
   result["exposed_ms"] = result["step_ms"].get<double>() - most * 1e3;

@@ -14,8 +14,8 @@ namespace {
 
 constexpr double kGiB = 1 << 30;
 
-// Bytes that this rank may take. Of a GPU's memory a fiftieth is left to the workspaces of its kernels, which grow with
-// the first step.
+// Bytes that this rank may allocate. A fiftieth of a GPU's memory stays free for the workspaces of its kernels, which
+// grow in the first step.
 int64_t available(const RunConfig& config, Device device, const World& world) {
   if (config.run.memory_limit > 0) return static_cast<int64_t>(config.run.memory_limit * kGiB);
   const DeviceMemory memory = device_memory(device);
@@ -33,12 +33,12 @@ std::vector<int64_t> known_to_all(Communicator& comm, int64_t needed, int64_t fr
   return all;
 }
 
-// What a rank needs of its device's memory; the host's is that of a CPU.
+// Bytes that a rank needs of its device's memory; on a CPU that includes the host's.
 int64_t on(Device device, const RankMemory& memory) {
   return memory.total() + (device == Device::cpu ? memory.host_copy : 0);
 }
 
-// Beside a GPU: the host's memory for the copies that saves are written from.
+// With GPUs: throws if the host has too little memory for the copies that checkpoints are written from.
 void require_host_memory(const RankMemory& mine, World& world) {
   const auto free = static_cast<int64_t>(std::min<size_t>(device_memory(Device::cpu).free, INT64_MAX));
   const std::vector<int64_t> all = known_to_all(world.comm(), mine.host_copy, free / world.local_size());
@@ -82,7 +82,7 @@ void require_memory(const RunConfig& config, const RunPlan& plan, Device device,
           bytes_text(memory.optimizer), ", activations ", bytes_text(memory.saved), ", temporaries ",
           bytes_text(memory.scratch),
           device == Device::cpu && memory.host_copy > 0
-              ? str(", copy of what is saved behind training ", bytes_text(memory.host_copy), " (checkpoint.async)")
+              ? str(", copy for asynchronous checkpoints ", bytes_text(memory.host_copy), " (checkpoint.async)")
               : "",
           "), ",
           config.run.memory_limit > 0

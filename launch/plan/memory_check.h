@@ -1,4 +1,4 @@
-// Before a run allocates anything: will it fit?
+// Checks that a run fits before it allocates anything.
 #pragma once
 
 #include "dist/world/world.h"
@@ -6,9 +6,9 @@
 
 namespace tmamba {
 
-// Throws UserError on all ranks, with the same message, where a rank needs more memory than run.memory_limit or, where
-// that is 0, than its device has free (a host's is shared by the ranks on it): the bytes needed, free and short of the
-// rank that lacks most, and the setting that would make it fit. Collective over the world.
+// Throws UserError on all ranks, with the same message, if a rank needs more memory than run.memory_limit or, if that
+// is 0, than its device has free (ranks on a host share its memory). The message gives the bytes needed, free and
+// missing of the rank that lacks most, and a setting that makes it fit. Collective over the world.
 void require_memory(const RunConfig& config, const RunPlan& plan, Device device, World& world);
 
 }  // namespace tmamba

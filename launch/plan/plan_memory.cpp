@@ -4,6 +4,8 @@
 
 #include "data/checkpoint/slice_relay.h"
 #include "dist/comm/absent_communicator.h"
+#include "dist/planner/plan_text.h"
+#include "launch/plan/model_costs.h"
 #include "launch/state/sharding.h"
 #include "model/measure.h"
 
@@ -78,6 +80,16 @@ RankMemory largest_memory(const RunConfig& config, const RunPlan& plan) {
     }
   }
   return largest;
+}
+
+std::string memory_advice(const RunConfig& config, const RunPlan& plan, const MachineModel& machine) {
+  const auto needed = [&](Recompute level, int64_t batch) {
+    RunPlan other = plan;
+    other.costs = measure_costs(config.model, config.train.optimizer, config.dtype(), level);
+    other.dims.recompute = level, other.dims.batch = batch;
+    return predict(other, machine).memory.total();
+  };
+  return memory_advice(plan.dims.recompute, plan.dims.batch, 0.95 * machine.memory_bytes, needed);
 }
 
 }  // namespace tmamba

@@ -1,4 +1,4 @@
-// transmamba plan: what a run will cost, before it runs: no ranks, no GPU, no data.
+// transmamba plan: predicts the cost of a run without ranks, GPU or data.
 #include <algorithm>
 #include <climits>
 #include <cstdio>
@@ -24,13 +24,13 @@ namespace {
 
 using nlohmann::json;
 
-// The vocabulary of the run: the configuration's, else the token file's where it is there, else the one given.
+// The vocabulary of the run: the configuration's, else --vocab, else that of the token file.
 int64_t vocab_of(const RunConfig& config, const Command& command) {
   if (config.model.vocab > 0) return config.model.vocab;
   if (command.has("vocab")) return command.get<int64_t>("vocab");
   if (std::filesystem::exists(config.data.train)) return TokenFile(config.data.train).info().vocab_size;
   throw UserError(
-      str("model.vocab is 0 and data.train = \"", config.data.train, "\" is not there to take it from; give --vocab"));
+      str("model.vocab is 0 and its source data.train = \"", config.data.train, "\" does not exist; give --vocab"));
 }
 
 MachineModel rates_of(const Command& command, const RunConfig& config) {
@@ -40,12 +40,13 @@ MachineModel rates_of(const Command& command, const RunConfig& config) {
   if (name == "cpu") return cpu_machine();
   std::ifstream in(name);
   if (!in || !std::filesystem::is_regular_file(name)) {
-    throw UserError(str("--machine ", name, ": neither \"h200\" nor \"cpu\" nor a file that can be read"));
+    throw UserError(str("--machine ", name, ": unknown machine; valid: h200, cpu, or a readable machine file"));
   }
   std::ostringstream text;
   text << in.rdbuf();
   if (!json::accept(text.str())) {
-    throw UserError(str("--machine ", name, ": is no machine file, which is JSON; --print-machine prints one to edit"));
+    throw UserError(
+        str("--machine ", name, ": not JSON, as a machine file must be; --print-machine prints one to edit"));
   }
   try {
     return machine_from_json(text.str());
@@ -54,7 +55,7 @@ MachineModel rates_of(const Command& command, const RunConfig& config) {
   }
 }
 
-// The same, with no more memory than the run may take.
+// The same, with its memory limited to run.memory_limit.
 MachineModel machine_of(const Command& command, const RunConfig& config) {
   MachineModel machine = rates_of(command, config);
   if (config.run.memory_limit > 0) machine.memory_bytes = config.run.memory_limit * static_cast<double>(1 << 30);
@@ -97,7 +98,7 @@ json memory_json(const MemoryUse& memory) {
           {"activations", memory.activations}, {"temporaries", memory.scratch}, {"total", memory.total()}};
 }
 
-// What saving takes of the host, and whether it fits a CPU's memory beside the rest.
+// The host memory that saving takes, and whether it fits a CPU's memory beside the rest.
 std::string host_copy_text(const RankMemory& memory, const RunConfig& config, const MachineModel& machine) {
   const std::string text = str("Saving takes ", bytes_text(memory.host_copy), " of host memory per rank");
   if (config.run.device != Device::cpu) return text;
@@ -112,27 +113,81 @@ json transport_names(const std::vector<Transport>& transports) {
   return names;
 }
 
+void add_options(Command& command) {
+  command.options()("set", po::value<std::vector<std::string>>(), "override a key: --set parallel.sp=8 (repeatable)")(
+      "ranks", po::value<int64_t>()->default_value(0),
+      "rank the layouts of this many ranks; parallel.dp = 0 uses as many as tp and sp leave. 0: those of the "
+      "configuration's layout")("top", po::value<size_t>()->default_value(10), "how many layouts to show")(
+      "machine", po::value<std::string>(),
+      "h200, cpu, or a machine file (JSON of measured rates); default: that of run.device, which a run plans with")(
+      "print-machine", "print the machine's rates as JSON, to measure and edit, and stop")(
+      "vocab", po::value<int64_t>(), "vocabulary, if neither the configuration nor the data determine it")(
+      "save", po::value<std::string>(),
+      "write the plan (every message of every rank) to this JSON file, for --set run.plan=FILE")(
+      "check", "verify that every send has its receive and nothing is missing");
+}
+
+// A planned run and what the verb prints of it.
+struct Planned {
+  RunConfig config;
+  MachineModel machine;
+  RunPlan plan;
+  Prediction prediction;
+  RankMemory found;  // by a dry run of this layout
+  int64_t ranks = 0;
+  std::vector<LayoutChoice> ranking;
+  std::string advice() const { return prediction.fits ? "" : memory_advice(config, plan, machine); }
+};
+
+Planned planned(const Command& command, const RunConfig& config, const MachineModel& machine) {
+  Planned run{.config = config, .machine = machine, .plan = plan_of(command, config, machine)};
+  run.prediction = predict(run.plan, machine);
+  run.found = largest_memory(config, run.plan);
+  run.ranks = command.get<int64_t>("ranks") > 0 ? command.get<int64_t>("ranks") : run.plan.dims.ranks();
+  run.ranking = rank_layouts(run.plan.costs, run.plan.dims, machine, run.ranks);
+  return run;
+}
+
+json report_json(const Planned& run, size_t top) {
+  const MemoryUse& memory = run.prediction.memory;
+  const bool fits_with_copy = run.config.run.device != "cpu" ||
+                              memory.total() + static_cast<double>(run.found.host_copy) <= run.machine.memory_bytes;
+  json choices = json::array();
+  for (size_t i = 0; i < std::min(run.ranking.size(), top); ++i) choices.push_back(choice_json(run.ranking[i]));
+  return {{"ranks", run.plan.dims.ranks()},
+          {"step_s", run.prediction.time.total()},
+          {"mfu", run.prediction.mfu},
+          {"memory_bytes", memory.total()},
+          {"fits", run.prediction.fits && fits_with_copy},
+          {"advice", run.advice()},
+          {"memory", memory_json(memory)},
+          {"measured_memory", memory_json(memory_of(run.found))},
+          {"host_copy_bytes", run.found.host_copy},
+          {"fold", run.plan.dims.fold},
+          {"transports", transport_names(run.plan.transports)},
+          {"plan_hash", plan_hash(make_plan(run.plan.dims, run.plan.transports))},
+          {"ranking", choices}};
+}
+
+void print_report(const Planned& run, bool check, size_t top) {
+  const RunPlan& plan = run.plan;
+  std::printf(
+      "%s\n",
+      plan_report(plan.costs, plan.dims, plan.transports, run.machine, memory_of(run.found), run.advice()).c_str());
+  std::printf("%s\n\n", host_copy_text(run.found, run.config, run.machine).c_str());
+  if (check) std::printf("%s\n", check_text(make_plan(plan.dims, plan.transports)).c_str());
+  std::printf("Layouts of %lld ranks\n%s", static_cast<long long>(run.ranks), ranking_table(run.ranking, top).c_str());
+}
+
 }  // namespace
 
 int plan_verb(const Arguments& arguments) {
   Command command(
       "plan CONFIG [options]",
-      "What a run will do and cost, without ranks, GPU or data: FLOPs beside the paper's, memory per rank, the "
-      "sequence\n"
-      "layout drawn per rank and layer, every exchange with its bytes, predicted step time and MFU, and the layouts "
-      "of\n"
-      "--ranks ranks ranked by predicted step time. Predictions come from a few measured rates of a machine.");
-  command.options()("set", po::value<std::vector<std::string>>(), "override a key: --set parallel.sp=8 (repeatable)")(
-      "ranks", po::value<int64_t>()->default_value(0),
-      "rank the layouts of this many ranks, and take parallel.dp = 0 for as many as they leave; 0: those of the "
-      "configuration's layout")("top", po::value<size_t>()->default_value(10), "how many of them to show")(
-      "machine", po::value<std::string>(),
-      "h200, cpu, or a machine file (JSON of measured rates); default: that of run.device, by which a run plans")(
-      "print-machine", "print the machine's rates as JSON, to measure and edit, and stop")(
-      "vocab", po::value<int64_t>(), "vocabulary, where neither configuration nor data tell it")(
-      "save", po::value<std::string>(),
-      "write the plan (every message of every rank) to this JSON file, for --set run.plan=FILE")(
-      "check", "prove that every message has its partner and nothing is missing");
+      "Predicts a run without ranks, GPU or data: FLOPs beside the paper's, memory per rank, the sequence\n"
+      "layout drawn per rank and layer, every exchange with its bytes, step time and MFU; and ranks the\n"
+      "layouts of --ranks ranks by predicted step time. Times follow from a few measured rates of a machine.");
+  add_options(command);
   command.positional("config");
   if (!command.parse(arguments)) return kDone;
   if (command.get<int64_t>("ranks") < 0 || command.get<int64_t>("ranks") > INT_MAX) {
@@ -146,49 +201,19 @@ int plan_verb(const Arguments& arguments) {
     return kDone;
   }
   config.model.vocab = vocab_of(config, command);
-  const RunPlan plan = plan_of(command, config, machine);
-  const PlanDims& dims = plan.dims;
-  const std::vector<Transport>& transports = plan.transports;
-  const RankMemory found = largest_memory(config, plan);
-  const MemoryUse measured = memory_of(found);
-  const int64_t ranks = command.get<int64_t>("ranks") > 0 ? command.get<int64_t>("ranks") : dims.ranks();
-  const std::vector<LayoutChoice> ranking = rank_layouts(dims, machine, ranks);
+  const Planned run = planned(command, config, machine);
   if (command.has("save")) {
     const std::string path = command.get<std::string>("save");
     std::ofstream out(path);
-    out << plan_to_json(make_plan(dims, transports));
+    out << plan_to_json(make_plan(run.plan.dims, run.plan.transports));
     if (!out.flush()) throw Error(str(path, ": cannot write"));
   }
+  const size_t top = command.get<size_t>("top");
   if (command.json()) {
-    const Prediction prediction = predict(dims, machine, transports);
-    const bool fits_with_copy =
-        config.run.device != Device::cpu ||
-        prediction.memory.total() + static_cast<double>(found.host_copy) <= machine.memory_bytes;
-    json choices = json::array();
-    for (size_t i = 0; i < std::min(ranking.size(), command.get<size_t>("top")); ++i)
-      choices.push_back(choice_json(ranking[i]));
-    std::printf("%s\n", json({{"ranks", dims.ranks()},
-                              {"step_s", prediction.time.total()},
-                              {"mfu", prediction.mfu},
-                              {"memory_bytes", prediction.memory.total()},
-                              {"fits", prediction.fits && fits_with_copy},
-                              {"advice", prediction.fits ? "" : memory_advice(dims, transports, machine)},
-                              {"memory", memory_json(prediction.memory)},
-                              {"measured_memory", memory_json(measured)},
-                              {"host_copy_bytes", found.host_copy},
-                              {"fold", dims.fold},
-                              {"transports", transport_names(transports)},
-                              {"plan_hash", plan_hash(make_plan(dims, transports))},
-                              {"ranking", choices}})
-                            .dump(2)
-                            .c_str());
-    return kDone;
+    std::printf("%s\n", report_json(run, top).dump(2).c_str());
+  } else {
+    print_report(run, command.has("check"), top);
   }
-  std::printf("%s\n", plan_report(dims, transports, machine, measured).c_str());
-  std::printf("%s\n\n", host_copy_text(found, config, machine).c_str());
-  if (command.has("check")) std::printf("%s\n", check_text(make_plan(dims, transports)).c_str());
-  std::printf("Layouts of %lld ranks\n%s", static_cast<long long>(ranks),
-              ranking_table(ranking, command.get<size_t>("top")).c_str());
   return kDone;
 }
 

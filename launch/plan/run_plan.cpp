@@ -7,6 +7,7 @@
 
 #include "dist/comm/collective_guard.h"
 #include "launch/config/batch_split.h"
+#include "launch/plan/model_costs.h"
 #include "launch/state/run_state.h"
 #include "model/schedule.h"
 
@@ -22,7 +23,11 @@ std::string read_text(const std::string& file) {
   return text.str();
 }
 
-// What of a saved plan a run of these dimensions can use. Throws UserError.
+ModelCosts costs_of(const RunConfig& config) {
+  return measure_costs(config.model, config.train.optimizer, config.dtype(), config.train.recompute);
+}
+
+// The fold and transports of a saved plan for a run of these dimensions. Throws UserError.
 RunPlan usable(const Plan& plan, const RunConfig& config, PlanDims dims) {
   if (dims.fold == 0) dims.fold = plan.dims.fold;
   if (const std::string difference = dims_difference(plan.dims, dims); !difference.empty()) {
@@ -43,22 +48,28 @@ RunPlan usable(const Plan& plan, const RunConfig& config, PlanDims dims) {
     throw UserError(str("the plan has ", planned, " in layer ", layer, ", but parallel.transport = \"", forced,
                         "\"; leave one of the two out"));
   }
-  return {.dims = std::move(dims), .transports = plan.transports, .canonical = config.run.canonical > 0};
+  return {.dims = std::move(dims),
+          .transports = plan.transports,
+          .canonical = config.run.canonical > 0,
+          .costs = costs_of(config)};
 }
 
-// Text that carries a plan's fold and transports from rank 0: the transports' names, one a line, behind the fold.
+// A plan's fold and transports as text, to broadcast from rank 0: the fold, then the name of each transport, by line.
 std::string to_text(const RunPlan& plan) {
   std::string text = str(plan.dims.fold, "\n");
   for (const Transport& transport : plan.transports) text += name_of(transport) + "\n";
   return text;
 }
 
-RunPlan from_text(const std::string& text, PlanDims dims, bool canonical) {
+RunPlan from_text(const std::string& text, const RunConfig& config, PlanDims dims) {
   std::istringstream in(text);
   std::vector<Transport> transports;
   in >> dims.fold;
   for (std::string name; in >> name;) transports.push_back(transport_named(name));
-  return {.dims = std::move(dims), .transports = std::move(transports), .canonical = canonical};
+  return {.dims = std::move(dims),
+          .transports = std::move(transports),
+          .canonical = config.run.canonical > 0,
+          .costs = costs_of(config)};
 }
 
 }  // namespace
@@ -94,19 +105,25 @@ PlanDims plan_dims(const RunConfig& config, const MeshShape& mesh) {
           .recompute = config.recompute()};
 }
 
+Prediction predict(const RunPlan& plan, const MachineModel& machine) {
+  return predict(plan.costs, plan.dims, machine, plan.transports);
+}
+
 RunPlan choose_plan(const RunConfig& config, const MeshShape& mesh, const MachineModel& machine) {
   RunPlan plan{.dims = plan_dims(config, mesh), .transports = {}, .canonical = config.run.canonical > 0};
   PlanDims& dims = plan.dims;
-  if (dims.fold == 0) {
-    dims.fold = 1;  // what every choice must at least be able to do
-    if (const std::string problem = dims_problem(dims); !problem.empty()) throw UserError(problem);
-    dims.fold = choose_fold(dims, machine);
-  }
+  const bool chooses_fold = dims.fold == 0;
+  if (chooses_fold) dims.fold = 1;  // every larger fold needs at least what this one needs
   if (const std::string problem = dims_problem(dims); !problem.empty()) throw UserError(problem);
+  plan.costs = costs_of(config);
+  if (chooses_fold) {
+    dims.fold = choose_fold(plan.costs, dims, machine);
+    if (const std::string problem = dims_problem(dims); !problem.empty()) throw UserError(problem);
+  }
   if (config.parallel.transport == "auto") {
-    // The canonical mode is for comparing bits, not for speed, and cannot take every transport.
+    // The canonical mode is for comparing bits, not for speed, and cannot use every transport.
     plan.transports =
-        plan.canonical ? std::vector<Transport>(dims.transpoints.size()) : choose_transports(dims, machine);
+        plan.canonical ? std::vector<Transport>(dims.transpoints.size()) : choose_transports(plan.costs, dims, machine);
     return plan;
   }
   const Transport forced = transport_named(config.parallel.transport);
@@ -135,7 +152,7 @@ RunPlan agree_plan(const RunConfig& config, const MeshShape& mesh, Communicator&
   }
   problem = broadcast_text(world, problem);
   if (!problem.empty()) throw UserError(problem);
-  return from_text(broadcast_text(world, planned), plan_dims(config, mesh), config.run.canonical > 0);
+  return from_text(broadcast_text(world, planned), config, plan_dims(config, mesh));
 }
 
 std::unique_ptr<ModelRanks> model_ranks(const RunPlan& plan, Ops& ops, Communicator& sp, Communicator& tp) {

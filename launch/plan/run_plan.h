@@ -1,6 +1,6 @@
 // How the ranks of a run share the work: the sizes that follow from its configuration, and the transports of its
 // layers, chosen by the planner, forced by parallel.transport, or read from a saved plan (run.plan). A pure function of
-// the configuration (and of that file): every run of it exchanges alike.
+// the configuration (and of that file): all runs of a configuration make the same exchanges.
 #pragma once
 
 #include <memory>
@@ -20,7 +20,11 @@ struct RunPlan {
   PlanDims dims;
   std::vector<Transport> transports;  // of each layer
   bool canonical = false;             // run.canonical
+  ModelCosts costs = {};              // of the model at train.recompute
 };
+
+// The planner's prediction of a run.
+Prediction predict(const RunPlan& plan, const MachineModel& machine);
 
 // One H200 a rank for run.device = "cuda", one core for "cpu".
 MachineModel machine_of_device(const RunConfig& config);
@@ -28,21 +32,21 @@ MachineModel machine_of_device(const RunConfig& config);
 // The sizes of a run on a mesh. model.vocab must be known. parallel.fold = 0 stays 0.
 PlanDims plan_dims(const RunConfig& config, const MeshShape& mesh);
 
-// Fold and transports where no plan is given: what the configuration says, the rest by the planner. Throws UserError
-// where such a run cannot exist, naming the number to change.
+// Fold and transports without a saved plan: those that the configuration sets, the rest chosen by the planner. Throws
+// UserError naming the number to change if such a run cannot exist.
 RunPlan choose_plan(const RunConfig& config, const MeshShape& mesh, const MachineModel& machine);
 
-// Fold and transports of a saved plan. Throws UserError naming the file where it is damaged, is for another run than
-// the configuration's, or does not pass check_plan().
+// Fold and transports of a saved plan. Throws UserError naming the file if it is damaged, is for another run than the
+// configuration's, or does not pass check_plan().
 RunPlan read_plan(const std::string& file, const RunConfig& config, const MeshShape& mesh);
 
-// The plan of a run, agreed by all ranks of `world`: rank 0 reads run.plan, if there is one, and all throw its error.
+// The plan of a run, the same on all ranks of `world`: rank 0 reads run.plan, if there is one; if it throws, all throw.
 RunPlan agree_plan(const RunConfig& config, const MeshShape& mesh, Communicator& world);
 
 // Layout and exchanges of a planned run on this rank.
 std::unique_ptr<ModelRanks> model_ranks(const RunPlan& plan, Ops& ops, Communicator& sp, Communicator& tp);
 
-// Which transports a plan uses, for people: "group_cast+sliced", or "group_cast+sliced (5 layers), head_parallel (3)".
+// Which transports a plan uses, as text: "group_cast+sliced", or "group_cast+sliced (5 layers), head_parallel (3)".
 std::string transports_text(const std::vector<Transport>& transports);
 
 }  // namespace tmamba

@@ -6,7 +6,6 @@
 
 #include "data/checkpoint/checkpoint.h"
 #include "data/tokens/token_file.h"
-#include "dist/planner/plan_text.h"
 #include "launch/cli/command.h"
 #include "launch/cli/exit_code.h"
 #include "launch/cli/format.h"
@@ -73,7 +72,7 @@ void require_layout(RunConfig config, const JobSpec& job) {
   if (static_cast<double>(memory.total()) <= machine.memory_bytes) return;
   throw UserError(str("this run does not fit: a rank needs ", bytes_text(memory.total()), " of ",
                       bytes_text(static_cast<int64_t>(machine.memory_bytes)), "; ",
-                      memory_advice(plan.dims, plan.transports, machine)));
+                      memory_advice(config, plan, machine)));
 }
 
 JobSpec job_of(const Command& command, const RunConfig& config) {

@@ -158,7 +158,7 @@ std::vector<StudyPoint> points_of(const Study& study, const RunConfig& base, con
   for (const AxisSizes& sizes : grid_of(ranks, all ? std::vector<int64_t>{1} : std::vector<int64_t>{1, 2, 4, 8})) {
     try {
       StudyPoint point = point_of(study, base, sizes, ranks, seq_len, machine);
-      const Prediction predicted = predict(point.plan.dims, machine, point.plan.transports);
+      const Prediction predicted = predict(point.plan, machine);
       if (!predicted.fits && base.run.device == Device::cuda) throw UserError("predicted not to fit the GPU's memory");
       const double seconds = predicted.time.total();
       if (all || points.empty()) {

@@ -134,7 +134,7 @@ ModelPoint model_point(const Study& study, const RunConfig& base, const Target& 
   const MachineModel machine = target.machine.with(on_node);
   std::optional<ModelPoint> best;
   for (StudyPoint& point : points_of(study, base, layout, ranks, seq_len, machine)) {
-    const Prediction prediction = predict(point.plan.dims, machine, point.plan.transports);
+    const Prediction prediction = predict(point.plan, machine);
     if (!best || prediction.time.total() < best->prediction.time.total()) best = {std::move(point), prediction};
   }
   return *best;

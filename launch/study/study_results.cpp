@@ -95,7 +95,8 @@ std::map<int64_t, json> read_repeats(const Study& study, const StudyPoint& point
 int MeasuredPoint::ranks_per_node() const { return static_cast<int>(ceil_div(point->ranks, hosts)); }
 
 MeasuredStep MeasuredPoint::step() const {
-  return {.dims = point->plan.dims,
+  return {.costs = point->plan.costs,
+          .dims = point->plan.dims,
           .transports = point->plan.transports,
           .ranks_per_node = ranks_per_node(),
           .step_seconds = step_ms.median() / 1e3,
@@ -119,7 +120,7 @@ std::vector<MeasuredPoint> measured_points(const Study& study, const StudyGrid& 
 }
 
 double step_flops(const StudyPoint& point) {
-  return 3 * model_flops(point.plan.dims) * static_cast<double>(point.global_batch);
+  return 3 * model_flops(point.plan.costs, point.plan.dims) * static_cast<double>(point.global_batch);
 }
 
 const MeasuredPoint& base_of(const std::vector<MeasuredPoint>& points, const Study& study, const MeasuredPoint& point) {

@@ -55,7 +55,7 @@ double exposed_ms(const StepTime& time) { return 1e3 * (time.tp + time.sp + time
 
 json predicted_by_plan(const StudyPoint& point, const Peak& peak) {
   const MachineModel machine = machine_of_device(point.config);
-  const Prediction prediction = predict(point.plan.dims, machine, point.plan.transports);
+  const Prediction prediction = predict(point.plan, machine);
   const double seconds = prediction.time.total();
   json out = {{"step_ms", seconds * 1e3},
               {"exposed_ms", exposed_ms(prediction.time)},

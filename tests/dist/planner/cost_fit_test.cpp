@@ -1,10 +1,12 @@
-// The fit finds the machine that measurements come from, and says what they do not tell.
+// The fit recovers the machine that steps were measured on, and reports what they do not determine.
 #include "dist/planner/cost_fit.h"
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
+
+#include "tests/dist/planner/measured_costs.h"
 
 namespace tmamba {
 namespace {
@@ -30,8 +32,9 @@ std::vector<MeasuredStep> steps_on(const SharedMachine& machine) {
   for (int64_t tokens : {512, 2048}) {
     for (const auto& [tp, sp, dp] : std::vector<std::array<int, 3>>{
              {1, 1, 1}, {2, 1, 1}, {1, 2, 1}, {1, 1, 2}, {4, 1, 1}, {1, 4, 1}, {1, 1, 4}, {2, 2, 2}}) {
+      const PlanDims dims = dims_of(tp, sp, dp, tokens);
       MeasuredStep step{
-          .dims = dims_of(tp, sp, dp, tokens), .transports = {Transport{}}, .ranks_per_node = tp * sp * dp};
+          .costs = costs_of(dims), .dims = dims, .transports = {Transport{}}, .ranks_per_node = tp * sp * dp};
       const StepTime time = predict(machine, step).time;
       step.step_seconds = time.total(), step.exposed_seconds = time.tp + time.sp + time.dp;
       steps.push_back(step);
@@ -68,7 +71,8 @@ TEST(CostFit, FindsTheMachineThatWasMeasured) {
   EXPECT_NEAR(value_of(fit, "inside.latency") / 1e-3, 1, 0.1);
   EXPECT_NEAR(fit.machine.contention / 0.25, 1, 0.1);
   // More ranks than it was fitted to.
-  MeasuredStep more{.dims = dims_of(1, 4, 2, 2048), .transports = {Transport{}}, .ranks_per_node = 8};
+  const PlanDims dims = dims_of(1, 4, 2, 2048);
+  MeasuredStep more{.costs = costs_of(dims), .dims = dims, .transports = {Transport{}}, .ranks_per_node = 8};
   EXPECT_NEAR(predict(fit.machine, more).time.total() / predict(hidden, more).time.total(), 1, 0.03);
 }
 

@@ -6,13 +6,13 @@
 #include <set>
 
 #include "dist/planner/cost.h"
+#include "tests/dist/planner/measured_costs.h"
 #include "tests/dist/planner/plan_cases.h"
 
 namespace tmamba {
 namespace {
 
 // --- Predictions
-// ------------------------------------------------------------------------------------------------------
 
 TEST(Predict, OneRankIsTheSumOfItsLayers) {
   PlanDims dims = v9_dims(8192, 1, 1);
@@ -78,7 +78,7 @@ TEST(Predict, StepsOfTheH200AreThoseMeasured) {
 TEST(Predict, ZeroStagesShardWhatTheySay) {
   PlanDims dims = v9_dims(8192, 2, 2);
   dims.dp = 4;
-  const double parameters = static_cast<double>(parameter_count(dims));
+  const double parameters = static_cast<double>(costs_of(dims).parameters);
   for (int zero : {0, 1, 2}) {
     dims.zero = zero;
     const MemoryUse memory = predict(dims, h200_machine(128), {Transport{}}).memory;
@@ -195,7 +195,7 @@ TEST(Rank, ThousandsOfRanksInUnderASecond) {
   for (int64_t tokens : {8192, 131072}) {
     PlanDims dims = v9_dims(tokens, 1, 1, 24);
     dims.global_batch = 4096;
-    const std::clock_t start = std::clock();  // of this process: other programs do not count
+    const std::clock_t start = std::clock();  // of this process: other programs do not count; with the dry runs
     const size_t layouts = rank_layouts(dims, h200_machine(128), 4096).size();
     const double seconds = static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
     RecordProperty(str("seconds_", tokens), str(seconds));
@@ -206,7 +206,6 @@ TEST(Rank, ThousandsOfRanksInUnderASecond) {
 }
 
 // --- Machines
-// ---------------------------------------------------------------------------------------------------------
 
 // `bench ops` of the V9 model, ms a step (kernels/cuda/PERFORMANCE.md).
 TEST(Machine, RatesGiveBackTheMeasuredTimesOfOps) {

@@ -1,4 +1,4 @@
-// The cost model's closed forms against counts token by token and against the messages of explicit plans.
+// The cost model against counts token by token and against the messages of explicit plans.
 #include "dist/planner/cost.h"
 
 #include <gtest/gtest.h>
@@ -8,6 +8,7 @@
 #include <set>
 
 #include "kernels/base/rng.h"
+#include "tests/dist/planner/measured_costs.h"
 #include "tests/dist/planner/plan_cases.h"
 
 namespace tmamba {
@@ -55,7 +56,6 @@ std::vector<RankWork> counted_work(const LayoutSpec& spec, int64_t p) {
       if (t < p) {
         ++w.attention_tokens;
         w.attention_pairs += t + 1;
-        w.converter_tokens += p < spec.tokens;
       } else {
         ++w.ssm_tokens;
         w.chunk_pairs += in_scan++ % spec.chunk + 1;
@@ -147,40 +147,13 @@ TEST(CostWork, StateBytesDependOnNeitherLengthNorRanks) {
 }
 
 // --- Balance
-// ----------------------------------------------------------------------------------------------------------
-
-// Forward and backward seconds of one rank's tokens in one layer, from counts, written out once more.
-double counted_load(const PlanDims& dims, const MachineModel& m, const RankWork& w, int64_t p) {
-  const auto n = [](int64_t x) { return static_cast<double>(x); };
-  const double d = n(dims.dim), in = n(dims.inner()), f = n(dims.ffn), e = 2, tokens = n(w.tokens),
-               ssm = n(w.ssm_tokens);
-  const auto time = [&](WorkKind kind, double flops, double flops_b, double bytes, double bytes_b) {
-    const Rate &c = m.compute[static_cast<size_t>(kind)], &s = m.streaming[static_cast<size_t>(kind)];
-    return std::max(flops / m.peak_flops / c.forward, bytes / m.memory_bandwidth / s.forward) +
-           std::max(flops_b / m.peak_flops / c.backward, bytes_b / m.memory_bandwidth / s.backward);
-  };
-  const double dt = p < dims.tokens ? d * n(dims.heads) : 0, all = 4 * d * in + 3 * d * f + dt;
-  const double linear = 2 * (tokens * all + ssm * d * in);
-  const double rows = e * (tokens * (4 * d + 4 * in + 3 * f) + ssm * (d + in) + all + d * in);
-  const double pairs = 4 * in * n(w.attention_pairs), scan = 4 * in * (n(w.chunk_pairs) + n(dims.head_dim) * ssm);
-  const double turn = 2 * in * n(dims.head_dim * w.converter_tokens);
-  return time(WorkKind::linear, linear, 2 * linear, rows, 2 * rows + 8 * (all + d * in)) +
-         time(WorkKind::elementwise, 24 * in * tokens, 48 * in * tokens,
-              e * (tokens * (8 * d + 6 * in + 3 * f) + 3 * in * ssm),
-              e * (tokens * (9 * d + 9 * in + 5 * f) + 5 * in * ssm)) +
-         time(WorkKind::attention, pairs, 2.5 * pairs, 4 * e * in * n(w.attention_tokens),
-              8 * e * in * n(w.attention_tokens)) +
-         time(WorkKind::ssd, scan, 2.5 * scan, 6 * e * in * ssm, 12 * e * in * ssm) +
-         time(WorkKind::converter, turn, 2 * turn, 2 * e * in * n(w.converter_tokens),
-              4 * e * in * n(w.converter_tokens));
-}
 
 double counted_balance(const PlanDims& dims, const MachineModel& machine) {
   double mean = 0, slowest = 0;
   for (int64_t p : dims.transpoints) {
     double most = 0;
     for (const RankWork& w : counted_work(dims.layout(), p)) {
-      const double load = counted_load(dims, machine, w, p);
+      const double load = layer_seconds(dims, machine, w, p).sum().total();
       mean += load / dims.sp;
       most = std::max(most, load);
     }
@@ -231,7 +204,6 @@ TEST(Balance, UnevenCutsMatchTokenCounts) {
 }
 
 // --- Counts
-// -----------------------------------------------------------------------------------------------------------
 
 TEST(Flops, PaperTable) {
   const PaperCosts large = paper_costs(8192, 4096), small = paper_costs(8192, 1536);
@@ -256,11 +228,9 @@ TEST(Flops, LayerCountsMatchLoopsOverTokens) {
                     .chunk = 16,
                     .tokens = tokens,
                     .transpoints = {p}};
-      double attention = 0, ssd = 0, converter = 0, projections = 0, mlp = 0, conv = 0;
+      double attention = 0, ssd = 0, converter = 0, linear = 0;
       for (int64_t t = 0; t < tokens; ++t) {
-        projections += 2 * 24 * (3 * 24 + 24 + (p < tokens ? 4 : 0) + (t >= p ? 24 : 0));
-        conv += 2 * 4 * 3 * 24;
-        mlp += 2 * 3 * 24 * 40;
+        linear += 2 * 24 * (3 * 24 + 24 + (p < tokens ? 4 : 0) + (t >= p ? 24 : 0)) + 2 * 3 * 24 * 40;
         for (int64_t key = 0; t < p && key <= t; ++key) attention += 4 * (2 * 6 + 2 * 6);  // q.k and p v, each head
         for (int64_t key = p + (t - p) / 16 * 16; t >= p && key <= t; ++key) ssd += 4 * (2 * 6 + 2 * 6);
         if (t >= p) ssd += 4 * (2 * 36 + 2 * 36);  // reads the state and adds to it
@@ -270,9 +240,7 @@ TEST(Flops, LayerCountsMatchLoopsOverTokens) {
       EXPECT_EQ(flops.attention, attention) << tokens << " " << p;
       EXPECT_EQ(flops.ssd, ssd) << tokens << " " << p;
       EXPECT_EQ(flops.converter, converter);
-      EXPECT_EQ(flops.projections, projections);
-      EXPECT_EQ(flops.mlp, mlp);
-      EXPECT_EQ(flops.conv, conv);
+      EXPECT_EQ(flops.linear, linear);
       EXPECT_EQ(model_flops(dims), flops.total() + 2.0 * 24 * 50 * static_cast<double>(tokens));
       dims.batch = 7;  // counts are of one sequence
       dims.tp = 2;
@@ -286,16 +254,16 @@ TEST(Flops, ParametersOfThe400MModel) {
   dims.transpoints.assign(12, 0);
   // Per layer: norms 2 d, qkv, z and out 5 d^2, conv 3 d (4 + 1), dt H d and three per head, out_norm d, MLP 3 d F.
   const int64_t d = 1536, layer = 2 * d + 5 * d * d + 15 * d + 16 * d + 48 + d + 3 * d * 4096;
-  EXPECT_EQ(parameter_count(dims), 12 * layer + d + 2 * 32768 * d);
+  EXPECT_EQ(costs_of(dims).parameters, 12 * layer + d + 2 * 32768 * d);
   dims.tied_head = true, dims.z_gate = false;
-  EXPECT_EQ(parameter_count(dims), 12 * (layer - d * d) + d + 32768 * d);
+  EXPECT_EQ(costs_of(dims).parameters, 12 * (layer - d * d) + d + 32768 * d);
 }
 
 TEST(Flops, FastestTransPointIsTheMinimum) {
   PlanDims dims{
       .dim = 1536, .heads = 16, .head_dim = 96, .ffn = 4096, .vocab = 32768, .tokens = 8192, .transpoints = {0}};
   const MachineModel machine = h200_machine(96);
-  const int64_t best = fastest_transpoint(dims, machine);
+  const int64_t best = fastest_transpoint(costs_of(dims), dims, machine);
   const auto seconds = [&](int64_t p) {
     LayoutSpec spec = dims.layout();
     return layer_seconds(dims, machine, rank_work(spec, p).front(), p).sum().total();

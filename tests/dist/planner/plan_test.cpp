@@ -28,7 +28,7 @@ std::vector<Case> random_cases(int count) {
     dims.keep_keys = in(7, 0, 1) == 1;
     if (in(8, 0, 1)) dims.tp = 2;
     dims.recompute = kRecomputeLevels.at(static_cast<size_t>(in(10, 0, 3)));
-    // A finer cut of as many chunks, dealt several segments at a time, where there are chunks enough.
+    // Several consecutive segments per rank, if there are enough chunks.
     dims.grain = static_cast<int>(in(9, 1, 3));
     if (!dims_problem(dims).empty()) dims.grain = 1;
     for (const Transport& transport : all_transports()) {
@@ -109,7 +109,7 @@ class ScanSimulation {
     }
   }
 
-  // The state before (backward: the state gradient behind) segment k, element i, one segment after the other.
+  // The state before (backward: the state gradient after) segment k, element i, one segment after the other.
   double expected(int k, int64_t i) const {
     double state = 0;
     if (backward_) {
@@ -287,7 +287,6 @@ TEST(Plan, StateBytesDoNotGrowWithTheSequence) {
 }
 
 // --- Names, files, refusals
-// -------------------------------------------------------------------------------------------
 
 TEST(Plan, JsonRoundTrip) {
   std::set<std::string> hashes;
@@ -330,9 +329,13 @@ TEST(Plan, DamagedJsonIsRefused) {
         replaced("group_cast+all_gather", "pigeons")}) {
     EXPECT_THROW(plan_from_json(damaged), UserError);
   }
+  // A plan that was written before a field existed has the field's default; an unknown field is an error.
+  const std::string older = replaced(",\"keep_keys\":false", ""), newer = replaced("keep_keys", "keep_queries");
+  EXPECT_EQ(plan_to_json(plan_from_json(older)), text);
+  EXPECT_THROW(plan_from_json(newer), UserError);
 }
 
-// Numbers that would be cut off, wrap around, or make a size overflow.
+// Numbers that would be truncated, wrap around, or make a size overflow.
 TEST(Plan, HostileNumbersAreRefused) {
   const std::string text = plan_to_json(make_plan(small_dims(2, 1, 16, {16, 0}), Transport{}));
   const std::string halo = "[\"halo\",1,1,5,8,";
@@ -364,7 +367,7 @@ TEST(Plan, HostileNumbersAreRefused) {
 }
 
 // A byte of a saved plan changed, lost or doubled: the plan is refused, is for another run, or does not pass the check,
-// unless it says the same.
+// unless its content is unchanged.
 TEST(Plan, NoDamagedBytePassesUnnoticed) {
   const Plan plan = make_plan(small_dims(3, 2, 48, {0, 17, 48}), transport_named("gather+sliced"));
   const std::string text = plan_to_json(plan);

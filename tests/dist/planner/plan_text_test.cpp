@@ -1,10 +1,11 @@
-// The planner's text: every line fits, and what it says is what layout, plan and prediction say.
+// The planner's text: every line fits, and its numbers are those of layout, plan and prediction.
 #include "dist/planner/plan_text.h"
 
 #include <gtest/gtest.h>
 
 #include <sstream>
 
+#include "tests/dist/planner/measured_costs.h"
 #include "tests/dist/planner/plan_cases.h"
 
 namespace tmamba {
@@ -33,7 +34,7 @@ TEST(PlanText, EveryLineFits) {
          {std::tuple<int, int, int64_t>{1, 1, 24}, {3, 2, 96}, {8, 4, 1}, {48, 2, 24}}) {
       PlanDims dims = v9_dims(tokens, sp, fold, layers);
       dims.global_batch = 4096;
-      expect_printable(plan_report(dims, choose_transports(dims, machine), machine, {}));
+      expect_printable(plan_report(costs_of(dims), dims, choose_transports(dims, machine), machine, {}, "advice"));
     }
     PlanDims dims = v9_dims(tokens, 1, 1, 24);
     dims.global_batch = 4096;
@@ -126,7 +127,8 @@ TEST(PlanText, ARunThatDoesNotFitIsToldWhatMakesItFit) {
   };
   const auto report = [&](double bytes) {
     machine.memory_bytes = bytes / 0.95 * 1.0001;
-    return plan_report(dims, {Transport{}}, machine, {});
+    return plan_report(costs_of(dims), dims, {Transport{}}, machine, {},
+                       memory_advice(dims.recompute, dims.batch, 0.95 * machine.memory_bytes, needed));
   };
   for (Recompute level : {Recompute::cheap, Recompute::mlp, Recompute::all}) {
     const std::string text = report(needed(level, 4));

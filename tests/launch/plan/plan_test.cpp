@@ -1,5 +1,5 @@
-// Saved plans, through the program: what `plan --save` writes is what a run uses and writes down again, and nothing
-// else is.
+// Saved plans, through the program: a run uses exactly the plan that `plan --save` writes, and writes it to its
+// directory.
 #include <gtest/gtest.h>
 
 #include <fstream>
@@ -36,8 +36,8 @@ class SavedPlan : public testing::Test {
     const Outcome outcome = transmamba("plan run.toml --save plan.json " + options);
     ASSERT_EQ(outcome.code, 0) << outcome.output;
   }
-  // Refused with exit code 2 and one message with these parts, nothing is left behind: training on `ranks` ranks, or,
-  // where there are none, the plan verb, which reads plans alike.
+  // Expects exit code 2, one message with these parts and no run directory: of training on `ranks` ranks or, with 0, of
+  // the plan verb, which reads plans in the same way.
   static void refused(const std::string& options, int ranks, const std::vector<std::string>& parts) {
     const Outcome outcome = transmamba((ranks > 0 ? "train run.toml " : "plan run.toml ") + options, ranks);
     EXPECT_EQ(outcome.code, 2) << options << "\n" << outcome.output;

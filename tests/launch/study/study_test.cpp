@@ -219,7 +219,7 @@ TEST_F(StudyFiles, ASummaryHoldsWhatWasMeasured) {
     EXPECT_GE(p["efficiency"]["high"].get<double>(), p["efficiency"]["value"].get<double>() - 1e-12);
     EXPECT_NEAR(p["tokens_per_s"]["median"].get<double>(), 8 * 64 / ms * 1e3, 1e-6);
     EXPECT_GE(p["step_ms"]["confidence"].get<double>(), 0.95);
-    const double flops = 3 * 8 * model_flops(grid.points.front().plan.dims);
+    const double flops = 3 * 8 * model_flops(grid.points.front().plan.costs, grid.points.front().plan.dims);
     EXPECT_NEAR(p["mfu"].get<double>(), flops / (ms / 1e3) / ranks / 50e9, 1e-9);
     EXPECT_NEAR(p["breakdown"]["checkpoint_ms_per_step"].get<double>(), 5.0 / 100, 1e-12);
     EXPECT_GT(p["predicted"]["step_ms"].get<double>(), 0);
