@@ -150,7 +150,7 @@ Planned planned(const Command& command, const RunConfig& config, const MachineMo
 
 json report_json(const Planned& run, size_t top) {
   const MemoryUse& memory = run.prediction.memory;
-  const bool fits_with_copy = run.config.run.device != "cpu" ||
+  const bool fits_with_copy = run.config.run.device != Device::cpu ||
                               memory.total() + static_cast<double>(run.found.host_copy) <= run.machine.memory_bytes;
   json choices = json::array();
   for (size_t i = 0; i < std::min(run.ranking.size(), top); ++i) choices.push_back(choice_json(run.ranking[i]));

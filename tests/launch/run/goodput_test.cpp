@@ -293,7 +293,7 @@ TEST(Goodput, AStartThatFailsSaysWhy) {
   EXPECT_NEAR(goodput.of(Spent::training), 2, 1e-6);
   EXPECT_NEAR(goodput.of(Spent::lost), 5, 1e-6);
   ASSERT_EQ(transmamba("report run").code, 0);
-  EXPECT_EQ(shell("grep -q 'ended by an error: rank 0: &lt;odd&gt;' run/report.html").code, 0);
+  EXPECT_EQ(shell("grep -q 'failed: rank 0: &lt;odd&gt;' run/report.html").code, 0);
 }
 
 TEST(Goodput, TimesThatCannotBeAreLeftOut) {
