@@ -72,14 +72,17 @@ void wild_names(Case& c) {
 // The job scripts of cluster/ as they are, where submit cannot run.
 void script_by_hand(Case& c) {
   const std::string program = command_line("", 0), cluster = std::string(TMAMBA_SOURCE_DIR) + "/cluster";
-  std::ofstream(c.folder() / "hand.env") << "SITE_CONSTRAINT=common\nSITE_TIME=5\nSITE_RANKS_PER_NODE=1\n"
+  std::ofstream(c.folder() / "hand.env") << "SITE_CONSTRAINT=common\nSITE_TIME=10\nSITE_RANKS_PER_NODE=1\n"
+                                         << "SITE_SETUP='export LD_PRELOAD=" TMAMBA_FAULTS " FAULTS="
+                                         << c.folder().string() << "'\n"
                                          << "SITE_PROGRAM=" << program << "\n";
+  c.hold(Case::kFault);
   const Outcome outcome = c.cluster().run(
       c.folder(), "export TRANSMAMBA_SOURCE='" TMAMBA_SOURCE_DIR "' && sbatch --parsable $('" + cluster +
                       "/options.sh' hand.env) --nodes 2 '" + cluster + "/many-nodes.sbatch' hand.env run.toml run");
   c.equal(outcome.code, 0, outcome.output);
   const std::string job = outcome.output.substr(0, outcome.output.find('\n'));
-  c.freeze_at(job, Case::kFault);
+  c.freeze(job);
   c.slurm("scontrol requeue " + job);
   c.equal(c.ends(job).at("Restarts"), "1", "restarts");
   c.no_step_lost(1);

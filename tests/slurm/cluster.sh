@@ -16,7 +16,7 @@ if [[ $1 =~ ^(stop|guard)$ && -n ${SLURM_CONF:-} ]]; then exec env -u SLURM_CONF
 
 fail() { echo "error: $*" >&2; exit 1; }
 
-# Ports that nobody listens at, from a place of this process's own.
+# Ports that no process listens on, from a start drawn at random.
 free_ports() {
   local count=$1 port=$((20000 + ($$ * 37 + RANDOM) % 10000)) found=()
   while [ ${#found[@]} -lt "$count" ]; do
@@ -26,7 +26,7 @@ free_ports() {
   echo "${found[@]}"
 }
 
-# SLURM resolves 127.0.0.1 only where some interface has another address (AI_ADDRCONFIG).
+# SLURM resolves 127.0.0.1 only where an interface has another address (AI_ADDRCONFIG).
 need_an_address() {
   hostname -I | tr ' ' '\n' | grep -qvE '^(127\.|::1$|$)' && return
   ip address add 10.254.254.254/32 dev lo || fail "only the loopback interface is up, and it cannot be given an address"
@@ -69,8 +69,9 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf
 MpiDefault=pmix
 GresTypes=gpu
 ReturnToService=2
-SlurmdTimeout=6
-MessageTimeout=5
+# On a busy machine a node answers late: tests that lose a node set it DOWN themselves, or find it by the job script.
+SlurmdTimeout=120
+MessageTimeout=30
 KillWait=4
 MinJobAge=3600
 InactiveLimit=0
@@ -113,7 +114,7 @@ wait_for() {
 
 show_logs() { tail -n 20 "$folder"/*.log >&2; }
 
-start_node() { slurmd -N "$1" -f "$folder/slurm.conf"; }
+start_node() { slurmd -N "$1" -f "$folder/slurm.conf" 9>&-; }
 
 all_idle() { [ "$(sinfo -h -N -p low -t idle -o %N | wc -l)" -eq "$1" ]; }
 
@@ -126,17 +127,20 @@ start() {
   mkdir -p "$folder/state"
   chmod 755 "$folder"
   need_an_address
+  # Clusters start one after the other: the daemons must listen before another one looks for free ports.
+  exec 9>"${TMPDIR:-/tmp}/tmamba-slurm-$(id -u).lock"
+  flock 9
   write_config "$@"
   export SLURM_CONF=$folder/slurm.conf
   (umask 077; head -c 128 /dev/urandom >"$folder/munge.key")
   # --force: munged trusts no folder that others may write above its own, such as /tmp.
   munged --force --socket="$folder/munge.socket" --key-file="$folder/munge.key" --pid-file="$folder/munged.pid" \
-    --log-file="$folder/munged.log" --seed-file="$folder/munge.seed" --num-threads=2 >"$folder/munged.out" 2>&1 ||
+    --log-file="$folder/munged.log" --seed-file="$folder/munge.seed" --num-threads=2 >"$folder/munged.out" 2>&1 9>&- ||
     { cat "$folder/munged.out" >&2; fail "munged does not start"; }
-  slurmctld -c -f "$folder/slurm.conf"
+  slurmctld -c -f "$folder/slurm.conf" 9>&-
   for ((i = 0; i < $#; ++i)); do start_node "n$i"; done
-  if [ -n "${OWNER:-}" ]; then setsid "$0" guard "$folder" "$OWNER" </dev/null >/dev/null 2>&1 & fi
-  wait_for 20 all_idle $# || { show_logs; sinfo >&2; fail "the nodes are not idle after 20 seconds"; }
+  if [ -n "${OWNER:-}" ]; then setsid "$0" guard "$folder" "$OWNER" </dev/null >/dev/null 2>&1 9>&- & fi
+  wait_for 120 all_idle $# || { show_logs; sinfo >&2; fail "the nodes are not idle after 120 seconds"; }
 }
 
 # Without another process: there may be hundreds to look at.
