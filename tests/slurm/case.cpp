@@ -144,7 +144,7 @@ void Case::freeze(const std::string& job) {
 
 std::string Case::submit_frozen(const std::string& options, int nodes) {
   hold(kFault);
-  const std::string job = submit(options, nodes);
+  std::string job = submit(options, nodes);
   freeze(job);
   return job;
 }

@@ -110,10 +110,10 @@ void two_jobs_in_one_folder(Case& c) {
   c.same_as_quiet(1);
 }
 
-// Three starts that fail alike are enough, for the job and for those that wait for it.
+// Three attempts that fail alike are enough, for the job and for those that wait for it. A spike ends each of them.
 void crash_loop(Case& c) {
   const std::vector<std::string> jobs = c.submit_all(
-      "--chain 2 --set train.lr=10 --set train.clip=0 --set train.max_skips=1 --set model.init_std=10 --set "
+      "--chain 2 --set train.spike_window=2 --set train.spike_sigmas=1e-9 --set train.max_skips=1 --set "
       "checkpoint.every=0");
   const JobFields end = c.ends(jobs[0], "FAILED");
   c.equal(end.at("ExitCode"), "93:0", "exit code");

@@ -103,9 +103,7 @@ std::vector<int> VirtualCluster::processes_with(const std::string& line, const s
     const std::string name = entry.path().filename().string();
     if (name.find_first_not_of("0123456789") != std::string::npos || !wanted(std::stoi(name))) continue;
     const std::string environment = '\0' + read_file(entry.path() / "environ");
-    const auto has = [&](const std::string& entry) {
-      return environment.find('\0' + entry + '\0') != std::string::npos;
-    };
+    const auto has = [&](const std::string& text) { return environment.find('\0' + text + '\0') != std::string::npos; };
     if (has(line) && has(ours)) found.push_back(std::stoi(name));
   }
   return found;
