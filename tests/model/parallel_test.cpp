@@ -1,5 +1,5 @@
-// Every layout of ranks computes what one rank does: loss and every gradient of the golden files, and every parameter
-// after five AdamW steps, for every tp x sp x dp that the ranks of this run make up, every fold and every transport.
+// Every layout of ranks gives the results of one rank: loss and gradients of the golden files, and all parameters after
+// five AdamW steps, for every tp x sp x dp of this number of ranks, every fold and every transport.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -39,7 +39,7 @@ std::string describe(const GoldenFile& golden, const Layout& l) {
              " ", name_of(l.transport), " zero ", l.zero);
 }
 
-// One rank of a layout, training on the golden file's tokens; the batch is cut among dp ranks.
+// One rank of a layout, training on the golden file's tokens; the batch is split among dp ranks.
 class LayoutRunner {
  public:
   LayoutRunner(const GoldenFile& golden, const Layout& layout, DType dtype, Recompute level = Recompute::none)
@@ -72,7 +72,7 @@ class LayoutRunner {
     cut_tokens();
   }
 
-  // Loss over the whole batch; reduced gradients of owned rows in gradients().
+  // Returns the loss over the whole batch; gradients() then holds the reduced gradients of owned rows.
   double forward_backward() {
     const Tensor sums = sums_.tensor({2}, DType::f64),
                  grads = grads_.tensor({table_.flat_size()}, accumulate_type(dtype_));
@@ -98,8 +98,8 @@ class LayoutRunner {
     reducer_->gather_parameters(params());
   }
 
-  // || x - reference || / || reference || of each parameter, and of all together: summed over ranks, each its rows.
-  // `local` gives this rank's owned rows i; `reference` the whole parameter by its name.
+  // || x - reference || / || reference || of each parameter and of all together, summed over the rows of all ranks.
+  // `local(i)` returns this rank's owned rows i, `reference(name)` the whole parameter.
   template <class Local, class Reference>
   std::map<std::string, double> errors(const Local& local, const Reference& reference) {
     std::map<std::string, double> difference, norm;
@@ -176,7 +176,7 @@ class LayoutRunner {
 
 using Values = std::map<std::string, std::vector<double>>;  // of whole parameters, by name
 
-// What one rank finds in the first step, and its parameters after all of them.
+// Loss and gradients of one rank in the first step, and its parameters after the last.
 struct Alone {
   double loss;
   Values gradients, params;
@@ -269,7 +269,7 @@ void compare_all(const GoldenFile& golden, DType dtype, const Tolerance& toleran
 TEST_P(Parallel, Float64) { compare_all(GoldenFile(GetParam()), DType::f64, {1e-12, 1e-12, 1e-10}); }
 TEST_P(Parallel, Float32) { compare_all(GoldenFile(GetParam()), DType::f32, {1e-5, 1e-5, 1e-5, 5}); }
 
-// The same operations on the same inputs: the same bits, of loss, gradients and, a step later, parameters.
+// Recomputation gives the same bits: of loss and gradients and, a step later, of parameters.
 void compare_levels(const GoldenFile& golden) {
   int count = 0;
   for (const Layout& layout : layouts_of(golden, test_world().size())) {
