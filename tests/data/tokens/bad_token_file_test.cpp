@@ -12,7 +12,7 @@ class BadTokenFile : public ::testing::Test {
   // A whole file, changed by `change` through the C library.
   template <class F>
   std::filesystem::path changed(F&& change) {
-    const auto path = folder_ / "bad.h5";
+    auto path = folder_ / "bad.h5";
     write_tokens(path, random_tokens(5000, 300, 1), 300);
     const hid_t file = H5Fopen(path.c_str(), H5F_ACC_RDWR, H5P_DEFAULT);
     EXPECT_GE(file, 0);
