@@ -22,7 +22,7 @@ KilledRun make() {
   const auto begin = fs::last_write_time("faults/begun");
   const Outcome second = beside(
       train, 0,
-      "until_ '[ $(events resume) -ge 1 ]'; last=$(($(steps) + 55)); until_ '[ $(steps) -ge $last ]'; touch run/STOP");
+      "until_ '[ $(events resume) -ge 1 ]'; last=$(($(steps) + 90)); until_ '[ $(steps) -ge $last ]'; touch run/STOP");
   run.seconds = std::chrono::duration<double>(fs::last_write_time("run/events.jsonl") - begin).count();
   run.output = second.output;
   run.code = second.code;
