@@ -17,8 +17,10 @@ KilledRun make() {
                "steps = 100000\nglobal_batch = 2\neval_every = 25\neval_sequences = 4\nsample_every = 30\n"
                "sample_tokens = 8\n[checkpoint]\nevery = 20");
   const std::string train = "train run.toml --set run.prometheus=run.prom";
+  // Killed after it has logged a step: not in the middle of replacing its Prometheus file.
   beside(train, 0,
-         "until_ '[ $(steps) -ge 55 ] && [ $(events checkpoint) -ge 1 ]'; kill -KILL $job; wait $job; sleep 1.5");
+         "until_ '[ $(steps) -ge 55 ] && [ $(events checkpoint) -ge 1 ]'; hold 1; held; kill -KILL $job; wait $job; "
+         "sleep 1.5");
   const auto begin = fs::last_write_time("faults/begun");
   const Outcome second = beside(
       train, 0,
