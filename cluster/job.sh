@@ -126,7 +126,7 @@ stopped_by_user() { tail -n 1 "$run_dir/events.jsonl" 2>/dev/null | grep -q '"si
 # SlurmdTimeout.
 silent_nodes() {
   local answers
-  answers=$(timeout -k 1 $((4 + $# / 100)) srun --mpi=none --overlap --nodelist="$(IFS=,; echo "$*")" --nodes=$# \
+  answers=$(timeout -k 1 $((${SITE_ANSWER_SECONDS:-4} + $# / 100)) srun --mpi=none --overlap --nodelist="$(IFS=,; echo "$*")" --nodes=$# \
     --ntasks=$# --ntasks-per-node=1 --cpus-per-task=1 bash -c 'echo "$SLURMD_NODENAME"' 2>/dev/null)
   printf '%s\n' "$@" | grep -vxF "${answers:-none}"
 }

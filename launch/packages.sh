@@ -1,8 +1,8 @@
 # Debian packages that the project is built and run with; read by launch/quickstart.sh and tests/run.sh.
 #
 #   MPI, HDF5, Boost.Program_options, TOML++ and GoogleTest   fixed parts of the project
-#   OpenBLAS        matrix products on the CPU
-#   SentencePiece   the tokenizer that is not bytes
+#   OpenBLAS        GEMM on the CPU
+#   SentencePiece   subword tokenizers
 #   nlohmann-json   manifests, metrics, --json
 #   OpenSSL         SHA-256 of files and corpora
 #   zlib            reading *.gz text
@@ -12,9 +12,11 @@ build_packages=(
   libopenmpi-dev openmpi-bin libhdf5-dev libboost-program-options-dev libtomlplusplus-dev libgtest-dev libgmock-dev
   libopenblas-dev libsentencepiece-dev nlohmann-json3-dev libssl-dev zlib1g-dev
 )
-# What only the tests need: the browser that looks at the report, letters for it, JUBE for configs/studies/jube.xml, and
-# Lmod for the module file.
+# Only for tests: a browser and a font for the report, JUBE for configs/studies/jube.xml, Lmod for the module file.
 test_packages=(chromium fonts-dejavu-core jube lmod)
+
+# Format check and lint; Debian 12 has version 14, which .clang-format and .clang-tidy are written for.
+lint_packages=(clang-format-14 clang-tidy-14)
 
 # A SLURM of virtual nodes, for tests/slurm.
 slurm_packages=(slurmctld slurmd slurm-client munge)
@@ -35,12 +37,12 @@ install_packages() {
   local log; log=$(mktemp)
   if ! { "${as_root[@]}" apt-get update && "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}"; } >"$log" 2>&1; then
     tail -20 "$log" >&2
-    echo "error: apt-get failed; the whole log is $log" >&2
+    echo "error: apt-get failed; its log is $log" >&2
     exit 1
   fi
   rm -f "$log"
 }
 
-# MPI settings for a machine of a few cores: root may start ranks, and there may be more ranks than cores.
+# MPI settings for a machine with few cores: root may start ranks, and there may be more ranks than cores.
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_btl_vader_single_copy_mechanism=none

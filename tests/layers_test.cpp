@@ -2,8 +2,10 @@
 // from the CMake targets: the headers of its own target and of those that it links, directly or through others.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <map>
 #include <regex>
 #include <set>
@@ -81,15 +83,16 @@ const std::map<std::string, Names> kForbiddenSystemHeaders{
 const Names kHeadersOfDistForModel{"dist/sequence/exchange.h", "dist/sequence/layout.h", "dist/planner/recompute.h",
                                    "dist/comm/self_communicator.h"};
 
+const Names kSourceExtensions{".h", ".cpp", ".cu", ".cuh"};
+
 TEST(Layers, EveryIncludePointsDown) {
   const fs::path root = TMAMBA_SOURCE_DIR;
   const std::map<std::string, Names> folders = linked_folders();
   const std::regex include(R"(^\s*#\s*include\s*[<"]([^>"]+)[>"])");
-  const Names extensions{".h", ".cpp", ".cu", ".cuh"};
   int files = 0;
   for (const auto& [top, forbidden] : kForbiddenSystemHeaders) {
     for (const auto& entry : fs::recursive_directory_iterator(root / top)) {
-      if (!extensions.contains(entry.path().extension().string())) continue;
+      if (!kSourceExtensions.contains(entry.path().extension().string())) continue;
       ++files;
       const std::string file = fs::relative(entry.path(), root).string();
       std::ifstream in(entry.path());
@@ -125,6 +128,19 @@ TEST(Layers, EveryFolderBelongsToALibrary) {
   }
   for (const char* folder : {"kernels/base", "dist/comm", "data/io", "model", "launch/train"}) {
     EXPECT_TRUE(folders.contains(folder)) << folder;
+  }
+}
+
+// Longer files are split along a seam.
+TEST(Layers, NoFileIsLong) {
+  for (const char* top : {"kernels", "dist", "data", "model", "launch", "tests"}) {
+    for (const auto& entry : fs::recursive_directory_iterator(fs::path(TMAMBA_SOURCE_DIR) / top)) {
+      if (!kSourceExtensions.contains(entry.path().extension().string())) continue;
+      const std::string file = fs::relative(entry.path(), TMAMBA_SOURCE_DIR).string();
+      std::ifstream in(entry.path());
+      const auto lines = std::count(std::istreambuf_iterator<char>(in), {}, '\n');
+      EXPECT_LE(lines, 400) << file << " has " << lines << " lines";
+    }
   }
 }
 

@@ -1,18 +1,38 @@
 #!/usr/bin/env bash
-# Installs what is missing, builds and runs every test. Where there is a CUDA compiler the CUDA code is compiled too; its
-# tests run where there is a GPU (tests/gpu.sh).
+# tests/run.sh [CTEST OPTIONS]   installs missing packages, builds and runs every test
+# tests/run.sh --lint            checks format and clang-tidy's findings on the whole tree instead
+# With a CUDA compiler the CUDA code is compiled too, beside the tests; its tests need a GPU (tests/gpu.sh).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/packages.sh
-install_packages "${build_packages[@]}" "${test_packages[@]}" "${slurm_packages[@]}"
-
+install_packages "${build_packages[@]}" "${lint_packages[@]}"
+tests/lint.sh format
 cmake --preset cpu -DTMAMBA_TESTS=ON
-cmake --build --preset cpu
-ctest --preset cpu -j 2 --no-tests=error "$@"
+if [ "${1:-}" = --lint ]; then exec tests/lint.sh all; fi
 
+install_packages "${test_packages[@]}" "${slurm_packages[@]}" &  # mostly waits for the network
+packages=$!
+cmake --build --preset cpu
+wait "$packages"
+
+cuda=none
 if command -v nvcc >/dev/null || [ -n "${CUDACXX:-}" ]; then
-  echo "compiling the CUDA code and its tests"
-  cmake --preset cuda >/dev/null
-  cmake --build build/cuda --target transmamba cuda_ops_test dist_cuda_test launch_cuda_test launch_cuda_ranks_test model_cuda_golden_test
-  echo "CUDA code compiled; tests/gpu.sh runs its tests on a GPU"
+  mkdir -p build
+  { nice -n 19 cmake --preset cuda && nice -n 19 cmake --build build/cuda --target transmamba cuda_ops_test dist_cuda_test launch_cuda_test \
+      launch_cuda_ranks_test model_cuda_golden_test; } >build/cuda.log 2>&1 &
+  cuda=$!
 fi
+failed=0
+tests/lint.sh changed || echo "clang-tidy has findings: tests/run.sh --lint"
+# More tests at once than processors: many of them wait for processes or for SLURM.
+ctest --preset cpu -j $((2 * $(nproc))) --no-tests=error "$@" || failed=1
+if [ "$cuda" != none ]; then
+  echo "compiling the CUDA code and its tests"
+  if wait "$cuda"; then
+    echo "CUDA code compiled; tests/gpu.sh runs its tests on a GPU"
+  else
+    cat build/cuda.log
+    failed=1
+  fi
+fi
+exit $failed

@@ -1,5 +1,5 @@
-// A run that was killed, went on, and was stopped by a switch file: what the tests of the ledger, the TensorBoard files
-// and the report look at. Made once per program.
+// A run that was killed, resumed, and stopped by a switch file. The tests of goodput, TensorBoard files and the report
+// read it. Made once per program.
 #pragma once
 
 #include <filesystem>
@@ -8,10 +8,10 @@
 namespace tmamba {
 
 struct KilledRun {
-  std::filesystem::path folder;  // the test's folder; the run is in `run`, its Prometheus file is run.prom
-  double seconds = 0;            // between the first launch and the end of the last one
-  std::string output;            // of the second start
-  int code = -1;                 // of the second start
+  std::filesystem::path folder;  // the test folder; the run directory is `run`, its Prometheus file run.prom
+  double seconds = 0;            // from the first launch to the last event
+  std::string output;            // of the second attempt
+  int code = -1;                 // of the second attempt
 };
 
 const KilledRun& killed_run();

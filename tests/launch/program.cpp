@@ -39,6 +39,24 @@ std::string command_line(const std::string& arguments, int ranks) {
 
 Outcome transmamba(const std::string& arguments, int ranks) { return shell(command_line(arguments, ranks)); }
 
+Outcome beside(const std::string& arguments, int ranks, const std::string& script, int64_t hold_at) {
+  static constexpr const char* kFunctions =
+      "events() { n=$(grep -c \"\\\"event\\\":\\\"$1\\\"\" $run/events.jsonl 2>/dev/null); echo ${n:-0}; }; "
+      "steps() { n=$(grep -c '\"loss\":' $run/metrics.jsonl 2>/dev/null); echo ${n:-0}; }; "
+      "rank() { for p in $(pgrep -P $job); do grep -qz \"^OMPI_COMM_WORLD_RANK=$1$\" /proc/$p/environ && echo $p; "
+      "done; }; "
+      "until_() { for i in $(seq 30000); do eval \"$1\" && return; "
+      "kill -0 $job 2>/dev/null || { eval \"$1\" && return; break; }; sleep 0.01; done; "
+      "echo \"gave up: $1\"; kill -KILL $job 2>/dev/null; }; "
+      "hold() { rm -f faults/held; echo $1 >faults/hold.new; mv faults/hold.new faults/hold; }; "
+      "held() { until_ '[ -s faults/held ] && grep -q \"^State:.T\" /proc/$(cat faults/held)/status'; "
+      "held=$(cat faults/held); }; ";
+  return shell(kFunctions + std::string("run=run; rm -rf faults; mkdir faults; ") +
+               (hold_at > 0 ? "hold " + std::to_string(hold_at) + "; " : "") +
+               ": >faults/begun; FAULTS=\"$PWD/faults\" LD_PRELOAD='" TMAMBA_FAULTS "' " +
+               command_line(arguments, ranks) + " & job=$!; " + script + "; wait $job");
+}
+
 std::string read_file(const fs::path& file) {
   std::ifstream in(file, std::ios::binary);
   std::ostringstream text;

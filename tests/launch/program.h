@@ -1,4 +1,4 @@
-// Running the program as a user does, in a folder of its own.
+// Runs the program as a user does, in a test folder.
 #pragma once
 
 #include <filesystem>
@@ -20,13 +20,26 @@ Outcome transmamba(const std::string& arguments, int ranks = 0);
 // The command line that transmamba() runs.
 std::string command_line(const std::string& arguments, int ranks);
 
+// Runs `transmamba ARGUMENTS` in the background with a shell script beside it; the outcome is that of the run. With
+// `hold_at` rank 0 stops itself after it has logged that step (tests/launch/faults.cpp), so that what the script does
+// to the run cannot come too late. In the script:
+//   $job             the process started: transmamba, or mpirun where there are ranks
+//   rank N           prints the process of rank N under mpirun
+//   run=FOLDER       the run directory that `events` and `steps` read; "run" if not set
+//   events KIND      prints the number of events of this kind
+//   steps            prints the number of logged steps
+//   until_ COMMAND   waits until the command succeeds; where the run has ended or after five minutes it prints "gave
+//   up" hold STEP        sets another step to stop at held             waits until rank 0 has stopped itself; its
+//   process is then $held
+Outcome beside(const std::string& arguments, int ranks, const std::string& script, int64_t hold_at = 0);
+
 // All bytes of a file; empty where there is none.
 std::string read_file(const std::filesystem::path& file);
 
-// A fresh, empty folder, the current one from then on; one per call.
+// Creates an empty folder, enters it and returns its path.
 std::filesystem::path enter_test_folder(const std::string& name);
 
-// Writes `bytes` of text made of words with some structure, the same every time.
+// Writes `bytes` of text made of words with some structure; the same text in every call.
 void write_text(const std::filesystem::path& path, int64_t bytes, int seed = 1);
 // text.txt, and data/train.h5 and data/valid.h5 of it by the byte tokenizer.
 void prepare_bytes(int64_t text_bytes = 200000);

@@ -74,7 +74,7 @@ class LayoutRunner {
     split_tokens();
   }
 
-  // Loss over the whole batch; reduced gradients of owned rows in gradients().
+  // Returns the loss over the whole batch; gradients() then holds the reduced gradients of owned rows.
   double forward_backward() {
     const Tensor sums = sums_.tensor({2}, DType::f64),
                  grads = grads_.tensor({table_.flat_size()}, accumulate_type(dtype_));
@@ -177,7 +177,7 @@ class LayoutRunner {
 
 using Values = std::map<std::string, std::vector<double>>;  // of whole parameters, by name
 
-// What one rank finds in the first step, and its parameters after all of them.
+// Loss and gradients of one rank in the first step, and its parameters after the last.
 struct Alone {
   double loss;
   Values gradients, params;

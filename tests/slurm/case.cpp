@@ -42,7 +42,7 @@ int64_t last_step(const fs::path& run) {
   return found == std::string::npos ? 0 : std::atoll(text.c_str() + found + 7);
 }
 
-// What of a line is the run's and not the machine's.
+// The part of a line that does not depend on the machine.
 nlohmann::json results_of(const nlohmann::json& line) {
   nlohmann::json kept;
   for (const char* key : {"step", "loss", "grad_norm", "lr", "tokens"}) kept[key] = line.value(key, nlohmann::json());
@@ -68,7 +68,7 @@ fs::path QuietRuns::run_of(int ranks, int64_t steps) {
         "cd '" + folder_.string() + "' && OMPI_MCA_mpi_yield_when_idle=1 OMP_NUM_THREADS=1 " +
         command_line("train run.toml --set train.steps=" + std::to_string(steps) + " --set run.dir=" + run.string(),
                      ranks));
-    if (outcome.code != 0) throw std::runtime_error("the quiet run fails: " + outcome.output);
+    if (outcome.code != 0) throw std::runtime_error("the quiet run failed: " + outcome.output);
   }
   return run;
 }
@@ -77,7 +77,13 @@ Case::Case(VirtualCluster& cluster, QuietRuns& quiet, const std::string& name)
     : cluster_(cluster), quiet_(quiet), folder_(cluster.folder() / name) {
   fs::create_directories(folder_);
   write_case_config(folder_, cluster.folder() / "data");
-  site_ = "SITE_CONSTRAINT=common\nSITE_TIME=5\nSITE_SIGNAL_SECONDS=0\nSITE_RANKS_PER_NODE=1\n";
+  site_ = "SITE_CONSTRAINT=common\nSITE_TIME=10\nSITE_SIGNAL_SECONDS=0\nSITE_RANKS_PER_NODE=1\n";
+  answer_seconds(30);
+}
+
+void Case::answer_seconds(int seconds) {
+  site("SITE_SETUP='export SITE_ANSWER_SECONDS=" + std::to_string(seconds) +
+       " LD_PRELOAD=" TMAMBA_FAULTS " FAULTS=" + folder_.string() + "'");
 }
 
 Outcome Case::try_submit(const std::string& options, int nodes) {
@@ -102,10 +108,8 @@ std::string Case::sbatch(const std::string& arguments) {
 
 int64_t Case::last_logged_step() const { return last_step(run_dir()); }
 
-void Case::reach(int64_t step, double seconds) {
-  if (!poll(seconds, [&] { return last_step(run_dir()) >= step; })) {
-    throw std::runtime_error("step " + std::to_string(step) + " is not reached");
-  }
+void Case::wait_until(const std::string& what, const std::function<bool()>& condition) {
+  if (!poll(kLimit, condition)) throw std::runtime_error("waited in vain: " + what);
 }
 
 namespace {
@@ -115,21 +119,39 @@ std::string environment_line(const std::string& job) {
 }
 }  // namespace
 
-std::vector<int> Case::ranks_of(const std::string& job) const { return ranks_with(environment_line(job)); }
+std::vector<int> Case::ranks_of(const std::string& job) const { return cluster_.ranks_with(environment_line(job)); }
 
 void Case::signal_tasks(const std::string& job, int signal) {
-  const std::vector<int> tasks = tasks_with(environment_line(job));
+  const std::vector<int> tasks = cluster_.tasks_with(environment_line(job));
   if (tasks.empty()) throw std::runtime_error("no task of job " + job + " is there to be told");
   for (int task : tasks) kill(task, signal);
 }
 
-void Case::freeze_at(const std::string& job, int64_t step) {
-  reach(step);
-  const std::vector<int> ranks = ranks_of(job);
-  if (ranks.empty()) throw std::runtime_error("no rank of job " + job + " is there to be stopped");
-  for (int rank : ranks) kill(rank, SIGSTOP);
-  const int64_t stopped = last_step(run_dir());
-  expect(stopped < steps_, "the run was over before it could be stopped");
+void Case::hold(int64_t step) {
+  fs::remove(folder_ / "held");
+  std::ofstream(folder_ / "hold.new") << step << "\n";
+  fs::rename(folder_ / "hold.new", folder_ / "hold");
+}
+
+void Case::freeze(const std::string& job) {
+  wait_until("the run stops itself", [&] {
+    const int rank = std::atoi(read_file(folder_ / "held").c_str());
+    return rank > 0 &&
+           read_file(fs::path("/proc") / std::to_string(rank) / "status").find("\nState:\tT") != std::string::npos;
+  });
+  for (int rank : ranks_of(job)) kill(rank, SIGSTOP);
+}
+
+std::string Case::submit_frozen(const std::string& options, int nodes) {
+  hold(kFault);
+  std::string job = submit(options, nodes);
+  freeze(job);
+  return job;
+}
+
+void Case::release(const std::string& job) {
+  if (!fs::remove(folder_ / "hold")) freeze(job);
+  thaw(job);
 }
 
 void Case::thaw(const std::string& job) {
@@ -137,7 +159,7 @@ void Case::thaw(const std::string& job) {
 }
 
 std::string Case::number_of(const std::string& job) {
-  const auto fields = cluster_.wait(job, 10, [](const JobFields&) { return true; });
+  const auto fields = cluster_.wait(job, kLimit, [](const JobFields&) { return true; });
   if (!fields) throw std::runtime_error("there is no job " + job);
   return fields->at("JobId");
 }
@@ -147,10 +169,10 @@ void Case::slurm(const std::string& command) {
   if (outcome.code != 0) throw std::runtime_error(command + ": " + outcome.output);
 }
 
-JobFields Case::ends(const std::string& job, const std::string& state, double seconds) {
+JobFields Case::ends(const std::string& job, const std::string& state) {
   static const std::vector<std::string> kEnds{"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "DEADLINE"};
   std::string last = "unknown";
-  const auto fields = cluster_.wait(job, seconds, [&](const JobFields& now) {
+  const auto fields = cluster_.wait(job, kLimit, [&](const JobFields& now) {
     last = now.at("JobState");
     return last == state || std::find(kEnds.begin(), kEnds.end(), last) != kEnds.end();
   });
@@ -160,23 +182,25 @@ JobFields Case::ends(const std::string& job, const std::string& state, double se
   return *fields;
 }
 
-double Case::seconds_to_new_step() {
-  const auto resumed_to = [&]() -> int64_t {
-    const std::vector<nlohmann::json> all = events();
-    for (auto event = all.rbegin(); event != all.rend(); ++event) {
-      if (event->value("event", "") == "resume") return event->value("step", int64_t{0});
-    }
-    return -1;
-  };
-  const size_t resumptions = events("resume").size();
-  if (!poll(90, [&] { return events("resume").size() > resumptions && last_step(run_dir()) > resumed_to(); })) {
-    throw std::runtime_error("the run does not go on");
+void Case::restarted(const std::string& job) {
+  if (!cluster_.wait(job, kLimit, [](const JobFields& f) { return f.at("Restarts") == "1"; })) {
+    throw std::runtime_error("job " + job + " was not requeued");
   }
-  const double seconds = seconds_since(fault_);
+}
+
+void Case::fault() {
+  resumptions_ = events("resume").size();
+  fault_ = Clock::now();
+}
+
+void Case::recovers() {
+  wait_until("the run resumes", [&] {
+    const std::vector<nlohmann::json> all = events("resume");
+    return all.size() > resumptions_ && last_step(run_dir()) > all.back().value("step", int64_t{0});
+  });
   std::ostringstream text;
-  text << "first new step after " << static_cast<int>(seconds * 10) / 10.0 << " s";
+  text << "first new step after " << static_cast<int>(seconds_since(fault_) * 10) / 10.0 << " s";
   note(text.str());
-  return seconds;
 }
 
 std::vector<nlohmann::json> Case::events(const std::string& kind) const {
@@ -227,12 +251,12 @@ void Case::none_lost_but_since_checkpoint(size_t resumptions) {
   int64_t saved = -1;
   for (const nlohmann::json& event : events()) {
     if (event["event"] == "checkpoint") saved = event["step"];
-    // A checkpoint may be whole before its event is written.
+    // A checkpoint may be complete before its event is written.
     if (event["event"] == "resume") {
       const int64_t step = event["step"];
       expect(
           step == saved || step == saved + kEvery,
-          "resumed from step " + std::to_string(step) + ", the newest checkpoint was that of " + std::to_string(saved));
+          "resumed from step " + std::to_string(step) + ", the latest checkpoint was that of " + std::to_string(saved));
     }
   }
 }

@@ -1,5 +1,6 @@
-// One case of tests/slurm: a run of a tiny model in jobs of the virtual cluster, what happens to it, and what must come
-// of it. Cases run side by side, each on a thread of its own; what is wrong is collected and reported by its test.
+// One case of tests/slurm: a run of a tiny model in jobs of the virtual cluster, a fault, and the expected result.
+// Cases run concurrently, one thread each; each collects its problems, which its test reports. Cases wait for states
+// only: the limits of these waits end a hang and are far longer than any delay of a busy machine.
 #pragma once
 
 #include <chrono>
@@ -11,7 +12,7 @@
 
 namespace tmamba {
 
-// The runs that nothing happens to, by number of ranks and steps; made once.
+// Runs without a fault, by number of ranks and steps; each is made once.
 class QuietRuns {
  public:
   explicit QuietRuns(std::filesystem::path folder) : folder_(std::move(folder)) {}
@@ -26,8 +27,9 @@ class QuietRuns {
 
 class Case {
  public:
-  static constexpr int64_t kSteps = 300, kEvery = 20;  // of every run, between its checkpoints
-  static constexpr int64_t kFault = 45;                // something happens after this step
+  static constexpr int64_t kSteps = 300, kEvery = 20;  // steps of a run, between checkpoints
+  static constexpr int64_t kFault = 45;                // the fault comes after this step
+  static constexpr double kLimit = 300;                // seconds until a wait fails
 
   Case(VirtualCluster& cluster, QuietRuns& quiet, const std::string& name);
 
@@ -43,8 +45,10 @@ class Case {
   // Another name for the folder of the run.
   void name_run(const std::string& name) { run_ = name; }
 
-  // Lines for site.env; without any, every case has two nodes of the feature "common" and a rank on each.
+  // Adds a line to site.env; by default every case has two nodes of the feature "common" and one rank on each.
   void site(const std::string& lines) { site_ += lines + "\n"; }
+  // Seconds in which a healthy node answers the job script; a lost node costs twice as much.
+  void answer_seconds(int seconds);
   // transmamba submit OPTIONS of this case's run.
   Outcome try_submit(const std::string& options, int nodes = 2);
   // The same; must succeed. Returns the numbers of the jobs.
@@ -53,13 +57,19 @@ class Case {
   // sbatch ARGUMENTS; must succeed. Returns the number of the job.
   std::string sbatch(const std::string& arguments);
 
-  // Waits until this step is logged.
-  void reach(int64_t step, double seconds = 60);
-  // The same; then stops the ranks of the job, so that what happens next cannot come too late. What SLURM tells a job
-  // wakes them.
-  void freeze_at(const std::string& job, int64_t step);
+  // The run stops itself after this step; to be called before the run can reach it.
+  void hold(int64_t step);
+  // Waits until the run has stopped itself, then stops all ranks of the job, so that the fault cannot come too late.
+  // SLURM wakes them when it signals the job.
+  void freeze(const std::string& job);
+  // hold(kFault), submit(), freeze().
+  std::string submit_frozen(const std::string& options = "", int nodes = 2);
   void thaw(const std::string& job);
-  // Tells what SLURM itself has started, and nothing that was started by that: as proctrack/cgroup does.
+  // Undoes hold(), and freezing by it.
+  void release(const std::string& job);
+  // Waits for a condition on files or processes; throws after kLimit.
+  void wait_until(const std::string& what, const std::function<bool()>& condition);
+  // Signals the processes that SLURM itself started, not their children: as proctrack/cgroup does.
   void signal_tasks(const std::string& job, int signal);
   // The job's own number, where `job` is a task of an array.
   std::string number_of(const std::string& job);
@@ -68,18 +78,20 @@ class Case {
   void slurm(const std::string& command);
 
   // Waits for the job to be in this state; it must get there.
-  JobFields ends(const std::string& job, const std::string& state = "COMPLETED", double seconds = 90);
-  // The time of a fault, and the seconds from it to the first step after the newest resumption.
-  void fault() { fault_ = std::chrono::steady_clock::now(); }
-  double seconds_to_new_step();
+  JobFields ends(const std::string& job, const std::string& state = "COMPLETED");
+  // Waits until SLURM has requeued the job.
+  void restarted(const std::string& job);
+  // Call before a fault; recovers() then waits for the first new step of the next attempt and notes how long that took.
+  void fault();
+  void recovers();
 
   std::vector<nlohmann::json> events(const std::string& kind = "") const;
   std::string job_log() const;
-  // The metrics of the run are those of the quiet one of as many ranks, bit for bit, every step once.
+  // The metrics of the run equal those of the quiet run of as many ranks, bit for bit, with each step once.
   void same_as_quiet(int ranks);
-  // Every resumption goes on from the step that the start before had saved and stopped at.
+  // Every attempt resumes from the step that the one before saved and stopped at.
   void no_step_lost(size_t resumptions);
-  // Every resumption goes on from the newest checkpoint before it.
+  // Every attempt resumes from the latest checkpoint before it.
   void none_lost_but_since_checkpoint(size_t resumptions);
 
   void expect(bool condition, const std::string& what);
@@ -94,7 +106,7 @@ class Case {
 
   const std::vector<std::string>& problems() const { return problems_; }
   const std::string& notes() const { return notes_; }
-  // Whatever helps to see what went wrong.
+  // Events and job logs, for a failed case.
   std::string story() const;
 
  private:
@@ -105,6 +117,7 @@ class Case {
   std::string run_ = "run", site_, notes_;
   std::vector<std::string> problems_;
   std::chrono::steady_clock::time_point fault_;
+  size_t resumptions_ = 0;  // before the fault
 };
 
 struct CaseEntry {

@@ -11,98 +11,91 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// Half a minute from the fault to the first new step, most of it SLURM's own.
-constexpr double kRequeueSeconds = 30;
-
-// The job was started once more and comes out as if nothing had happened.
+// The job was requeued once and its run equals one without a fault.
 void comes_back(Case& c, const std::string& job) {
   c.equal(c.ends(job).at("Restarts"), "1", "restarts");
   c.no_step_lost(1);
   c.same_as_quiet(2);
 }
 
-// `tell` makes SLURM tell the job to stop; it goes on by itself.
-void goes_on(Case& c, const std::string& job, const std::function<void()>& tell) {
-  c.freeze_at(job, Case::kFault);
+// `stop` makes SLURM signal the frozen job to stop; the run resumes without help.
+void resumes(Case& c, const std::string& job, const std::function<void()>& stop) {
   c.fault();
-  tell();
-  c.expect(c.seconds_to_new_step() < kRequeueSeconds, "too late");
+  stop();
+  c.recovers();
   comes_back(c, job);
 }
 
 void requeue(Case& c) {
-  const std::string job = c.submit();
-  goes_on(c, job, [&] { c.slurm("scontrol requeue " + job); });
+  const std::string job = c.submit_frozen();
+  resumes(c, job, [&] { c.slurm("scontrol requeue " + job); });
   c.contains(c.job_log(), "SIGTERM: saved step");
-  c.contains(c.job_log(), "start 1: 2 nodes");  // one log, appended
+  c.contains(c.job_log(), "attempt 1: 2 nodes");  // one log, appended
 }
 
 void requeue_under_mpirun(Case& c) {
   c.site("SITE_LAUNCHER=mpirun");
-  const std::string job = c.submit();
-  goes_on(c, job, [&] { c.slurm("scontrol requeue " + job); });
+  const std::string job = c.submit_frozen();
+  resumes(c, job, [&] { c.slurm("scontrol requeue " + job); });
   c.contains(c.job_log(), "by mpirun");
 }
 
-// A job of a higher partition takes the node for itself.
+// A job of a partition with a higher priority takes the node.
 void preemption(Case& c) {
   c.site("SITE_CONSTRAINT=taken\nSITE_RANKS_PER_NODE=2");
-  const std::string job = c.submit("", 1);
-  goes_on(c, job, [&] {
+  const std::string job = c.submit_frozen("", 1);
+  resumes(c, job, [&] {
     c.slurm("sbatch --partition=high --constraint=taken --nodes=1 --exclusive --output=/dev/null --wrap='sleep 1'");
   });
   c.contains(c.job_log(), "DUE TO PREEMPTION");
 }
 
-// The notice is due when the job has stopped where it is wanted, and not again in its second start, however slow the
-// machine is: the limit is lowered for this time only.
+// The notice is due when the frozen job's limit is lowered, and not again in its second attempt, however slow the
+// machine is: the limit is lowered for the first attempt only.
 void near_its_limit(Case& c, const std::string& job, const std::function<void()>& meanwhile) {
-  c.freeze_at(job, Case::kFault);
-  c.slurm("scontrol update JobId=" + job + " TimeLimit=1");
+  c.slurm("scontrol update JobId=" + job + " TimeLimit=2");
   meanwhile();
-  c.cluster().wait(job, 60, [](const JobFields& f) { return f.at("Restarts") == "1"; });
-  c.slurm("scontrol update JobId=" + job + " TimeLimit=5");
+  c.restarted(job);
+  c.slurm("scontrol update JobId=" + job + " TimeLimit=10");
 }
 
 void time_limit(Case& c) {
-  c.site("SITE_TIME=5\nSITE_SIGNAL_SECONDS=55");
-  const std::string job = c.submit();
+  c.site("SITE_SIGNAL_SECONDS=115");
+  const std::string job = c.submit_frozen();
   near_its_limit(c, job, [] {});
   comes_back(c, job);
   c.contains(c.job_log(), "SIGUSR1: saved step");
 }
 
-// The notice comes to the script, which hands it to mpirun, which hands it to the ranks.
+// SLURM sends the notice to the script, the script to mpirun, mpirun to the ranks.
 void time_limit_under_mpirun(Case& c) {
-  c.site("SITE_TIME=5\nSITE_SIGNAL_SECONDS=55\nSITE_LAUNCHER=mpirun");
-  const std::string job = c.submit();
+  c.site("SITE_SIGNAL_SECONDS=115\nSITE_LAUNCHER=mpirun");
+  const std::string job = c.submit_frozen();
   near_its_limit(c, job, [&] {
-    while (c.job_log().find("Forwarding signal 10") == std::string::npos) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(50));
-      if (c.cluster().wait(job, 0, [](const JobFields& f) { return f.at("JobState") != "RUNNING"; })) break;
-    }
+    c.wait_until("mpirun forwards the signal",
+                 [&] { return c.job_log().find("Forwarding signal 10") != std::string::npos; });
     c.thaw(job);
   });
   comes_back(c, job);
   c.contains(c.job_log(), "SIGUSR1: saved step");
 }
 
-// On sites whose SLURM does not know exit code 85 the script asks for the requeue.
+// Where SLURM does not requeue on exit code 85, the script requests the requeue.
 void requeue_by_the_script(Case& c) {
   c.site("SITE_REQUEUE=self");
-  const std::string job = c.submit();
-  goes_on(c, job, [&] {
+  const std::string job = c.submit_frozen();
+  resumes(c, job, [&] {
     c.slurm("scancel --signal=USR1 " + job);
     c.thaw(job);
   });
   c.contains(c.job_log(), "saved; requeued");
 }
 
-// The signals of most clusters reach what SLURM has started and not the ranks, which are started by that.
+// On most clusters signals reach the processes that SLURM started, not the ranks, which are their children.
 void tasks_are_told(Case& c) {
   c.site("SITE_REQUEUE=self");
-  const std::string job = c.submit();
-  goes_on(c, job, [&] {
+  const std::string job = c.submit_frozen();
+  resumes(c, job, [&] {
     c.signal_tasks(job, SIGUSR1);
     c.thaw(job);
   });
@@ -111,8 +104,8 @@ void tasks_are_told(Case& c) {
 
 void tasks_are_told_under_mpirun(Case& c) {
   c.site("SITE_LAUNCHER=mpirun");
-  const std::string job = c.submit();
-  goes_on(c, job, [&] {
+  const std::string job = c.submit_frozen();
+  resumes(c, job, [&] {
     c.signal_tasks(job, SIGTERM);
     c.thaw(job);
   });
@@ -120,8 +113,7 @@ void tasks_are_told_under_mpirun(Case& c) {
 }
 
 void scancel(Case& c) {
-  const std::string job = c.submit();
-  c.freeze_at(job, Case::kFault);
+  const std::string job = c.submit_frozen();
   c.slurm("scancel " + job);
   c.equal(c.ends(job, "CANCELLED").at("Restarts"), "0", "restarts");
   c.equal(c.ends(c.submit()).at("ExitCode"), "0:0", "exit code");
@@ -129,10 +121,9 @@ void scancel(Case& c) {
   c.same_as_quiet(2);
 }
 
-// The user's own end of a run is not taken for a reason to requeue it.
+// A run that its user stops is not requeued.
 void stop_switch(Case& c) {
-  const std::string job = c.submit();
-  c.freeze_at(job, Case::kFault);
+  const std::string job = c.submit_frozen();
   std::ofstream(c.run_dir() / "STOP").close();
   c.thaw(job);
   const JobFields end = c.ends(job);
@@ -145,36 +136,37 @@ void stop_switch(Case& c) {
 }
 
 void term_twice(Case& c) {
-  const std::string job = c.submit();
-  goes_on(c, job, [&] {
+  const std::string job = c.submit_frozen();
+  resumes(c, job, [&] {
     c.slurm("scancel --signal=TERM " + job);
     c.slurm("scancel --signal=TERM " + job);
     c.slurm("scontrol requeue " + job);
   });
 }
 
-// The notice comes while the ranks are still starting.
+// The notice comes while the ranks are starting.
 void early_notice(Case& c) {
+  c.hold(Case::kFault);  // not done before the notice
   const std::string job = c.submit();
-  while (c.ranks_of(job).empty()) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(5));
-    if (c.cluster().wait(job, 0, [](const JobFields& f) { return f.at("JobState") == "COMPLETED"; })) break;
-  }
+  c.wait_until("ranks", [&] { return !c.ranks_of(job).empty(); });
   c.slurm("scancel --signal=USR1 " + job);
+  c.release(job);
   c.ends(job);
-  // Saved and requeued where the program was up, started again by the script where it was not.
+  // Saved and requeued where the program had started, else started again by the script.
   c.expect(c.events("start").size() + c.events("resume").size() >= 2 ||
-               c.job_log().find("starting the ranks again") != std::string::npos,
+               c.job_log().find("restarting the ranks") != std::string::npos,
            "the notice had no effect");
   c.same_as_quiet(2);
 }
 
-// Tasks one after the other; one that is told to stop leaves the rest to the next, the last ones are not needed.
+// Tasks run one after the other; the next continues what a stopped one left, and the last are not needed.
 void array_of_jobs(Case& c) {
+  c.hold(Case::kFault);
   const std::string array = c.submit("--array 4");
   for (const char* task : {"_1", "_2"}) {
-    c.freeze_at(array + task, c.last_logged_step() + Case::kFault);
-    c.slurm("scancel --signal=USR1 " + c.number_of(array + task) + ".0");  // SLURM does not signal one task's job
+    c.freeze(array + task);
+    if (task == std::string("_1")) c.hold(c.last_logged_step() + Case::kFault);
+    c.slurm("scancel --signal=USR1 " + c.number_of(array + task) + ".0");  // SLURM does not signal the job of one task
     c.thaw(array + task);
     c.equal(c.ends(array + task).at("ExitCode"), "0:0", "exit code");
   }
@@ -183,14 +175,15 @@ void array_of_jobs(Case& c) {
   c.same_as_quiet(2);
 }
 
-// Two arrays for one folder: one after the other, and what is left of both goes when the run is done.
+// Two arrays for one run directory run one after the other; what is left of both is cancelled when the run is done.
 void two_arrays(Case& c) {
+  c.hold(Case::kFault);
   const std::string first = c.submit("--array 2");
-  c.freeze_at(first + "_1", Case::kFault);
+  c.freeze(first + "_1");
   const std::string second = c.submit("--array 2");
   const auto waits = [](const JobFields& f) { return f.at("JobState") != "PENDING" || f.at("Reason") == "Dependency"; };
   const auto still_waits = [&](const std::string& when) {
-    const auto fields = c.cluster().wait(second, 20, waits);
+    const auto fields = c.cluster().wait(second, Case::kLimit, waits);
     c.expect(fields && fields->at("JobState") == "PENDING", "the second array does not wait " + when);
   };
   still_waits("for the first");
@@ -205,9 +198,10 @@ void two_arrays(Case& c) {
 }
 
 void chain_of_jobs(Case& c) {
+  c.hold(Case::kFault);
   const std::vector<std::string> jobs = c.submit_all("--chain 3");
   c.equal(jobs.size(), 3u, "jobs");
-  c.freeze_at(jobs[0], Case::kFault);
+  c.freeze(jobs[0]);
   c.slurm("scancel --signal=USR1 " + jobs[0]);
   c.thaw(jobs[0]);
   c.ends(jobs[0]);
@@ -217,12 +211,11 @@ void chain_of_jobs(Case& c) {
   c.same_as_quiet(2);
 }
 
-// A job that waits for another by its number, whatever becomes of that.
+// A job that depends on the end of another, whatever its exit code.
 void dependency(Case& c) {
-  const std::string first = c.submit();
+  const std::string first = c.submit_frozen();
   c.site("SITE_SBATCH_OPTIONS=--dependency=afterany:" + first);
   const std::string second = c.submit();
-  c.freeze_at(first, Case::kFault);
   c.slurm("scancel " + first);
   c.ends(first, "CANCELLED");
   c.ends(second);

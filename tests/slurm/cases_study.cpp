@@ -67,7 +67,7 @@ bool has_result(const fs::path& points, const std::string& name) {
 // Every number of ranks has its job; one that was cancelled gets another, the rest are not submitted twice. One that is
 // requeued while it measures goes on.
 void study(Case& c) {
-  write_study(c, "SITE_TIME=5\nSITE_SBATCH_OPTIONS=--hold\n");
+  write_study(c, "SITE_TIME=10\nSITE_SBATCH_OPTIONS=--hold\n");
   const Outcome first = scale(c);
   c.equal(first.code, 0, "exit code: " + first.output);
   const std::vector<std::string> jobs = jobs_in(first.output);
@@ -90,7 +90,7 @@ void study(Case& c) {
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
   }
   c.slurm("scontrol requeue " + again[2]);
-  c.cluster().wait(again[2], 10, [](const JobFields& f) { return f.at("Restarts") == "1"; });
+  c.restarted(again[2]);
   for (const std::string& job : again) c.equal(c.ends(job).at("ExitCode"), "0:0", "exit code of job " + job);
   const Outcome third = scale(c);
   c.equal(third.code, 0, "exit code: " + third.output);
@@ -109,7 +109,7 @@ void unknown_partition(Case& c) {
   write_study(c, "SITE_PARTITION=gpu-large\n");
   const Outcome outcome = scale(c);
   c.equal(outcome.code, 2, "exit code");
-  c.contains(outcome.output, "there is no partition gpu-large (SITE_PARTITION); there are high low");
+  c.contains(outcome.output, "unknown partition gpu-large (SITE_PARTITION); valid: high low");
   c.expect(!fs::exists(c.folder() / "out"), "a refused study leaves a folder");
 }
 

@@ -15,19 +15,19 @@ void refused(Case& c, const std::string& options, int nodes, const std::vector<s
   const Outcome outcome = c.try_submit(options, nodes);
   c.equal(outcome.code, 2, "exit code");
   for (const std::string& part : says) c.contains(outcome.output, part);
-  c.expect(!fs::exists(c.run_dir()), "a refused job leaves a run folder");
+  c.expect(!fs::exists(c.run_dir()), "a refused job leaves a run directory");
 }
 
 void unknown_partition(Case& c) {
   c.site("SITE_PARTITION=gpu-large");
-  refused(c, "", 2, {"there is no partition gpu-large (SITE_PARTITION); there are high low"});
+  refused(c, "", 2, {"unknown partition gpu-large (SITE_PARTITION); valid: high low"});
 }
 
 void too_many_nodes(Case& c) {
   // The nodes of both partitions are the same.
-  refused(c, "--set train.global_batch=14", 14, {"14 nodes are asked for, but partition low has 13 nodes"});
+  refused(c, "--set train.global_batch=14", 14, {"--nodes 14: partition low has 13 nodes"});
   c.site("SITE_PARTITION=high");
-  refused(c, "--set train.global_batch=64", 64, {"64 nodes are asked for, but partition high has 13 nodes"});
+  refused(c, "--set train.global_batch=64", 64, {"--nodes 64: partition high has 13 nodes"});
 }
 
 void too_long(Case& c) {
@@ -59,7 +59,7 @@ void wild_names(Case& c) {
   c.name_run("run 1; 'two' \"$(touch pwned)\" `touch pwned` & %j #x");
   const std::string job = c.submit("--set 'run.dir=run 1; '\\''two'\\'' \"$(touch pwned)\" `touch pwned` & %j #x'");
   c.ends(job);
-  c.expect(!c.job_log().empty(), "the log is not in the run folder");
+  c.expect(!c.job_log().empty(), "the log is not in the run directory");
   int entries = 0;
   for (const auto& entry : fs::directory_iterator(c.folder())) {
     ++entries;
@@ -72,14 +72,17 @@ void wild_names(Case& c) {
 // The job scripts of cluster/ as they are, where submit cannot run.
 void script_by_hand(Case& c) {
   const std::string program = command_line("", 0), cluster = std::string(TMAMBA_SOURCE_DIR) + "/cluster";
-  std::ofstream(c.folder() / "hand.env") << "SITE_CONSTRAINT=common\nSITE_TIME=5\nSITE_RANKS_PER_NODE=1\n"
+  std::ofstream(c.folder() / "hand.env") << "SITE_CONSTRAINT=common\nSITE_TIME=10\nSITE_RANKS_PER_NODE=1\n"
+                                         << "SITE_SETUP='export LD_PRELOAD=" TMAMBA_FAULTS " FAULTS="
+                                         << c.folder().string() << "'\n"
                                          << "SITE_PROGRAM=" << program << "\n";
+  c.hold(Case::kFault);
   const Outcome outcome = c.cluster().run(
       c.folder(), "export TRANSMAMBA_SOURCE='" TMAMBA_SOURCE_DIR "' && sbatch --parsable $('" + cluster +
                       "/options.sh' hand.env) --nodes 2 '" + cluster + "/many-nodes.sbatch' hand.env run.toml run");
   c.equal(outcome.code, 0, outcome.output);
   const std::string job = outcome.output.substr(0, outcome.output.find('\n'));
-  c.freeze_at(job, Case::kFault);
+  c.freeze(job);
   c.slurm("scontrol requeue " + job);
   c.equal(c.ends(job).at("Restarts"), "1", "restarts");
   c.no_step_lost(1);

@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# A SLURM cluster of virtual nodes on this machine: munged, slurmctld and one slurmd a node, all of the user who starts
-# it, with its own key, sockets, ports and folder, beside any other. Needs Debian's slurm_packages (launch/packages.sh);
-# no systemd, no cgroups, no slurmdbd, no root.
+# A SLURM cluster of virtual nodes on this machine: munged, slurmctld and one slurmd per node, all run by the user who
+# starts it. Key, sockets, ports and folder are its own, so that several clusters can run at once. Needs Debian's
+# slurm_packages (launch/packages.sh); no systemd, no cgroups, no slurmdbd, no root.
 #   cluster.sh start FOLDER FEATURES... starts it, with a node n0, n1, ... for each feature (a constraint for jobs)
 #                                       FOLDER must be short, for the sockets. With OWNER=PID set it is stopped and
-#                                       FOLDER removed when that process has ended, however it ends
+#                                       FOLDER removed after that process has ended
 #   cluster.sh stop FOLDER              ends it and everything it has started
-#   cluster.sh kill-node FOLDER NODE    ends a node's slurmd as a crash does; start-node starts it again
+#   cluster.sh kill-node FOLDER NODE    kills a node's slurmd; start-node starts it again
 # For SLURM's commands: export SLURM_CONF=FOLDER/slurm.conf; for ranks: source FOLDER/ranks.env.
 set -euo pipefail
 PATH="$PATH:/usr/sbin:/sbin"
 folder=$(realpath -m "$2")
-# Whoever ends the cluster must not look like a part of it.
+# stop() kills every process with the cluster's SLURM_CONF: the one that runs it must not have it.
 if [[ $1 =~ ^(stop|guard)$ && -n ${SLURM_CONF:-} ]]; then exec env -u SLURM_CONF "$0" "$@"; fi
 
 fail() { echo "error: $*" >&2; exit 1; }
 
-# Ports that nobody listens at, from a place of this process's own.
+# Ports that no process listens on, from a start drawn at random.
 free_ports() {
   local count=$1 port=$((20000 + ($$ * 37 + RANDOM) % 10000)) found=()
   while [ ${#found[@]} -lt "$count" ]; do
@@ -26,7 +26,7 @@ free_ports() {
   echo "${found[@]}"
 }
 
-# SLURM resolves 127.0.0.1 only where some interface has another address (AI_ADDRCONFIG).
+# SLURM resolves 127.0.0.1 only where an interface has another address (AI_ADDRCONFIG).
 need_an_address() {
   hostname -I | tr ' ' '\n' | grep -qvE '^(127\.|::1$|$)' && return
   ip address add 10.254.254.254/32 dev lo || fail "only the loopback interface is up, and it cannot be given an address"
@@ -45,7 +45,7 @@ SlurmUser=$user
 SlurmdUser=$user
 AuthType=auth/munge
 CredType=cred/munge
-# How long a requeued job is held back: its old credentials must have expired.
+# A requeued job waits until its old credentials have expired.
 AuthInfo=socket=$folder/munge.socket,cred_expire=5
 StateSaveLocation=$folder/state
 SlurmctldPidFile=$folder/slurmctld.pid
@@ -53,7 +53,7 @@ SlurmctldLogFile=$folder/slurmctld.log
 SlurmdSpoolDir=$folder/spool.%n
 SlurmdPidFile=$folder/slurmd.%n.pid
 SlurmdLogFile=$folder/slurmd.%n.log
-# A node's own: the folders that PMIx makes there have the same names on every node.
+# One per node: PMIx creates folders of the same names in it on every node.
 TmpFS=$folder/tmp.%n
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -69,8 +69,9 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf
 MpiDefault=pmix
 GresTypes=gpu
 ReturnToService=2
-SlurmdTimeout=6
-MessageTimeout=5
+# On a busy machine a node answers late: tests that lose a node set it DOWN themselves, or find it by the job script.
+SlurmdTimeout=120
+MessageTimeout=30
 KillWait=4
 MinJobAge=3600
 InactiveLimit=0
@@ -91,9 +92,9 @@ CONF
 PartitionName=low Nodes=ALL Default=YES MaxTime=10 PriorityTier=1 PreemptMode=REQUEUE OverSubscribe=NO State=UP
 PartitionName=high Nodes=ALL MaxTime=10 PriorityTier=10 PreemptMode=OFF OverSubscribe=NO State=UP
 CONF
-  # Files that are there on every machine stand for GPUs: the list of visible ones is the same.
+  # Device files that every machine has stand for GPUs: the list of visible GPUs has the same form.
   echo "NodeName=n[0-$((nodes - 1))] Name=gpu File=/dev/null,/dev/zero" >"$folder/gres.conf"
-  # Ranks of two virtual nodes would name the same segments of shared memory.
+  # TCP only: ranks of two virtual nodes would use the same names for shared memory segments.
   cat >"$folder/ranks.env" <<CONF
 export SLURM_CONF=$folder/slurm.conf
 export OMPI_MCA_pml=ob1 OMPI_MCA_btl=self,tcp OMPI_MCA_btl_tcp_if_include=lo OMPI_MCA_oob_tcp_if_include=lo
@@ -113,7 +114,7 @@ wait_for() {
 
 show_logs() { tail -n 20 "$folder"/*.log >&2; }
 
-start_node() { slurmd -N "$1" -f "$folder/slurm.conf"; }
+start_node() { slurmd -N "$1" -f "$folder/slurm.conf" 9>&-; }
 
 all_idle() { [ "$(sinfo -h -N -p low -t idle -o %N | wc -l)" -eq "$1" ]; }
 
@@ -126,26 +127,29 @@ start() {
   mkdir -p "$folder/state"
   chmod 755 "$folder"
   need_an_address
+  # Clusters start one after the other: the daemons must listen before another one looks for free ports.
+  exec 9>"${TMPDIR:-/tmp}/tmamba-slurm-$(id -u).lock"
+  flock 9
   write_config "$@"
   export SLURM_CONF=$folder/slurm.conf
   (umask 077; head -c 128 /dev/urandom >"$folder/munge.key")
-  # --force: munged trusts no folder that others may write above its own, such as /tmp.
+  # --force: munged refuses sockets below a folder that others may write to, such as /tmp.
   munged --force --socket="$folder/munge.socket" --key-file="$folder/munge.key" --pid-file="$folder/munged.pid" \
-    --log-file="$folder/munged.log" --seed-file="$folder/munge.seed" --num-threads=2 >"$folder/munged.out" 2>&1 ||
+    --log-file="$folder/munged.log" --seed-file="$folder/munge.seed" --num-threads=2 >"$folder/munged.out" 2>&1 9>&- ||
     { cat "$folder/munged.out" >&2; fail "munged does not start"; }
-  slurmctld -c -f "$folder/slurm.conf"
+  slurmctld -c -f "$folder/slurm.conf" 9>&-
   for ((i = 0; i < $#; ++i)); do start_node "n$i"; done
-  if [ -n "${OWNER:-}" ]; then setsid "$0" guard "$folder" "$OWNER" </dev/null >/dev/null 2>&1 & fi
-  wait_for 20 all_idle $# || { show_logs; sinfo >&2; fail "the nodes are not idle after 20 seconds"; }
+  if [ -n "${OWNER:-}" ]; then setsid "$0" guard "$folder" "$OWNER" </dev/null >/dev/null 2>&1 9>&- & fi
+  wait_for 120 all_idle $# || { show_logs; sinfo >&2; fail "the nodes are not idle after 120 seconds"; }
 }
 
-# Without another process: there may be hundreds to look at.
+# Starts no process: there may be hundreds to check.
 alive() {
   local stat
   { read -r stat <"/proc/$1/stat"; } 2>/dev/null && [[ ${stat##*) } != Z* ]]
 }
 
-# Everything of this cluster that runs: daemons by their pid files, steps and tasks by their environment or command.
+# Running processes of this cluster: daemons by their pid files, steps and tasks by their environment.
 processes() {
   local file pid
   for file in "$folder"/*.pid; do
@@ -154,7 +158,7 @@ processes() {
   # shellcheck disable=SC2013  # no spaces in these names
   for file in $(grep -lzxF "SLURM_CONF=$folder/slurm.conf" /proc/[0-9]*/environ 2>/dev/null); do
     pid=${file#/proc/}; pid=${pid%/environ}
-    # Not the one who calls, nor those above.
+    # Not this process and its ancestors.
     [[ " $ancestors " == *" $pid "* ]] || ! alive "$pid" || echo "$pid"
   done
 }

@@ -58,7 +58,7 @@ void VirtualCluster::kill_node(const std::string& node) const {
   shell(script() + "kill-node " + folder_.string() + " " + node);
 }
 
-// One question for all jobs, four times a second.
+// One query for all jobs, four times a second.
 void VirtualCluster::watch() {
   while (!stopping_) {
     const Outcome outcome = run(folder_, "scontrol --oneliner --all show job");
@@ -88,32 +88,32 @@ std::optional<JobFields> VirtualCluster::wait(const std::string& job, double sec
   return jobs_[job];
 }
 
-std::string VirtualCluster::log() const { return read_file(folder_ / "slurmctld.log"); }
-
 namespace {
 
 std::string command_of(int process) { return read_file(fs::path("/proc") / std::to_string(process) / "comm"); }
 
-// Processes with this line in their environment, of which `wanted` is true.
-std::vector<int> processes_with(const std::string& line, const std::function<bool(int)>& wanted) {
+}  // namespace
+
+// Other clusters on this machine have jobs of the same numbers.
+std::vector<int> VirtualCluster::processes_with(const std::string& line, const std::function<bool(int)>& wanted) const {
+  const std::string ours = "SLURM_CONF=" + (folder_ / "slurm.conf").string();
   std::vector<int> found;
   std::error_code ignored;
   for (const auto& entry : fs::directory_iterator("/proc", ignored)) {
     const std::string name = entry.path().filename().string();
     if (name.find_first_not_of("0123456789") != std::string::npos || !wanted(std::stoi(name))) continue;
     const std::string environment = '\0' + read_file(entry.path() / "environ");
-    if (environment.find('\0' + line + '\0') != std::string::npos) found.push_back(std::stoi(name));
+    const auto has = [&](const std::string& text) { return environment.find('\0' + text + '\0') != std::string::npos; };
+    if (has(line) && has(ours)) found.push_back(std::stoi(name));
   }
   return found;
 }
 
-}  // namespace
-
-std::vector<int> ranks_with(const std::string& line) {
+std::vector<int> VirtualCluster::ranks_with(const std::string& line) const {
   return processes_with(line, [](int process) { return command_of(process) == "transmamba\n"; });
 }
 
-std::vector<int> tasks_with(const std::string& line) {
+std::vector<int> VirtualCluster::tasks_with(const std::string& line) const {
   return processes_with(line, [](int process) {
     // PID (COMMAND) STATE PARENT ...
     const std::string stat = read_file(fs::path("/proc") / std::to_string(process) / "stat");

@@ -1,4 +1,5 @@
-// class VirtualCluster: a SLURM of virtual nodes (cluster.sh) for the time of a test, and what it says of its jobs.
+// class VirtualCluster: a SLURM of virtual nodes (cluster.sh) that lives as long as the object, and the state of its
+// jobs.
 #pragma once
 
 #include <atomic>
@@ -17,12 +18,12 @@
 
 namespace tmamba {
 
-// What `scontrol show job` says, by field.
+// The output of `scontrol show job`, by field.
 using JobFields = std::map<std::string, std::string>;
 
 class VirtualCluster {
  public:
-  // A node for each feature. Throws where it does not start.
+  // One node for each feature. Throws if the cluster does not start.
   explicit VirtualCluster(const std::vector<std::string>& features);
   ~VirtualCluster();
   VirtualCluster(const VirtualCluster&) = delete;
@@ -38,10 +39,14 @@ class VirtualCluster {
   // Waits until the fields of a job, or of a task of an array ("7_1"), satisfy `condition`; nothing after `seconds`.
   std::optional<JobFields> wait(const std::string& job, double seconds,
                                 const std::function<bool(const JobFields&)>& condition);
-  std::string log() const;
+  // Processes of transmamba in this cluster whose environment has this line ("SLURM_JOB_ID=7").
+  std::vector<int> ranks_with(const std::string& line) const;
+  // Those that SLURM itself started, whatever their program: the script of a batch job, the tasks of a step.
+  std::vector<int> tasks_with(const std::string& line) const;
 
  private:
   void watch();
+  std::vector<int> processes_with(const std::string& line, const std::function<bool(int)>& wanted) const;
 
   std::filesystem::path folder_;
   double start_seconds_ = 0;
@@ -52,10 +57,6 @@ class VirtualCluster {
   std::thread watcher_;
 };
 
-// Processes of the program whose environment has this line ("SLURM_JOB_ID=7").
-std::vector<int> ranks_with(const std::string& line);
-// Processes with it that SLURM itself has started: the script of a batch job, the tasks of a step.
-std::vector<int> tasks_with(const std::string& line);
 std::string environment_of(int process, const std::string& name);
 
 }  // namespace tmamba

@@ -1,89 +1,13 @@
-#include "data/tokens/prepare.h"
-
-#include <gtest/gtest.h>
-#include <zlib.h>
-
-#include <algorithm>
-#include <map>
-#include <nlohmann/json.hpp>
-#include <numeric>
-#include <set>
-
-#include "data/io/sha256.h"
-#include "data/tokens/corpus.h"
-#include "data/tokens/token_file.h"
-#include "data/tokens/tokenizer.h"
-#include "tests/data/text.h"
+// prepare(): documents, splits and tokens of its outputs, and what it does with those of another call.
+#include "tests/data/tokens/prepare_fixture.h"
 
 namespace tmamba {
 namespace {
 using testing_files::licence;
-using testing_files::message_of;
 using testing_files::random_bytes;
 using testing_files::random_unicode;
 using testing_files::read_file;
-using testing_files::TempFolder;
 using testing_files::write_file;
-
-void write_gzip(const std::filesystem::path& path, const std::string& content) {
-  const gzFile file = gzopen(path.c_str(), "wb");
-  ASSERT_EQ(gzwrite(file, content.data(), static_cast<unsigned>(content.size())), static_cast<int>(content.size()));
-  ASSERT_EQ(gzclose(file), Z_OK);
-}
-
-std::string json_line(const std::string& text) { return nlohmann::json{{"id", 1}, {"text", text}}.dump() + "\n"; }
-
-// The documents of a token file, as text.
-std::vector<std::string> documents_of(const std::filesystem::path& path, const Tokenizer& tokenizer) {
-  const TokenFile file(path);
-  std::vector<int32_t> tokens(static_cast<size_t>(file.info().tokens));
-  file.read(0, tokens);
-  auto starts = file.documents();
-  starts.push_back(file.info().tokens);
-  std::vector<std::string> documents;
-  for (size_t i = 0; i + 1 < starts.size(); ++i) {
-    const auto document =
-        std::span(tokens).subspan(static_cast<size_t>(starts[i]), static_cast<size_t>(starts[i + 1] - starts[i]));
-    EXPECT_EQ(document.back(), tokenizer.document_end());
-    documents.push_back(tokenizer.decode(document));
-  }
-  return documents;
-}
-
-std::string joined(const std::vector<std::string>& parts) {
-  return std::accumulate(parts.begin(), parts.end(), std::string());
-}
-
-std::set<std::string> names_in(const std::filesystem::path& folder) {
-  std::set<std::string> names;
-  for (const auto& entry : std::filesystem::directory_iterator(folder)) names.insert(entry.path().filename().string());
-  return names;
-}
-
-class Prepare : public ::testing::Test {
- protected:
-  PrepareOptions options(std::vector<std::filesystem::path> inputs) {
-    PrepareOptions out;
-    out.inputs = std::move(inputs);
-    out.output = folder_ / "out";
-    return out;
-  }
-  std::vector<std::string> train(const Tokenizer& tokenizer) {
-    return documents_of(folder_ / "out/train.h5", tokenizer);
-  }
-  std::vector<std::string> valid(const Tokenizer& tokenizer) {
-    return documents_of(folder_ / "out/valid.h5", tokenizer);
-  }
-
-  std::filesystem::path sentencepiece() {
-    write_file(folder_ / "licence", licence());
-    train_sentencepiece({folder_ / "licence"}, folder_ / "sp.model", {.vocab_size = 500});
-    return folder_ / "sp.model";
-  }
-
-  TempFolder folder_;
-  std::unique_ptr<Tokenizer> bytes_ = load_tokenizer("bytes");
-};
 
 TEST_F(Prepare, NothingHeldOut) {
   auto plan = options({write_file(folder_ / "a.txt", "first\n"), write_file(folder_ / "b.txt", "second")});
@@ -363,114 +287,6 @@ TEST_F(Prepare, FoldersOfKilledRunsAreRemoved) {
   plan.held_out = 0;
   prepare(plan);
   EXPECT_EQ(names_in(folder_ / "out"), (std::set<std::string>{"train.h5", "dataset.json"}));
-}
-
-// --- Bad input ---
-
-class BadInput : public Prepare {
- protected:
-  // Expects a refusal with `part` in it, and that nothing is left behind.
-  template <class E = UserError>
-  void refused(const PrepareOptions& plan, const std::string& part) {
-    EXPECT_MESSAGE(E, part, prepare(plan));
-    EXPECT_FALSE(std::filesystem::exists(plan.output)) << part;
-  }
-};
-
-TEST_F(BadInput, Files) {
-  const auto good = write_file(folder_ / "good.txt", licence());
-  refused(options({}), "no input files");
-  refused(options({good, folder_ / "missing.txt"}), "missing.txt: no such file");
-  refused(options({good, folder_.path()}), "is a folder");
-  refused(options({good, write_file(folder_ / "empty.txt", "")}), "empty.txt: is empty");
-  refused(options({good, good}), "good.txt: is given twice");
-  refused(options({"/dev/null"}), "not a regular file");
-  auto separators = options({write_file(folder_ / "separators", "\n\n\n\n")});
-  separators.separator = "\n\n";
-  refused(separators, "the inputs contain no text");
-}
-
-TEST_F(BadInput, Options) {
-  const auto good = write_file(folder_ / "good.txt", licence());
-  auto plan = options({good});
-  plan.held_out = 0.6;
-  refused(plan, "held_out is 0.6");
-  plan.held_out = -1;
-  refused(plan, "held_out is -1");
-  plan = options({good});
-  plan.tokenizer = (folder_ / "missing.model").string();
-  refused(plan, "no such tokenizer");
-  plan = options({good});
-  plan.output = good;
-  EXPECT_MESSAGE(UserError, "is a file; the output must be a folder", prepare(plan));
-  plan = options({write_file(folder_ / "tiny", "tiny")});
-  refused(plan, "too small to hold out");
-}
-
-TEST_F(BadInput, JsonLines) {
-  const auto bad = [&](const std::string& line) {
-    return options({write_file(folder_ / "bad.jsonl", json_line("fine") + "\n" + line + "\n")});
-  };
-  refused(bad("{\"other\": \"x\"}"), "bad.jsonl:3: has no field \"text\"");
-  refused(bad("{\"text\": 5}"), "bad.jsonl:3: field \"text\" is not a string");
-  refused(bad("{\"text\": \"x\""), "bad.jsonl:3: is not JSON");
-  refused(bad("[1, 2]"), "bad.jsonl:3: is not a JSON object");
-  refused(bad("{\"text\": \"\xFF\"}"), "bad.jsonl:3: is not JSON");
-  refused(bad(std::string(100'000, '[')), "bad.jsonl:3: is not JSON");
-}
-
-TEST_F(BadInput, JsonLinesThatAreFoundLate) {
-  // Enough documents that the first look does not reach the bad one: it is found while writing.
-  std::string lines;
-  for (int i = 0; i < 5000; ++i) lines += json_line(str("document ", i));
-  auto plan = options({write_file(folder_ / "bad.jsonl", lines + "{}\n")});
-  plan.held_out = 0.1;
-  plan.buffer_bytes = 1000;
-  refused(plan, "bad.jsonl:5001: has no field");
-}
-
-TEST_F(BadInput, DamagedGzip) {
-  const std::string text = random_bytes(200'000, 1);
-  write_gzip(folder_ / "a.gz", text);
-  const std::string whole = read_file(folder_ / "a.gz");
-  auto plan = options({folder_ / "a.gz"});
-  plan.held_out = 0;
-  for (size_t keep : {whole.size() - 1, whole.size() - 9, whole.size() / 2, size_t{100}}) {
-    write_file(folder_ / "a.gz", whole.substr(0, keep));
-    refused(plan, "a.gz: cannot be read");
-  }
-  std::string flipped = whole;
-  flipped[flipped.size() / 2] = static_cast<char>(flipped[flipped.size() / 2] ^ 0x10);
-  write_file(folder_ / "a.gz", flipped);
-  refused(plan, "a.gz: cannot be read");
-}
-
-TEST_F(BadInput, NoSpaceLeft) {
-  auto plan = options({write_file(folder_ / "a.txt", random_bytes(3'000'000, 1))});
-  {
-    const testing_files::FileSizeLimit limit(300'000);
-    refused<Error>(plan, "train.h5: cannot");
-    refused<Error>(plan, "train.h5: cannot");
-  }
-  EXPECT_FALSE(prepare(plan).already_done);  // and afterwards it works
-}
-
-TEST_F(BadInput, AFailureLeavesTheOldDataSetAlone) {
-  auto plan = options({write_file(folder_ / "a.txt", random_bytes(3'000'000, 1))});
-  plan.held_out = 0.2;
-  prepare(plan);
-  const auto names = names_in(folder_ / "out");
-  const std::string before = read_file(folder_ / "out/train.h5");
-  plan.seed = 1;
-  plan.overwrite = true;
-  {
-    const testing_files::FileSizeLimit limit(300'000);
-    EXPECT_MESSAGE(Error, "train.h5: cannot", prepare(plan));
-  }
-  plan.progress = [](const PrepareProgress&) { throw Error("stopped"); };
-  EXPECT_MESSAGE(Error, "stopped", prepare(plan));
-  EXPECT_EQ(names_in(folder_ / "out"), names);
-  EXPECT_EQ(read_file(folder_ / "out/train.h5"), before);
 }
 
 }  // namespace

@@ -123,11 +123,9 @@ TEST_F(Scale, ARefusedPointIsNotTriedAgain) {
 }
 
 TEST_F(Scale, StopsOnASignalAndResumes) {
-  write_program("launcher", "if [ ! -e go ]; then touch began; exec sleep 60; fi\nexec mpirun \"$@\"\n");
+  write_program("launcher", "if [ ! -e go ]; then touch began; exec sleep 600; fi\nexec mpirun \"$@\"\n");
   write_study("[1]", "./launcher");
-  const Outcome stopped =
-      shell(command_line("scale study.toml", 0) +
-            " & pid=$!; for i in $(seq 500); do [ -e began ] && break; sleep 0.02; done; kill -TERM $pid; wait $pid");
+  const Outcome stopped = beside("scale study.toml", 0, "until_ '[ -e began ]'; kill -TERM $job");
   EXPECT_EQ(stopped.code, 85) << stopped.output;
   EXPECT_NE(stopped.output.find("run the same command again to resume"), std::string::npos) << stopped.output;
   EXPECT_TRUE(fs::exists("out/study.json"));

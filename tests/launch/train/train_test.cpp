@@ -192,11 +192,8 @@ TEST_F(Train, SignalsSaveAndStopWith85) {
   for (const char* signal : {"TERM", "INT", "USR1"}) {
     const std::string run = std::string("run-") + signal;
     // The signal goes to one rank alone, after its first steps; both must agree on the step to stop at.
-    const Outcome outcome = shell(command_line("train run.toml --set run.dir=" + run, 2) +
-                                  " & job=$!; for i in $(seq 600); do [ -s " + run +
-                                  "/metrics.jsonl ] && break; sleep 0.1; done; "
-                                  "victim=$(pgrep -f '^[^ ]*/transmamba train .*run.dir=" +
-                                  run + "' | tail -1); kill -" + signal + " $victim; wait $job");
+    const Outcome outcome = beside("train run.toml --set run.dir=" + run, 2,
+                                   "run=" + run + "; until_ '[ $(steps) -ge 1 ]'; kill -" + signal + " $(rank 1)");
     EXPECT_EQ(outcome.code, 85) << outcome.output;
     EXPECT_NE(outcome.output.find("saved step"), std::string::npos) << outcome.output;
     const std::vector<double> steps = series(run, "step");

@@ -1,15 +1,19 @@
-// A library that makes a machine go wrong when it is told to, preloaded into the ranks of a chaos run. FAULTS is a
-// folder; a file there switches a fault on:
-//   nan-RANK    one matrix product of that rank has a NaN in its result; the file is removed
-//   full-disk   nothing more can be written into checkpoints
+// Fault injection: a library that tests preload into transmamba. FAULTS is a folder; a file in it switches a fault on:
+//   hold        contains a step. After the process has logged that step or a later one, it removes the file, writes its
+//               process id to the file `held` and stops itself (SIGSTOP), until the test resumes it
+//   nan-RANK    one GEMM of that rank has a NaN in its result; the file is removed
+//   full-disk   writes to files of checkpoints fail with ENOSPC
 #include <dlfcn.h>
+#include <signal.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <string>
+#include <string_view>
 
 namespace {
 
@@ -43,13 +47,46 @@ bool no_space(int fd) {
   return std::strstr(path, "/checkpoints/") != nullptr;
 }
 
+// The step in a line of metrics.jsonl, which is written by one call; 0 for any other text.
+long logged_step(const void* data, size_t bytes) {
+  const std::string_view text(static_cast<const char*>(data), bytes);
+  const size_t step = text.find("\"step\":");
+  if (text.find("\"loss\":") == text.npos || step == text.npos) return 0;
+  return std::strtol(std::string(text.substr(step + 7, 20)).c_str(), nullptr, 10);
+}
+
+void hold_after(const void* data, size_t bytes) {
+  if (folder().empty()) return;
+  const long step = logged_step(data, bytes);
+  if (step == 0) return;
+  const std::string hold = folder() + "/hold", held = folder() + "/held";
+  std::FILE* file = std::fopen(hold.c_str(), "r");
+  if (file == nullptr) return;
+  long first = 0;
+  const bool known = std::fscanf(file, "%ld", &first) == 1;
+  std::fclose(file);
+  if (!known || step < first || unlink(hold.c_str()) != 0) return;
+  file = std::fopen((held + ".new").c_str(), "w");
+  if (file == nullptr) return;
+  std::fprintf(file, "%d\n", getpid());
+  std::fclose(file);
+  std::rename((held + ".new").c_str(), held.c_str());
+  raise(SIGSTOP);
+}
+
 }  // namespace
 
 extern "C" {
 
 ssize_t write(int fd, const void* data, size_t bytes) {
   static const auto next = original<ssize_t (*)(int, const void*, size_t)>("write");
-  if (!no_space(fd)) return next(fd, data, bytes);
+  if (!no_space(fd)) {
+    const ssize_t written = next(fd, data, bytes);
+    const int error = errno;
+    hold_after(data, bytes);
+    errno = error;
+    return written;
+  }
   errno = ENOSPC;
   return -1;
 }
