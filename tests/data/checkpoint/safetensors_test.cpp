@@ -86,7 +86,8 @@ TEST_F(Safetensors, MalformedOnesAreRefusedAndNamed) {
   EXPECT_THAT(one(tensor("\"F32\"", "[2.0,3]", "[0,24]")), HasSubstr("shape is not a non-negative integer"));
   EXPECT_THAT(one(tensor("\"F32\"", "[0,3]", "[0,0]"), 0), HasSubstr("not all positive"));
   EXPECT_THAT(one(tensor("\"F32\"", "[4294967296,4294967296]", "[0,24]")), HasSubstr("too large"));
-  EXPECT_THAT(one(tensor("\"F32\"", "[18446744073709551615]", "[0,24]")), HasSubstr("shape is not a non-negative integer"));
+  EXPECT_THAT(one(tensor("\"F32\"", "[18446744073709551615]", "[0,24]")),
+              HasSubstr("shape is not a non-negative integer"));
   EXPECT_THAT(one(tensor("\"F32\"", "[2,3]", "[0,20]")), HasSubstr("24 bytes"));
   EXPECT_THAT(one(tensor("\"F32\"", "[2,3]", "[24,0]")), HasSubstr("24 bytes"));
   EXPECT_THAT(one(tensor("\"F32\"", "[2,3]", "[0]")), HasSubstr("list of two"));

@@ -132,8 +132,7 @@ TEST_F(FakeSlurm, NodesAreThoseOfThePartition) {
 
 // SLURM would take a job over its partition's limit and never start it.
 TEST_F(FakeSlurm, TimeIsThatOfThePartition) {
-  refused("--nodes 1 --time 99:00:00",
-          "time limit 99:00:00: partition low ends jobs after 10:00");
+  refused("--nodes 1 --time 99:00:00", "time limit 99:00:00: partition low ends jobs after 10:00");
   refused("--nodes 1 --time 10:01", "ends jobs after 10:00");
   refused("--nodes 1 --time UNLIMITED", "ends jobs after 10:00");
   std::ofstream("more.env") << "SITE_TIME=5\nSITE_SBATCH_OPTIONS='--partition=high --time=1-0:01'\n";
