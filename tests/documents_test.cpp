@@ -41,7 +41,7 @@ std::vector<fs::path> files_of_repository() {
     const std::string name = entry->path().filename().string();
     if (entry->is_directory() && (name.starts_with("build") || name == "runs" || name == ".git")) {
       entry.disable_recursion_pending();
-    } else if (entry->is_regular_file() && !name.ends_with(".h5") && !name.ends_with(".png")) {
+    } else if (entry->is_regular_file()) {
       files.push_back(fs::relative(entry->path(), kRoot));
     }
   }
@@ -86,8 +86,9 @@ struct Known {
     for (std::string line; std::getline(explained, line);) keys.insert(line.substr(0, line.find(' ')));
     for (const fs::path& file : files) {
       if (is_document(file)) documents.insert(file.filename().string());
-      const bool damaged_on_purpose = file.string().starts_with("tests/fuzz/bad/");
-      if (is_document(file) || damaged_on_purpose || file.filename() == "documents_test.cpp") continue;
+      const Names data{".h5", ".png", ".gz"};
+      const bool is_data = data.contains(file.extension().string()) || file.string().starts_with("tests/fuzz/bad/");
+      if (is_document(file) || is_data || file.filename() == "documents_test.cpp") continue;
       const std::string text = read_file(kRoot / file);
       for (std::sregex_iterator m(text.begin(), text.end(), word), end; m != end; ++m) words.insert(m->str());
       for (std::sregex_iterator m(text.begin(), text.end(), option), end; m != end; ++m) options.insert(m->str());

@@ -119,7 +119,7 @@ void crash_loop(Case& c) {
   c.equal(end.at("ExitCode"), "93:0", "exit code");
   c.equal(end.at("Restarts"), "0", "requeues");
   c.contains(c.job_log(), "restarting the ranks (3)");
-  c.contains(c.job_log(), "3 starts of this run have ended");
+  c.contains(c.job_log(), "3 attempts of this run have ended");
   c.contains(c.job_log(), "exit code 93: not restarted");
   c.expect(c.job_log().find("ranks again (4)") == std::string::npos, "started a fifth time");
   c.ends(jobs[1], "CANCELLED");

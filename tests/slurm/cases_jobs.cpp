@@ -129,7 +129,7 @@ void stop_switch(Case& c) {
   const JobFields end = c.ends(job);
   c.equal(end.at("ExitCode"), "0:0", "exit code");
   c.equal(end.at("Restarts"), "0", "restarts");
-  c.contains(c.job_log(), "stopped by the switch file STOP: not requeued");
+  c.contains(c.job_log(), "stopped by the file STOP: not requeued");
   c.ends(c.submit());
   c.no_step_lost(1);
   c.same_as_quiet(2);

@@ -31,7 +31,7 @@ void too_many_nodes(Case& c) {
 }
 
 void too_long(Case& c) {
-  refused(c, "--time 99:00:00", 2, {"99:00:00 is asked for, but partition low ends jobs after 10:00"});
+  refused(c, "--time 99:00:00", 2, {"99:00:00: partition low ends jobs after 10:00"});
 }
 
 void layout_that_does_not_fit(Case& c) {

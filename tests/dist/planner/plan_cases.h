@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "dist/planner/plan.h"
+#include "kernels/base/rng.h"
 
 namespace tmamba {
 
@@ -35,6 +36,30 @@ struct Case {
   PlanDims dims;
   Transport transport;
 };
+
+// Random runs with every transport that can carry them.
+inline std::vector<Case> random_cases(int count) {
+  std::vector<Case> cases;
+  for (uint64_t seed = 1; seed <= static_cast<uint64_t>(count); ++seed) {
+    const Philox philox(seed, stream_id("plan_test"));
+    const auto in = [&](uint64_t at, int64_t low, int64_t high) {
+      return low + static_cast<int64_t>(philox.uniform(at) * static_cast<double>(high - low + 1));
+    };
+    const int sp = static_cast<int>(in(0, 1, 7)), fold = static_cast<int>(in(1, 1, 4));
+    const int64_t tokens = 4 * sp * fold * in(2, 1, 3) + (in(3, 0, 1) ? 4 * in(4, 0, 5) + 3 : 0);
+    PlanDims dims = small_dims(sp, fold, tokens, {0, tokens, in(5, 0, tokens), in(6, 0, tokens / 3)});
+    dims.keep_keys = in(7, 0, 1) == 1;
+    if (in(8, 0, 1)) dims.tp = 2;
+    dims.recompute = kRecomputeLevels.at(static_cast<size_t>(in(10, 0, 3)));
+    // Several consecutive segments per rank, if there are enough chunks.
+    dims.grain = static_cast<int>(in(9, 1, 3));
+    if (!dims_problem(dims).empty()) dims.grain = 1;
+    for (const Transport& transport : all_transports()) {
+      if (transport_problem(dims, transport).empty()) cases.push_back({dims, transport});
+    }
+  }
+  return cases;
+}
 
 // Schedule V9 of the paper scaled to a sequence length; the model of the balance figures: d 2048, 16 heads of
 // 128.

@@ -60,7 +60,7 @@ TEST(SpikeGuard, ItsStateComesBackToTheLastBit) {
 }
 
 TEST(SaveInterval, IsThatOfYoungAndDaly) {
-  // ecosystem.md's example: 6.3 s a save and a failure every 7.9 hours.
+  // 6.3 s a save and a failure every 7.9 hours.
   EXPECT_NEAR(best_interval(6.3, 7.9 * 3600), 599, 1);
   SaveInterval interval(7.9);
   for (int i = 0; i < 9; ++i) {

@@ -251,7 +251,7 @@ TEST_F(Keeping, AStartThatWasReplacedWritesNothingMore) {
       "until_ 'sed -i \"s/\\\"start\\\": \\\"[0-9a-f]*\\\"/\\\"start\\\": \\\"0\\\"/\" run/progress.json; "
       "! kill -0 $job 2>/dev/null'");
   EXPECT_EQ(outcome.code, 93) << outcome.output;
-  EXPECT_NE(outcome.output.find("another start of this run"), std::string::npos) << outcome.output;
+  EXPECT_NE(outcome.output.find("another attempt of this run"), std::string::npos) << outcome.output;
 }
 
 TEST_F(Keeping, AutomaticIntervalsSaveByTheirCost) {
