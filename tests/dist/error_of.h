@@ -6,7 +6,8 @@
 
 namespace tmamba {
 
-// The message of the Error that f() throws; refused calls must throw before anything is sent, so all ranks can go on.
+// The message of the Error that f() throws; refused calls must throw before anything is sent, so all ranks can
+// continue.
 template <class F>
 std::string error_of(F f) {
   try {

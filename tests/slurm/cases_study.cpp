@@ -65,7 +65,7 @@ bool has_result(const fs::path& points, const std::string& name) {
 }
 
 // Every number of ranks has its job; one that was cancelled gets another, the rest are not submitted twice. One that is
-// requeued while it measures goes on.
+// requeued while it measures resumes.
 void study(Case& c) {
   write_study(c, "SITE_TIME=10\nSITE_SBATCH_OPTIONS=--hold\n");
   const Outcome first = scale(c);

@@ -14,7 +14,7 @@ namespace {
 
 void sleep_long() { std::this_thread::sleep_for(std::chrono::seconds(1000)); }
 
-// Operations that a device would carry out, with this program in its place: the host starts them and goes on.
+// Operations that a device would carry out, with this program in its place: the host starts them and does not wait.
 int hang_on_device(World& world) {
   world.start_watchdog({.timeout_seconds = 3.0, .folder = ""});
   static Watchdog::Finished sequences_done(0), values_done(0);
@@ -28,7 +28,7 @@ int hang_on_device(World& world) {
   start(sequences, 1, Collective::all_gather), sequences_done = 1;
   world.comm().barrier();
   if (world.rank() != 2) {
-    // The second of these is stuck behind the first, in which rank 2 is missing.
+    // The second of these waits for the first, in which rank 2 is missing.
     start(sequences, 2, Collective::send_recv);
     start(values, 2, Collective::reduce_scatter);
   }

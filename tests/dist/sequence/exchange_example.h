@@ -274,7 +274,7 @@ class Step {
     return out;
   }
 
-  // out_k = sum over the segments j before k (reversed: behind it) of in_j, decayed by those between.
+  // out_k = sum over the segments j before k (reversed: after it) of in_j, decayed by those between.
   void expect_closed_form(const Tensor& out, const Tensor& in, const Tensor& decays, bool reverse) const {
     for_each_index(out, [&](const Index& i) {
       double sum = 0;

@@ -31,7 +31,7 @@ class BadInput : public testing::Test {
     for (const std::string& part : parts)
       EXPECT_NE(outcome.output.find(part), std::string::npos) << arguments << " does not say: " << part << "\n"
                                                               << outcome.output;
-    EXPECT_FALSE(fs::exists("run")) << arguments << " left a run folder behind";
+    EXPECT_FALSE(fs::exists("run")) << arguments << " left a run directory";
     fs::remove_all("run");
   }
 };

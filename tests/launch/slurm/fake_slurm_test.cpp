@@ -153,7 +153,7 @@ TEST(SlurmQueue, ReadsTimes) {
     EXPECT_EQ(slurm_minutes(text), std::nullopt) << text;
 }
 
-// The script of a run is what a job of it hands in again when it has lost a node.
+// A job that has lost a node submits the script of its run again.
 TEST_F(FakeSlurm, ARefusedJobLeavesTheScriptOfTheRunningOne) {
   std::ofstream("refuse").close();
   refused("--nodes 1 --set run.dir=new/run", "SLURM would refuse this job (sbatch --test-only): no such account");

@@ -109,7 +109,7 @@ TEST_F(Canonical, EverySpreadGivesTheBitsOfOneRank) {
   }
 }
 
-// Stopped on one layout and resumed on another, a run goes on as if neither had happened.
+// Stopped on one layout and resumed on another, a run has the losses of one to which neither happened.
 TEST_F(Canonical, ResumingOnAnotherLayoutChangesNoBit) {
   const std::string every = "--set checkpoint.every=3 --set checkpoint.keep=0 ";
   const Result whole = train(1, every);

@@ -66,7 +66,7 @@ TEST_F(Keeping, OneWriterPerNodeStoresTheSame) {
   const auto found =
       nlohmann::json::parse(transmamba("checkpoint diff rank" + step + " node" + step + " --json").output);
   EXPECT_TRUE(found.at("tensors").empty()) << found.dump(1);
-  // And a run goes on from it.
+  // And a run resumes from it.
   fs::remove_all("node/checkpoints/step-00000004"), fs::remove("node/summary.json");
   ASSERT_EQ(run("--set checkpoint.writers=node --set run.dir=node").code, 0);
   EXPECT_EQ(series("node", "loss"), series("rank", "loss"));
@@ -292,7 +292,7 @@ TEST_F(Keeping, OtherFormsComeBackBitForBit) {
     for (const auto& entry : fs::directory_iterator(to + step)) files += entry.path().extension() == ".h5";
     EXPECT_EQ(std::to_string(files), writers);
   }
-  // A run goes on from an imported one.
+  // A run resumes from an imported one.
   ASSERT_EQ(transmamba("checkpoint import out/m.safetensors again/checkpoints").code, 0);
   const Outcome on = train("--set run.dir=again --set train.steps=5");
   ASSERT_EQ(on.code, 0) << on.output;

@@ -29,7 +29,7 @@ class Profile : public testing::Test {
   }
   void SetUp() override { fs::remove_all("run"); }
 
-  // The comm part of a run's summary, as --json prints it behind the progress lines.
+  // The comm part of a run's summary, as --json prints it after the progress lines.
   static json profile_of(const std::string& options, int ranks) {
     const Outcome outcome = transmamba("train run.toml --json " + options, ranks);
     EXPECT_EQ(outcome.code, 0) << options << "\n" << outcome.output;

@@ -1,5 +1,5 @@
 // A run that is stopped, in whatever way and wherever, and started again is the run that was not stopped, to the last
-// bit; and it goes on on any other layout.
+// bit; and it resumes on any other layout.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -62,7 +62,7 @@ TEST_F(Resume, ManyStopsOfEveryKindOnManyLayoutsLoseNoBit) {
                "steps = 40\neval_sequences = 4\nglobal_batch = 4\nmicro_batch = 2\nspike_window = 5\nspike_sigmas = "
                "2.5\nmax_skips = 50\n"
                "sample_tokens = 1\n[checkpoint]\nevery = 6");
-  // Those of more ranks than CI has cores stand behind, for more trials.
+  // Layouts of more ranks than CI has cores come last; only longer trials use them.
   constexpr int kFewTrials = 12;
   constexpr size_t kFewLayouts = 4;
   const std::vector<Layout> layouts = {
@@ -111,7 +111,7 @@ TEST_F(Resume, ManyStopsOfEveryKindOnManyLayoutsLoseNoBit) {
   }
 }
 
-// Saved on each of six layouts, the run goes on on another.
+// Saved on each of six layouts, the run resumes on every other.
 TEST_F(Resume, EveryLayoutGoesOnWhereAnotherStopped) {
   const std::vector<Layout> layouts = {{layout_options(2, 2, 2), 8}, {layout_options(1, 8, 1), 8},
                                        {layout_options(4, 1, 2), 8}, {layout_options(1, 1, 1), 0},

@@ -129,7 +129,7 @@ TEST_F(Train, EveryAxisGivesTheCurveOfOneRank) {
   }
 }
 
-// A checkpoint has no layout in it: saved on one, it goes on on another.
+// A checkpoint has no layout: a run saved on one resumes on another.
 TEST_F(Train, CheckpointsMoveBetweenLayouts) {
   write_config("run.toml",
                "steps = 8\nglobal_batch = 4\nmicro_batch = 2\ndtype = \"float64\"\n[checkpoint]\nevery = 4\nkeep = 0");
@@ -161,13 +161,13 @@ TEST_F(Train, SameSeedSameBits) {
   EXPECT_NE(series("a", "loss"), series("c", "loss"));
 }
 
-// Stopped at any step, by the end of a shorter run's checkpoint interval or by kill -9, a run goes on as if it never
+// Stopped at any step, by the end of a shorter run's checkpoint interval or by kill -9, a run resumes as if it never
 // had.
 TEST_F(Train, ResumeIsBitIdentical) {
   write_config("run.toml", "steps = 14\nglobal_batch = 4\n[checkpoint]\nevery = 1\nkeep = 0");
   ASSERT_EQ(train("--set run.dir=whole").code, 0);
   for (int stop : {1, 5, 9, 13}) {
-    // The checkpoint of step `stop` is the newest one, as after a crash right behind it; later metrics lines are there.
+    // The checkpoint of step `stop` is the newest one, as after a crash right after it; later metrics lines are there.
     fs::remove_all("part");
     fs::copy("whole", "part", fs::copy_options::recursive);
     fs::remove("part/summary.json");
