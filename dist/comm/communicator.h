@@ -33,7 +33,7 @@ namespace tmamba {
 enum class ReduceOp : uint8_t { sum, max, min };
 
 enum class Collective : uint8_t { all_reduce, reduce_scatter, all_gather, broadcast, all_to_all, send_recv, barrier };
-inline constexpr int kCollectives = 7;
+inline constexpr int kCollectives = static_cast<int>(Collective::barrier) + 1;
 constexpr const char* name_of(Collective op) {
   constexpr std::array<const char*, kCollectives> names{"all_reduce", "reduce_scatter", "all_gather", "broadcast",
                                                         "all_to_all", "send_recv",      "barrier"};

@@ -12,7 +12,7 @@ namespace tmamba {
 
 // The kinds of work that a machine has rates for.
 enum class WorkKind : uint8_t { linear, head, attention, ssd, converter, elementwise };
-inline constexpr int kWorkKinds = 6;
+inline constexpr int kWorkKinds = static_cast<int>(WorkKind::elementwise) + 1;
 const char* name_of(WorkKind kind);
 
 // What costs are linear in: counts of one rank's part of a micro-batch in one layer with TransPoint P.
@@ -26,7 +26,7 @@ enum class Term : uint8_t {
   head_share,             // head-parallel layers: 1 / sp, the rank's share of the heads
   head_attention_tokens,  // and P / sp, the attention tokens of a share of the heads
 };
-inline constexpr int kTerms = 8;
+inline constexpr int kTerms = static_cast<int>(Term::head_attention_tokens) + 1;
 
 struct Counts {
   std::array<double, kTerms> of{};

@@ -112,7 +112,7 @@ enum class Payload : uint8_t {
   dt_grad,
   y_grad,
 };
-inline constexpr int kPayloads = 17;
+inline constexpr int kPayloads = static_cast<int>(Payload::y_grad) + 1;
 const char* name_of(Payload payload);
 
 // Bytes of a message for the whole micro-batch, on one tensor-parallel rank.
@@ -138,7 +138,7 @@ enum class ExchangeKind : uint8_t {
   grads_to_heads,
   grads_to_tokens,
 };
-inline constexpr int kExchangeKinds = 15;
+inline constexpr int kExchangeKinds = static_cast<int>(ExchangeKind::grads_to_tokens) + 1;
 const char* name_of(ExchangeKind kind);
 // Whether only the backward pass has it.
 constexpr bool is_backward(ExchangeKind kind) {

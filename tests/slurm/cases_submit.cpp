@@ -30,9 +30,7 @@ void too_many_nodes(Case& c) {
   refused(c, "--set train.global_batch=64", 64, {"--nodes 64: partition high has 13 nodes"});
 }
 
-void too_long(Case& c) {
-  refused(c, "--time 99:00:00", 2, {"99:00:00: partition low ends jobs after 10:00"});
-}
+void too_long(Case& c) { refused(c, "--time 99:00:00", 2, {"99:00:00: partition low ends jobs after 10:00"}); }
 
 void layout_that_does_not_fit(Case& c) {
   refused(c, "--set parallel.sp=4", 2, {"2 ranks is not divisible by tp * sp = 1 * 4"});
