@@ -180,7 +180,7 @@ void add_run(KeyTable& k, RunSection& c) {
   k.key("run.device", c.device, std::vector{Device::cpu, Device::cuda}, kFree, "device to compute on");
   k.key("run.log_every", c.log_every, Limits{1, 1e9}, kFree, "steps between progress lines");
   k.key("run.hang_timeout", c.hang_timeout, Limits{}, kFree,
-        "watchdog: seconds after which a collective that has not finished stops the job and names the missing rank; "
+        "watchdog: seconds after which a collective that has not finished stops the job and names the stragglers; "
         "0: never");
   k.key("run.memory_limit", c.memory_limit, Limits{}, kFree,
         "GiB that a rank may use; a run that needs more is refused before it allocates; 0: the free memory of its "

@@ -155,7 +155,7 @@ int prepare_verb(const Arguments& arguments) {
       "already prepared from the same inputs and options is left unchanged.");
   command.options()("output,o", po::value<std::string>(), "folder to write")(
       "tokenizer", po::value<std::string>()->default_value("bytes"), "\"bytes\" or a tokenizer file")(
-      "held-out", po::value<double>()->default_value(0.01), "fraction of the text for validation")(
+      "held-out", po::value<double>()->default_value(0.01, "0.01"), "fraction of the text for validation")(
       "separator", po::value<std::string>()->default_value(""),
       "split plain text into documents at this text (\\n is a newline); default: one document per file")(
       "field", po::value<std::string>()->default_value("text"), "JSONL field that holds the text")(

@@ -133,12 +133,12 @@ int examine(World& world, const Command& command) {
 int doctor_verb(const Arguments& arguments) {
   return run_main([&](World& world) {
     Command command(
-        "doctor [FOLDER] [options]",
+        "doctor [DIRECTORY] [options]",
         "Checks a job before it trains; start it like the training, by mpirun or srun. Prints a table of ranks with\n"
         "their hosts, GPUs, cores, NUMA nodes (cores/GPU) and nearest network adapters (\"!\" marks a GPU or a set of\n"
         "cores shared by ranks); the settings of MPI and NCCL in effect; the bus bandwidth of all-reduce, all-gather\n"
-        "and send-recv; and probes the file system of FOLDER, the run directory: fsync, rename over a file, locks,\n"
-        "free space. Exit code 1 if there is a problem.");
+        "and send-recv; and probes the file system of DIRECTORY, the run directory: fsync, rename over a file,\n"
+        "locks, free space. Exit code 1 if there is a problem.");
     command.options()("seconds", po::value<double>()->default_value(10),
                       "approximate time for the bandwidth sweep; 0: skip it")(
         "device", po::value<std::string>()->default_value("auto"), "cpu, cuda, or auto: cuda if any rank sees a GPU");

@@ -125,7 +125,7 @@ int generate_verb(const Arguments& arguments) {
                   "Generates text from a checkpoint, or from the latest one of a run directory.");
   command.options()("prompt", po::value<std::string>()->default_value("The "), "prompt")(
       "tokens", po::value<int64_t>()->default_value(256), "maximum number of tokens to generate")(
-      "temperature", po::value<double>()->default_value(0.8), "sampling temperature; 0: greedy")(
+      "temperature", po::value<double>()->default_value(0.8, "0.8"), "sampling temperature; 0: greedy")(
       "top-k", po::value<int64_t>()->default_value(0), "sample from the k most likely tokens; 0: from all")(
       "seed", po::value<uint64_t>()->default_value(0), "seed of sampling")(
       "count", po::value<int64_t>()->default_value(1), "number of texts")(

@@ -4,7 +4,7 @@
 //   training    steps that count
 //   lost        steps that were repeated or skipped, evaluations that were repeated, and the time of a killed attempt
 //               after its last line
-//   startup     from the launch of the program to the begin of its first step
+//   startup     from the launch of the program to the beginning of its first step
 //   checkpoint  saves that kept training waiting
 //   evaluation  evaluations and samples
 //   waiting     from the last line of an attempt to the launch of the next one

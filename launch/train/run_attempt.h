@@ -32,7 +32,7 @@ class RunAttempt {
 
   // Reads state, parameters and optimizer.
   void load(const CheckpointReader& checkpoint, TrainingStep& step);
-  // The same at the begin of an attempt: it leaves out the sequences that an earlier one left out. Collective.
+  // The same at the beginning of an attempt: it leaves out the sequences that an earlier one left out. Collective.
   void resume(const CheckpointReader& checkpoint, TrainingStep& step);
 
   // Opens the logs, and logs that this attempt starts, or resumes and with which changes.
