@@ -18,8 +18,7 @@ namespace tmamba {
 
 inline constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
-// --- Host tensors
-// ------------------------------------------------------------------------------------------------------
+// --- Host tensors ---
 
 using Index = std::array<int64_t, 4>;
 
@@ -97,8 +96,7 @@ inline ExchangeOps host_ops() {
 
 inline uint64_t bits(double x) { return std::bit_cast<uint64_t>(x); }
 
-// --- What a rank sends and receives
-// ------------------------------------------------------------------------------------
+// --- What a rank sends and receives ---
 
 struct Call {
   Collective op;
