@@ -47,7 +47,7 @@ MachineModel h200_machine(int64_t head_dim) {
                     .peak_flops = 989e12,
                     .memory_bandwidth = 4.20e12,
                     .memory_bytes = 139.0 * (1 << 30)};
-  // Of `bench ops` (V9): linear_forward; linear_backward_input and linear_backward_weight together. Head included.
+  // From `bench ops` (V9), head included: linear_forward; linear_backward_input and linear_backward_weight together.
   of(h200.compute, WorkKind::linear) = of(h200.compute, WorkKind::head) = {725.0 / 989, 693.0 / 989};
   // Attention of heads 96 wide over 8192 keys (cuda_mixer_bench); for other widths in proportion to cuDNN's rates.
   const Rate cudnn = head_dim <= 64 ? Rate{439, 376} : head_dim <= 96 ? Rate{467, 368} : Rate{582, 497};

@@ -53,7 +53,7 @@ double sharding_seconds(const MachineModel& machine, int64_t size, int64_t strid
 
 }  // namespace
 
-// What a layer holds on one sequence rank, whole micro-batch.
+// Bytes that a layer holds on one sequence rank for a whole micro-batch.
 struct CostModel::RankMemory {
   SplitBytes kept, shared, scratch;
 };

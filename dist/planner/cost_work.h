@@ -12,7 +12,7 @@
 
 namespace tmamba {
 
-// Of one sequence; a micro-batch has `batch` of them.
+// The work of a rank on one sequence; a micro-batch has `batch` sequences.
 struct RankWork {
   int64_t tokens = 0;
   int64_t attention_tokens = 0;  // t < P
@@ -35,7 +35,7 @@ struct RankTraffic {
   int64_t dt_tokens_own = 0, dt_tokens_others = 0;  // the same where there is a scan
 };
 
-// Of every rank of the cut, for one TransPoint.
+// Work and traffic of every rank of the sequence split, in a layer with this TransPoint.
 std::vector<RankWork> rank_work(const LayoutSpec& spec, int64_t transpoint);
 std::vector<RankTraffic> rank_traffic(const LayoutSpec& spec, int64_t transpoint);
 

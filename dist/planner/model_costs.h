@@ -43,7 +43,7 @@ struct LinearCost {
   }
 };
 
-// Of one kind of work. Bytes: every tensor of an op counted once.
+// FLOPs and memory traffic of one kind of work. `bytes` counts every tensor of an op once.
 struct WorkCost {
   LinearCost flops, bytes;
 };

@@ -105,7 +105,7 @@ Plan plan_from(const Json& json) {
   const Json& dims = json.at("dims");
   size_t known = 0;
   for_each_field(plan.dims, [&](const std::string& name, const char*, auto& value) {
-    if (!dims.contains(name)) return;  // younger than the plan: keeps its default
+    if (!dims.contains(name)) return;  // added after the plan was saved: keeps its default
     read(dims.at(name), name, value);
     ++known;
   });

@@ -52,7 +52,7 @@ std::string list_text(const std::vector<int>& numbers) {
   return text;
 }
 
-// Layers that are alike: the same TransPoint and, if given, the same transport.
+// Layers with the same properties: the same TransPoint and, if given, the same transport.
 struct LayerGroup {
   int64_t transpoint;
   Transport transport;

@@ -13,22 +13,23 @@ namespace tmamba {
 
 TrafficCounter& operator+=(TrafficCounter& a, const TrafficCounter& b);
 TrafficCounter operator-(TrafficCounter a, const TrafficCounter& b);
-// Of `times` passes.
+// The traffic of `times` passes.
 TrafficCounter operator*(int64_t times, TrafficCounter a);
 
-// Of rank `rank` of the sequence axis, in the exchanges of one micro-batch.
+// Traffic of rank `rank` of the sequence axis in the exchanges of one micro-batch.
 TrafficCounter sequence_traffic(const Plan& plan, int rank);
 
-// Of rank `rank` of the tensor axis, in the layers, embedding and head of one micro-batch. `rows`: tokens of its
-// sequences that the group holds together. `loss_rows`: rows whose logits the head makes at a time.
+// Traffic of rank `rank` of the tensor axis in the layers, embedding and head of one micro-batch. `rows`: tokens of its
+// sequences that the group holds together. `loss_rows`: rows whose logits the head computes at a time.
 TrafficCounter tensor_traffic(const PlanDims& dims, int64_t rows, int64_t loss_rows, int rank);
 
-// Of one rank of the zero axis and of the tensor axis, in summing the gradients of `buckets` once (GradReducer) ...
+// Traffic of one rank on the zero axis and on the tensor axis when the gradients of `buckets` are summed once
+// (GradReducer).
 struct GradientTraffic {
   TrafficCounter zero, tp;
 };
 GradientTraffic reduction_traffic(const PlanDims& dims, std::span<const Bucket> buckets, int zero_rank);
-// ... and of the zero axis in gathering the updated parameters.
+// Traffic of one rank on the zero axis when the updated parameters are gathered.
 TrafficCounter parameter_traffic(const PlanDims& dims, std::span<const Bucket> buckets, int zero_rank);
 
 // How often gradients are summed in a step: once, or with ZeRO-2 after every micro-batch.

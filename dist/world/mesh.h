@@ -45,7 +45,7 @@ class Mesh {
   Mesh(Communicator& world, const MeshShape& shape);
 
   const MeshShape& shape() const { return shape_; }
-  // Of this rank.
+  // The coordinates of this rank.
   const MeshCoordinates& coordinates() const { return coordinates_; }
 
   Communicator& tp() { return *tp_; }
