@@ -41,8 +41,8 @@ class TransMamba {
   void forward_backward(Ops& ops, Arena& scratch, const Tensor& params, const Tensor& grads, const TokenBatch& batch,
                         double grad_scale, const LossSums& sums, const std::function<void(int)>& on_bucket);
 
-  // Of the last forward, for tests: the residual stream before layer i and after its mixer (not at Recompute::all),
-  // [r, C]; the mixer of layer i.
+  // For tests, from the last forward: the residual stream before layer i and after its mixer (not at Recompute::all),
+  // [r, C], and the mixer of layer i.
   ConstTensor residual(int64_t layer) const { return layers_[static_cast<size_t>(layer)].mixer_norm.h_rC; }
   ConstTensor residual_after_mixer(int64_t layer) const { return layers_[static_cast<size_t>(layer)].mlp_norm.h_rC; }
   // The input of the head, [N, C].

@@ -21,7 +21,7 @@ struct DeviceMemory {
 // Bytes that could be allocated now, and that the device has: of a GPU the one this thread uses, of a host at most what
 // its control group (a container, a batch job) may take. The largest number where a host does not tell.
 DeviceMemory device_memory(Device device);
-// Of a host, from the /proc and /sys below `root`.
+// Memory of the host, read from /proc and /sys below `root`.
 DeviceMemory host_memory(const std::string& root = "");
 
 // A GPU that this process can see, in the order of their numbers.

@@ -44,7 +44,7 @@ std::vector<GpuIdentity> visible_gpus() {
     check(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
     std::array<char, 32> pci{};
     check(cudaDeviceGetPCIBusId(pci.data(), static_cast<int>(pci.size()), device), "cudaDeviceGetPCIBusId");
-    // As sysfs writes it.
+    // Lower case, as in sysfs.
     std::transform(pci.begin(), pci.end(), pci.begin(),
                    [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
     gpus.push_back({.name = properties.name, .uuid = uuid_text(properties.uuid), .pci = pci.data()});

@@ -1,5 +1,5 @@
 // The host half of device_memory(): the memory that Linux reports as available, less where a control group (a
-// container, a batch job) may have less. Groups lie in a tree; each of the branch that this process is on may have a
+// container, a batch job) may have less. Groups form a tree; this process's group and each of its ancestors may set a
 // limit.
 #include <algorithm>
 #include <fstream>

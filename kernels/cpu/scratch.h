@@ -6,8 +6,8 @@
 
 namespace tmamba {
 
-// Memory taken through a frame is given back when the frame ends. Frames of one thread end in reverse order.
-// What is taken is aligned to 64 bytes and not initialised.
+// Memory taken through a frame is released when the frame ends. Frames of one thread end in reverse order. The memory
+// is aligned to 64 bytes and not initialised.
 class ScratchFrame {
  public:
   ScratchFrame();

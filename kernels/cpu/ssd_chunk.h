@@ -143,7 +143,7 @@ struct Scan {
   }
 };
 
-// Of a pass forward or backward; dy is left to the caller.
+// The scan of a forward or backward pass. The caller sets dy.
 template <class A, class Args>
 Scan<A> scan_of(const Args& args) {
   return {args.k_BTHD.size(0),    args.k_BTHD.size(1),       args.k_BTHD.size(2),

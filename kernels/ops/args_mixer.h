@@ -35,7 +35,7 @@ struct AttentionForward {
     TM_CHECK(q_begin >= 0 && q_begin + T <= S, "attention: queries ", q_begin, " .. ", q_begin + T,
              " need as many keys, there are ", S);
   }
-  // Of a multiply-add per channel for each query and key that it sees.
+  // Multiply-adds of one GEMM under the causal mask: one per channel for each query and each key that it sees.
   double causal_products() const {
     const double T = static_cast<double>(q_BTHD.size(1)), begin = static_cast<double>(q_begin);
     const double pairs = static_cast<double>(q_BTHD.size(0) * q_BTHD.size(2)) * (T * begin + T * (T + 1) / 2);

@@ -25,7 +25,7 @@ struct CheckStep {
   OpCounts counts() const { return {}; }
 };
 
-// What AdamW does alike at every step (model/SPEC.md section 7).
+// The constants of AdamW, the same at every step (model/SPEC.md section 7).
 struct AdamwRule {
   double beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0;
 };

@@ -1,4 +1,4 @@
-// What Ops::check_step decides, for all backends.
+// The decision of Ops::check_step, shared by all backends.
 #pragma once
 
 #include <cmath>

@@ -9,7 +9,7 @@
 
 namespace tmamba {
 
-// What check_step decides by; each is a sum over all ranks.
+// Inputs of check_step; each is a sum over all ranks.
 struct StepSums {
   double loss_sum = 0, token_count = 0;  // nats, and tokens counted in them
   double grad_squares = 0;               // squares of all gradients

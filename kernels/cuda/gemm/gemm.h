@@ -57,7 +57,7 @@ class Gemm {
   struct Plan;
 
   Plan& plan_of(const GemmProblem& problem);
-  // In the order of cublasLt's heuristic, best first.
+  // Ordered by cublasLt's heuristic, best first.
   std::vector<cublasLtMatmulAlgo_t> candidates(const GemmProblem& problem, int count);
   cublasLtMatmulAlgo_t fastest(const GemmProblem& problem, const void* a, const void* b);
   cublasStatus_t launch(const GemmProblem& problem, const Plan& plan, const cublasLtMatmulAlgo_t& algorithm,
