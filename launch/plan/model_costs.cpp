@@ -95,7 +95,7 @@ class DryRuns {
   std::vector<ScratchSample> scratch() const;
 
  private:
-  // The smallest divisor above 1; 1 if there is none.
+  // The smallest divisor of n above 1; 1 if n is 1.
   static int smallest_divisor(int64_t n) {
     for (int64_t d = 2; d <= n; ++d) {
       if (n % d == 0) return static_cast<int>(d);

@@ -23,7 +23,8 @@ struct RankMemory {
 
 RankMemory rank_memory(const RunConfig& config, const RunPlan& plan, const MeshCoordinates& at);
 
-// Of each kind the most that any rank has. Only tensor-parallel rank 0 is measured: its shards are the largest.
+// For each kind of memory, the maximum over the ranks. Only tensor-parallel rank 0 is measured: its shards are the
+// largest.
 RankMemory largest_memory(const RunConfig& config, const RunPlan& plan);
 
 // What to set so that a run fits the machine, by the planner's prediction (dist/planner/plan_text.h).

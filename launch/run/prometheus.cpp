@@ -29,7 +29,7 @@ constexpr std::array kMetrics{
     Metric{"transmamba_running", "gauge", "1 while the program trains, 0 after it has ended", nullptr},
     Metric{"transmamba_start_timestamp_seconds", "gauge", "when the current attempt began to train", nullptr},
     Metric{"transmamba_ranks", "gauge", "ranks of the run", nullptr},
-    Metric{"transmamba_step", "gauge", "optimizer steps taken", "step"},
+    Metric{"transmamba_step", "gauge", "optimizer steps completed", "step"},
     Metric{"transmamba_last_step_timestamp_seconds", "gauge", "when the latest step ended", nullptr},
     Metric{"transmamba_loss", "gauge", "training loss, nats per token", "loss"},
     Metric{"transmamba_bits_per_byte", "gauge", "training loss, bits per byte of text", "bits_per_byte"},

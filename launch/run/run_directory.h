@@ -55,7 +55,7 @@ class RunDirectory {
   // Whether the directory, or a log in it, was removed or moved since it was opened.
   bool lost() const;
   // Recreates what is missing of a lost directory, with logs that begin at `step` and an event "folder_lost". What was
-  // logged before is gone. Returns false where that fails, which is printed to standard error once.
+  // logged before is lost. Returns false if that fails; the failure is printed to standard error once.
   bool recreate(int64_t step, int ranks);
   // One line: where the run's time went. Never throws.
   std::string time_text() const;

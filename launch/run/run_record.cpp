@@ -183,13 +183,13 @@ std::string name_of_run(const fs::path& dir) {
   return before.empty() ? last : before + "/" + last;
 }
 
-// A line that a crash left in both files counts once, as kept.
+// Drops lost records that are kept too: a crash may leave a line in both files.
 void drop_kept(MetricRecords& lost, const MetricRecords& kept) {
   std::set<std::pair<int64_t, double>> seen;
   const auto drop = [&seen](auto& records, const auto& kept_records) {
     seen.clear();
     for (const auto& record : kept_records) seen.insert({record.step, record.time});
-    // Of two equal lines in lost.jsonl the first remains.
+    // Also drops repeated lines of lost.jsonl, except the first.
     std::erase_if(records, [&](const auto& record) {
       return std::isfinite(record.time) && !seen.insert({record.step, record.time}).second;
     });

@@ -18,7 +18,7 @@ class Snapshot {
   Tensor copy(const Tensor& x);
   // Discards all copies; the first call allocates the bytes counted. Throws Error if the host has too little memory.
   void clear();
-  // Of the buffer; before the first clear(), as much as was counted.
+  // Size of the buffer; before the first clear(), the bytes counted so far.
   int64_t bytes() const { return static_cast<int64_t>(arena_.peak()); }
   bool allocated() const { return !arena_.measuring(); }
 

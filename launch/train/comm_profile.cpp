@@ -37,7 +37,7 @@ std::vector<int64_t> reduced(Communicator& world, std::vector<int64_t> figures, 
   return figures;
 }
 
-// An integer where all steps are alike.
+// The mean over the steps; an integer if all steps have the same value.
 json per_step(int64_t total, int64_t steps) {
   if (total % steps == 0) return total / steps;
   return static_cast<double>(total) / static_cast<double>(steps);

@@ -11,7 +11,7 @@ class MutedCommunicator final : public Communicator {
  public:
   // `inner` must outlive this.
   explicit MutedCommunicator(Communicator& inner) : inner_(inner) {}
-  // On all ranks alike.
+  // Must be called with the same value on all ranks.
   void mute(bool on) { muted_ = on; }
 
   int rank() const override { return inner_.rank(); }

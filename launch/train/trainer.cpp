@@ -138,7 +138,7 @@ StepOutcome Trainer::train_step(int64_t step) {
   return outcome;
 }
 
-// What follows a step on every rank, applied or skipped.
+// Runs after every step, applied or skipped, on every rank.
 void Trainer::finish_step(const StepOutcome& outcome, double seconds) {
   RunState& state = attempt_.state();
   ++state.step;

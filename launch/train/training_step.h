@@ -94,7 +94,7 @@ class TrainingStep {
   Optimizer& optimizer() { return *optimizer_; }
   const GradReducer& reducer() const { return *reducer_; }
   const ModelMeasure& measure() const { return measure_; }
-  // Of this rank's GEMMs in a step. Recomputed GEMMs are not counted: the model does not need them.
+  // FLOPs of this rank's GEMMs in a step. Recomputed GEMMs are not counted: the model does not need them.
   double flops() const { return flops_; }
   // Bytes of the all-reduce of sums and votes, from every rank in every step.
   static constexpr int64_t vote_bytes() { return sizeof(StepSums) + sizeof(StepVotes); }
