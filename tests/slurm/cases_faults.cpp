@@ -137,7 +137,7 @@ void bad_configuration(Case& c) {
   c.contains(c.job_log(), "exit code 2: not restarted");
 }
 
-// The checkpoint that the job saved when it was told to stop is damaged before it comes back.
+// The checkpoint that the job saved on its stop signal is damaged before the job is requeued.
 void damaged_checkpoint(Case& c) {
   const std::string job = c.submit_frozen();
   c.slurm("scontrol requeuehold " + job);

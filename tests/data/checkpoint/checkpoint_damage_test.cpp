@@ -257,12 +257,12 @@ TEST_F(DamageTest, RandomDamageNeverLoadsSilently) {
     });
     ASSERT_TRUE(found);
     EXPECT_EQ(*found, path);
-    // A checkpoint without a manifest is none, and nothing is said of it.
+    // A folder without a manifest is not a checkpoint; it is ignored without a message.
     EXPECT_TRUE(!problem.empty() || !fs::exists(newest / "manifest.json"));
   }
 }
 
-// A file system in trouble says so of every file; the checkpoints may be as good as ever.
+// A failing file system returns errors for every file, although the checkpoints may be intact.
 TEST_F(DamageTest, AFailingDiskSetsNoCheckpointAside) {
   const auto never = [](const fs::path&, const std::string& problem) { ADD_FAILURE() << problem; };
   reads_fail = true;

@@ -112,7 +112,7 @@ inline TensorSlice slice_of(Logical& tensor, const Part& part) {
   return {tensor.name, tensor.shape, part.offset, tensor.part(part.offset, part.size)};
 }
 
-// The share of rank `rank` of `ranks` when every tensor is cut into `pieces`, dealt out in turn.
+// The slices of rank `rank` of `ranks` if every tensor is split into `pieces`, assigned round-robin.
 inline std::vector<TensorSlice> deal(std::vector<Logical>& tensors, int pieces, uint64_t seed, int rank = 0,
                                      int ranks = 1) {
   std::mt19937_64 random(seed);

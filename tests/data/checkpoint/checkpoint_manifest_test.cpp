@@ -1,4 +1,4 @@
-// Manifests that nobody should have written: each is refused with a message that says why.
+// Invalid manifests: each is refused with a message that names the reason.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -297,7 +297,7 @@ TEST(Manifest, CoversAreJudgedAsByCounting) {
       tensor.slices.push_back(slice);
     }
     std::shuffle(tensor.slices.begin(), tensor.slices.end(), random);
-    if (random() % 2 == 0) {  // spoil it: shift, grow, shrink, repeat or lose a slice
+    if (random() % 2 == 0) {  // damage it: shift, grow, shrink, repeat or lose a slice
       StoredSlice& slice = tensor.slices[random() % tensor.slices.size()];
       const size_t dim = random() % tensor.shape.size();
       const int64_t change = random() % 2 == 0 ? 1 : -1;

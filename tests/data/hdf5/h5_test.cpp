@@ -166,7 +166,7 @@ TEST(H5, RefusesWhatIsNotAnHdf5File) {
 
 class Hostile : public ::testing::Test {
  protected:
-  // Makes FOLDER/NAME with one honest dataset "good", and lets `add` do the rest.
+  // Creates FOLDER/NAME with one valid dataset "good", and calls `add` for the rest.
   template <class F>
   std::filesystem::path make(const std::string& name, F&& add) {
     const auto path = folder_ / name;

@@ -179,7 +179,7 @@ TEST_F(FakeSlurm, OneRankInAJobOfSeveralTasksIsTold) {
       << outcome.output;
 }
 
-// With proctrack/cgroup the script alone is told to end for the requeue, and not the commands that it waits for.
+// With proctrack/cgroup only the script is signalled for the requeue, not the commands that it waits for.
 TEST_F(FakeSlurm, AJobThatRequeuesItselfEndsAtOnce) {
   command("scontrol", "[ \"$1\" != requeue ] || kill -TERM $PPID");
   const Outcome outcome = job("SITE_REQUEUE=self", "exit 85");
@@ -187,7 +187,7 @@ TEST_F(FakeSlurm, AJobThatRequeuesItselfEndsAtOnce) {
   EXPECT_NE(asked().find("scontrol requeue 12"), std::string::npos) << asked();
 }
 
-// No ranks are started that mpirun, itself just starting, could not be told to stop.
+// No ranks are started while mpirun is starting and cannot be stopped yet.
 TEST_F(FakeSlurm, AJobThatIsToldBeforeItsRanksStartsNone) {
   const Outcome outcome = job("SITE_REQUEUE=auto SITE_SETUP='kill -USR1 $$' ", "touch started");
   EXPECT_EQ(outcome.code, 85) << outcome.output;
@@ -197,7 +197,7 @@ TEST_F(FakeSlurm, AJobThatIsToldBeforeItsRanksStartsNone) {
 // A script by hand has no run directory yet when its configuration is refused.
 TEST_F(FakeSlurm, AMistakeIsNoSuccessWithoutARunFolder) { EXPECT_EQ(job("run_dir=nowhere", "exit 2").code, 2); }
 
-// Exit code 93 is that of a run that gets nowhere, and of a start that another one has taken the folder from.
+// A run exits with 93 if it makes no progress, and an attempt if another one has taken over its run directory.
 TEST_F(FakeSlurm, AJobThatLostItsFolderCancelsNothing) {
   const std::string lines = "job_name=exp-a SITE_REQUEUE=never", event = "echo '{\"event\":\"";
   EXPECT_EQ(job(lines, event + "resume\"}' >>run/events.jsonl; exit 93").code, 93);

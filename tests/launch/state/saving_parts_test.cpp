@@ -25,24 +25,24 @@ namespace {
 namespace fs = std::filesystem;
 using testing_files::FileSizeLimit;
 
-bool leaps(const SpikeGuard& guard, double loss, double grad_norm) {
+bool spikes(const SpikeGuard& guard, double loss, double grad_norm) {
   return loss > guard.limits().loss || grad_norm > guard.limits().grad_norm;
 }
 
 TEST(SpikeGuard, TellsALeapFromNoise) {
   SpikeGuard guard(8, 4);
   for (int i = 0; i < 8; ++i) {
-    EXPECT_FALSE(leaps(guard, 100, 100)) << "judged on " << i << " steps";
+    EXPECT_FALSE(spikes(guard, 100, 100)) << "decided after " << i << " steps";
     guard.applied(2 + 0.1 * (i % 2), 1 + 0.1 * (i % 3));
   }
-  EXPECT_FALSE(leaps(guard, 2.2, 1.2));
-  EXPECT_FALSE(leaps(guard, -100, -100));  // good news
-  EXPECT_TRUE(leaps(guard, 2.3, 1.1));
-  EXPECT_TRUE(leaps(guard, 2.05, 2.0));
+  EXPECT_FALSE(spikes(guard, 2.2, 1.2));
+  EXPECT_FALSE(spikes(guard, -100, -100));  // improvements are not spikes
+  EXPECT_TRUE(spikes(guard, 2.3, 1.1));
+  EXPECT_TRUE(spikes(guard, 2.05, 2.0));
   // It moves on with the run.
   for (int i = 0; i < 8; ++i) guard.applied(5 + 0.1 * (i % 2), 1 + 0.1 * (i % 3));
-  EXPECT_FALSE(leaps(guard, 5.1, 1.1));
-  EXPECT_FALSE(leaps(SpikeGuard(0, 4), 1e9, 1e9));
+  EXPECT_FALSE(spikes(guard, 5.1, 1.1));
+  EXPECT_FALSE(spikes(SpikeGuard(0, 4), 1e9, 1e9));
 }
 
 TEST(SpikeGuard, ItsStateComesBackToTheLastBit) {

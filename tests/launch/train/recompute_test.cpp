@@ -55,7 +55,8 @@ TEST_F(RecomputeRun, LossesAreTheSameAtEveryLevel) {
   }
 }
 
-// A limit between what two levels need: the lower is refused and told the higher, with which the run trains.
+// A limit between what two levels need: the lower is refused with a message that names the higher, with which the run
+// trains.
 TEST_F(RecomputeRun, ARunThatDoesNotFitIsRefusedWithWhatMakesItFit) {
   for (const auto& [layout, ranks] :
        {std::pair{"--set parallel.dp=1", 1}, {"--set parallel.sp=2 --set parallel.dp=1", 2}}) {
