@@ -58,7 +58,7 @@ MachineModel machine_from_json(const std::string& text);
 
 // --- Counts
 
-// Forward FLOPs of matrix products of one layer for one sequence, as the model's dry run counts them.
+// Forward FLOPs of the GEMMs of one layer for one sequence, as the model's dry run counts them.
 struct LayerFlops {
   double linear = 0;  // projections of the mixer, MLP
   double attention = 0;

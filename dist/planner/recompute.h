@@ -13,10 +13,10 @@ namespace tmamba {
 // Each level recomputes what the level before it does, and more.
 enum class Recompute : uint8_t {
   none,
-  cheap,  // norms, the convolution, rotated keys, the gated norm and SwiGLU: passes over memory, no matrix products
-  mlp,    // and the MLP's gate and up, the widest of all activations: one matrix product
-  all,    // and everything else but the residual before the layer, the attention outputs with their sums, and of what
-          // other ranks sent the few rows and states that are small: the halo and the state before each segment
+  cheap,  // norms, the convolution, rotated keys, the gated norm and SwiGLU: passes over memory, no GEMMs
+  mlp,    // and the MLP's gate and up, the widest of all activations: one GEMM
+  all,    // and everything else except the residual before the layer, the attention outputs with their softmax sums,
+          // and the small tensors received from other ranks: the halo and the state before each segment
 };
 inline constexpr std::array<Recompute, 4> kRecomputeLevels{Recompute::none, Recompute::cheap, Recompute::mlp,
                                                            Recompute::all};

@@ -18,7 +18,7 @@ namespace tmamba {
 
 // Floating-point operations (a multiply-add is two), causal attention counted exactly.
 struct OpCounts {
-  double linear = 0;       // matrix products with weights
+  double linear = 0;       // GEMMs with weights
   double attention = 0;    // scores and values over the prefix
   double ssd = 0;          // scan, converter and their chunk products
   double elementwise = 0;  // everything else, a few per element
