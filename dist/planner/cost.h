@@ -152,9 +152,9 @@ class CostModel {
 
   // `transports`: one for all layers, or one for each. Throws UserError where such a run cannot exist.
   Prediction predict(int tp, int sp, int dp, int fold, const std::vector<Transport>& transports);
-  // For each layer the transport that takes least time; between those whose messages are all hidden, fewest bytes.
+  // For each layer the fastest transport; among those whose messages are all hidden, the one with the fewest bytes.
   std::vector<Transport> choose_transports(int tp, int sp, int dp, int fold);
-  // The fold to cut the sequence with, among 1, 2, 4, .. max_fold, each with its best transports: of those within 1 %
+  // The fold to split the sequence with, among 1, 2, 4, .. max_fold, each with its best transports: of those within 1 %
   // of the fastest the one that splits fewest segments, then the smallest. Throws UserError if none is possible.
   int choose_fold(int tp, int sp, int dp, int max_fold = 16);
   // Every tp x sp x dp of exactly `ranks` ranks, fold 1, 2, 4, .. max_fold and transport that can run: those that fit
@@ -163,7 +163,7 @@ class CostModel {
 
  private:
   struct RankMemory;
-  struct LayerCost;     // of one TransPoint on one cut of the sequence
+  struct LayerCost;     // of one TransPoint on one split of the sequence
   struct SequenceCost;  // of all layers on it
 
   PlanDims with(int tp, int sp, int dp, int fold) const;
@@ -184,7 +184,7 @@ class CostModel {
   std::map<std::pair<int, int>, std::shared_ptr<const SequenceCost>> sequence_costs_;  // by (sp, fold)
 };
 
-// For dims.tp, sp, dp and fold; the choices are among cuts with grain 1.
+// For dims.tp, sp, dp and fold; the choices are among splits with grain 1.
 Prediction predict(const ModelCosts& costs, const PlanDims& dims, const MachineModel& machine,
                    const std::vector<Transport>& transports);
 std::vector<Transport> choose_transports(const ModelCosts& costs, const PlanDims& dims, const MachineModel& machine);

@@ -1,5 +1,5 @@
-// CostModel: step time, memory and the ranking of layouts. What depends on the cut of the sequence alone (sp, fold) is
-// computed once and shared by every tp, dp and transport.
+// CostModel: step time, memory and the ranking of layouts. What depends on the split of the sequence alone (sp, fold)
+// is computed once and shared by every tp, dp and transport.
 #include <algorithm>
 #include <cmath>
 

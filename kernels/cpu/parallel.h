@@ -48,8 +48,8 @@ void parallel_blocks(int64_t n, int64_t block, const F& f) {
 // Rows of `width` elements that make a block worth a task.
 inline int64_t rows_per_block(int64_t width) { return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, width)); }
 
-// A cut of n rows into at most 64 groups of at least `smallest` rows, a function of these two alone: one partial sum
-// per group, combined in order.
+// Splits n rows into at most 64 groups of at least `smallest` rows, depending on these two numbers only: one partial
+// sum per group, combined in order.
 struct RowGroups {
   int64_t rows, rows_per_group, count;
   explicit RowGroups(int64_t n, int64_t smallest = 32)

@@ -1,5 +1,5 @@
 // Shared by the SSM scan's forward, backward and adjoint: the decays of one chunk, the pass of a state over chunks,
-// and the cut of a sequence into spans of chunks that tasks work on side by side.
+// and the split of a sequence into spans of chunks that tasks work on side by side.
 //
 // Within a chunk c_t = log_a of its tokens 0 .. t summed, so decays between two tokens are exp(c_t - c_s), t >= s.
 #pragma once

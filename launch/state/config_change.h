@@ -17,7 +17,7 @@ struct ConfigChange {
 // Changed keys that make it another model (Resume::fixed). Two texts of the same schedule are no change.
 std::vector<ConfigChange> model_changes(const RunConfig& was, const RunConfig& now);
 
-// Throws UserError naming them where the run of `state`, which lies in now.run.dir, is one of another model.
+// Throws UserError naming these keys if the run in now.run.dir, whose state is `state`, has another model.
 void require_same_model(const RunState& state, const RunConfig& now);
 
 // Changed keys after which losses and weights differ by more than rounding (Resume::changes_numbers).

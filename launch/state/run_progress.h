@@ -23,7 +23,7 @@ class RunProgress {
   // Called when the run has finished or has a newer checkpoint: resets the count.
   void moved_on();
 
-  // Writes the file again, for the case that it was removed with the run directory.
+  // Writes the file again, in case it was removed with the run directory.
   void write_again() const;
 
   // Called when the run has rolled back to the checkpoint of `step`; it leaves out `passed_over` sequences in all.

@@ -1,4 +1,4 @@
-// class SpikeGuard: the limits over which a loss or gradient norm is a spike, from those of the steps before.
+// class SpikeGuard: computes from recent steps the limits above which a loss or gradient norm is a spike.
 #pragma once
 
 #include <cstdint>

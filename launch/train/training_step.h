@@ -82,7 +82,7 @@ class TrainingStep {
 
   // Runs forward and backward once, on token 0, so that every op has run. The gradients are not used.
   void warm_up();
-  // Makes the next steps record again: after a change of what ops or ranks do.
+  // Makes the next steps record again. Required after a change of kernel choices or of communication.
   void discard_recordings() { segments_.clear(); }
   bool recorded() const;
 
