@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "data/io/sha256.h"
+#include "data/tokens/utf8.h"
 #include "launch/report/chart.h"
 
 namespace tmamba {
@@ -13,24 +14,15 @@ namespace {
 
 constexpr const char* kReplacement = "\xEF\xBF\xBD";
 
-// Length in bytes of the UTF-8 character at `at`; 0 if it is invalid.
-size_t utf8_length(const std::string& text, size_t at) {
-  const auto byte = [&](size_t i) { return i < text.size() ? static_cast<unsigned char>(text[i]) : 0; };
-  const unsigned first = byte(at);
-  if (first < 0x80) return 1;
-  const size_t length = first >= 0xC2 && first < 0xE0   ? 2
-                        : first >= 0xE0 && first < 0xF0 ? 3
-                        : first >= 0xF0 && first < 0xF5 ? 4
-                                                        : 0;
-  for (size_t i = 1; i < length; ++i) {
-    if ((byte(at + i) & 0xC0) != 0x80) return 0;
-  }
-  const unsigned second = byte(at + 1);
-  const bool overlong = (first == 0xE0 && second < 0xA0) || (first == 0xF0 && second < 0x90);
-  const bool beyond = (first == 0xED && second >= 0xA0) || (first == 0xF4 && second >= 0x90);
-  // XML does not allow U+FFFE and U+FFFF.
-  const bool none = first == 0xEF && second == 0xBF && byte(at + 2) >= 0xBE;
-  return overlong || beyond || none ? 0 : length;
+// XML does not allow U+FFFE and U+FFFF.
+bool is_noncharacter(const std::string& text, size_t at) {
+  return text.compare(at, 2, "\xEF\xBF") == 0 && static_cast<unsigned char>(text[at + 2]) >= 0xBE;
+}
+
+// Bytes of the character at `at`; 0 if it is invalid in UTF-8 or XML.
+size_t character_length(const std::string& text, size_t at) {
+  const size_t length = utf8_length(text, at);
+  return length == 3 && is_noncharacter(text, at) ? 0 : length;
 }
 
 constexpr const char* kStyle = R"(
@@ -115,7 +107,7 @@ std::string html_escaped(const std::string& text) {
   std::string out;
   for (size_t i = 0; i < text.size();) {
     const auto c = static_cast<unsigned char>(text[i]);
-    const size_t length = utf8_length(text, i);
+    const size_t length = character_length(text, i);
     const bool c1_control = length == 2 && c == 0xC2 && static_cast<unsigned char>(text[i + 1]) < 0xA0;
     if (length == 0 || c1_control || c == 127 || (c < 32 && c != '\n' && c != '\t')) {
       out += kReplacement;
@@ -140,7 +132,7 @@ std::string html_escaped(const std::string& text) {
 std::string shortened(const std::string& text, size_t width) {
   size_t at = 0, characters = 0, cut = 0;  // cut: where width - 3 characters end
   while (at < text.size() && characters < width) {
-    at += std::max<size_t>(1, utf8_length(text, at));
+    at += std::max<size_t>(1, character_length(text, at));
     if (++characters + 3 == width) cut = at;
   }
   return at >= text.size() ? text : text.substr(0, cut) + "...";

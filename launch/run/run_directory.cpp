@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "data/io/fs.h"
 #include "kernels/base/check.h"
@@ -178,6 +179,7 @@ void RunDirectory::write_plan(const std::string& json) {
 void RunDirectory::metric(nlohmann::json line) {
   if (!write_) return;
   line["time"] = std::round(unix_now() * 1e3) / 1e3;
+  if (!std::exchange(build_recorded_, true)) line["build"] = build_json();
   metrics_.append(line.dump());
   if (tensorboard_) tensorboard_->scalars(line.value("step", int64_t{0}), line["time"], tagged(line));
   if (prometheus_) prometheus_->metric(line);

@@ -45,6 +45,7 @@ class RunDirectory {
   // Replaces plan.json atomically.
   void write_plan(const std::string& json);
   // Both add "time": in metrics as seconds since 1970, in events in UTC.
+  // Appends a line to metrics.jsonl and hands it to the other sinks; the first one of an attempt carries the build.
   void metric(nlohmann::json line);
   // Logs that an attempt is ready to train, how long its startup took and how many steps it must repeat.
   void started(bool resumed, int64_t step, int ranks);
@@ -76,6 +77,7 @@ class RunDirectory {
   const MetricSinks sinks_;
   std::string config_, plan_;  // as written last
   bool loss_reported_ = false;
+  bool build_recorded_ = false;  // in the first line of metrics of this attempt
   MovedLines moved_;
   LineLog metrics_, events_, samples_;
   std::unique_ptr<TensorBoardLog> tensorboard_;

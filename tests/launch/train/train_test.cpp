@@ -51,6 +51,8 @@ TEST_F(Train, LossFallsAndTheRunFolderIsWhole) {
   for (const char* file : {"config.toml", "events.jsonl", "samples.txt", "summary.json"})
     EXPECT_TRUE(fs::exists(fs::path("run") / file)) << file;
   EXPECT_NE(outcome.output.find("held-out bits/byte"), std::string::npos) << outcome.output;
+  EXPECT_TRUE(metrics("run").at(0).at("build").contains("commit"));
+  EXPECT_FALSE(metrics("run").at(1).contains("build"));
   // Progress fits a terminal.
   std::istringstream lines(outcome.output);
   int progress = 0;
