@@ -46,12 +46,7 @@ Optimizer::Optimizer(std::vector<OwnedRows> owned, DType param_dtype, Device dev
 
 Optimizer::Optimizer(std::vector<OwnedRows> owned, std::vector<StateSlot> slots, Device device,
                      const OptimizerOptions& options)
-    : owned_(std::move(owned)),
-      slots_(std::move(slots)),
-      rule_{.beta1 = options.betas[0],
-            .beta2 = options.betas[1],
-            .eps = options.eps,
-            .weight_decay = options.weight_decay} {
+    : owned_(std::move(owned)), slots_(std::move(slots)), options_(options) {
   for (const StateSlot& slot : slots_) {
     Storage& storage = storage_.emplace_back();
     for (const OwnedRows& rows : owned_) {
@@ -86,8 +81,8 @@ int64_t Optimizer::state_bytes() const {
 
 StepScalars Optimizer::step_scalars(int64_t step, double lr) const {
   return {.lr = lr,
-          .bias_correction1 = 1 - std::pow(rule_.beta1, static_cast<double>(step)),
-          .bias_correction2 = 1 - std::pow(rule_.beta2, static_cast<double>(step)),
+          .bias_correction1 = 1 - std::pow(options_.betas[0], static_cast<double>(step)),
+          .bias_correction2 = 1 - std::pow(options_.betas[1], static_cast<double>(step)),
           .grad_scale = 1,
           .applied = 1};
 }
@@ -107,7 +102,11 @@ void Optimizer::step(Ops& ops, const Tensor& params, std::span<const Tensor> gra
                        .grad = gradients[i],
                        .decay = owned_[i].parameter->decay});
   }
-  ops.adamw({.tensors = tensors, .rule = rule_, .step_S = step_S});
+  const AdamwRule rule{.beta1 = options_.betas[0],
+                       .beta2 = options_.betas[1],
+                       .eps = options_.eps,
+                       .weight_decay = options_.weight_decay};
+  ops.adamw({.tensors = tensors, .rule = rule, .step_S = step_S});
 }
 
 void Optimizer::reset_master(Ops& ops, const Tensor& params) {

@@ -90,7 +90,7 @@ class Optimizer {
  private:
   std::vector<OwnedRows> owned_;
   std::vector<StateSlot> slots_;
-  AdamwRule rule_;
+  OptimizerOptions options_;
   struct Storage {
     Buffer buffer;
     std::vector<int64_t> offset;  // of owned_[i]
