@@ -33,6 +33,8 @@ struct ModelConfig {
   double init_std = 0.02;
 
   int64_t head_dim() const { return dim / heads; }
+  // Whether the layer's TransPoint can lie before the end of a sequence. The other layers have no SSM parameters.
+  bool has_ssm(int64_t layer) const { return !schedule[static_cast<size_t>(layer) % schedule.size()].never(); }
 };
 
 // Throws UserError naming the key, the value and what it must be.

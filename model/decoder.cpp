@@ -18,8 +18,11 @@ Decoder::Decoder(const ModelConfig& config, const ParameterTable& table, const s
       acc_(accumulate_type(dtype)),
       device_(device) {
   const int64_t B = batch, n = prefill_chunk_, H = heads_, D = head_dim_, C = config.dim, X = 3 * C, W = config.conv;
-  for (int64_t P : transpoints) {
-    Layer layer{.transpoint = P,
+  for (size_t i = 0; i < transpoints.size(); ++i) {
+    const bool ssm = config.has_ssm(static_cast<int64_t>(i));
+    const int64_t P = ssm ? transpoints[i] : max_tokens;
+    Layer layer{.ssm = ssm,
+                .transpoint = P,
                 .capacity = std::min(P, max_tokens),
                 .tail_BWX = Buffer({B, W - 1, X}, dtype, device),
                 .keys_BPHD = {},
@@ -32,6 +35,8 @@ Decoder::Decoder(const ModelConfig& config, const ParameterTable& table, const s
     } else {
       layer.keys_BPHD = Buffer({B, layer.capacity, H, D}, dtype, device);
       layer.values_BPHD = Buffer({B, layer.capacity, H, D}, dtype, device);
+    }
+    if (ssm && P > 0) {
       layer.dt_BPH = Buffer({B, layer.capacity, H}, acc_, device);
       layer.log_a_BPH = Buffer({B, layer.capacity, H}, acc_, device);
     }
@@ -133,11 +138,13 @@ void Decoder::mixer(Ops& ops, const MixerParams& w, Layer& layer, Tensor out_NC,
                          .w_CW = w.conv_XW,
                          .b_C = w.conv_bias_X});
   shift_tail(ops, layer, pre_BnX);
-  project_dt(ops, w, raw_BnH, u_NC);
-  step_sizes(ops, w.sequence(), scalars_of_heads(work_.dt, n), scalars_of_heads(work_.log_a, n), raw_BnH);
+  if (layer.ssm) {
+    project_dt(ops, w, raw_BnH, u_NC);
+    step_sizes(ops, w.sequence(), scalars_of_heads(work_.dt, n), scalars_of_heads(work_.log_a, n), raw_BnH);
+  }
   if (attention > 0) {
     attend(ops, layer, n, attention);
-    if (position_ + attention == layer.transpoint) collapse(ops, layer);
+    if (layer.ssm && position_ + attention == layer.transpoint) collapse(ops, layer);
   }
   if (attention < n) scan(ops, w, layer, attention, u_NC);
   project_out(ops, w, out_NC, acts(work_.mixed, n, C));
@@ -168,8 +175,7 @@ void Decoder::attend(Ops& ops, Layer& layer, int64_t n, int64_t count) {
                     .position = position_,
                     .theta = config_.rope_theta});
   ops.copy({values.slice(1, position_, count), qkv_heads(qkv_BnX, QkvChannel::v, 0, count, heads_)});
-  append(layer.dt_BPH, work_.dt);
-  append(layer.log_a_BPH, work_.log_a);
+  if (layer.ssm) append(layer.dt_BPH, work_.dt), append(layer.log_a_BPH, work_.log_a);
   ops.attention_forward({.o_BTHD = acts(work_.mixed, n, config_.dim).slice(1, 0, count).split(2, heads_, head_dim_),
                          .lse_BTH = scalars_of_heads(work_.lse, count),
                          .q_BTHD = q,

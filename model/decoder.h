@@ -32,6 +32,7 @@ class Decoder {
 
  private:
   struct Layer {
+    bool ssm;  // else it attends to all tokens, past the trained sequence length too
     int64_t transpoint;
     int64_t capacity;  // tokens of the cache
     Buffer tail_BWX;   // the last W-1 rows before the convolution

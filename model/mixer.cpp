@@ -231,11 +231,12 @@ std::vector<HeadTensor> Mixer::outputs_by_head(const Tensor& o_heads, const Tens
 SequenceMixerParams Mixer::params_by_head(Ops& ops, Arena& scratch, const MixerParams& w) const {
   if (!head_parallel_) return w.sequence();
   const int64_t h = heads_ / sequence_.layout().ranks(), slice = h * head_dim_, first = sequence_.rank() * h;
+  const auto of_heads = [&](const Tensor& x_H) { return x_H.dims() == 0 ? Tensor() : x_H.slice(0, first, h); };
   SequenceMixerParams local{.conv_XW = scratch.take({3 * slice, w.conv_XW.size(1)}, w.conv_XW.dtype()),
                             .conv_bias_X = scratch.take({3 * slice}, w.conv_bias_X.dtype()),
-                            .dt_bias_H = w.dt_bias_H.slice(0, first, h),
-                            .A_log_H = w.A_log_H.slice(0, first, h),
-                            .D_H = w.D_H.slice(0, first, h)};
+                            .dt_bias_H = of_heads(w.dt_bias_H),
+                            .A_log_H = of_heads(w.A_log_H),
+                            .D_H = of_heads(w.D_H)};
   for (int64_t i = 0; i < 3; ++i) {
     const int64_t begin = i * width() + first * head_dim_;
     ops.copy({local.conv_XW.slice(0, i * slice, slice), w.conv_XW.slice(0, begin, slice)});

@@ -11,17 +11,17 @@ Tensor rows(const Tensor& x_BnC) { return x_BnC.view({x_BnC.size(0) * x_BnC.size
 
 MixerParams MixerParams::of(const ParameterTable& table, const Tensor& flat, const ModelConfig& config, int64_t layer) {
   auto view = [&](const char* name) { return table.view(flat, str("layers.", layer, ".mixer.", name)); };
+  MixerParams params{.qkv_XC = view("qkv.weight"),
+                     .conv_XW = view("conv.weight"),
+                     .conv_bias_X = view("conv.bias"),
+                     .out_CC = view("out.weight")};
+  if (!config.has_ssm(layer)) return params;
+  params.dt_HC = view("dt.weight"), params.dt_bias_H = view("dt.bias");
+  params.A_log_H = view("A_log"), params.D_H = view("D");
   const Tensor out_norm = view("out_norm.weight");
-  return {.qkv_XC = view("qkv.weight"),
-          .conv_XW = view("conv.weight"),
-          .conv_bias_X = view("conv.bias"),
-          .z_CC = config.z_gate ? view("z.weight") : Tensor(),
-          .dt_HC = view("dt.weight"),
-          .dt_bias_H = view("dt.bias"),
-          .A_log_H = view("A_log"),
-          .D_H = view("D"),
-          .out_norm_HD = out_norm.split(0, out_norm.size(0) / config.head_dim(), config.head_dim()),
-          .out_CC = view("out.weight")};
+  params.out_norm_HD = out_norm.split(0, out_norm.size(0) / config.head_dim(), config.head_dim());
+  if (config.z_gate) params.z_CC = view("z.weight");
+  return params;
 }
 
 void project_qkv(Ops& ops, const MixerParams& w, const Tensor& pre_BnX, ConstTensor u_NC) {

@@ -16,8 +16,10 @@ namespace tmamba {
 // Views of one layer's mixer parameters, or of their gradients, in a flat buffer.
 struct MixerParams {
   Tensor qkv_XC, conv_XW, conv_bias_X;
-  Tensor z_CC;  // empty without a z gate
-  Tensor dt_HC, dt_bias_H, A_log_H, D_H, out_norm_HD, out_CC;
+  Tensor out_CC;
+  // Of the SSM tokens: empty in a layer without an SSM part.
+  Tensor dt_HC, dt_bias_H, A_log_H, D_H, out_norm_HD;
+  Tensor z_CC;  // empty without a z gate too
 
   static MixerParams of(const ParameterTable& table, const Tensor& flat, const ModelConfig& config, int64_t layer);
   // Those that the mixing of tokens uses.

@@ -52,7 +52,7 @@ ParameterTable::ParameterTable(const ModelConfig& config, int tp_rank, int tp_si
 }
 
 void ParameterTable::add_layer(int64_t i) {
-  const int64_t d = config_.dim, H = config_.heads, F = config_.ffn;
+  const int64_t d = config_.dim, F = config_.ffn;
   ++bucket_;
   const std::string mixer = str("layers.", i, ".mixer."), mlp = str("layers.", i, ".mlp.");
   add_vector(mixer + "norm.weight", d, Shard::none, Init::ones);
@@ -62,17 +62,29 @@ void ParameterTable::add_layer(int64_t i) {
   store_apart(mixer, ".weight", {"conv_q", "conv_k", "conv_v"});
   add_vector(mixer + "conv.bias", 3 * d, Shard::rows, Init::zeros);
   store_apart(mixer, ".bias", {"conv_q", "conv_k", "conv_v"});
+  if (config_.has_ssm(i)) {
+    add_ssm(mixer);
+  } else {
+    for (const char* name : {"z.weight", "dt.weight", "dt.bias", "A_log", "D", "out_norm.weight"}) {
+      unused_.push_back(mixer + name);
+    }
+  }
+  add_matrix(mixer + "out.weight", d, d, Shard::columns, Init::scaled_normal);
+  add_vector(mlp + "norm.weight", d, Shard::none, Init::ones);
+  add_matrix(mlp + "gate_up.weight", 2 * F, d, Shard::rows, Init::normal);
+  store_apart(mlp, ".weight", {"gate", "up"});
+  add_matrix(mlp + "down.weight", d, F, Shard::columns, Init::scaled_normal);
+}
+
+// What the SSM tokens alone use.
+void ParameterTable::add_ssm(const std::string& mixer) {
+  const int64_t d = config_.dim, H = config_.heads;
   if (config_.z_gate) add_matrix(mixer + "z.weight", d, d, Shard::rows, Init::normal);
   add_matrix(mixer + "dt.weight", H, d, Shard::rows, Init::normal);
   add_vector(mixer + "dt.bias", H, Shard::rows, Init::dt_bias);
   add_vector(mixer + "A_log", H, Shard::rows, Init::a_log);
   add_vector(mixer + "D", H, Shard::rows, Init::ones);
   add_vector(mixer + "out_norm.weight", d, Shard::rows, Init::ones);
-  add_matrix(mixer + "out.weight", d, d, Shard::columns, Init::scaled_normal);
-  add_vector(mlp + "norm.weight", d, Shard::none, Init::ones);
-  add_matrix(mlp + "gate_up.weight", 2 * F, d, Shard::rows, Init::normal);
-  store_apart(mlp, ".weight", {"gate", "up"});
-  add_matrix(mlp + "down.weight", d, F, Shard::columns, Init::scaled_normal);
 }
 
 void ParameterTable::add_vector(const std::string& name, int64_t rows, Shard shard, Init init) {

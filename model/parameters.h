@@ -59,6 +59,9 @@ class ParameterTable {
   ParameterTable(const ModelConfig& config, int tp_rank = 0, int tp_size = 1);
 
   const std::vector<Parameter>& all() const { return parameters_; }
+  // Names on disk of SSM tensors of layers without an SSM part. Earlier versions stored them, so readers pass over
+  // them.
+  const std::vector<std::string>& unused() const { return unused_; }
   const Parameter& find(const std::string& name) const;
   // The view of a parameter in a flat buffer: [local_rows] or [local_rows, local_cols].
   Tensor view(const Tensor& flat, const Parameter& parameter) const;
@@ -76,6 +79,7 @@ class ParameterTable {
 
  private:
   void add_layer(int64_t layer);
+  void add_ssm(const std::string& prefix);
   void add(Parameter parameter);
   void add_vector(const std::string& name, int64_t rows, Shard shard, Init init);
   void add_matrix(const std::string& name, int64_t rows, int64_t cols, Shard shard, Init init, bool decay = true);
@@ -85,6 +89,7 @@ class ParameterTable {
   ModelConfig config_;
   int tp_rank_, tp_size_;
   std::vector<Parameter> parameters_;
+  std::vector<std::string> unused_;
   int64_t flat_size_ = 0;
   int bucket_ = 0;  // of the parameters that are added now
 };

@@ -14,6 +14,8 @@ struct TransPoint {
 
   static TransPoint of_tokens(int64_t tokens) { return {tokens, 0}; }
   static TransPoint of_fraction(int64_t numerator, int64_t denominator) { return {numerator, denominator}; }
+  // "1/1": attention to the end of the sequence, whatever its length.
+  bool never() const { return denominator != 0 && numerator == denominator; }
   bool operator==(const TransPoint&) const = default;
 };
 

@@ -15,7 +15,7 @@ TransMamba::TransMamba(const ModelConfig& config, const ParameterTable& table, M
       level_(level),
       all_rows_(ranks.batch() * ranks.local_tokens()),
       rows_(ranks.tensor().rows()) {
-  const int64_t heads = table.find("layers.0.mixer.A_log").local_rows;
+  const int64_t heads = table.find("layers.0.mixer.out.weight").local_cols / config.head_dim();
   const int64_t ffn = table.find("layers.0.mlp.down.weight").local_cols;
   layers_.reserve(static_cast<size_t>(config.layers));
   for (int i = 0; i < static_cast<int>(config.layers); ++i) {

@@ -45,6 +45,7 @@ void require_same_shape(const CheckpointReader& reader, const std::string& name,
 // A tensor that nothing would load belongs to another model, and would be missing in the next checkpoint.
 void require_no_others(const CheckpointReader& reader, const ParameterTable& table) {
   std::set<std::string> known;
+  for (const std::string& name : table.unused()) known.insert(kModelFolder + name);
   for (const Parameter& parameter : table.all()) {
     for (const std::string& name : parameter.stored) known.insert(kModelFolder + name);
   }

@@ -1,5 +1,6 @@
 // What commit 47e46e9 wrote still loads: 47e46e9.tar.gz has a run directory that stopped after step 4 of run.toml
-// (float64), its token files, and its checkpoint exported as export.safetensors and, weights only, as weights.h5.
+// (float64), its token files, and its checkpoint exported as export.safetensors and, weights only, as weights.h5; and
+// the checkpoint of step 4 of the same with schedule ["1/1", 0], whose first layer then had SSM parameters too.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -61,6 +62,26 @@ TEST_F(Compat, RunsResume) {
     // Both are recorded since then.
     EXPECT_NE(read_file("resumed/events.jsonl").find("\"build\":{"), std::string::npos);
     EXPECT_NE(done("checkpoint inspect resumed").find("written by transmamba "), std::string::npos);
+  }
+}
+
+TEST_F(Compat, UnusedParametersArePassedOver) {
+  const std::vector<double> losses{5.4759066323606, 5.455298692750538, 5.450276458295781, 5.441952229452792};
+  constexpr double kLast = 5.445135670317991;
+  for (const auto& [ranks, layout] :
+       {std::pair(0, ""), std::pair(2, " --set parallel.zero=2"), std::pair(2, " --set parallel.sp=2")}) {
+    fs::remove_all("resumed");
+    fs::copy("attention", "resumed", fs::copy_options::recursive);
+    ASSERT_NE(done("checkpoint inspect resumed").find("layers.0.mixer.A_log"), std::string::npos);
+    done(std::string("train run.toml --set run.dir=resumed --set 'model.schedule=[\"1/1\", 0]'") + layout, ranks);
+    const std::vector<double> found = series("resumed", "loss");
+    ASSERT_EQ(found.size(), losses.size()) << ranks << layout;
+    for (size_t i = 0; i < losses.size(); ++i) EXPECT_NEAR(found[i], losses[i], kTolerance * losses[i]) << layout;
+    EXPECT_NEAR(series("resumed", "valid_loss").back(), kLast, kTolerance * kLast) << layout;
+    const std::string tensors = done("checkpoint inspect resumed");
+    EXPECT_EQ(tensors.find("layers.0.mixer.A_log"), std::string::npos) << tensors;
+    EXPECT_NE(tensors.find("layers.1.mixer.A_log"), std::string::npos) << tensors;
+    EXPECT_FALSE(done("generate resumed --tokens 4").empty());
   }
 }
 

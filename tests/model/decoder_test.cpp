@@ -23,7 +23,9 @@ ModelConfig small_config() {
 std::vector<double> full_logits(const ModelConfig& config, std::vector<int64_t> points,
                                 const std::vector<int32_t>& tokens) {
   const int64_t T = static_cast<int64_t>(tokens.size());
-  for (int64_t& point : points) point = std::min(point, T);
+  for (size_t i = 0; i < points.size(); ++i) {
+    points[i] = config.has_ssm(static_cast<int64_t>(i)) ? std::min(points[i], T) : T;
+  }
   ModelRunner runner(config, points, {.batch = 1, .tokens = T, .dtype = DType::f64});
   runner.table().initialize(runner.params(), 11);
   std::vector<int32_t> with_target = tokens;
@@ -76,6 +78,12 @@ TEST(Decoder, WithoutGateAndWithoutConverter) {
   decode_and_compare(config, {0, 5, 12, 13, 99}, 12, 6, 5);
   config.z_gate = true, config.converter = Converter::zero;
   decode_and_compare(config, {0, 5, 12, 13, 99}, 12, 6, 5);
+}
+
+TEST(Decoder, LayersWithoutSsmAttendPastTheTrainedLength) {
+  ModelConfig config = small_config();
+  config.schedule = {TransPoint::of_tokens(8), TransPoint::of_fraction(1, 1)};
+  for (int64_t chunk : {5, 64}) decode_and_compare(config, {8, 16, 8, 16, 8}, 12, 14, chunk);
 }
 
 TEST(Decoder, CacheIsFreedAtTheTransPoint) {

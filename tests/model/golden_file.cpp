@@ -22,8 +22,11 @@ GoldenFile::GoldenFile(const fs::path& path) : path_(path) {
   config_.norm_eps = file.double_attribute("/", "norm_eps"),
   config_.rope_theta = file.double_attribute("/", "rope_theta");
   config_.chunk = 8;  // small, so that short sequences have several chunks and segments
-  for (int64_t point : file.int_list_attribute("/", "schedule"))
-    config_.schedule.push_back(TransPoint::of_tokens(point));
+  // Every other layer that is all attention says so by "1/1", so has no SSM parameters; the others have unused ones.
+  for (int64_t point : file.int_list_attribute("/", "schedule")) {
+    const bool never = point == seq_len_ && config_.schedule.size() % 2 == 1;
+    config_.schedule.push_back(never ? TransPoint::of_fraction(1, 1) : TransPoint::of_tokens(point));
+  }
   transpoints_ = tmamba::transpoints(config_.schedule, config_.layers, seq_len_);
   for (const std::string& name : file.datasets()) {
     const H5Dataset dataset = file.dataset(name);
@@ -46,6 +49,7 @@ std::vector<const GoldenArray*> GoldenFile::arrays(const std::string& prefix) co
 
 void GoldenFile::fill_params(const ParameterTable& table, const Tensor& flat) const {
   for (const GoldenArray* array : arrays("params/")) {
+    if (std::ranges::find(table.unused(), array->name.substr(7)) != table.unused().end()) continue;
     const Tensor view = table.view(flat, array->name.substr(7));
     TM_CHECK(view.numel() == static_cast<int64_t>(array->values.size()), array->name, " of ", path_.string(),
              " has another size");

@@ -137,6 +137,12 @@ TEST(Parameters, SizesOfThePaper) {
   EXPECT_NEAR(static_cast<double>(ParameterTable(config).global_size()), 469e6, 1e6);
   config.layers = 32;
   EXPECT_NEAR(static_cast<double>(ParameterTable(config).global_size()) - 2 * 32768.0 * 1536, 983e6, 2e6);
+  // Layers that never reach the SSM have no parameters of it.
+  config.layers = 12, config.schedule = {TransPoint::of_fraction(1, 1)};
+  EXPECT_EQ(ParameterTable(config).global_size(), 440716800);
+  config.schedule = {TransPoint::of_tokens(0), TransPoint::of_tokens(0), TransPoint::of_tokens(0),
+                     TransPoint::of_fraction(1, 1)};
+  EXPECT_EQ(ParameterTable(config).global_size(), 462185904);
 }
 
 TEST(Schedule, TokensFractionsAndMistakes) {
