@@ -49,7 +49,7 @@ bool same_input(const fs::path& path, const nlohmann::json& now, const nlohmann:
   CorpusOptions corpus;
   corpus.separator = options.separator;
   corpus.json_field = options.json_field;
-  return content_hash(path, corpus) == field("sha256");
+  return field("sha256") == content_hash(path, corpus);  // in this order: C++20 compilers do not all take the other
 }
 
 bool same_inputs(const nlohmann::json& now, const nlohmann::json& before, const PrepareOptions& options) {
