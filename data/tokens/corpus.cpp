@@ -1,191 +1,231 @@
 #include "data/tokens/corpus.h"
 
-#include <zlib.h>
+#include <algorithm>
+#include <optional>
 
-#include <cstring>
-#include <memory>
-#include <nlohmann/json.hpp>
-#include <vector>
-
+#include "data/tokens/json_line.h"
+#include "data/tokens/text_source.h"
 #include "kernels/base/check.h"
 
 namespace tmamba {
 
 namespace {
 constexpr size_t kMaxLine = size_t{1} << 30;  // of JSON
+constexpr size_t kFirstRecords = 10;
 
-void check_is_file(const std::filesystem::path& path) {
-  std::error_code error;
-  const auto status = std::filesystem::status(path, error);
-  if (!std::filesystem::exists(status)) throw UserError(path.string() + ": no such file");
-  if (std::filesystem::is_directory(status)) throw UserError(path.string() + ": is a folder; give the files in it");
-  if (!std::filesystem::is_regular_file(status)) throw UserError(path.string() + ": is not a regular file");
-  if (std::filesystem::file_size(path) == 0) throw UserError(path.string() + ": is empty");
-}
-
-// Reads a file through zlib, which returns uncompressed files unchanged.
-class Source {
+// Passes documents on and counts them.
+class Documents {
  public:
-  explicit Source(const std::filesystem::path& path) : path_(path), file_(gzopen(path.c_str(), "rb")) {
-    if (file_ == nullptr) throw UserError(path.string() + ": cannot be opened: " + std::strerror(errno));
-    gzbuffer(file_, 1 << 18);
+  Documents(const CorpusHandler& handler, CorpusSummary& summary) : handler_(handler), summary_(summary) {}
+  void text(std::string_view part) {
+    if (part.empty()) return;
+    empty_ = false;
+    summary_.text_bytes += static_cast<int64_t>(part.size());
+    if (handler_.text) handler_.text(part);
   }
-  ~Source() { gzclose_r(file_); }
-  Source(const Source&) = delete;
-
-  // Up to block.size() bytes; empty at the end of the file.
-  std::string_view read(std::vector<char>& block) {
-    const int count = gzread(file_, block.data(), static_cast<unsigned>(block.size()));
-    int code = Z_OK;
-    const char* reason = gzerror(file_, &code);
-    // zlib reads a truncated compressed file to its end and reports Z_BUF_ERROR only then.
-    if (count < 0 || code == Z_BUF_ERROR) {
-      const bool system = code == Z_ERRNO;
-      throw UserError(path_.string() + ": cannot be read: " + (system ? std::strerror(errno) : reason) +
-                      (system ? "" : "; the compressed file may be truncated"));
-    }
-    return {block.data(), static_cast<size_t>(count)};
+  void end() {
+    summary_.documents += empty_ ? 0 : 1;
+    empty_ = true;
+    if (handler_.end_document) handler_.end_document();
   }
-  int64_t offset() const { return gzoffset(file_); }
-  bool compressed() const { return gzdirect(file_) == 0; }
 
  private:
-  std::filesystem::path path_;
-  gzFile file_;
+  const CorpusHandler& handler_;
+  CorpusSummary& summary_;
+  bool empty_ = true;
 };
 
 // Splits plain text into documents at the separator.
 class PlainParser {
  public:
-  PlainParser(const CorpusOptions& options, const CorpusHandler& handler)
-      : separator_(options.separator), handler_(handler) {}
+  PlainParser(const std::string& separator, Documents& documents) : separator_(separator), documents_(documents) {}
 
   void add(std::string_view block) {
-    if (separator_.empty()) return handler_.text(block);
+    count_nul(block);
+    if (separator_.empty()) return documents_.text(block);
     rest_ += block;
     size_t begin = 0;
     for (size_t at; (at = rest_.find(separator_, begin)) != std::string::npos; begin = at + separator_.size()) {
-      handler_.text(std::string_view(rest_).substr(begin, at - begin));
-      handler_.end_document();
+      documents_.text(std::string_view(rest_).substr(begin, at - begin));
+      documents_.end();
+      separated_ = true;
     }
     // The last bytes may be the beginning of a separator.
     const size_t keep = std::min(rest_.size() - begin, separator_.size() - 1);
-    handler_.text(std::string_view(rest_).substr(begin, rest_.size() - begin - keep));
+    documents_.text(std::string_view(rest_).substr(begin, rest_.size() - begin - keep));
     rest_.erase(0, rest_.size() - keep);
   }
-  void finish() {
-    handler_.text(rest_);
-    handler_.end_document();
+  void finish(std::vector<std::string>& notes) {
+    documents_.text(rest_);
+    documents_.end();
+    if (!separator_.empty() && !separated_) notes.push_back("the separator was not found: the file is one document");
+    if (nul_ > 0) {
+      notes.push_back(
+          str("NUL bytes in its text: ", nul_, ", the first at byte ", first_nul_, "; is the file damaged?"));
+    }
   }
 
  private:
+  void count_nul(std::string_view block) {
+    for (size_t at = block.find('\0'); at != std::string_view::npos; at = block.find('\0', at + 1)) {
+      if (nul_++ == 0) first_nul_ = seen_ + static_cast<int64_t>(at);
+    }
+    seen_ += static_cast<int64_t>(block.size());
+  }
+
   const std::string& separator_;
-  const CorpusHandler& handler_;
+  Documents& documents_;
   std::string rest_;
+  bool separated_ = false;
+  int64_t seen_ = 0, nul_ = 0, first_nul_ = 0;
 };
 
 // Extracts the text from JSON lines.
 class JsonParser {
  public:
-  JsonParser(const std::filesystem::path& path, const CorpusOptions& options, const CorpusHandler& handler)
-      : path_(path), field_(options.json_field), handler_(handler) {}
+  JsonParser(const std::string& name, const CorpusOptions& options, Documents& documents, SkippedRecords& skipped)
+      : name_(name), options_(options), documents_(documents), skipped_(skipped) {}
 
   void add(std::string_view block) {
     for (size_t at; (at = block.find('\n')) != std::string_view::npos; block.remove_prefix(at + 1)) {
-      line_ += block.substr(0, at);
+      append(block.substr(0, at));
       end_line();
     }
-    line_ += block;
-    if (line_.size() > kMaxLine) fail(str("is longer than ", kMaxLine, " bytes"));
+    append(block);
   }
-  void finish() { end_line(); }
+  void finish(std::vector<std::string>&) { end_line(); }
 
  private:
+  void append(std::string_view part) {
+    too_long_ = too_long_ || line_.size() + part.size() > kMaxLine;
+    if (too_long_) part = {}, line_.clear();
+    line_ += part;
+  }
+
   void end_line() {
     ++number_;
-    if (line_.find_first_not_of(" \t\r") != std::string::npos) {
-      handler_.text(text_of_line());
-      handler_.end_document();
+    std::optional<std::string_view> text;
+    try {
+      if (too_long_) throw UserError(str("is longer than ", kMaxLine, " bytes"));
+      if (line_.find_first_not_of(" \t\r") != std::string::npos) {
+        text = json_line_text(line_, options_.json_field, decoded_);
+      }
+    } catch (const UserError& error) {
+      skipped_.add(str(name_, ":", number_, ": ", error.what(), number_ == 1 ? kFirstLine : ""), options_);
+    }
+    if (text) {
+      documents_.text(*text);
+      documents_.end();
     }
     line_.clear();
+    too_long_ = false;
   }
 
-  std::string text_of_line() const {
-    nlohmann::json object;
-    try {
-      object = nlohmann::json::parse(line_);
-    } catch (const nlohmann::json::exception& error) {
-      fail(str("is not JSON: ", error.what()));
-    }
-    if (!object.is_object()) fail("is not a JSON object");
-    const auto found = object.find(field_);
-    if (found == object.end())
-      fail(str("has no field \"", field_, "\"; `transmamba prepare --field NAME` reads another one"));
-    if (!found->is_string()) fail(str("field \"", field_, "\" is not a string"));
-    return found->get<std::string>();
-  }
+  static constexpr const char* kFirstLine =
+      " (the file is read as JSON lines, with one object in each line; `--format text` reads it as plain text)";
 
-  [[noreturn]] void fail(const std::string& what) const {
-    throw UserError(str(path_.string(), ":", number_, ": ", what));
-  }
-
-  const std::filesystem::path& path_;
-  const std::string& field_;
-  const CorpusHandler& handler_;
-  std::string line_;
+  const std::string& name_;
+  const CorpusOptions& options_;
+  Documents& documents_;
+  SkippedRecords& skipped_;
+  std::string line_, decoded_;
+  bool too_long_ = false;
   int64_t number_ = 0;
 };
 
-bool is_json_lines(const std::filesystem::path& path) {
-  std::filesystem::path name = path.filename();
-  if (name.extension() == ".gz") name = name.stem();
-  return name.extension() == ".jsonl";
+// The position of the first character after white space from `at`.
+size_t skip_space(std::string_view text, size_t at) {
+  return std::min(text.find_first_not_of(" \t\r\n", at), text.size());
+}
+
+// Whether text[at, ...) begins as a JSON object with a member: {"name":
+bool begins_json_object(std::string_view text, size_t at) {
+  at = skip_space(text, at);
+  if (!text.substr(at).starts_with('{')) return false;
+  at = skip_space(text, at + 1);
+  if (!text.substr(at).starts_with('"')) return false;
+  for (++at; at < text.size() && text[at] != '"'; ++at) at += text[at] == '\\' ? 1 : 0;
+  return at < text.size() && text.substr(skip_space(text, at + 1)).starts_with(':');
+}
+
+// Which parser reads the file; `notes` says so if its name does not.
+bool is_json_lines(const TextSource& source, const CorpusOptions& options, std::vector<std::string>& notes) {
+  if (options.format != CorpusFormat::automatic) return options.format == CorpusFormat::json_lines;
+  const std::string_view head = source.head();
+  const size_t begin = skip_space(head, 0);
+  if (head.substr(begin).starts_with('[') && begins_json_object(head, begin + 1)) {
+    throw UserError(
+        str(source.name(),
+            ": is one JSON array of objects; write one object in each line first: jq -c '.[]' FILE, or read "
+            "it as plain text with `--format text`"));
+  }
+  const std::string suffix = source.suffix();
+  if (suffix == ".jsonl" || suffix == ".ndjson" || suffix == ".json") return true;
+  if (!begins_json_object(head, 0)) return false;
+  notes.push_back("begins as a JSON object and is read as JSON lines; `--format text` reads it as plain text");
+  return true;
 }
 
 template <class Parser>
-void read_blocks(const std::filesystem::path& path, Parser parser, const CorpusOptions& options,
-                 const CorpusHandler& handler) {
-  Source source(path);
-  const auto total = static_cast<int64_t>(std::filesystem::file_size(path));
-  std::vector<char> block(static_cast<size_t>(options.buffer_bytes));
+void read_blocks(TextSource& source, Parser parser, const CorpusOptions& options, const CorpusHandler& handler,
+                 CorpusSummary& summary) {
   while (true) {
-    const std::string_view bytes = source.read(block);
+    if (options.interrupt) options.interrupt();
+    const std::string_view bytes = source.read(static_cast<size_t>(options.buffer_bytes));
     if (bytes.empty()) break;
     if (handler.raw) handler.raw(bytes);
     parser.add(bytes);
-    if (handler.progress && !handler.progress({std::min(source.offset(), total), total})) return;
+    const CorpusPosition at{source.offset(), source.file_bytes(), summary.documents};
+    if (handler.progress && !handler.progress(at)) return;
   }
-  parser.finish();
+  parser.finish(summary.notes);
 }
+
+CorpusSummary read_source(TextSource& source, const CorpusOptions& options, const CorpusHandler& handler,
+                          SkippedRecords& skipped) {
+  TM_CHECK(options.buffer_bytes > 0, "CorpusOptions::buffer_bytes must be positive, is ", options.buffer_bytes);
+  CorpusSummary summary;
+  Documents documents(handler, summary);
+  if (is_json_lines(source, options, summary.notes)) {
+    read_blocks(source, JsonParser(source.name(), options, documents, skipped), options, handler, summary);
+  } else {
+    read_blocks(source, PlainParser(options.separator, documents), options, handler, summary);
+  }
+  for (std::string& note : summary.notes) note.insert(0, source.name() + ": ");
+  return summary;
+}
+
+bool any_bytes(const CorpusOptions& options) { return options.format == CorpusFormat::text; }
 }  // namespace
 
-void read_corpus(const std::filesystem::path& path, const CorpusOptions& options, const CorpusHandler& handler) {
-  check_is_file(path);
-  TM_CHECK(options.buffer_bytes > 0, "CorpusOptions::buffer_bytes must be positive, is ", options.buffer_bytes);
-  if (is_json_lines(path)) {
-    read_blocks(path, JsonParser(path, options, handler), options, handler);
-  } else {
-    read_blocks(path, PlainParser(options, handler), options, handler);
-  }
+void SkippedRecords::add(const std::string& problem, const CorpusOptions& options) {
+  if (!options.skip_errors) throw UserError(problem + " (`--on-error skip` skips such records)");
+  ++count;
+  if (first.size() < kFirstRecords) first.push_back(problem);
+  if (count <= options.max_errors) return;
+  std::string list;
+  for (const std::string& one : first) list += "\n  " + one;
+  throw UserError(str(problem, "\nMore than ", options.max_errors,
+                      " records cannot be read (`--max-errors` sets this limit). The first ones:", list));
 }
 
-CorpusSize measure_corpus(const std::filesystem::path& path, const CorpusOptions& options, int64_t enough) {
-  check_is_file(path);
-  if (options.separator.empty() && !is_json_lines(path) && !Source(path).compressed()) {
-    return {1, static_cast<int64_t>(std::filesystem::file_size(path))};
+CorpusSummary read_corpus(const std::filesystem::path& path, const CorpusOptions& options, const CorpusHandler& handler,
+                          SkippedRecords& skipped) {
+  TextSource source(path, any_bytes(options));
+  return read_source(source, options, handler, skipped);
+}
+
+CorpusSummary measure_corpus(const std::filesystem::path& path, const CorpusOptions& options, int64_t enough) {
+  TextSource source(path, any_bytes(options));
+  CorpusSummary summary;
+  if (options.separator.empty() && !source.compressed() && !is_json_lines(source, options, summary.notes)) {
+    summary.documents = 1, summary.text_bytes = source.file_bytes();
+    return summary;
   }
-  CorpusSize size;
-  int64_t in_document = 0;
   CorpusHandler handler;
-  handler.text = [&](std::string_view piece) { in_document += static_cast<int64_t>(piece.size()); };
-  handler.end_document = [&] {
-    size.documents += in_document > 0 ? 1 : 0;
-    size.text_bytes += in_document;
-    in_document = 0;
-  };
-  handler.progress = [&](const CorpusPosition&) { return size.documents < enough; };
-  read_corpus(path, options, handler);
-  return size;
+  handler.progress = [&](const CorpusPosition& at) { return at.documents < enough; };
+  SkippedRecords skipped;
+  return read_source(source, options, handler, skipped);
 }
 
 }  // namespace tmamba

@@ -9,7 +9,6 @@
 
 #include "data/io/fs.h"
 #include "data/io/sha256.h"
-#include "data/tokens/corpus.h"
 #include "data/tokens/holdout.h"
 #include "data/tokens/prepare_folder.h"
 #include "data/tokens/token_file.h"
@@ -22,6 +21,8 @@ namespace {
 constexpr const char* kTokenizerFile = "tokenizer.model";
 constexpr int64_t kMinHeldOut = 16;  // documents to hold out; with fewer, blocks are held out
 constexpr int64_t kMinBlockBytes = 256, kMaxBlockBytes = int64_t{1} << 20;
+
+constexpr std::array<const char*, 3> kFormatNames{"auto", "text", "jsonl"};  // of CorpusFormat
 
 enum Split : size_t { kTrain, kValid, kSplits };
 constexpr std::array<const char*, kSplits> kSplitNames{"train", "valid"};
@@ -36,14 +37,16 @@ class SplitWriter {
         buffer_bytes_(static_cast<size_t>(buffer_bytes)),
         threshold_(buffer_bytes_) {}
 
-  void text(std::string_view piece) {
-    sha_.add(piece.data(), piece.size());
-    bytes_ += static_cast<int64_t>(piece.size());
-    pending_ += piece;
-    if (pending_.size() < threshold_) return;
-    const size_t stable = tokenizer_.stable_prefix(pending_);
-    encode(stable);
-    threshold_ = pending_.size() + buffer_bytes_;
+  // A large text is encoded in parts of about buffer_bytes, so that its tokens do not take several times its memory.
+  void text(std::string_view text) {
+    sha_.add(text.data(), text.size());
+    bytes_ += static_cast<int64_t>(text.size());
+    for (; !text.empty(); text.remove_prefix(std::min(text.size(), buffer_bytes_))) {
+      pending_ += text.substr(0, buffer_bytes_);
+      if (pending_.size() < threshold_) continue;
+      encode(tokenizer_.stable_prefix(pending_));
+      threshold_ = pending_.size() + buffer_bytes_;
+    }
   }
   void end_document() {
     encode(pending_.size());
@@ -134,25 +137,17 @@ class Splitter {
   int64_t index_ = 0;   // of the next block
 };
 
-CorpusOptions corpus_options(const PrepareOptions& options) {
-  CorpusOptions corpus;
-  corpus.separator = options.separator;
-  corpus.json_field = options.json_field;
-  corpus.buffer_bytes = options.buffer_bytes;
-  return corpus;
-}
-
 void check_options(const PrepareOptions& options) {
   if (options.inputs.empty()) throw UserError("no input files; give at least one");
   if (options.output.empty()) throw UserError("no output folder; give one");
   if (!(options.held_out >= 0 && options.held_out <= 0.5)) {
     throw UserError(str("held_out is ", options.held_out, "; it must be a fraction of the text between 0 and 0.5"));
   }
-  if (options.buffer_bytes < 1) {
-    throw UserError(str("buffer_bytes is ", options.buffer_bytes, "; it must be positive"));
-  }
   std::set<std::filesystem::path> seen;
   for (const auto& input : options.inputs) {
+    if (input == "-") {
+      throw UserError("prepare reads its inputs twice, which standard input (-) does not allow; write it to a file");
+    }
     std::error_code error;
     if (!seen.insert(std::filesystem::weakly_canonical(input, error)).second)
       throw UserError(input.string() + ": is given twice; remove one");
@@ -161,12 +156,12 @@ void check_options(const PrepareOptions& options) {
 
 // Size of the blocks that are held out; 0 for complete documents.
 int64_t choose_block_bytes(const PrepareOptions& options) {
-  CorpusSize all;
+  CorpusSummary all;
   const double enough = options.held_out > 0 ? std::ceil(kMinHeldOut / options.held_out) : 0;
   // All inputs are measured, even after `enough` documents, so that a missing file fails now.
   for (const auto& input : options.inputs) {
     const auto wanted = static_cast<int64_t>(std::max(1.0, enough - static_cast<double>(all.documents)));
-    const CorpusSize size = measure_corpus(input, corpus_options(options), wanted);
+    const CorpusSummary size = measure_corpus(input, options.corpus, wanted);
     all.documents += size.documents;
     all.text_bytes += size.text_bytes;
   }
@@ -184,8 +179,10 @@ nlohmann::json describe_plan(const PrepareOptions& options, const Tokenizer& tok
           {"version", 1},
           {"options",
            {{"held_out", options.held_out},
-            {"separator", options.separator},
-            {"json_field", options.json_field},
+            {"format", kFormatNames[static_cast<size_t>(options.corpus.format)]},
+            {"separator", options.corpus.separator},
+            {"json_field", options.corpus.json_field},
+            {"on_error", options.corpus.skip_errors ? "skip" : "stop"},
             {"seed", options.seed}}},
           {"tokenizer",
            {{"kind", tokenizer.kind()},
@@ -214,17 +211,23 @@ PrepareReport report_of(const nlohmann::json& dataset, const std::filesystem::pa
     report.files.push_back(std::move(out));
   }
   report.held_out_by = dataset.at("held_out_by");
+  report.notes = dataset.value("notes", report.notes);
+  const auto skipped = dataset.value("skipped", nlohmann::json::object());
+  report.skipped.count = skipped.value("records", int64_t{0});
+  report.skipped.first = skipped.value("first", report.skipped.first);
   report.vocab_size = dataset.at("tokenizer").at("vocab_size");
   report.tokens_per_byte = bytes > 0 ? static_cast<double>(tokens) / static_cast<double>(bytes) : 0;
   return report;
 }
 
-// Reads all inputs into the splitter and adds the hashes of the inputs to `dataset`.
+// Reads all inputs into the splitter; adds the hashes of the inputs and what was unusual in them to `dataset`.
 void read_inputs(const PrepareOptions& options, Splitter& splitter, const std::function<int64_t()>& tokens,
                  nlohmann::json& dataset) {
   PrepareProgress progress;
   for (const auto& input : dataset["inputs"]) progress.bytes_total += input["bytes"].get<int64_t>();
   int64_t files_done = 0;
+  SkippedRecords skipped;
+  std::vector<std::string> notes;
   for (size_t i = 0; i < options.inputs.size(); ++i) {
     Sha256 content;
     CorpusHandler handler;
@@ -237,13 +240,17 @@ void read_inputs(const PrepareOptions& options, Splitter& splitter, const std::f
       if (options.progress) options.progress(progress);
       return true;
     };
-    read_corpus(options.inputs[i], corpus_options(options), handler);
+    const CorpusSummary read = read_corpus(options.inputs[i], options.corpus, handler, skipped);
+    notes.insert(notes.end(), read.notes.begin(), read.notes.end());
+    if (read.documents == 0) notes.push_back(options.inputs[i].string() + ": has no documents that are not empty");
     if (describe_input(options.inputs[i]) != dataset["inputs"][i]) {
       throw UserError(options.inputs[i].string() + ": changed while it was read; run prepare again");
     }
     files_done += dataset["inputs"][i]["bytes"].get<int64_t>();
     dataset["inputs"][i]["sha256"] = content.hex();
   }
+  dataset["notes"] = notes;
+  dataset["skipped"] = {{"records", skipped.count}, {"first", skipped.first}};
 }
 
 void check_splits(const PrepareOptions& options, const SplitWriter& train, const SplitWriter* valid) {
@@ -274,19 +281,25 @@ PrepareReport prepare(const PrepareOptions& options) {
   const int64_t block_bytes = choose_block_bytes(options);
   nlohmann::json dataset = describe_plan(options, *tokenizer);
   if (const auto finished = find_finished(options, dataset); !finished.is_null()) {
-    PrepareReport report = report_of(finished, options.output);
-    report.already_done = true;
-    return report;
+    try {
+      PrepareReport report = report_of(finished, options.output);
+      report.already_done = true;
+      return report;
+    } catch (const nlohmann::json::exception&) {
+      // Its dataset.json is damaged: the data set is made again.
+    }
   }
 
   WorkFolder work(options.output);
   const std::string tokenizer_file = dataset["tokenizer"]["file"];
   std::vector<std::string> names{"train.h5"}, obsolete{kTokenizerFile};
   std::array<std::optional<SplitWriter>, kSplits> writers;
-  writers[kTrain].emplace(work / "train.h5", *tokenizer, tokenizer_file, kSplitNames[kTrain], options.buffer_bytes);
+  writers[kTrain].emplace(work / "train.h5", *tokenizer, tokenizer_file, kSplitNames[kTrain],
+                          options.corpus.buffer_bytes);
   if (options.held_out > 0) {
     names.push_back("valid.h5");
-    writers[kValid].emplace(work / "valid.h5", *tokenizer, tokenizer_file, kSplitNames[kValid], options.buffer_bytes);
+    writers[kValid].emplace(work / "valid.h5", *tokenizer, tokenizer_file, kSplitNames[kValid],
+                            options.corpus.buffer_bytes);
   } else {
     obsolete.push_back("valid.h5");
   }

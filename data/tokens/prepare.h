@@ -17,6 +17,8 @@
 #include <string>
 #include <vector>
 
+#include "data/tokens/corpus.h"
+
 namespace tmamba {
 
 struct PrepareProgress {
@@ -26,15 +28,13 @@ struct PrepareProgress {
 };
 
 struct PrepareOptions {
-  std::vector<std::filesystem::path> inputs;  // see corpus.h
+  std::vector<std::filesystem::path> inputs;  // files, which are read more than once
   std::filesystem::path output;               // a folder; created if missing
   std::string tokenizer = "bytes";            // or a tokenizer file
   double held_out = 0.01;                     // fraction of the text, in [0, 0.5]; 0 writes no valid.h5
-  std::string separator;                      // see CorpusOptions
-  std::string json_field = "text";
+  CorpusOptions corpus;                       // how the inputs are read
   uint64_t seed = 0;
-  bool overwrite = false;                   // replace a different data set in `output`
-  int64_t buffer_bytes = int64_t{1} << 20;  // does not affect the result
+  bool overwrite = false;  // replace a different data set in `output`
   std::function<void(const PrepareProgress&)> progress;
 };
 
@@ -55,9 +55,12 @@ struct PrepareReport {
   int64_t vocab_size = 0;
   double tokens_per_byte = 0;
   double seconds = 0;
+  SkippedRecords skipped;
+  std::vector<std::string> notes;  // of the inputs; see CorpusSummary
 };
 
-// Throws UserError for invalid inputs or options and Error if the output cannot be written; `output` is then unchanged.
+// Throws UserError for invalid inputs or options, Error if the output cannot be written, and what corpus.interrupt
+// throws; `output` is then unchanged.
 PrepareReport prepare(const PrepareOptions& options);
 
 }  // namespace tmamba

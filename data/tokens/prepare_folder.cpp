@@ -6,7 +6,6 @@
 
 #include "data/io/fs.h"
 #include "data/io/sha256.h"
-#include "data/tokens/corpus.h"
 #include "kernels/base/check.h"
 
 namespace tmamba {
@@ -30,10 +29,9 @@ nlohmann::json read_dataset_file(const fs::path& path) {
 std::string content_hash(const fs::path& path, const CorpusOptions& options) {
   Sha256 sha;
   CorpusHandler handler;
-  handler.text = [](std::string_view) {};
-  handler.end_document = [] {};
   handler.raw = [&](std::string_view block) { sha.add(block.data(), block.size()); };
-  read_corpus(path, options, handler);
+  SkippedRecords skipped;
+  read_corpus(path, options, handler, skipped);
   return sha.hex();
 }
 
@@ -46,10 +44,8 @@ bool same_input(const fs::path& path, const nlohmann::json& now, const nlohmann:
   };
   if (now["name"] != field("name") || now["bytes"] != field("bytes")) return false;
   if (now["mtime_ns"] == field("mtime_ns")) return true;
-  CorpusOptions corpus;
-  corpus.separator = options.separator;
-  corpus.json_field = options.json_field;
-  return field("sha256") == content_hash(path, corpus);  // in this order: C++20 compilers do not all take the other
+  // In this order: C++20 compilers do not all take the other.
+  return field("sha256") == content_hash(path, options.corpus);
 }
 
 bool same_inputs(const nlohmann::json& now, const nlohmann::json& before, const PrepareOptions& options) {
@@ -66,9 +62,13 @@ std::string difference(const PrepareOptions& options, const nlohmann::json& want
       there.value("version", nlohmann::json()) != wanted["version"]) {
     return "its dataset.json has another format or version";
   }
+  // What data sets before these options were made with.
+  const nlohmann::json defaults{{"format", "auto"}, {"on_error", "stop"}};
   const auto old_options = there.value("options", nlohmann::json::object());
   for (const auto& [key, value] : wanted["options"].items()) {
-    if (!old_options.is_object() || old_options.value(key, nlohmann::json()) != value) return key + " differs";
+    if (!old_options.is_object() || old_options.value(key, defaults.value(key, nlohmann::json())) != value) {
+      return key + " differs";
+    }
   }
   if (there.value("tokenizer", nlohmann::json()) != wanted["tokenizer"]) return "the tokenizer differs";
   if (!same_inputs(wanted["inputs"], there.value("inputs", nlohmann::json()), options)) return "the inputs differ";

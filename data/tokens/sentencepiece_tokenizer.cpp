@@ -52,8 +52,9 @@ struct SentencePieceTokenizer::Model {
 
 SentencePieceTokenizer::SentencePieceTokenizer(const std::string& model, const std::string& name)
     : model_(std::make_unique<Model>()), serialized_(model), hash_(sha256_hex(model)) {
-  const auto status = model_->processor.LoadFromSerializedProto(model);
-  if (!status.ok()) throw UserError(name + ": is not a SentencePiece model (" + status.ToString() + ")");
+  if (!model_->processor.LoadFromSerializedProto(model).ok()) {
+    throw UserError(name + ": is not a SentencePiece model; train one with `transmamba tokenizer`");
+  }
   read_pieces(name);
   check_lossless(name);
 }
@@ -69,6 +70,7 @@ void SentencePieceTokenizer::read_pieces(const std::string& name) {
     throw UserError(name +
                     ": has no end-of-sentence token, which is needed to end documents; train one with "
                     "`transmamba tokenizer`");
+  has_space_ = processor.PieceToId(absl::string_view(kSpaceSymbol.data(), kSpaceSymbol.size())) != processor.unk_id();
   byte_tokens_.assign(256, -1);
   pieces_.resize(count);
   for (size_t i = 0; i < count; ++i) {
@@ -117,14 +119,15 @@ void SentencePieceTokenizer::encode_word(std::string_view word, std::vector<int3
   std::vector<int> ids;
   const auto flush = [&](std::string_view part) {
     if (part.empty()) return;
-    const auto status = model_->processor.Encode(absl::string_view(part.data(), part.size()), &ids);
-    TM_CHECK(status.ok(), "SentencePiece: ", status.ToString());
+    TM_CHECK(model_->processor.Encode(absl::string_view(part.data(), part.size()), &ids).ok(),
+             "SentencePiece cannot encode a word of ", part.size(), " bytes");
     out.insert(out.end(), ids.begin(), ids.end());
   };
   size_t begin = 0, at = 0;
   while (at < word.size()) {
     const size_t length = utf8_length(word, at);
-    const bool by_bytes = length == 0 || word[at] == '\0' || word.substr(at, length) == kSpaceSymbol;
+    const bool by_bytes =
+        length == 0 || word[at] == '\0' || word.substr(at, length) == kSpaceSymbol || (word[at] == ' ' && !has_space_);
     const size_t next = at + std::max<size_t>(length, 1);
     if (by_bytes) {
       flush(word.substr(begin, at - begin));

@@ -4,7 +4,8 @@
 // newline or a tab is a word of its own. Longer words are split after kMaxWord bytes. Words are encoded separately and
 // cached, so most text is looked up. No piece of a model trained by train_sentencepiece crosses a word boundary, so the
 // result equals that of encoding complete lines. SentencePiece cannot reproduce invalid UTF-8, NUL and U+2581 (its
-// symbol for the space); these are encoded as byte pieces without it.
+// symbol for the space), nor spaces if the model was trained on text without any; these are encoded as byte pieces
+// without it.
 #pragma once
 
 #include <mutex>
@@ -52,6 +53,7 @@ class SentencePieceTokenizer final : public Tokenizer {
   std::vector<std::string> pieces_;   // the text of every token; empty for control tokens
   std::vector<int32_t> byte_tokens_;  // [256]: the token of each byte
   int32_t document_end_ = -1;
+  bool has_space_ = true;  // whether a space alone is a token
 
   // Cache of encoded words: the tokens of a word are a range of cached_tokens_.
   struct Range {

@@ -2,9 +2,9 @@
 #include <sentencepiece_trainer.h>
 
 #include <algorithm>
-#include <numeric>
 #include <queue>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "data/io/fs.h"
 #include "data/tokens/corpus.h"
@@ -17,6 +17,7 @@ namespace tmamba {
 namespace {
 constexpr size_t kMaxLine = 4096;       // bytes; longer lines are split
 constexpr int64_t kReserved = 256 + 4;  // tokens: bytes, unknown, document end, newline, tab
+constexpr double kMinCoverage = 0.98;   // the smallest character_coverage that SentencePiece accepts
 
 // A uniform random sample of lines of at most max_bytes: every line gets a random key, and those with the smallest keys
 // stay.
@@ -61,8 +62,32 @@ class LineSample {
   std::priority_queue<Line> kept_;
 };
 
-// Splits text into lines. Invalid UTF-8, NUL and U+2581 end a line too and are dropped, because encoding never passes
-// them to SentencePiece.
+// Whether SentencePiece must not see the character text[at, at + length): invalid UTF-8 (length 0), NUL and U+2581,
+// which encoding never passes to it, and U+2585, its symbol for unknown characters, for which it drops the whole line.
+bool is_foreign(std::string_view text, size_t at, size_t length) {
+  const std::string_view character = text.substr(at, length);
+  return length == 0 || text[at] == '\0' || character == "\xE2\x96\x81" || character == "\xE2\x96\x85";
+}
+
+// Calls part(text) for the longest parts of `line` without characters that drop(at, length) is true for; its length is
+// 0 for a byte that is not UTF-8.
+template <class Drop, class Part>
+void for_each_part(std::string_view line, Drop drop, Part part) {
+  size_t start = 0;
+  for (size_t at = 0; at < line.size();) {
+    const size_t length = utf8_length(line, at);
+    const bool dropped = drop(at, length);
+    const size_t next = at + std::max<size_t>(length, 1);
+    if (dropped || next - start > kMaxLine) {
+      part(line.substr(start, at - start));
+      start = dropped ? next : at;
+    }
+    at = next;
+  }
+  part(line.substr(start));
+}
+
+// Splits text into lines, which foreign characters end too.
 class LineSplitter {
  public:
   explicit LineSplitter(LineSample& sample) : sample_(sample) {}
@@ -91,18 +116,9 @@ class LineSplitter {
  private:
   void add_line(size_t begin, size_t end) {
     const std::string_view line = std::string_view(rest_).substr(begin, end - begin);
-    size_t start = 0;
-    for (size_t at = 0; at < line.size();) {
-      const size_t length = utf8_length(line, at);
-      const bool dropped = length == 0 || line[at] == '\0' || line.substr(at, length) == "\xE2\x96\x81";
-      const size_t next = at + std::max<size_t>(length, 1);
-      if (dropped || next - start > kMaxLine) {
-        sample_.add(line.substr(start, at - start));
-        start = dropped ? next : at;
-      }
-      at = next;
-    }
-    sample_.add(line.substr(start));
+    for_each_part(
+        line, [&](size_t at, size_t length) { return is_foreign(line, at, length); },
+        [&](std::string_view part) { sample_.add(part); });
   }
 
   LineSample& sample_;
@@ -123,37 +139,65 @@ class Lines final : public sentencepiece::SentenceIterator {
 };
 
 std::vector<std::string> sample_lines(const std::vector<std::filesystem::path>& inputs,
-                                      const SentencePieceOptions& options) {
+                                      const SentencePieceOptions& options, SkippedRecords& skipped) {
   LineSample sample(options.max_training_bytes, options.seed);
   LineSplitter splitter(sample);
   const CorpusHandler handler{.text = [&](std::string_view piece) { splitter.add(piece); },
-                              .end_document = [&] { splitter.finish(); },
-                              .progress = {},
-                              .raw = {}};
-  CorpusOptions corpus;
-  corpus.json_field = options.json_field;
-  for (const auto& input : inputs) read_corpus(input, corpus, handler);
+                              .end_document = [&] { splitter.finish(); }};
+  for (const auto& input : inputs) read_corpus(input, options.corpus, handler, skipped);
   return sample.take();
 }
 
-// SentencePiece's character_coverage: the fraction of characters in the text that get a piece; the others are encoded
-// as bytes. It is 0.9999, or less if so many different characters would fill more than half of the vocabulary.
-double character_coverage(const std::vector<std::string>& lines, int64_t vocab_size) {
-  std::unordered_map<std::string_view, int64_t> counts;
-  int64_t total = 0;
+struct Character {
+  int64_t count;
+  std::string text;
+  auto operator<=>(const Character&) const = default;
+};
+
+// The characters of the lines, the most frequent first.
+std::vector<Character> count_characters(const std::vector<std::string>& lines) {
+  std::unordered_map<std::string, int64_t> counts;
   for (const std::string& line : lines) {
-    for (size_t at = 0, length; (length = utf8_length(line, at)) > 0; at += length) {
-      ++counts[std::string_view(line).substr(at, length)];
-      ++total;
-    }
+    for (size_t at = 0, length; (length = utf8_length(line, at)) > 0; at += length) ++counts[line.substr(at, length)];
   }
-  std::vector<int64_t> sorted;
-  for (const auto& [character, count] : counts) sorted.push_back(count);
-  std::sort(sorted.rbegin(), sorted.rend());
-  const auto most = std::min(sorted.size(), static_cast<size_t>(std::max<int64_t>(1, (vocab_size - kReserved) / 2)));
-  const int64_t covered = std::accumulate(sorted.begin(), sorted.begin() + static_cast<int64_t>(most), int64_t{0});
-  // The margin covers that SentencePiece compares in single precision.
-  return std::min(0.9999, static_cast<double>(covered) / static_cast<double>(total) - 1e-6);
+  std::vector<Character> characters;
+  for (const auto& [text, count] : counts) characters.push_back({count, text});
+  std::sort(characters.rbegin(), characters.rend());
+  return characters;
+}
+
+// SentencePiece's character_coverage: the fraction of the text whose characters get a token; the others are encoded as
+// bytes. It is 0.9999, or less if so many different characters would be more than `most`. 0: SentencePiece does not
+// accept it.
+double character_coverage(const std::vector<Character>& characters, int64_t most) {
+  int64_t covered = 0, total = 0, tabs = 0, index = 0;
+  for (const Character& character : characters) {
+    total += character.count;
+    if (index++ < most) covered += character.count;
+    if (character.text == "\t") tabs = character.count;
+  }
+  // The margin covers that SentencePiece compares in single precision. Of a text of tabs alone, which have a token
+  // already, no character would be left for it.
+  const double coverage = std::min(0.9999, static_cast<double>(covered) / static_cast<double>(total) - 1e-6);
+  return coverage >= kMinCoverage && 2 * tabs < total ? coverage : 0;
+}
+
+// The parts of the lines that consist of the `most` most frequent characters.
+std::vector<std::string> keep_characters(const std::vector<std::string>& lines,
+                                         const std::vector<Character>& characters, int64_t most) {
+  std::unordered_set<std::string_view> kept;
+  for (const Character& character : characters) {
+    if (static_cast<int64_t>(kept.size()) < most && character.text != "\t") kept.insert(character.text);
+  }
+  std::vector<std::string> parts;
+  for (const std::string& line : lines) {
+    for_each_part(
+        line, [&](size_t at, size_t length) { return !kept.contains(std::string_view(line).substr(at, length)); },
+        [&](std::string_view part) {
+          if (!part.empty()) parts.emplace_back(part);
+        });
+  }
+  return parts;
 }
 
 void check_options(const std::vector<std::filesystem::path>& inputs, const SentencePieceOptions& options) {
@@ -166,45 +210,77 @@ void check_options(const std::vector<std::filesystem::path>& inputs, const Sente
     throw UserError(
         str("a vocabulary of ", options.vocab_size, " tokens; it must have between ", kMinVocab, " and ", 1 << 20));
   }
-  if (options.max_training_bytes < 1) {
-    throw UserError(str("max_training_bytes is ", options.max_training_bytes, "; it must be positive"));
+  constexpr int64_t kMaxBytes = int64_t{1} << 40;
+  if (options.max_training_bytes < 1 || options.max_training_bytes > kMaxBytes) {
+    throw UserError(str("training on at most ", options.max_training_bytes,
+                        " bytes of text; the limit must be between 1 and ", kMaxBytes));
   }
+}
+
+// Trains a model of options.vocab_size tokens, or of fewer if the text does not yield as many. Returns their number.
+int64_t train(const std::vector<std::string>& lines, double coverage, const SentencePieceOptions& options,
+              std::string& model) {
+  std::unordered_map<std::string, std::string> arguments{
+      {"model_type", options.model_type},
+      {"vocab_size", std::to_string(options.vocab_size)},
+      {"normalization_rule_name", "identity"},
+      {"add_dummy_prefix", "false"},
+      {"remove_extra_whitespaces", "false"},
+      {"split_by_whitespace", "true"},
+      {"allow_whitespace_only_pieces", "true"},
+      {"byte_fallback", "true"},
+      {"character_coverage", std::to_string(coverage)},
+      {"user_defined_symbols", "\n,\t"},
+      {"unk_id", "0"},
+      {"bos_id", "-1"},
+      {"eos_id", "1"},
+      {"pad_id", "-1"},
+      {"max_sentence_length", std::to_string(2 * kMaxLine)},
+      // Fixed, because the order of floating-point sums depends on it.
+      {"num_threads", "4"},
+      {"minloglevel", options.verbose ? "0" : "3"}};
+  // SentencePiece counts characters in 32 bits unless it is told otherwise.
+  if (options.max_training_bytes > int64_t{1} << 30) arguments["train_extremely_large_corpus"] = "true";
+  for (const bool exact : {true, false}) {
+    if (!exact) arguments["hard_vocab_limit"] = "false";
+    Lines iterator(lines);
+    if (sentencepiece::SentencePieceTrainer::Train(arguments, &iterator, &model).ok()) {
+      return SentencePieceTokenizer(model, "the trained model").vocab_size();
+    }
+  }
+  throw UserError(str("cannot train a tokenizer of ", options.vocab_size,
+                      " tokens on this text; try another --vocab or --type, or --verbose to see SentencePiece's log"));
 }
 }  // namespace
 
-void train_sentencepiece(const std::vector<std::filesystem::path>& inputs, const std::filesystem::path& output,
-                         const SentencePieceOptions& options) {
+SkippedRecords train_sentencepiece(const std::vector<std::filesystem::path>& inputs,
+                                   const std::filesystem::path& output, const SentencePieceOptions& options) {
   check_options(inputs, options);
-  const std::vector<std::string> lines = sample_lines(inputs, options);
-  if (lines.empty()) throw UserError(inputs[0].string() + ": contains no text to train a tokenizer on");
-  Lines iterator(lines);
-  std::string model;
-  // The number of threads is fixed because the order of floating-point sums depends on it.
-  const auto status = sentencepiece::SentencePieceTrainer::Train(
-      {{"model_type", options.model_type},
-       {"vocab_size", std::to_string(options.vocab_size)},
-       {"normalization_rule_name", "identity"},
-       {"add_dummy_prefix", "false"},
-       {"remove_extra_whitespaces", "false"},
-       {"split_by_whitespace", "true"},
-       {"allow_whitespace_only_pieces", "true"},
-       {"byte_fallback", "true"},
-       {"character_coverage", std::to_string(character_coverage(lines, options.vocab_size))},
-       {"user_defined_symbols", "\n,\t"},
-       {"unk_id", "0"},
-       {"bos_id", "-1"},
-       {"eos_id", "1"},
-       {"pad_id", "-1"},
-       {"max_sentence_length", std::to_string(2 * kMaxLine)},
-       {"num_threads", "4"},
-       {"minloglevel", options.verbose ? "0" : "2"}},
-      &iterator, &model);
-  if (!status.ok()) {
-    throw UserError(str("cannot train a tokenizer of ", options.vocab_size, " tokens on ", lines.size(),
-                        " lines of text: ", status.ToString()));
+  SkippedRecords skipped;
+  const std::vector<std::string> lines = sample_lines(inputs, options, skipped);
+  const std::vector<Character> characters = count_characters(lines);
+  if (characters.empty() || (characters.size() == 1 && characters[0].text == "\t")) {
+    throw UserError(inputs[0].string() +
+                    ": contains no text to train a tokenizer on, only tabs, line ends or bytes that are not UTF-8");
   }
-  const SentencePieceTokenizer check(model, "the trained model");
-  check.save(output);
+  // Characters fill at most half of the vocabulary, or what words do not.
+  const int64_t most = std::max<int64_t>(1, (options.vocab_size - kReserved) / 2);
+  std::string model;
+  const double coverage = character_coverage(characters, most);
+  int64_t tokens = coverage > 0 ? train(lines, coverage, options, model)
+                                : train(keep_characters(lines, characters, most), 1, options, model);
+  if (tokens < options.vocab_size) {
+    tokens = train(keep_characters(lines, characters, most + options.vocab_size - tokens), 1, options, model);
+  }
+  if (tokens < options.vocab_size) {
+    int64_t bytes = 0;
+    for (const std::string& line : lines) bytes += static_cast<int64_t>(line.size());
+    throw UserError(str("cannot train a tokenizer of ", options.vocab_size, " tokens on ", bytes,
+                        " bytes of text, whose characters and words are enough for ", tokens, "; use --vocab ", tokens,
+                        " or less, or give more text"));
+  }
+  replace_text_durably(std::filesystem::absolute(output), model, random_nonce());
+  return skipped;
 }
 
 }  // namespace tmamba

@@ -10,6 +10,8 @@
 #include <string_view>
 #include <vector>
 
+#include "data/tokens/corpus.h"
+
 namespace tmamba {
 
 // Thread-safe.
@@ -53,13 +55,14 @@ struct SentencePieceOptions {
   int64_t max_training_bytes = int64_t{64} << 20;
   uint64_t seed = 0;
   bool verbose = false;
-  std::string json_field = "text";  // of .jsonl inputs
+  CorpusOptions corpus = {};  // how the inputs are read
 };
 
 // Trains a lossless SentencePiece model (identity normalisation, byte fallback, newline and tab as separate tokens) on
-// text files (corpus.h describes the formats) and writes it to `output`. The same inputs and options give the same
-// bytes. Throws UserError, for example if the text is too small for the vocabulary.
-void train_sentencepiece(const std::vector<std::filesystem::path>& inputs, const std::filesystem::path& output,
-                         const SentencePieceOptions& options);
+// text files (corpus.h describes the formats; "-" is standard input) and writes it to `output`. Characters that are too
+// rare for the vocabulary are left to the byte tokens. The same inputs and options give the same bytes. Throws
+// UserError, for example if the text is too small for the vocabulary. Returns the records that were skipped.
+SkippedRecords train_sentencepiece(const std::vector<std::filesystem::path>& inputs,
+                                   const std::filesystem::path& output, const SentencePieceOptions& options);
 
 }  // namespace tmamba

@@ -4,17 +4,28 @@
 
 #include <csignal>
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
 #include <initializer_list>
 #include <string>
 
 #include "kernels/base/check.h"
+#include "launch/cli/exit_code.h"
 
 namespace tmamba {
 
 namespace {
 volatile std::sig_atomic_t g_signal = 0;
-void remember(int signal) { g_signal = signal; }
+volatile std::sig_atomic_t g_exit = 0;  // whether a signal ends the process
+
+void remember(int signal) {
+  g_signal = signal;
+  if (g_exit == 0) return;
+  for (const char* text : {"transmamba: stopped by ", signal_name(signal), "\n"}) {
+    if (write(STDERR_FILENO, text, std::strlen(text)) < 0) break;
+  }
+  _exit(kFailed);
+}
 }  // namespace
 
 void install_signal_handlers() {
@@ -23,6 +34,11 @@ void install_signal_handlers() {
   action.sa_flags = SA_RESTART;
   for (int signal : {SIGINT, SIGTERM, SIGUSR1}) sigaction(signal, &action, nullptr);
   std::signal(SIGXFSZ, SIG_IGN);
+}
+
+void exit_on_signals() {
+  g_exit = 1;
+  install_signal_handlers();
 }
 
 int64_t open_mpi_launcher() {

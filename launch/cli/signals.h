@@ -7,6 +7,8 @@
 namespace tmamba {
 
 void install_signal_handlers();
+// For verbs that have nothing to save or clean up: the same signals end the process at once with exit code 1.
+void exit_on_signals();
 // The process id of the Open MPI mpirun that started this process; 0: started otherwise, or on another host.
 int64_t open_mpi_launcher();
 // The last of these signals that arrived, or 0.

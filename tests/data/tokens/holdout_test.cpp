@@ -26,6 +26,15 @@ TEST(HoldOut, KeepsTheShareEverywhere) {
   EXPECT_FALSE(HoldOut(0, 1).holds_out(0));
 }
 
+TEST(HoldOut, KeepsTheShareBeyond32Bits) {
+  for (const int64_t first : {int64_t{1} << 32, int64_t{1} << 40, int64_t{1} << 44}) {
+    const HoldOut hold_out(0.01, 5);
+    int64_t held = 0;
+    for (int64_t i = first - 10'000; i < first + 10'000; ++i) held += hold_out.holds_out(i) ? 1 : 0;
+    EXPECT_NEAR(static_cast<double>(held), 200, 1) << first;
+  }
+}
+
 TEST(HoldOut, SeedsDiffer) {
   const HoldOut a(0.1, 1), b(0.1, 2);
   int both = 0;

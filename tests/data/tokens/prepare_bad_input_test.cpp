@@ -27,7 +27,7 @@ TEST_F(BadInput, Files) {
   refused(options({good, good}), "good.txt: is given twice");
   refused(options({"/dev/null"}), "not a regular file");
   auto separators = options({write_file(folder_ / "separators", "\n\n\n\n")});
-  separators.separator = "\n\n";
+  separators.corpus.separator = "\n\n";
   refused(separators, "the inputs contain no text");
 }
 
@@ -66,7 +66,7 @@ TEST_F(BadInput, JsonLinesThatAreFoundLate) {
   for (int i = 0; i < 5000; ++i) lines += json_line(str("document ", i));
   auto plan = options({write_file(folder_ / "bad.jsonl", lines + "{}\n")});
   plan.held_out = 0.1;
-  plan.buffer_bytes = 1000;
+  plan.corpus.buffer_bytes = 1000;
   refused(plan, "bad.jsonl:5001: has no field");
 }
 
@@ -76,6 +76,7 @@ TEST_F(BadInput, DamagedGzip) {
   const std::string whole = read_file(folder_ / "a.gz");
   auto plan = options({folder_ / "a.gz"});
   plan.held_out = 0;
+  plan.corpus.format = CorpusFormat::text;
   for (size_t keep : {whole.size() - 1, whole.size() - 9, whole.size() / 2, size_t{100}}) {
     write_file(folder_ / "a.gz", whole.substr(0, keep));
     refused(plan, "a.gz: cannot be read");
@@ -86,8 +87,28 @@ TEST_F(BadInput, DamagedGzip) {
   refused(plan, "a.gz: cannot be read");
 }
 
+TEST_F(BadInput, AFileThatChangesWhileItIsRead) {
+  auto plan = options({write_file(folder_ / "a.txt", licence())});
+  plan.held_out = 0;
+  plan.progress = [&](const PrepareProgress&) { write_file(folder_ / "a.txt", licence() + "more"); };
+  refused(plan, "a.txt: changed while it was read");
+}
+
+TEST_F(BadInput, AnInterruptLeavesNothing) {
+  auto plan = options({write_file(folder_ / "a.jsonl", json_line("x") + json_line("y"))});
+  for (int calls : {0, 1, 2, 3}) {
+    plan.corpus.interrupt = [calls]() mutable {
+      if (calls-- == 0) throw Error("stopped");
+    };
+    refused<Error>(plan, "stopped");
+  }
+}
+
+TEST_F(BadInput, StandardInput) { refused(options({"-"}), "standard input"); }
+
 TEST_F(BadInput, NoSpaceLeft) {
   auto plan = options({write_file(folder_ / "a.txt", random_bytes(3'000'000, 1))});
+  plan.corpus.format = CorpusFormat::text;
   {
     const testing_files::FileSizeLimit limit(300'000);
     refused<Error>(plan, "train.h5: cannot");
@@ -98,6 +119,7 @@ TEST_F(BadInput, NoSpaceLeft) {
 
 TEST_F(BadInput, AFailureLeavesTheOldDataSetAlone) {
   auto plan = options({write_file(folder_ / "a.txt", random_bytes(3'000'000, 1))});
+  plan.corpus.format = CorpusFormat::text;
   plan.held_out = 0.2;
   prepare(plan);
   const auto names = names_in(folder_ / "out");

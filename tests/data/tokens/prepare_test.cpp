@@ -72,7 +72,7 @@ TEST_F(Prepare, ManyDocumentsAreHeldOutWhole) {
     text += document + "\n\n";
   }
   auto plan = options({write_file(folder_ / "a.txt", text)});
-  plan.separator = "\n\n";
+  plan.corpus.separator = "\n\n";
   plan.held_out = 0.05;
   const PrepareReport report = prepare(plan);
   EXPECT_EQ(report.held_out_by, "document");
@@ -116,9 +116,9 @@ TEST_F(Prepare, BufferSizeDoesNotMatter) {
         plan.output = folder_ / str("o", buffer);
         plan.overwrite = true;
         plan.tokenizer = tokenizer;
-        plan.separator = separator;
+        plan.corpus.separator = separator;
         plan.held_out = 0.1;
-        plan.buffer_bytes = buffer;
+        plan.corpus.buffer_bytes = buffer;
         prepare(plan);
         trains[buffer] = read_file(plan.output / "train.h5");
         valids[buffer] = read_file(plan.output / "valid.h5");
@@ -146,7 +146,8 @@ TEST_F(Prepare, TokensAreThoseOfEveryDocumentByItself) {
   auto plan = options(inputs);
   plan.tokenizer = model.string();
   plan.held_out = 0;
-  plan.buffer_bytes = 500;
+  plan.corpus.format = CorpusFormat::text;  // the third one is binary
+  plan.corpus.buffer_bytes = 500;
   prepare(plan);
   const TokenFile file(folder_ / "out/train.h5");
   std::vector<int32_t> tokens(static_cast<size_t>(file.info().tokens));
@@ -168,7 +169,7 @@ TEST_F(Prepare, JsonLinesAndGzip) {
 TEST_F(Prepare, AnotherJsonField) {
   auto plan = options({write_file(folder_ / "a.jsonl", "{\"content\": \"here\", \"text\": \"not here\"}")});
   plan.held_out = 0;
-  plan.json_field = "content";
+  plan.corpus.json_field = "content";
   prepare(plan);
   EXPECT_EQ(train(*bytes_), std::vector<std::string>{"here"});
 }
@@ -176,9 +177,9 @@ TEST_F(Prepare, AnotherJsonField) {
 TEST_F(Prepare, SeparatorsAcrossBlocks) {
   auto plan = options({write_file(folder_ / "a.txt", "one<|end|>two<|end|><|end|>three<|en")});
   plan.held_out = 0;
-  plan.separator = "<|end|>";
+  plan.corpus.separator = "<|end|>";
   for (int64_t buffer : {1, 2, 3, 5, 100}) {
-    plan.buffer_bytes = buffer;
+    plan.corpus.buffer_bytes = buffer;
     plan.output = folder_ / str("o", buffer);
     prepare(plan);
     EXPECT_EQ(documents_of(plan.output / "train.h5", *bytes_), (std::vector<std::string>{"one", "two", "three<|en"}))
@@ -188,7 +189,7 @@ TEST_F(Prepare, SeparatorsAcrossBlocks) {
 
 TEST_F(Prepare, ProgressReachesTheEnd) {
   auto plan = options({write_file(folder_ / "a.txt", licence()), write_file(folder_ / "b.txt", licence() + "x")});
-  plan.buffer_bytes = 1000;
+  plan.corpus.buffer_bytes = 1000;
   plan.held_out = 0.2;
   std::vector<PrepareProgress> seen;
   plan.progress = [&](const PrepareProgress& at) { seen.push_back(at); };
@@ -203,7 +204,42 @@ TEST_F(Prepare, ProgressReachesTheEnd) {
   EXPECT_GT(seen.back().tokens, 0);
 }
 
+TEST_F(Prepare, SkippedRecordsAreReportedAlsoByTheSecondCall) {
+  auto plan = options({write_file(folder_ / "a.jsonl", json_line("one") + "{}\n" + json_line("two"))});
+  plan.held_out = 0;
+  plan.corpus.skip_errors = true;
+  for (const bool again : {false, true}) {
+    const auto report = prepare(plan);
+    EXPECT_EQ(report.already_done, again);
+    EXPECT_EQ(report.skipped.count, 1);
+    ASSERT_EQ(report.skipped.first.size(), 1u);
+    EXPECT_NE(report.skipped.first[0].find("a.jsonl:2: has no field"), std::string::npos) << report.skipped.first[0];
+  }
+  EXPECT_EQ(train(*bytes_), (std::vector<std::string>{"one", "two"}));
+  plan.corpus.skip_errors = false;
+  EXPECT_MESSAGE(UserError, "a.jsonl:2: has no field", prepare(plan));
+}
+
 // --- Doing it again ---
+
+// dataset.json of versions that had fewer options.
+TEST_F(Prepare, AnOlderDataSetIsTheSame) {
+  auto plan = options({write_file(folder_ / "a.txt", licence())});
+  plan.held_out = 0.2;
+  prepare(plan);
+  auto dataset = nlohmann::json::parse(read_file(folder_ / "out/dataset.json"));
+  dataset["options"].erase("format"), dataset["options"].erase("on_error");
+  dataset.erase("notes"), dataset.erase("skipped");
+  write_file(folder_ / "out/dataset.json", dataset.dump());
+  EXPECT_TRUE(prepare(plan).already_done);
+  plan.corpus.format = CorpusFormat::text;
+  EXPECT_MESSAGE(UserError, "(format differs)", prepare(plan));
+  // A damaged one is made again.
+  plan.corpus.format = CorpusFormat::automatic;
+  dataset["held_out_by"] = 7;
+  write_file(folder_ / "out/dataset.json", dataset.dump());
+  EXPECT_FALSE(prepare(plan).already_done);
+}
 
 TEST_F(Prepare, TheSameAgainDoesNothing) {
   auto plan = options({write_file(folder_ / "a.txt", licence())});

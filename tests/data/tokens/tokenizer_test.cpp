@@ -10,6 +10,7 @@
 
 namespace tmamba {
 namespace {
+using testing_files::append_utf8;
 using testing_files::licence;
 using testing_files::random_bytes;
 using testing_files::random_unicode;
@@ -188,13 +189,69 @@ TEST(Training, SamplesFromTheWholeText) {
 TEST(Training, TakesJsonLinesDamagedTextAndLongLines) {
   const TempFolder folder;
   const auto json = write_file(folder / "a.jsonl", "{\"body\": \"zebra zebra zebra\"}\n{\"body\": \"zebra zebra\"}\n");
-  const auto damaged = write_file(folder / "b.txt", random_bytes(20'000, 1) + licence());
+  const auto damaged = write_file(folder / "b.txt", licence() + random_bytes(20'000, 1) + licence());
   std::string one_line = licence();
   std::replace(one_line.begin(), one_line.end(), '\n', ' ');
   const auto long_line = write_file(folder / "c.txt", one_line + std::string(20'000, 'q'));
-  SentencePieceOptions options{.vocab_size = 600, .json_field = "body"};
+  SentencePieceOptions options{.vocab_size = 600, .corpus = {.json_field = "body"}};
   train_sentencepiece({json, damaged, long_line}, folder / "a.model", options);
   expect_lossless(*load_tokenizer((folder / "a.model").string()), read_file(damaged), "damaged text");
+}
+
+// Text of any characters trains at any vocabulary that it is large enough for.
+TEST(Training, TakesTextOfAnyCharacters) {
+  const TempFolder folder;
+  std::string dna, many;
+  std::mt19937_64 random(1);
+  for (int i = 0; i < 8000; ++i) dna += "ACGT"[random() % 4], dna += i % 40 == 39 ? "\n" : "";
+  for (int i = 0; i < 60'000; ++i) {
+    append_utf8(many, static_cast<uint32_t>(0x4E00 + random() % 3000 * (random() % 3000) / 3000));
+    many += i % 40 == 39 ? "\n" : "";
+  }
+  const std::vector<std::pair<std::string, std::string>> texts{
+      {"no spaces", dna},
+      {"few spaces", dna + "A C"},
+      {"many characters", many},
+      {"one character", std::string(3000, 'a')},
+      {"mostly tabs", std::string(5000, '\t') + "ab ab"},
+      {"SentencePiece's own symbols", "\xE2\x96\x85 \xE2\x96\x81 one\ntwo \xE2\x96\x85three three\n"},
+      {"prose", licence()}};
+  for (const auto& [what, text] : texts) {
+    write_file(folder / "text", text);
+    for (const char* type : {"bpe", "unigram"}) {
+      for (const int64_t vocab : {261, 300, 4096}) {
+        SCOPED_TRACE(str(what, ", ", type, ", ", vocab));
+        SentencePieceOptions options{.vocab_size = vocab, .model_type = type};
+        try {
+          train_sentencepiece({folder / "text"}, folder / "t.model", options);
+        } catch (const UserError& error) {
+          // The number in the message works.
+          const std::string message = error.what();
+          ASSERT_NE(message.find("use --vocab "), std::string::npos) << message;
+          ASSERT_EQ(message.find(".cc"), std::string::npos) << message;
+          options.vocab_size = std::stoll(message.substr(message.find("use --vocab ") + 12));
+          ASSERT_LT(options.vocab_size, vocab);
+          train_sentencepiece({folder / "text"}, folder / "t.model", options);
+        }
+        const auto tokenizer = load_tokenizer((folder / "t.model").string());
+        EXPECT_EQ(tokenizer->vocab_size(), options.vocab_size);
+        expect_lossless(*tokenizer, text + hard_text(), what);
+      }
+    }
+  }
+  for (const char* nothing : {"\t\t\n\t", "\n", "\xFF\xFE\xFF"}) {
+    write_file(folder / "text", nothing);
+    EXPECT_MESSAGE(UserError, "text", train_sentencepiece({folder / "text"}, folder / "t.model", {.vocab_size = 300}));
+  }
+}
+
+TEST(Training, SkipsBadRecordsIfAsked) {
+  const TempFolder folder;
+  const auto lines = write_file(folder / "a.jsonl", "{\"text\": \"words and words\"}\nnot JSON\n");
+  SentencePieceOptions options{.vocab_size = 265};
+  EXPECT_MESSAGE(UserError, "a.jsonl:2: is not JSON", train_sentencepiece({lines}, folder / "t.model", options));
+  options.corpus.skip_errors = true;
+  EXPECT_EQ(train_sentencepiece({lines}, folder / "t.model", options).count, 1);
 }
 
 TEST(Training, RefusesBadOptions) {
