@@ -119,7 +119,18 @@ void write_tokenizers(const fs::path& folder) {
   fs::remove(text);
 }
 
+void write_corpora(const fs::path& folder) {
+  const std::string lines =
+      "{\"text\": \"a \\u00e9\\ud83d\\ude00\", \"n\": [1e5, NaN, {\"b\": null}]}\n{\"text\":\"ab\"}\n";
+  for (char choice = 0; choice < 12; ++choice)
+    write_file(folder / str("lines-", static_cast<int>(choice)), choice + lines);
+  write_file(folder / "text", std::string(1, '\6') + "one ab two ab");
+  const std::string member("\x1F\x8B\x08\0\0\0\0\0\0\x03\x4B\x4C\x4A\xE6\x02\0\x4E\x81\x88\x47\x04\0\0\0", 24);
+  write_file(folder / "members", std::string(1, '\1') + member + member);
+}
+
 int run(const fs::path& folder) {
+  write_corpora(folder / "corpus");
   write_configs(folder / "config");
   const fs::path checkpoint_folder = write_checkpoints(scratch_folder());
   std::string text = read_file(checkpoint_folder / kManifestName);
