@@ -120,19 +120,21 @@ TextSource::TextSource(const std::filesystem::path& path, bool any_bytes)
   if (head_.starts_with("\xEF\xBB\xBF")) head_.erase(0, 3);
 }
 
-TextSource::~TextSource() {
-  if (fd_ >= 0) ::close(fd_);
+TextSource::~TextSource() = default;
+
+TextSource::Descriptor::~Descriptor() {
+  if (number >= 0) ::close(number);
 }
 
 void TextSource::open() {
   if (path_ == "-") {
-    fd_ = ::dup(STDIN_FILENO);
-    if (fd_ < 0) throw UserError(str(name_, ": cannot be read: ", std::strerror(errno)));
+    fd_.number = ::dup(STDIN_FILENO);
+    if (fd_.number < 0) throw UserError(str(name_, ": cannot be read: ", std::strerror(errno)));
     return;
   }
-  fd_ = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a named pipe must not block
+  fd_.number = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a named pipe must not block
   struct stat info {};
-  if (fd_ < 0 || ::fstat(fd_, &info) != 0) {
+  if (fd_.number < 0 || ::fstat(fd_.number, &info) != 0) {
     if (errno == ENOENT) throw UserError(name_ + ": no such file");
     if (errno == ENXIO) throw UserError(name_ + ": is a socket or device, not a regular file");
     throw UserError(name_ + ": cannot be opened: " + std::strerror(errno));
@@ -150,7 +152,7 @@ bool TextSource::fill() {
   at_ = end_ = 0;
   // Two bytes at least, so that the magic bytes of a gzip member are in one block.
   while (end_ < 2) {
-    const ssize_t count = ::read(fd_, block_.data() + end_, block_.size() - end_);
+    const ssize_t count = ::read(fd_.number, block_.data() + end_, block_.size() - end_);
     if (count < 0 && errno == EINTR) continue;
     if (count < 0) throw UserError(str(name_, ": cannot be read at byte ", offset(), ": ", std::strerror(errno)));
     if (count == 0) break;

@@ -37,6 +37,11 @@ class TextSource {
 
  private:
   struct Inflate;
+  // Closes the file, also if the constructor throws.
+  struct Descriptor {
+    ~Descriptor();
+    int number = -1;
+  };
 
   void open();
   bool fill();  // reads the next block of the file; false at its end
@@ -47,7 +52,7 @@ class TextSource {
 
   std::filesystem::path path_;
   std::string name_;
-  int fd_ = -1;
+  Descriptor fd_;
   int64_t file_bytes_ = 0;
   std::vector<char> block_;  // bytes of the file, [at_, end_) not used yet
   size_t at_ = 0, end_ = 0;

@@ -109,6 +109,18 @@ TEST_F(Corpus, FilesThatAreNotRegular) {
   refused("empty.gz", gzipped(""), "has no text inside gzip");
 }
 
+TEST_F(Corpus, RefusedFilesAreClosed) {
+  const auto open_files = [] {
+    return std::distance(std::filesystem::directory_iterator("/proc/self/fd"), std::filesystem::directory_iterator());
+  };
+  const auto before = open_files();
+  refused("empty.txt", "", "is empty");
+  refused("a.txt", "PAR1", "is a Parquet file");
+  refused("a.gz", gzipped("text").substr(0, 15), "is truncated");
+  EXPECT_MESSAGE(UserError, "is a folder", read(folder_.path()));
+  EXPECT_EQ(open_files(), before);
+}
+
 TEST_F(Corpus, ConcatenatedGzipMembers) {
   const std::string big = random_unicode(400'000, 1);  // larger than a block of the reader
   const std::string members = gzipped("one ") + gzipped("") + gzipped(big) + gzipped("\nend");
