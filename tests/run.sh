@@ -22,6 +22,14 @@ if command -v nvcc >/dev/null || [ -n "${CUDACXX:-}" ]; then
       launch_cuda_ranks_test model_cuda_golden_test; } >build/cuda.log 2>&1 &
   cuda=$!
 fi
+# The tests sync thousands of small files: their folders are in memory where 8 GB of it are free. Each run has its own, so
+# that it does not meet what another one has left; those of runs that were killed are removed.
+memory=$(df --output=avail -k /dev/shm 2>/dev/null | tail -n 1)
+if [ "${memory:-0}" -gt 8000000 ]; then TMPDIR=/dev/shm; fi
+for old in "${TMPDIR:=/tmp}"/tmamba-tests.*; do kill -0 "${old##*.}" 2>/dev/null || rm -rf "$old"; done
+export TMPDIR=$TMPDIR/tmamba-tests.$$
+mkdir "$TMPDIR"
+trap 'rm -rf "$TMPDIR"' EXIT
 failed=0
 tests/lint.sh changed || echo "clang-tidy has findings: tests/run.sh --lint"
 # More tests at once than processors: many of them wait for processes or for SLURM.

@@ -123,6 +123,7 @@ class Case {
 struct CaseEntry {
   const char* name;
   std::function<void(Case&)> run;
+  bool slow = false;  // waits for one of SLURM's own periods of 30 s
 };
 
 // The cases of each file.

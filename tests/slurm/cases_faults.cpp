@@ -164,7 +164,7 @@ void damaged_checkpoint(Case& c) {
 }  // namespace
 
 std::vector<CaseEntry> fault_cases() {
-  return {{"NodeLost", node_lost},
+  return {{"NodeLost", node_lost, true},
           {"FirstNodeLost", first_node_lost},
           {"RankKilled", rank_killed},
           {"RankFrozen", rank_frozen},

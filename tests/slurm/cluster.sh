@@ -128,7 +128,7 @@ start() {
   chmod 755 "$folder"
   need_an_address
   # Clusters start one after the other: the daemons must listen before another one looks for free ports.
-  exec 9>"${TMPDIR:-/tmp}/tmamba-slurm-$(id -u).lock"
+  exec 9>"/tmp/tmamba-slurm-$(id -u).lock"  # of all clusters of this machine, wherever their folders are
   flock 9
   write_config "$@"
   export SLURM_CONF=$folder/slurm.conf

@@ -3,10 +3,12 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <future>
 #include <iostream>
 #include <memory>
 
+#include "kernels/base/clock.h"
 #include "tests/slurm/case.h"
 #include "tests/source_dir.h"
 
@@ -15,11 +17,14 @@ namespace {
 
 namespace fs = std::filesystem;
 
+// GoogleTest deals tests to shards in turn. The slow cases are dealt to the same one, so that only one shard is slow.
 std::vector<CaseEntry> all_cases() {
-  std::vector<CaseEntry> all;
+  std::vector<CaseEntry> all, slow;
   for (const auto& cases : {chaos_cases(), fault_cases(), job_cases(), rank_cases(), study_cases(), submit_cases()}) {
-    all.insert(all.end(), cases.begin(), cases.end());
+    for (const CaseEntry& entry : cases) (entry.slow ? slow : all).push_back(entry);
   }
+  for (size_t i = 0; i < slow.size(); ++i)
+    all.insert(all.begin() + static_cast<std::ptrdiff_t>(i * SLURM_SHARDS), slow[i]);
   return all;
 }
 
@@ -54,12 +59,14 @@ class Slurm : public testing::TestWithParam<size_t> {
 
   static void start(size_t index, const CaseEntry& entry) {
     running_[index] = std::async(std::launch::async, [entry] {
+      const auto begin = std::chrono::steady_clock::now();
       auto one = std::make_unique<Case>(*cluster_, *quiet_, entry.name);
       try {
         entry.run(*one);
       } catch (const std::exception& error) {
         one->expect(false, error.what());
       }
+      one->note("ended after " + std::to_string(static_cast<int>(seconds_since(begin))) + " s");
       return one;
     });
   }

@@ -55,20 +55,27 @@ class Resume : public testing::Test {
   }
 };
 
-TEST_F(Resume, ManyStopsOfEveryKindOnManyLayoutsLoseNoBit) {
+// Layouts of more ranks than CI has cores come last; only longer trials use them.
+const std::vector<Layout>& stop_layouts() {
+  static const std::vector<Layout> layouts = {
+      {"--set parallel.dp=1 ", 0},        {layout_options(2, 1, 1) + " ", 2},
+      {layout_options(1, 2, 1) + " ", 2}, {layout_options(1, 1, 2) + " --set parallel.zero=2 ", 2},
+      {layout_options(2, 2, 1) + " ", 4}, {layout_options(2, 2, 2) + " --set checkpoint.writers=node ", 8}};
+  return layouts;
+}
+constexpr int kFewTrials = 12;
+size_t layouts_used() { return trials(kFewTrials) > kFewTrials ? stop_layouts().size() : 4; }
+
+// Each test runs the trials of one layout.
+class ResumeLayout : public Resume, public testing::WithParamInterface<size_t> {};
+
+TEST_P(ResumeLayout, StopsOfEveryKindLoseNoBit) {
   constexpr int kSteps = 40;
   const std::string last = "/checkpoints/step-00000040";
   write_config("run.toml",
                "steps = 40\neval_sequences = 4\nglobal_batch = 4\nmicro_batch = 2\nspike_window = 5\nspike_sigmas = "
                "2.5\nmax_skips = 50\n"
                "sample_tokens = 1\n[checkpoint]\nevery = 6");
-  // Layouts of more ranks than CI has cores come last; only longer trials use them.
-  constexpr int kFewTrials = 12;
-  constexpr size_t kFewLayouts = 4;
-  const std::vector<Layout> layouts = {
-      {"--set parallel.dp=1 ", 0},        {layout_options(2, 1, 1) + " ", 2},
-      {layout_options(1, 2, 1) + " ", 2}, {layout_options(1, 1, 2) + " --set parallel.zero=2 ", 2},
-      {layout_options(2, 2, 1) + " ", 4}, {layout_options(2, 2, 2) + " --set checkpoint.writers=node ", 8}};
   const std::map<std::string, std::string> kinds = {
       {"TERM", "kill -TERM $victim"},
       {"INT", "kill -INT $victim"},
@@ -76,21 +83,21 @@ TEST_F(Resume, ManyStopsOfEveryKindOnManyLayoutsLoseNoBit) {
       {"STOP", "touch part/STOP"},
       {"KILL", "kill -KILL $victim"},
       {"SAVE then KILL", "touch part/SAVE; hold SOON; kill -CONT $held; held; kill -KILL $victim"}};
+  const Layout& layout = stop_layouts()[GetParam()];
+  const std::string whole = "whole";
+  fs::remove_all(whole);
+  const Outcome uninterrupted = train(whole, layout);
+  ASSERT_EQ(uninterrupted.code, 0) << uninterrupted.output;
   const uint64_t seed = trial_seed(77);
   std::mt19937_64 random(seed);
   const int all = trials(kFewTrials);
   for (int trial = 0; trial < all; ++trial) {
-    const size_t which = random() % (all > kFewTrials ? layouts.size() : kFewLayouts);
-    const Layout& layout = layouts[which];
+    const size_t which = random() % layouts_used();
     const auto kind = std::next(kinds.begin(), static_cast<int>(random() % kinds.size()));
     const int lines = 1 + static_cast<int>(random() % (kSteps - 8));
+    if (which != GetParam()) continue;
     SCOPED_TRACE(testing::Message() << "trial " << trial << ", seed " << seed << ": " << kind->first << " after step "
                                     << lines << ", " << layout.options);
-    const std::string whole = "whole" + std::to_string(which);
-    if (!fs::exists(whole)) {
-      const Outcome outcome = train(whole, layout);
-      ASSERT_EQ(outcome.code, 0) << outcome.output;
-    }
     fs::remove_all("part");
     std::string action = kind->second;
     if (const size_t at = action.find("SOON"); at != std::string::npos)
@@ -110,6 +117,8 @@ TEST_F(Resume, ManyStopsOfEveryKindOnManyLayoutsLoseNoBit) {
     for (const nlohmann::json& key : found.at("state")) EXPECT_TRUE(key == "seconds" || key == "config") << key;
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(, ResumeLayout, testing::Range<size_t>(0, layouts_used()));
 
 // Saved on each of six layouts, the run resumes on every other.
 TEST_F(Resume, EveryLayoutGoesOnWhereAnotherStopped) {
