@@ -31,7 +31,7 @@ export TMPDIR=$TMPDIR/tmamba-tests.$$
 mkdir "$TMPDIR"
 trap 'rm -rf "$TMPDIR"' EXIT
 failed=0
-tests/lint.sh changed || echo "clang-tidy has findings: tests/run.sh --lint"
+tests/lint.sh changed || { echo "clang-tidy has findings in changed files"; failed=1; }
 # More tests at once than processors: many of them wait for processes or for SLURM.
 ctest --preset cpu -j $((2 * $(nproc))) --no-tests=error "$@" || failed=1
 if [ "$cuda" != none ]; then

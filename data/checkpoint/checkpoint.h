@@ -163,12 +163,12 @@ std::string damage_of(const std::filesystem::path& path, int64_t part = 0, int64
 // has called `on_damage(path, problem)`, and the one before it is tried. Failures other than damage (permissions, too
 // many open files, a newer format version) throw and rename nothing. Collective: the ranks of `comm` share the work of
 // verifying and return the same path.
-std::optional<std::filesystem::path> newest_checkpoint(
+std::optional<std::filesystem::path> latest_checkpoint(
     Communicator& comm, const std::filesystem::path& checkpoints,
     const std::function<void(const std::filesystem::path&, const std::string&)>& on_damage);
 
 // The same on a single rank.
-std::optional<std::filesystem::path> newest_checkpoint(
+std::optional<std::filesystem::path> latest_checkpoint(
     const std::filesystem::path& checkpoints,
     const std::function<void(const std::filesystem::path&, const std::string&)>& on_damage);
 

@@ -169,7 +169,7 @@ const CostModel::SequenceCost& CostModel::sequence_cost(int sp, int fold) {
   auto& known = sequence_costs_[{sp, fold}];
   if (known) return *known;
   const PlanDims dims = with(1, sp, 1, fold);
-  const SequenceCut cut(dims.layout());
+  const SequenceSplit split(dims.layout());
   auto cost = std::make_shared<SequenceCost>();
   for (int64_t p : distinct_) {
     cost->layers.push_back(layer_cost(dims, p));
@@ -181,7 +181,7 @@ const CostModel::SequenceCost& CostModel::sequence_cost(int sp, int fold) {
     mean += layer.mean.sum().total();
     slowest += layer.load_max;
     const int64_t p = distinct_[i];
-    cost->split_layers += p > 0 && p < cut.tokens && cut.begin(cut.segment_at(p)) != p;
+    cost->split_layers += p > 0 && p < split.tokens && split.begin(split.segment_at(p)) != p;
   }
   cost->balance = mean / slowest;
   known = std::move(cost);

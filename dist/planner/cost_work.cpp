@@ -15,14 +15,15 @@ int64_t causal_chunk_pairs(int64_t tokens, int64_t chunk) {
 
 // Counts keys and their gradients, from the last segment with queries to the first: a rank needs the keys of every
 // segment up to its last one with queries.
-void count_keys(const SequenceCut& cut, const LayoutSpec& spec, int64_t transpoint, std::vector<RankTraffic>& traffic) {
+void count_keys(const SequenceSplit& split, const LayoutSpec& spec, int64_t transpoint,
+                std::vector<RankTraffic>& traffic) {
   std::vector<int64_t> own(traffic.size(), 0);
   std::vector<bool> seen(traffic.size(), false);  // the rank has queries in a later segment
   int64_t ranks_after = 0;
-  const int64_t last = transpoint > 0 ? cut.segment_at(transpoint - 1) : -1;
+  const int64_t last = transpoint > 0 ? split.segment_at(transpoint - 1) : -1;
   for (int64_t k = last; k >= 0; --k) {
     const auto owner = static_cast<size_t>(spec.rank_of(k));
-    const int64_t begin = cut.begin(k), end = std::min(cut.begin(k + 1), transpoint);
+    const int64_t begin = split.begin(k), end = std::min(split.begin(k + 1), transpoint);
     own[owner] += end - begin;
     traffic[owner].key_grad_tokens_cast += (end - begin) * (ranks_after - (seen[owner] ? 1 : 0));
     traffic[owner].key_grad_tokens_gather += (end - begin) * (spec.ranks - 1);
@@ -45,47 +46,47 @@ void count_keys(const SequenceCut& cut, const LayoutSpec& spec, int64_t transpoi
 }  // namespace
 
 std::vector<RankWork> rank_work(const LayoutSpec& spec, int64_t transpoint) {
-  const SequenceCut cut(spec);
+  const SequenceSplit split(spec);
   std::vector<RankWork> work(static_cast<size_t>(spec.ranks));
-  for (int64_t k = 0; k < cut.segments; ++k) {
+  for (int64_t k = 0; k < split.segments; ++k) {
     RankWork& w = work[static_cast<size_t>(spec.rank_of(k))];
-    const int64_t begin = cut.begin(k), end = cut.begin(k + 1);
+    const int64_t begin = split.begin(k), end = split.begin(k + 1);
     const int64_t middle = std::clamp(transpoint, begin, end);
     const int64_t attention = middle - begin, ssm = end - middle;
-    const bool converts = attention > 0 && transpoint < cut.tokens;
+    const bool converts = attention > 0 && transpoint < split.tokens;
     w.tokens += end - begin;
     w.attention_tokens += attention;
     w.attention_pairs += triangle(middle) - triangle(begin);
     w.ssm_tokens += ssm;
-    w.chunk_pairs += causal_chunk_pairs(ssm, cut.chunk);
+    w.chunk_pairs += causal_chunk_pairs(ssm, split.chunk);
     w.kernel_ranges += (attention > 0) + (ssm > 0) + converts;
   }
   return work;
 }
 
 std::vector<RankTraffic> rank_traffic(const LayoutSpec& spec, int64_t transpoint) {
-  const SequenceCut cut(spec);
+  const SequenceSplit split(spec);
   std::vector<RankTraffic> traffic(static_cast<size_t>(spec.ranks));
   int64_t feeding = 0, adjoints = 0;
-  for (int64_t k = 0; k < cut.segments; ++k) {
+  for (int64_t k = 0; k < split.segments; ++k) {
     const int owner = spec.rank_of(k);
     RankTraffic& t = traffic[static_cast<size_t>(owner)];
-    t.tokens_own += cut.begin(k + 1) - cut.begin(k);
+    t.tokens_own += split.begin(k + 1) - split.begin(k);
     if (k > 0 && spec.rank_of(k - 1) != owner) {
       t.halo_rows += spec.conv_width - 1;
       traffic[static_cast<size_t>(spec.rank_of(k - 1))].halo_grad_rows += spec.conv_width - 1;
     }
-    if (transpoint < cut.tokens && k + 1 < cut.segments) ++t.feeding_own, ++feeding;
-    if (k > 0 && transpoint < cut.tokens) ++t.inflow_own;
-    if (k > 0 && cut.begin(k + 1) > transpoint) ++t.adjoints_own, ++adjoints;
+    if (transpoint < split.tokens && k + 1 < split.segments) ++t.feeding_own, ++feeding;
+    if (k > 0 && transpoint < split.tokens) ++t.inflow_own;
+    if (k > 0 && split.begin(k + 1) > transpoint) ++t.adjoints_own, ++adjoints;
   }
   for (RankTraffic& t : traffic) {
     t.feeding_others = feeding - t.feeding_own;
     t.adjoints_others = adjoints - t.adjoints_own;
-    t.tokens_others = cut.tokens - t.tokens_own;
-    if (transpoint < cut.tokens) t.dt_tokens_own = t.tokens_own, t.dt_tokens_others = t.tokens_others;
+    t.tokens_others = split.tokens - t.tokens_own;
+    if (transpoint < split.tokens) t.dt_tokens_own = t.tokens_own, t.dt_tokens_others = t.tokens_others;
   }
-  count_keys(cut, spec, transpoint, traffic);
+  count_keys(split, spec, transpoint, traffic);
   return traffic;
 }
 

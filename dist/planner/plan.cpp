@@ -261,7 +261,7 @@ std::string dims_problem(const PlanDims& dims) {
                  " tokens: change model.schedule or data.seq_len");
     }
   }
-  return cut_problem(dims.layout());
+  return split_problem(dims.layout());
 }
 
 std::string transport_problem(const PlanDims& dims, const Transport& transport) {

@@ -8,7 +8,7 @@ namespace tmamba {
 namespace {
 
 struct ChunkCounts {
-  int64_t chunks, segments, base, extra;  // base and extra as in SequenceCut
+  int64_t chunks, segments, base, extra;  // base and extra as in SequenceSplit
 };
 
 ChunkCounts count_chunks(const LayoutSpec& spec) {
@@ -38,7 +38,7 @@ TokenRange intersect(const TokenRange& a, const TokenRange& b) {
   return shared.empty() ? TokenRange{} : shared;
 }
 
-std::string cut_problem(const LayoutSpec& spec) {
+std::string split_problem(const LayoutSpec& spec) {
   if (std::string problem = number_problem(spec); !problem.empty()) return problem;
   const auto [chunks, segments, base, extra] = count_chunks(spec);
   if (chunks < segments) {
@@ -60,8 +60,8 @@ std::string cut_problem(const LayoutSpec& spec) {
   return "";
 }
 
-SequenceCut::SequenceCut(const LayoutSpec& spec) : tokens(spec.tokens), chunk(spec.chunk) {
-  if (const std::string problem = cut_problem(spec); !problem.empty()) throw UserError(problem);
+SequenceSplit::SequenceSplit(const LayoutSpec& spec) : tokens(spec.tokens), chunk(spec.chunk) {
+  if (const std::string problem = split_problem(spec); !problem.empty()) throw UserError(problem);
   const ChunkCounts counts = count_chunks(spec);
   segments = counts.segments;
   base = counts.base;
@@ -70,21 +70,22 @@ SequenceCut::SequenceCut(const LayoutSpec& spec) : tokens(spec.tokens), chunk(sp
   extra = counts.extra;
 }
 
-int64_t SequenceCut::begin(int64_t segment) const {
+int64_t SequenceSplit::begin(int64_t segment) const {
   const int64_t longer = std::max<int64_t>(0, segment - (segments - extra));
   return std::min(tokens, (segment * base + longer) * chunk);
 }
 
-int64_t SequenceCut::segment_at(int64_t token) const {
+int64_t SequenceSplit::segment_at(int64_t token) const {
   const int64_t at = token / chunk, short_chunks = (segments - extra) * base;
   return at < short_chunks ? at / base : segments - extra + (at - short_chunks) / (base + 1);
 }
 
-SequenceLayout::SequenceLayout(LayoutSpec spec) : spec_(std::move(spec)), cut_(spec_) {
+SequenceLayout::SequenceLayout(LayoutSpec spec) : spec_(std::move(spec)), split_(spec_) {
   for (int64_t p : spec_.transpoints) with_transpoint(p);
   std::vector<int64_t> rows(static_cast<size_t>(ranks()), 0);
-  for (int64_t k = 0; k < cut_.segments; ++k) {
-    Segment s{.index = static_cast<int>(k), .rank = spec_.rank_of(k), .begin = cut_.begin(k), .end = cut_.begin(k + 1)};
+  for (int64_t k = 0; k < split_.segments; ++k) {
+    Segment s{
+        .index = static_cast<int>(k), .rank = spec_.rank_of(k), .begin = split_.begin(k), .end = split_.begin(k + 1)};
     int64_t& row = rows[static_cast<size_t>(s.rank)];
     s.local_begin = row;
     row += s.size();
@@ -101,7 +102,7 @@ int64_t SequenceLayout::transpoint(int layer) const {
 }
 
 const Segment& SequenceLayout::segment(int index) const {
-  TM_CHECK(index >= 0 && index < cut_.segments, "segment ", index, " of ", cut_.segments);
+  TM_CHECK(index >= 0 && index < split_.segments, "segment ", index, " of ", split_.segments);
   return segments_[static_cast<size_t>(index)];
 }
 
@@ -124,7 +125,7 @@ int64_t SequenceLayout::max_local_tokens() const {
 
 const Segment& SequenceLayout::segment_at(int64_t token) const {
   TM_CHECK(token >= 0 && token < tokens(), "token ", token, " of ", tokens());
-  return segments_[static_cast<size_t>(cut_.segment_at(token))];
+  return segments_[static_cast<size_t>(split_.segment_at(token))];
 }
 
 std::vector<int64_t> SequenceLayout::positions(int rank) const {
@@ -153,7 +154,7 @@ LayerLayout SequenceLayout::with_transpoint(int64_t transpoint) const { return {
 
 Alignment SequenceLayout::alignment() const {
   Alignment report;
-  if (cut_.equal()) report.unit = cut_.base * cut_.chunk;
+  if (split_.equal()) report.unit = split_.base * split_.chunk;
   for (int l = 0; l < layers(); ++l) {
     const int64_t p = transpoint(l);
     if (p == 0 || p == tokens()) continue;
@@ -227,7 +228,7 @@ bool LayerLayout::exchanges_state() const { return layout_->ranks() > 1 && trans
 std::vector<FoldChoice> fold_choices(LayoutSpec spec, int max_fold) {
   std::vector<FoldChoice> choices;
   for (spec.fold = 1; spec.fold <= max_fold; spec.fold *= 2) {
-    if (!cut_problem(spec).empty()) continue;
+    if (!split_problem(spec).empty()) continue;
     const Alignment alignment = SequenceLayout(spec).alignment();
     choices.push_back({spec.fold, alignment.unit, static_cast<int>(alignment.splits.size())});
   }

@@ -97,13 +97,13 @@ inline int LayoutSpec::rank_of(int64_t segment) const { return zigzag_rank(segme
 
 // The problem if the sequence cannot be split this way, and which number to change: there are fewer chunks than
 // segments, a segment would be shorter than the halo, or a number is out of range. Empty if it can be split.
-std::string cut_problem(const LayoutSpec& spec);
+std::string split_problem(const LayoutSpec& spec);
 
 // The split of a sequence in closed form, without a list of segments: K segments of `base` chunks, the last `extra` of
 // them of base + 1; the last one ends at `tokens`.
-struct SequenceCut {
-  // Throws UserError with the text of cut_problem().
-  explicit SequenceCut(const LayoutSpec& spec);
+struct SequenceSplit {
+  // Throws UserError with the text of split_problem().
+  explicit SequenceSplit(const LayoutSpec& spec);
   int64_t tokens, chunk, segments, base, extra;
   int64_t begin(int64_t segment) const;  // begin(segments) = tokens
   int64_t segment_at(int64_t token) const;
@@ -114,7 +114,7 @@ class LayerLayout;
 
 class SequenceLayout {
  public:
-  // Throws UserError as SequenceCut does, and for a TransPoint outside [0, tokens].
+  // Throws UserError as SequenceSplit does, and for a TransPoint outside [0, tokens].
   explicit SequenceLayout(LayoutSpec spec);
 
   const LayoutSpec& spec() const { return spec_; }
@@ -169,7 +169,7 @@ class SequenceLayout {
 
  private:
   LayoutSpec spec_;
-  SequenceCut cut_;
+  SequenceSplit split_;
   std::vector<Segment> segments_;
   std::vector<Segment> by_rank_;  // sorted by (rank, index)
 };

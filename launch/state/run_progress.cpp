@@ -28,9 +28,9 @@ RunProgress::RunProgress(const std::filesystem::path& run, bool write)
     const nlohmann::json value = read_json(file_);
     config_ = value.value("config", "");
     step_ = value.value("step", int64_t{-1});
-    starts_ = value.value("starts", 0);
-    back_step_ = value.value("went_back_to", int64_t{-1});
-    passed_over_ = value.value("passed_over", int64_t{0});
+    attempts_ = value.value("starts", 0);
+    rollback_step_ = value.value("went_back_to", int64_t{-1});
+    skipped_sequences_ = value.value("passed_over", int64_t{0});
   } catch (const nlohmann::json::exception&) {
     throw UserError(str(file_.string(), ": damaged; delete it and restart the run"));
   }
@@ -39,18 +39,18 @@ RunProgress::RunProgress(const std::filesystem::path& run, bool write)
 bool RunProgress::stuck(int64_t step, const std::string& config) {
   if (!write_) return false;
   const std::string hash = sha256_hex(config);
-  if (step != step_ || hash != config_) starts_ = 0;
-  if (starts_ >= kStarts) return true;
+  if (step != step_ || hash != config_) attempts_ = 0;
+  if (attempts_ >= kAttempts) return true;
   step_ = step;
   config_ = hash;
-  ++starts_;
+  ++attempts_;
   write();
   return false;
 }
 
 void RunProgress::moved_on() {
-  if (!write_ || starts_ == 0) return;
-  starts_ = 0;
+  if (!write_ || attempts_ == 0) return;
+  attempts_ = 0;
   write_again();
 }
 
@@ -63,9 +63,9 @@ void RunProgress::write_again() const {
   }
 }
 
-void RunProgress::went_back(int64_t step, int64_t passed_over) {
-  back_step_ = step;
-  passed_over_ = passed_over;
+void RunProgress::rolled_back(int64_t step, int64_t skipped_sequences) {
+  rollback_step_ = step;
+  skipped_sequences_ = skipped_sequences;
   if (write_) write();
 }
 
@@ -83,8 +83,12 @@ void RunProgress::require_ours() const {
 }
 
 void RunProgress::write() const {
-  const nlohmann::json value = {{"start", nonce_},   {"config", config_},          {"step", step_},
-                                {"starts", starts_}, {"went_back_to", back_step_}, {"passed_over", passed_over_}};
+  const nlohmann::json value = {{"start", nonce_},
+                                {"config", config_},
+                                {"step", step_},
+                                {"starts", attempts_},
+                                {"went_back_to", rollback_step_},
+                                {"passed_over", skipped_sequences_}};
   replace_text_durably(file_, value.dump(2) + "\n", nonce_);
 }
 

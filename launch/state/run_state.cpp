@@ -101,7 +101,7 @@ nlohmann::json state_json(const RunState& state) {
           {"config", state.config},
           {"tokenizer_hash", state.tokenizer_hash},
           {"bytes_per_token", state.bytes_per_token},
-          {"passed_over", state.passed_over},
+          {"passed_over", state.skipped_sequences},
           {"guard", state.guard},
           {"build", build_json()}};
 }
@@ -129,7 +129,7 @@ RunState read_state(const CheckpointReader& reader) {
             .config = j.at("config").get<std::string>(),
             .tokenizer_hash = j.at("tokenizer_hash").get<std::string>(),
             .bytes_per_token = j.at("bytes_per_token").get<double>(),
-            .passed_over = j.value("passed_over", int64_t{0}),  // absent in older checkpoints
+            .skipped_sequences = j.value("passed_over", int64_t{0}),  // absent in older checkpoints
             .guard = j.value("guard", nlohmann::json())};
   } catch (const nlohmann::json::exception& error) {
     throw UserError(str(reader.path().string(), "/manifest.json: this is not the state of a run: ", error.what()));

@@ -25,8 +25,9 @@ struct RunState {
   std::string config;          // effective configuration, TOML
   std::string tokenizer_hash;  // of the data trained on
   double bytes_per_token = 0;  // of the training text
-  int64_t passed_over = 0;     // sequences left out after a roll-back, since training on them failed (train.max_skips)
-  nlohmann::json guard;        // SpikeGuard::state()
+  int64_t skipped_sequences =
+      0;                 // sequences left out after a roll-back, since training on them failed (train.max_skips)
+  nlohmann::json guard;  // SpikeGuard::state()
 };
 
 // The state as a checkpoint holds it.

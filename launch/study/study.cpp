@@ -98,7 +98,9 @@ std::string nearest_key(const std::string& key) {
 }
 
 void apply(Study& study, const toml::table& table, const std::string& prefix) {
-  for (const auto& [key, node] : table) {
+  for (const auto& entry : table) {
+    const toml::key& key = entry.first;
+    const toml::node& node = entry.second;  // no structured binding: lambdas could not capture it
     const std::string path = prefix + std::string(key.str());
     const toml::source_position at = key.source().begin;
     const Source source{path, str(study.file, ":", at.line, ":", at.column)};

@@ -123,7 +123,7 @@ StudyPoint point_of(const Study& study, const RunConfig& base, const AxisSizes& 
 }
 
 // Every tp x sp x dp, with each fold where sp > 1 (fold has no effect otherwise).
-std::vector<AxisSizes> grid_of(int64_t ranks, std::vector<int64_t> folds) {
+std::vector<AxisSizes> grid_of(int64_t ranks, const std::vector<int64_t>& folds) {
   std::vector<AxisSizes> grid;
   for (int64_t tp = 1; tp <= ranks; ++tp) {
     for (int64_t sp = 1; ranks % tp == 0 && sp <= ranks / tp; ++sp) {

@@ -53,7 +53,7 @@ void HealthGuard::roll_back(SaveController& saves, TrainingStep& step) {
   const RunState before = state;
   const int64_t saved = attempt_.latest().step;
   RunProgress& progress = attempt_.progress();
-  const bool again = !broadcast_text(resources_.world.comm(), progress.has_gone_back_to(saved) ? "yes" : "").empty();
+  const bool again = !broadcast_text(resources_.world.comm(), progress.rolled_back_to(saved) ? "yes" : "").empty();
   const std::string trouble = str("the loss or its gradient was not finite, or spiked, in ", skips_in_a_row_,
                                   " steps in a row (up to step ", before.step, "); ");
   const std::string advice = "Lower train.lr or raise train.warmup and start again";
@@ -68,10 +68,10 @@ void HealthGuard::roll_back(SaveController& saves, TrainingStep& step) {
   restore();
   state.config = before.config;
   state.seconds = before.seconds;
-  state.passed_over = before.passed_over + (before.step - state.step) * resources_.batch.sequences();
-  progress.went_back(state.step, state.passed_over);
+  state.skipped_sequences = before.skipped_sequences + (before.step - state.step) * resources_.batch.sequences();
+  progress.rolled_back(state.step, state.skipped_sequences);
   attempt_.directory().rewind(state.step);
-  attempt_.event("rollback", {{"step", state.step}, {"from", before.step}, {"passed_over", state.passed_over}});
+  attempt_.event("rollback", {{"step", state.step}, {"from", before.step}, {"passed_over", state.skipped_sequences}});
   if (resources_.is_main()) {
     message_line(str("step ", before.step, ": ", skips_in_a_row_, " steps in a row were skipped; rolled back to step ",
                      state.step, "; the data of the steps between is left out"));

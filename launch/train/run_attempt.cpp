@@ -24,7 +24,7 @@ constexpr int64_t kNoCheckpointRead = -2;
 
 std::optional<CheckpointReader> RunAttempt::find_latest() {
   const fs::path run = resources_.config.run.dir;
-  const auto latest = newest_checkpoint(
+  const auto latest = latest_checkpoint(
       resources_.world.comm(), run / "checkpoints", [&](const fs::path& damaged, const std::string& why) {
         std::fprintf(stderr, "%s is damaged and was set aside: %s\n", damaged.c_str(), why.c_str());
         const nlohmann::json details = {{"path", damaged.string()}, {"problem", why}};
@@ -93,9 +93,9 @@ void RunAttempt::count(int64_t step) {
   });
   if (!guard.is_root()) progress_ = std::make_unique<RunProgress>(run, false);
   if (guard.broadcast(stuck ? "yes" : "").empty()) return;
-  early_event("no_progress", {{"step", std::max<int64_t>(step, 0)}, {"starts", RunProgress::kStarts}});
+  early_event("no_progress", {{"step", std::max<int64_t>(step, 0)}, {"starts", RunProgress::kAttempts}});
   throw ExitError(
-      str(RunProgress::kStarts, " attempts of this run have ended before there was a ",
+      str(RunProgress::kAttempts, " attempts of this run have ended before there was a ",
           step < 0 ? "checkpoint" : str("newer checkpoint than that of step ", step),
           ", so it is not started again (exit code ", static_cast<int>(kNoProgress), "). See ",
           (fs::path(run) / "events.jsonl").string(), "; to try all the same delete ", progress_->file().string()),
@@ -111,10 +111,10 @@ void RunAttempt::load(const CheckpointReader& checkpoint, TrainingStep& step) {
 
 void RunAttempt::resume(const CheckpointReader& checkpoint, TrainingStep& step) {
   load(checkpoint, step);
-  const bool rolled_back = progress_->has_gone_back_to(latest_.step);
+  const bool rolled_back = progress_->rolled_back_to(latest_.step);
   const std::string passed =
-      broadcast_text(resources_.world.comm(), rolled_back ? std::to_string(progress_->passed_over()) : "");
-  if (!passed.empty()) state_.passed_over = std::stoll(passed);
+      broadcast_text(resources_.world.comm(), rolled_back ? std::to_string(progress_->skipped_sequences()) : "");
+  if (!passed.empty()) state_.skipped_sequences = std::stoll(passed);
 }
 
 void RunAttempt::open_directory(bool resumed) {

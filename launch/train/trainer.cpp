@@ -116,7 +116,7 @@ StepOutcome Trainer::train_step(int64_t step) {
   const BatchSplit& batch = resources_.batch;
   const TrainConfig& t = config().train;
   const auto load = [&](int64_t micro, const Tensor& tokens_Bn, const Tensor& targets_Bn) {
-    const int64_t first = (step - 1) * batch.sequences() + state().passed_over +
+    const int64_t first = (step - 1) * batch.sequences() + state().skipped_sequences +
                           batch.first_sequence(resources_.mesh->coordinates().dp, micro);
     const Batch sequences = resources_.data->loader.load(first, batch.micro_batch);
     // Targets are shifted by one before sequences are split, so a split needs no token of the next rank.

@@ -65,7 +65,7 @@ TEST_F(Compat, RunsResume) {
   }
 }
 
-TEST_F(Compat, UnusedParametersArePassedOver) {
+TEST_F(Compat, UnusedParametersAreSkipped) {
   const std::vector<double> losses{5.4759066323606, 5.455298692750538, 5.450276458295781, 5.441952229452792};
   constexpr double kLast = 5.445135670317991;
   for (const auto& [ranks, layout] :

@@ -221,7 +221,7 @@ std::vector<Layout> layouts_of(const GoldenFile& golden, int ranks) {
                               .fold = fold,
                               .chunk = golden.config().chunk,
                               .transpoints = golden.transpoints()};
-        if (!cut_problem(spec).empty()) continue;
+        if (!split_problem(spec).empty()) continue;
         for (const Transport& transport : all_transports()) {
           if (transport.head_parallel && golden.config().heads / tp % sp != 0) continue;
           layouts.push_back({{tp, sp, dp}, fold, transport, count++ % 3});

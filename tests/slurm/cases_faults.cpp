@@ -96,7 +96,7 @@ void first_node_lost(Case& c) {
 }
 
 // Two jobs in one folder, against submit's rules, where the first wakes up after the second has taken over.
-void two_jobs_in_one_folder(Case& c) {
+void two_jobs_in_one_run_directory(Case& c) {
   const std::string first = c.submit_frozen("", 1);
   c.ends(c.sbatch("--job-name=second run/job.sbatch"));
   const size_t checkpoints = c.events("checkpoint").size();
@@ -168,7 +168,7 @@ std::vector<CaseEntry> fault_cases() {
           {"FirstNodeLost", first_node_lost},
           {"RankKilled", rank_killed},
           {"RankFrozen", rank_frozen},
-          {"TwoJobsInOneFolder", two_jobs_in_one_folder},
+          {"TwoJobsInOneRunDirectory", two_jobs_in_one_run_directory},
           {"CrashLoop", crash_loop},
           {"BadConfiguration", bad_configuration},
           {"DamagedCheckpoint", damaged_checkpoint}};

@@ -93,7 +93,7 @@ void requeue_by_the_script(Case& c) {
 }
 
 // On most clusters signals reach the processes that SLURM started, not the ranks, which are their children.
-void tasks_are_told(Case& c) {
+void tasks_are_signalled(Case& c) {
   c.site("SITE_REQUEUE=self");
   const std::string job = c.submit_frozen();
   resumes(c, job, [&] {
@@ -103,7 +103,7 @@ void tasks_are_told(Case& c) {
   c.contains(c.job_log(), "SIGUSR1: saved step");
 }
 
-void tasks_are_told_under_mpirun(Case& c) {
+void tasks_are_signalled_under_mpirun(Case& c) {
   c.site("SITE_LAUNCHER=mpirun");
   const std::string job = c.submit_frozen();
   resumes(c, job, [&] {
@@ -230,8 +230,8 @@ std::vector<CaseEntry> job_cases() {
   return {{"Requeue", requeue},
           {"RequeueUnderMpirun", requeue_under_mpirun},
           {"RequeueByTheScript", requeue_by_the_script},
-          {"TasksAreTold", tasks_are_told},
-          {"TasksAreToldUnderMpirun", tasks_are_told_under_mpirun},
+          {"TasksAreSignalled", tasks_are_signalled},
+          {"TasksAreSignalledUnderMpirun", tasks_are_signalled_under_mpirun},
           {"Preemption", preemption},
           {"TimeLimit", time_limit, true},
           {"TimeLimitUnderMpirun", time_limit_under_mpirun, true},

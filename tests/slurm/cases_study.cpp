@@ -10,12 +10,12 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int kStarts = 3;
+constexpr int kRepeats = 3;
 
 void write_study(Case& c, const std::string& site) {
   std::ofstream(c.folder() / "study.toml")
       << "[study]\nconfig = \"run.toml\"\nset = [\"model.vocab=64\"]\ndir = \"out\"\nranks = [1, 2, 4]\nbatch = 4\n"
-      << "steps = 1\nrepeats = " << kStarts << "\n[launch]\nlauncher = \"slurm\"\n[slurm]\nsite = \"site.env\"\n";
+      << "steps = 1\nrepeats = " << kRepeats << "\n[launch]\nlauncher = \"slurm\"\n[slurm]\nsite = \"site.env\"\n";
   std::ofstream(c.folder() / "site.env") << "SITE_CONSTRAINT=common\nSITE_RANKS_PER_NODE=1\n" << site;
 }
 
@@ -100,7 +100,7 @@ void study(Case& c) {
   c.equal(rows.size(), 3u, "rows of study.csv");
   for (size_t i = 0; i < rows.size(); ++i) {
     c.equal(rows[i].at("ranks"), std::to_string(1 << i), "ranks");
-    c.equal(rows[i].at("starts"), std::to_string(kStarts), "starts");
+    c.equal(rows[i].at("starts"), std::to_string(kRepeats), "starts");
     c.expect(std::stod(rows[i].at("step_ms_median")) > 0, "no median");
   }
 }

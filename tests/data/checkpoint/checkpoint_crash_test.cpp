@@ -57,7 +57,7 @@ bool any_left_over(const fs::path& folder) {
   return false;
 }
 
-TEST(Crash, KilledAtRandomInstantsTheLastWholeOneIsThere) {
+TEST(Crash, KilledAtRandomInstantsLeavesTheLastCompleteOne) {
   const uint64_t seed = trial_seed(21);
   constexpr int64_t kRows = 20000;
   const int kills = trials(50);
@@ -65,7 +65,7 @@ TEST(Crash, KilledAtRandomInstantsTheLastWholeOneIsThere) {
   TempFolder folder;
   save(folder.path(), 1, kRows, {.keep = 2});
   const double save_seconds = save(folder.path(), 2, kRows, {.keep = 2}).seconds;
-  int64_t newest = 2;
+  int64_t latest = 2;
   int half_way = 0;
   for (int kill_number = 0; kill_number < kills; ++kill_number) {
     SCOPED_TRACE(testing::Message() << "kill " << kill_number << ", seed " << seed);
@@ -74,7 +74,7 @@ TEST(Crash, KilledAtRandomInstantsTheLastWholeOneIsThere) {
     const pid_t child = fork();
     ASSERT_GE(child, 0);
     if (child == 0) {
-      for (int64_t step = newest + 1;; ++step) {
+      for (int64_t step = latest + 1;; ++step) {
         save(folder.path(), step, kRows, {.keep = 2});
         if (write(saved[1], "+", 1) != 1) _exit(1);
       }
@@ -91,18 +91,18 @@ TEST(Crash, KilledAtRandomInstantsTheLastWholeOneIsThere) {
     waitpid(child, nullptr, 0);
     close(saved[0]);
     half_way += any_left_over(folder.path());
-    const auto found = newest_checkpoint(folder.path(), never);
+    const auto found = latest_checkpoint(folder.path(), never);
     ASSERT_TRUE(found);
     const int64_t step = CheckpointReader(*found).step();
-    EXPECT_GE(step, newest);
-    newest = step;
+    EXPECT_GE(step, latest);
+    latest = step;
     for (const fs::path& path : list_checkpoints(folder.path())) {
       EXPECT_TRUE(holds(path, CheckpointReader(path).step(), kRows)) << path;
     }
   }
   EXPECT_GE(half_way, kills / 8) << "too few kills came in the middle of a save";
-  EXPECT_GE(newest, 2 + kills / 2);
-  save(folder.path(), newest + 1, kRows, {.keep = 2});
+  EXPECT_GE(latest, 2 + kills / 2);
+  save(folder.path(), latest + 1, kRows, {.keep = 2});
   EXPECT_FALSE(any_left_over(folder.path()));
 }
 
@@ -139,7 +139,7 @@ class EveryCall : public testing::TestWithParam<int64_t> {
 
   // Of two states, all or nothing: the save happened, or it did not.
   void expect_old_or_new() const {
-    const auto found = newest_checkpoint(now, never);
+    const auto found = latest_checkpoint(now, never);
     ASSERT_TRUE(found);
     if (GetParam() == 2) {
       EXPECT_TRUE(holds(*found, 2, kRows, 0) || holds(*found, 2, kRows, 1));
@@ -215,7 +215,7 @@ TEST(Crash, ReplacingWithoutSwappingNamesSurvivesTheSame) {
   for (int n = swap + 1; n < static_cast<int>(whole.calls.size()); ++n) {
     SCOPED_TRACE(testing::Message() << "killed at call " << n);
     ASSERT_EQ(traced({.kill_at = n, .fail_at = swap, .error = EINVAL}).exit_code, -1);
-    EXPECT_EQ(newest_checkpoint(now, never), path);
+    EXPECT_EQ(latest_checkpoint(now, never), path);
     EXPECT_TRUE(holds(path, 2, kRows, 0) || holds(path, 2, kRows, 1));
     save(now, 3, kRows, {});
     EXPECT_FALSE(any_left_over(now));

@@ -210,8 +210,8 @@ TEST_F(DamageTest, ManifestsThatCannotBeReadAreDamageOrTheUsersBusiness) {
   EXPECT_THAT(list_checkpoints(folder.path()), SizeIs(1));
 }
 
-// Any of the files of a checkpoint of several, flipped, cut, lengthened, swapped or gone: the newest whole one is the
-// one before, and nothing wrong is ever loaded.
+// Any of the files of a checkpoint of several, flipped, cut, lengthened, swapped or gone: the latest complete one is
+// the one before, and nothing wrong is ever loaded.
 TEST_F(DamageTest, RandomDamageNeverLoadsSilently) {
   SelfCommunicator self("self");
   const fs::path spare = folder / "spare";
@@ -219,14 +219,14 @@ TEST_F(DamageTest, RandomDamageNeverLoadsSilently) {
   const fs::path several = write_checkpoint(source, spare, 3);
   const uint64_t seed = trial_seed(31);
   std::mt19937_64 random(seed);
-  const fs::path newest = folder / "step-00000002";
+  const fs::path latest = folder / "step-00000002";
   for (int trial = 0; trial < trials(1000); ++trial) {
     SCOPED_TRACE(testing::Message() << "trial " << trial << ", seed " << seed);
-    fs::remove_all(newest);
+    fs::remove_all(latest);
     fs::remove_all(folder / "step-00000002.damaged");
-    fs::copy(several, newest, fs::copy_options::recursive);
-    const auto names = names_in(newest);
-    const fs::path target = newest / names[random() % names.size()];
+    fs::copy(several, latest, fs::copy_options::recursive);
+    const auto names = names_in(latest);
+    const fs::path target = latest / names[random() % names.size()];
     std::string bytes = file_text(target);
     switch (random() % 8) {
       case 0:
@@ -240,7 +240,7 @@ TEST_F(DamageTest, RandomDamageNeverLoadsSilently) {
         put_text(target, bytes + static_cast<char>(random()));
         break;
       case 3: {
-        const fs::path other = newest / names[(static_cast<size_t>(random()) % (names.size() - 1) + 1) % names.size()];
+        const fs::path other = latest / names[(static_cast<size_t>(random()) % (names.size() - 1) + 1) % names.size()];
         if (other == target) continue;
         fs::remove(target);
         fs::copy(other, target);
@@ -251,14 +251,14 @@ TEST_F(DamageTest, RandomDamageNeverLoadsSilently) {
         put_text(target, bytes);
     }
     std::string problem;
-    const auto found = newest_checkpoint(folder.path(), [&](const fs::path& damaged, const std::string& why) {
-      EXPECT_EQ(damaged, newest);
+    const auto found = latest_checkpoint(folder.path(), [&](const fs::path& damaged, const std::string& why) {
+      EXPECT_EQ(damaged, latest);
       problem = why;
     });
     ASSERT_TRUE(found);
     EXPECT_EQ(*found, path);
     // A folder without a manifest is not a checkpoint; it is ignored without a message.
-    EXPECT_TRUE(!problem.empty() || !fs::exists(newest / "manifest.json"));
+    EXPECT_TRUE(!problem.empty() || !fs::exists(latest / "manifest.json"));
   }
 }
 
@@ -266,10 +266,10 @@ TEST_F(DamageTest, RandomDamageNeverLoadsSilently) {
 TEST_F(DamageTest, AFailingDiskSetsNoCheckpointAside) {
   const auto never = [](const fs::path&, const std::string& problem) { ADD_FAILURE() << problem; };
   reads_fail = true;
-  const std::string problem = thrown<Error>([&] { newest_checkpoint(folder.path(), never); });
+  const std::string problem = thrown<Error>([&] { latest_checkpoint(folder.path(), never); });
   reads_fail = false;
   EXPECT_THAT(problem, AllOf(HasSubstr(path.string()), HasSubstr("Input/output error")));
-  EXPECT_EQ(newest_checkpoint(folder.path(), never), path);
+  EXPECT_EQ(latest_checkpoint(folder.path(), never), path);
 }
 
 TEST_F(DamageTest, AnotherVersionIsNotRenamedAsDamage) {
@@ -279,7 +279,7 @@ TEST_F(DamageTest, AnotherVersionIsNotRenamedAsDamage) {
   const size_t seal = text.rfind(",\n \"sha256\"");
   put_text(manifest, text.substr(0, seal) + ",\n \"sha256\": \"" + sha256_hex(text.substr(0, seal)) + "\"\n}\n");
   const auto never = [](const fs::path&, const std::string& problem) { ADD_FAILURE() << problem; };
-  EXPECT_THAT(thrown<UserError>([&] { newest_checkpoint(folder.path(), never); }), HasSubstr("format version 9"));
+  EXPECT_THAT(thrown<UserError>([&] { latest_checkpoint(folder.path(), never); }), HasSubstr("format version 9"));
   EXPECT_TRUE(fs::exists(path));
 }
 

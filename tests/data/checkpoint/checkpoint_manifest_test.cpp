@@ -223,7 +223,7 @@ TEST(Manifest, TextsThatAreNoJsonAreRefused) {
   EXPECT_THAT(thrown([&] { parse_manifest(good().dump(1)); }), HasSubstr("does not end with its SHA-256"));
 }
 
-TEST(Manifest, EveryFlippedBitAndEveryCutIsFound) {
+TEST(Manifest, EveryFlippedBitAndTruncationIsFound) {
   const std::string text = sealed_json(good());
   for (size_t i = 0; i < text.size(); ++i) {
     for (int bit = 0; bit < 8; ++bit) {
@@ -285,7 +285,7 @@ TEST(Manifest, RandomDamageUnderAGoodSealNeverCrashes) {
 }
 
 // The rule on covers against counting every element.
-TEST(Manifest, CoversAreJudgedAsByCounting) {
+TEST(Manifest, CoversAreCheckedAsByCounting) {
   for (uint64_t seed = 0; seed < 3000; ++seed) {
     std::mt19937_64 random(seed);
     ManifestTensor tensor{

@@ -142,7 +142,7 @@ TEST_F(CheckpointMpiTest, OneRankThatCannotWriteStopsAllAlike) {
   EXPECT_THAT(CheckpointReader(folder / "step-00000002").verify(), IsEmpty());
 }
 
-TEST_F(CheckpointMpiTest, RanksThatDoNotFitTogetherAreToldSo) {
+TEST_F(CheckpointMpiTest, RanksThatDoNotFitTogetherAreRefused) {
   Logical x("x", DType::f32, {comm.size(), 4}, 1);
   const auto row = [&](int64_t i) { return std::vector<TensorSlice>{slice_of(x, {{i, 0}, {1, 4}})}; };
   const int last = comm.size() - 1;
@@ -172,11 +172,11 @@ TEST_F(CheckpointMpiTest, RanksThatDoNotFitTogetherAreToldSo) {
   EXPECT_EQ(read_whole(CheckpointReader(folder / "step-00000001"), x), x.bytes);
 }
 
-TEST_F(CheckpointMpiTest, AllRanksAgreeOnTheNewestWholeOne) {
+TEST_F(CheckpointMpiTest, AllRanksAgreeOnTheLatestCompleteOne) {
   auto tensors = sample_tensors(4);
   const auto slices = deal(tensors, 16, 2, comm.rank(), comm.size());
   const auto any = [](const fs::path&, const std::string&) {};
-  EXPECT_EQ(newest_checkpoint(comm, folder / "absent", any), std::nullopt);
+  EXPECT_EQ(latest_checkpoint(comm, folder / "absent", any), std::nullopt);
   for (int64_t step : {1, 2, 3, 4}) save(step, slices);
   if (guard.is_root()) {
     const auto damage = [&](const std::string& name, int rank) {
@@ -191,7 +191,7 @@ TEST_F(CheckpointMpiTest, AllRanksAgreeOnTheNewestWholeOne) {
   }
   comm.barrier();
   std::vector<std::string> told;
-  const auto found = newest_checkpoint(
+  const auto found = latest_checkpoint(
       comm, folder, [&](const fs::path& path, const std::string&) { told.push_back(path.filename().string()); });
   EXPECT_EQ(found, folder / "step-00000001");
   if (guard.is_root()) {

@@ -55,7 +55,7 @@ TEST_F(CheckpointTest, WholeTensorsOfEveryTypeComeBackBitForBit) {
   EXPECT_THAT(reader.verify(), IsEmpty());
 }
 
-TEST_F(CheckpointTest, AnyCutIsReadBackByAnyOtherCut) {
+TEST_F(CheckpointTest, AnySlicingIsReadBackByAnyOther) {
   for (uint64_t seed = 0; seed < 12; ++seed) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
     std::mt19937_64 random(seed);
@@ -145,7 +145,7 @@ TEST_F(CheckpointTest, FloatsAreConvertedToTheNearest) {
   EXPECT_EQ(narrow[4], 0.1f);
 }
 
-TEST_F(CheckpointTest, BadReadsSayWhatIsWrong) {
+TEST_F(CheckpointTest, BadReadsReportWhatIsWrong) {
   auto tensors = sample_tensors(1);
   const CheckpointReader reader(save(1, deal(tensors, 1, 0)).path);
   std::vector<double> memory(2000);
@@ -206,7 +206,7 @@ TEST_F(CheckpointTest, AStateWithoutTensorsAndLongStepsWork) {
   EXPECT_THAT(list_checkpoints(folder.path()), ElementsAre(folder / "step-99999999", folder / "step-123456789012"));
 }
 
-TEST_F(CheckpointTest, KeepsTheNewestAndEveryNth) {
+TEST_F(CheckpointTest, KeepsTheLatestAndEveryNth) {
   for (int64_t step = 100; step <= 1000; step += 100) save_small(step, {.keep = 2, .keep_every = 400});
   EXPECT_THAT(names_in(folder.path()),
               ElementsAre("latest", "step-00000400", "step-00000800", "step-00000900", "step-00001000"));
@@ -239,17 +239,17 @@ TEST_F(CheckpointTest, ACheckpointSetAsideByACrashComesBack) {
   save_small(3);
   fs::rename(folder / "step-00000003", folder / "step-00000003.old-0123456789abcdef");
   const auto never = [](const fs::path&, const std::string& problem) { ADD_FAILURE() << problem; };
-  EXPECT_EQ(newest_checkpoint(folder.path(), never), folder / "step-00000003");
+  EXPECT_EQ(latest_checkpoint(folder.path(), never), folder / "step-00000003");
   EXPECT_THAT(names_in(folder.path()), ElementsAre("latest", "step-00000003"));
 }
 
-TEST_F(CheckpointTest, TheNewestWholeOneIsFoundAndDamagedOnesAreSetAside) {
+TEST_F(CheckpointTest, TheLatestCompleteOneIsUsedAndDamagedOnesAreSetAside) {
   std::vector<std::string> told;
   const auto on_damage = [&](const fs::path& path, const std::string& problem) {
     told.push_back(path.filename().string() + ": " + problem);
   };
-  EXPECT_EQ(newest_checkpoint(folder.path(), on_damage), std::nullopt);
-  EXPECT_EQ(newest_checkpoint(folder / "absent", on_damage), std::nullopt);
+  EXPECT_EQ(latest_checkpoint(folder.path(), on_damage), std::nullopt);
+  EXPECT_EQ(latest_checkpoint(folder / "absent", on_damage), std::nullopt);
   for (int64_t step : {1, 2, 3, 4, 5}) save_small(step);
   fs::remove(folder / "step-00000005/manifest.json");              // invisible
   fs::resize_file(folder / "step-00000004/rank-00000.h5", 100);    // cut short
@@ -258,7 +258,7 @@ TEST_F(CheckpointTest, TheNewestWholeOneIsFoundAndDamagedOnesAreSetAside) {
   text.back() = static_cast<char>(text.back() ^ 1);
   put_text(folder / "step-00000002/rank-00000.h5", text);
   fs::create_directories(folder / "step-00000004.damaged");
-  EXPECT_EQ(newest_checkpoint(folder.path(), on_damage), folder / "step-00000001");
+  EXPECT_EQ(latest_checkpoint(folder.path(), on_damage), folder / "step-00000001");
   EXPECT_THAT(told, ElementsAre(HasSubstr("the manifest is of step 3"), HasSubstr("has 100 bytes"),
                                 AllOf(HasSubstr("step-00000002: "), HasSubstr("rank-00000.h5"), HasSubstr("damaged"))));
   EXPECT_THAT(names_in(folder.path()),

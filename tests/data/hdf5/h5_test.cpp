@@ -309,7 +309,7 @@ TEST_F(Hostile, ForeignFilter) {
   EXPECT_MESSAGE(UserError, "allowed are shuffle, deflate and fletcher32", H5File::open_read(path).dataset("bad"));
 }
 
-TEST_F(Hostile, DeflateThatTellsTheTruthIsRead) {
+TEST_F(Hostile, CorrectDeflateIsRead) {
   const auto path = make("deflate.h5", [](hid_t) {});
   {
     auto file = H5File::create(folder_ / "z.h5");

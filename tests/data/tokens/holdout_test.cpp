@@ -7,7 +7,7 @@
 namespace tmamba {
 namespace {
 
-TEST(HoldOut, KeepsTheShareEverywhere) {
+TEST(HoldOut, KeepsTheFractionEverywhere) {
   for (double share : {0.001, 0.01, 0.03, 0.1, 0.25, 0.5}) {
     for (uint64_t seed : {0, 1, 2}) {
       const HoldOut hold_out(share, seed);

@@ -34,7 +34,7 @@ TEST(TokenFile, WhatWasWrittenIsRead) {
   for (size_t i = 0; i < documents.size(); ++i) ASSERT_EQ(documents[i], static_cast<int64_t>(i) * 1001);
 }
 
-TEST(TokenFile, PiecesFromMemoryAndFromTheFileAreTheSame) {
+TEST(TokenFile, BlocksFromMemoryAndFromTheFileAreTheSame) {
   const TempFolder folder;
   const auto expected = write_tokens(folder / "t.h5", random_tokens(300'000, 70'000, 2), 70'000);
   const TokenFile whole(folder / "t.h5"), pieces(folder / "t.h5", 0);

@@ -134,7 +134,7 @@ TEST_P(SentencePiece, NewlinesAndTabsAreTokens) {
   EXPECT_EQ(line.back(), one[0]);
 }
 
-TEST_P(SentencePiece, StableCuts) {
+TEST_P(SentencePiece, StableSplits) {
   expect_stable_cuts(*tokenizer_, licence(), 1);
   expect_stable_cuts(*tokenizer_, hard_text(), 2);
   for (uint64_t seed = 10; seed < 20; ++seed) {

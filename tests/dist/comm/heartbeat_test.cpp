@@ -49,7 +49,7 @@ TEST(HangReport, NamesTheOperation) {
   EXPECT_EQ(text.find("rank 1"), std::string::npos) << text;
 }
 
-TEST(HangReport, TellsRanksApartThatAreGone) {
+TEST(HangReport, DistinguishesRanksThatHaveExited) {
   RankStatus frozen = alive(rank_with(2, {{6, Collective::barrier, 0}}));
   frozen.alive = false;
   expect_contains(report({{1, kWaitsToo}, {2, frozen}}),
@@ -61,7 +61,7 @@ TEST(HangReport, TellsRanksApartThatAreGone) {
   expect_contains(report({{1, kWaitsToo}, {2, alive(without)}}), "rank 2 on node1: has no communicator \"world\"");
 }
 
-TEST(HangReport, SeesAnotherOperationOrSizeInTheSamePlace) {
+TEST(HangReport, ReportsAnotherOperationOrSizeAtTheSamePlace) {
   const OperationRecord larger{7, Collective::all_reduce, 404};
   expect_contains(report({{1, kWaitsToo}, {2, alive(waiting(rank_with(2, {larger}), kWorld, larger))}}),
                   "rank 2 on node1: issued all_reduce #7 (404 bytes) on \"world\" instead");

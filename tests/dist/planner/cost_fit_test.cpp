@@ -76,7 +76,7 @@ TEST(CostFit, FindsTheMachineThatWasMeasured) {
   EXPECT_NEAR(predict(fit.machine, more).time.total() / predict(hidden, more).time.total(), 1, 0.03);
 }
 
-TEST(CostFit, SaysWhatTheMeasurementsDoNotTell) {
+TEST(CostFit, ReportsWhatTheMeasurementsDoNotDetermine) {
   const std::vector<MeasuredStep> all = steps_on(hidden_machine());
   const std::vector<MeasuredStep> one{all.front()};  // one rank, one length
   const CostFit fit = fit_machine(cpu_machine(), 4, one);

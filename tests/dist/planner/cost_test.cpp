@@ -34,7 +34,7 @@ std::vector<RandomCase> random_cases(int count) {
     const int64_t choice = in(4, 0, 4);
     const int64_t p = choice == 0 ? 0 : choice == 1 ? spec.tokens : in(5, 0, spec.tokens);
     spec.transpoints = {p};
-    if (cut_problem(spec).empty()) cases.push_back({spec, p});
+    if (split_problem(spec).empty()) cases.push_back({spec, p});
   }
   return cases;
 }
@@ -194,7 +194,7 @@ TEST(Balance, MatchesTokenCountsAndTheDesign) {
   EXPECT_GE(balance_efficiency(v9_dims(131072, 8, 4), h200_machine(128)), 0.94);
 }
 
-TEST(Balance, UnevenCutsMatchTokenCounts) {
+TEST(Balance, UnevenSplitsMatchTokenCounts) {
   for (int sp : {3, 5, 6, 7, 12}) {
     for (int fold : {1, 2, 3, 4}) {
       const PlanDims dims = v9_dims(8192 + 37, sp, fold);

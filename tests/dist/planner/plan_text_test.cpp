@@ -116,7 +116,7 @@ TEST(PlanText, TablesAddUp) {
   EXPECT_NE(memory_table(prediction.memory, prediction.memory, machine, "").find("free"), std::string::npos);
 }
 
-TEST(PlanText, ARunThatDoesNotFitIsToldWhatMakesItFit) {
+TEST(PlanText, ARunThatDoesNotFitReportsWhatMakesItFit) {
   MachineModel machine = h200_machine(128);
   PlanDims dims = v9_dims(131072, 2, 1, 8);
   dims.batch = dims.global_batch = 4;

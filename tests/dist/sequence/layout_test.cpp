@@ -67,7 +67,7 @@ void for_random_layouts(Body body) {
     const LayoutSpec spec = random_spec(seed);
     SCOPED_TRACE(str("seed ", seed, ": ", describe(spec)));
     ++tried;
-    if (!cut_problem(spec).empty()) continue;
+    if (!split_problem(spec).empty()) continue;
     ++made;
     body(SequenceLayout(spec));
     if (testing::Test::HasFailure()) return;
@@ -100,7 +100,7 @@ TEST(Layout, EvenSplitIsEqualAndAligned) {
 }
 
 // What makes a run the same for every number of ranks: the grain takes up what ranks and folds leave of K segments.
-TEST(Layout, GrainHoldsTheCutFixed) {
+TEST(Layout, GrainHoldsTheSplitFixed) {
   const SequenceLayout one({.tokens = 100, .chunk = 4, .grain = 16});
   for (const auto& [ranks, fold] : {std::pair{1, 4}, {2, 1}, {2, 4}, {4, 1}, {4, 2}, {16, 1}, {8, 2}}) {
     const int grain = 16 / (ranks * fold);
@@ -308,7 +308,7 @@ TEST(Layout, AlignmentListsEverySplitSegment) {
   });
 }
 
-TEST(Layout, TargetsAreShiftedBeforeTheCut) {
+TEST(Layout, TargetsAreShiftedBeforeTheSplit) {
   for_random_layouts([](const SequenceLayout& layout) {
     std::vector<int64_t> window(static_cast<size_t>(layout.tokens() + 1));
     std::iota(window.begin(), window.end(), 1000);

@@ -49,7 +49,7 @@ TEST(Launcher, MpirunInAJobIsNotCompared) {
 }
 
 // A batch script's own environment, which has its number of tasks, and a place among them.
-TEST(Launcher, OneProcessInAJobOfSeveralTasksIsTold) {
+TEST(Launcher, OneProcessInAJobOfSeveralTasksIsRefused) {
   const Variables batch{{"SLURM_JOB_ID", "7"}, {"SLURM_NTASKS", "8"}, {"SLURM_PROCID", "0"}, {"SLURM_LOCALID", "0"}};
   const std::string warning = alone_in_job(of(batch));
   EXPECT_NE(warning.find("SLURM job 7 has 8 tasks"), std::string::npos) << warning;

@@ -68,7 +68,7 @@ std::string message(int64_t tp, int64_t sp, int64_t dp, int ranks) {
   return "";
 }
 
-TEST(MeshShape, SaysWhichNumbersDoNotFit) {
+TEST(MeshShape, ReportsWhichNumbersDoNotFit) {
   EXPECT_EQ(message(2, 4, 3, 24), "");
   EXPECT_EQ(message(2, 4, 0, 24), "");
   EXPECT_EQ(message(2, 4, 3, 8),

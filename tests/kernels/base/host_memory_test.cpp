@@ -61,7 +61,7 @@ TEST_F(HostMemory, OfTheOldKindOfGroup) {
   expect(400000, 500000);
 }
 
-TEST_F(HostMemory, IsUnlimitedWhereNothingTells) {
+TEST_F(HostMemory, IsUnlimitedWithoutALimit) {
   fs::remove_all(root_);
   expect(std::numeric_limits<size_t>::max(), std::numeric_limits<size_t>::max());
 }

@@ -5,7 +5,7 @@
 namespace tmamba {
 namespace {
 
-TEST(NoCuda, SaysHowToGetIt) {
+TEST(NoCuda, ReportsHowToBuildIt) {
   try {
     make_ops(Device::cuda);
     FAIL() << "a build without CUDA made CUDA ops";

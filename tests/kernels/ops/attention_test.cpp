@@ -80,7 +80,7 @@ TEST(Attention, TypesLayoutsAndThreads) {
   for (const AttentionCase& c : cases()) check_variants(c, 64);
 }
 
-TEST(Attention, KeysBehindTheQueriesAreNotReadAndGetNoGradient) {
+TEST(Attention, KeysAfterTheQueriesAreNotReadAndGetNoGradient) {
   AttentionCase c(2, 20, 50, 2, 8, 7);
   const Arrays clean = run(c, DType::f64);
   for (const char* key : {"k", "v"}) {
@@ -106,7 +106,7 @@ TEST(Attention, LaterKeysOfTheSameTileDoNotLeak) {
   EXPECT_GT(relative_error(changed.slice(1, 20, 20), clean.slice(1, 20, 20)), 0.01);
 }
 
-TEST(Attention, QueriesCutAtTilesGiveTheSameBits) {
+TEST(Attention, QueriesSplitAtTilesGiveTheSameBits) {
   const AttentionCase whole(2, 3 * kQueryTile + 17, 3 * kQueryTile + 17, 2, 24, 0);
   for (DType dtype : {DType::f32, DType::f64}) {
     const Arrays all = run(whole, dtype);
@@ -121,7 +121,7 @@ TEST(Attention, QueriesCutAtTilesGiveTheSameBits) {
   }
 }
 
-TEST(Attention, QueriesCutAnywhereAddUpToTheWhole) {
+TEST(Attention, QueriesSplitAnywhereAddUpToTheWhole) {
   const AttentionCase whole(1, 200, 200, 2, 8, 0);
   const Arrays all = run(whole, DType::f64), head = run(whole.queries(0, 77), DType::f64),
                tail = run(whole.queries(77, 123), DType::f64);

@@ -300,7 +300,7 @@ TEST(CanonicalOps, SumsDoNotDependOnOrderOrRanks) {
 }
 
 // A call for all rows is the calls for its units, with rows left over first.
-TEST(CanonicalOps, RowsAreTakenUnitByUnit) {
+TEST(CanonicalOps, RowsAreProcessedUnitByUnit) {
   const auto ops = canonical();
   Random random(3);
   const int64_t N = 2 * kUnit + 3;

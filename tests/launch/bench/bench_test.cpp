@@ -29,7 +29,7 @@ TEST(BenchComm, MeasuresEveryExchangeAlongEveryAxis) {
   for (const char* axis : {"sp", "dp", "zero"}) EXPECT_EQ(by_axis[axis].size(), 7u * 3) << axis;  // 1, 4, 16 KiB
 }
 
-TEST(BenchStep, SaysWhatRanksWaitFor) {
+TEST(BenchStep, ReportsWhatRanksWaitFor) {
   const Outcome outcome = transmamba(
       "bench step --json --steps 2 --threads 1 --set model.dim=64 --set model.ffn=96 --set model.vocab=200 "
       "--set data.seq_len=512 --set train.micro_batch=1 --set parallel.tp=2 --set parallel.sp=2",

@@ -77,7 +77,7 @@ void write_run(const fs::path& dir, int64_t steps, uint64_t seed, double level) 
       << "\n";
 }
 
-TEST(Report, AKilledRunsPageTellsItAll) {
+TEST(Report, AKilledRunsPageReportsEverything) {
   const KilledRun& run = killed_run();
   ASSERT_EQ(run.code, 85) << run.output;
   fs::current_path(run.folder);

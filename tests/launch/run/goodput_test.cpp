@@ -263,7 +263,7 @@ TEST(WallTime, TextsReadBack) {
   EXPECT_LT(process_age_seconds(), 3600);
 }
 
-TEST(Goodput, AStartThatFailsSaysWhy) {
+TEST(Goodput, AFailedAttemptReportsWhy) {
   const fs::path run = enter_test_folder("goodput-failed") / "run";
   fs::create_directories(run);
   const auto event = [&](double at, const std::string& kind, json details) {

@@ -168,7 +168,7 @@ TEST(TensorBoard, ScalarsAndTextsReadBack) {
   EXPECT_NE(log.file().filename().string().find("tfevents"), std::string::npos);
 }
 
-TEST(TensorBoard, AStartCutsOffWhatIsDoneAgain) {
+TEST(TensorBoard, AnAttemptTruncatesWhatIsRepeated) {
   const fs::path folder = enter_test_folder("tensorboard-cut") / "logs";
   fs::path first_file;
   {
@@ -267,7 +267,7 @@ std::map<std::string, double> scraped(const std::string& text) {
   return values;
 }
 
-TEST(Prometheus, AKilledRunsFileHoldsItsNewestFigures) {
+TEST(Prometheus, AKilledRunsFileHoldsItsLatestFigures) {
   const KilledRun& run = killed_run();
   ASSERT_EQ(run.code, 85) << run.output;
   const std::string text = read_file(run.folder / "run.prom");

@@ -170,7 +170,7 @@ TEST_F(FakeSlurm, ARefusedJobLeavesTheScriptOfTheRunningOne) {
 }
 
 // In a batch script, without srun or mpirun.
-TEST_F(FakeSlurm, OneRankInAJobOfSeveralTasksIsTold) {
+TEST_F(FakeSlurm, OneRankInAJobOfSeveralTasksIsRefused) {
   EXPECT_EQ(submit("--help").code, 0);  // writes run.toml
   const Outcome outcome = shell("SLURM_JOB_ID=7 SLURM_NTASKS=8 SLURM_PROCID=0 SLURM_LOCALID=0 " +
                                 command_line("train run.toml --check", 0));
@@ -188,7 +188,7 @@ TEST_F(FakeSlurm, AJobThatRequeuesItselfEndsAtOnce) {
 }
 
 // No ranks are started while mpirun is starting and cannot be stopped yet.
-TEST_F(FakeSlurm, AJobThatIsToldBeforeItsRanksStartsNone) {
+TEST_F(FakeSlurm, AJobSignalledBeforeItsRanksStartsNone) {
   const Outcome outcome = job("SITE_REQUEUE=auto SITE_SETUP='kill -USR1 $$' ", "touch started");
   EXPECT_EQ(outcome.code, 85) << outcome.output;
   EXPECT_FALSE(fs::exists("started"));
@@ -198,7 +198,7 @@ TEST_F(FakeSlurm, AJobThatIsToldBeforeItsRanksStartsNone) {
 TEST_F(FakeSlurm, AMistakeIsNoSuccessWithoutARunFolder) { EXPECT_EQ(job("run_dir=nowhere", "exit 2").code, 2); }
 
 // A run exits with 93 if it makes no progress, and an attempt if another one has taken over its run directory.
-TEST_F(FakeSlurm, AJobThatLostItsFolderCancelsNothing) {
+TEST_F(FakeSlurm, AJobThatLostItsDirectoryCancelsNothing) {
   const std::string lines = "job_name=exp-a SITE_REQUEUE=never", event = "echo '{\"event\":\"";
   EXPECT_EQ(job(lines, event + "resume\"}' >>run/events.jsonl; exit 93").code, 93);
   EXPECT_EQ(asked().find("scancel"), std::string::npos) << asked();

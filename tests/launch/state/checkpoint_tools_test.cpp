@@ -43,7 +43,7 @@ class CheckpointTools : public testing::Test {
                                .config = "[model]\nvocab = 256\ndim = 32\nschedule = [0]\n",
                                .tokenizer_hash = "h",
                                .bytes_per_token = 1,
-                               .passed_over = 0,
+                               .skipped_sequences = 0,
                                .guard = {}});
     for (const Logical& logical : tensors) source.tensors.push_back({logical.name, logical.dtype, logical.shape});
     source.read = [&](const std::string& name, int64_t row, const Tensor& out) {
@@ -75,7 +75,7 @@ class CheckpointTools : public testing::Test {
   TempFolder run{TempFolder::memory()};
 };
 
-TEST_F(CheckpointTools, PruneKeepsTheNewestThatAreWhole) {
+TEST_F(CheckpointTools, PruneKeepsTheLatestCompleteOnes) {
   save(10), save(15), save(17);
   const fs::path cut = save(20), empty = save(25);
   fs::resize_file(cut / "rank-00000.h5", 100);
@@ -94,10 +94,10 @@ TEST_F(CheckpointTools, PruneKeepsTheNewestThatAreWhole) {
   for (const fs::path& damaged : {cut, empty, flipped}) EXPECT_THAT(said.text, HasSubstr(damaged.string()));
   EXPECT_THAT(said.text, HasSubstr("1 checkpoints are kept"));
   EXPECT_EQ(steps(), (std::vector<std::string>{"step-00000015", "step-00000017", "step-00000020", "step-00000025"}));
-  EXPECT_EQ(newest_checkpoint(run / "checkpoints", {}), run / "checkpoints" / "step-00000015");
+  EXPECT_EQ(latest_checkpoint(run / "checkpoints", {}), run / "checkpoints" / "step-00000015");
 }
 
-TEST_F(CheckpointTools, PruneRemovesNothingWhereNothingIsWhole) {
+TEST_F(CheckpointTools, PruneRemovesNothingWithoutACompleteCheckpoint) {
   for (int64_t step : {1, 2, 3}) fs::resize_file(save(step) / "manifest.json", 9);
   const Said said = checkpoint({"prune", run.path().string(), "--keep", "1", "--json"});
   EXPECT_EQ(said.code, kFailed);
@@ -107,7 +107,7 @@ TEST_F(CheckpointTools, PruneRemovesNothingWhereNothingIsWhole) {
   EXPECT_EQ(steps().size(), 3u);
 }
 
-TEST_F(CheckpointTools, PruneKeepsStepsForEverBesideTheNewest) {
+TEST_F(CheckpointTools, PruneKeepsEveryNthBesideTheLatest) {
   for (int64_t step = 1; step <= 6; ++step) save(step);
   EXPECT_EQ(checkpoint({"prune", run.path().string(), "--keep", "2", "--keep-every", "3"}).code, kDone);
   EXPECT_EQ(steps(), (std::vector<std::string>{"step-00000003", "step-00000005", "step-00000006"}));
@@ -148,7 +148,7 @@ TEST_F(CheckpointTools, DamagedExportsAreNotImported) {
 }
 
 // Files without checksums are those of the first version, or another program's.
-TEST_F(CheckpointTools, ExportsWithoutChecksumsAreImportedWithAWord) {
+TEST_F(CheckpointTools, ExportsWithoutChecksumsAreImportedWithAWarning) {
   const fs::path from = save(5), file = run / "old.safetensors", to = run / "to";
   const CheckpointReader reader(from);
   const auto header = safetensors_header({{"norm.weight", DType::f32, {2}}},
@@ -188,7 +188,7 @@ TEST_F(CheckpointTools, LsShowsTheDamagedAmongTheOthers) {
   for (const json& entry : listed) EXPECT_EQ(entry["damaged"], entry["step"] == 10);
 }
 
-TEST_F(CheckpointTools, RunFoldersMeanTheirNewest) {
+TEST_F(CheckpointTools, RunDirectoriesMeanTheirLatestCheckpoint) {
   const fs::path old = save(5), newest = save(10), latest = run / "checkpoints" / "latest";
   put_text(latest, "step-00000010\n");
   for (const fs::path& path : {run.path(), run / "checkpoints", latest, newest, newest / ""}) {

@@ -29,7 +29,7 @@ bool spikes(const SpikeGuard& guard, double loss, double grad_norm) {
   return loss > guard.limits().loss || grad_norm > guard.limits().grad_norm;
 }
 
-TEST(SpikeGuard, TellsALeapFromNoise) {
+TEST(SpikeGuard, DistinguishesASpikeFromNoise) {
   SpikeGuard guard(8, 4);
   for (int i = 0; i < 8; ++i) {
     EXPECT_FALSE(spikes(guard, 100, 100)) << "decided after " << i << " steps";
@@ -78,7 +78,7 @@ TEST(SaveInterval, IsThatOfYoungAndDaly) {
   EXPECT_NEAR(steps, 300, 2);
 }
 
-TEST(RunProgress, CountsStartsThatMadeNothing) {
+TEST(RunProgress, CountsAttemptsWithoutProgress) {
   testing_files::TempFolder folder;
   const auto start = [&](int64_t step, const std::string& config) {
     return RunProgress(folder.path(), true).stuck(step, config);
@@ -93,20 +93,20 @@ TEST(RunProgress, CountsStartsThatMadeNothing) {
     RunProgress progress(folder.path(), true);
     EXPECT_FALSE(progress.stuck(20, "b"));
     progress.moved_on();
-    progress.went_back(20, 64);
+    progress.rolled_back(20, 64);
   }
   for (int i = 0; i < 3; ++i) EXPECT_FALSE(start(20, "b")) << i;
   EXPECT_TRUE(start(20, "b"));
   const RunProgress progress(folder.path(), true);
-  EXPECT_TRUE(progress.has_gone_back_to(20));
-  EXPECT_EQ(progress.passed_over(), 64);
+  EXPECT_TRUE(progress.rolled_back_to(20));
+  EXPECT_EQ(progress.skipped_sequences(), 64);
   put_text(folder / "progress.json", "{\"starts\": \"x\"}");
   EXPECT_THROW(RunProgress(folder.path(), true), UserError);
   put_text(folder / "progress.json", "x");
   EXPECT_THROW(RunProgress(folder.path(), true), UserError);
 }
 
-TEST(LineLog, LosesWholeLinesAndGoesOn) {
+TEST(LineLog, LosesWholeLinesAndContinues) {
   testing_files::TempFolder folder;
   const fs::path file = folder / "log";
   LineLog log(file);

@@ -130,13 +130,13 @@ TEST_F(StudyFiles, MistakesAreNamedWithTheirPlace) {
   EXPECT_THROW(load_study(folder_ / "nothing.toml"), UserError);
 }
 
-TEST_F(StudyFiles, AStudyWithNoValidLayoutSaysWhy) {
+TEST_F(StudyFiles, AStudyWithNoValidLayoutReportsWhy) {
   refused("[study]\nconfig = \"model.toml\"\nranks = [3, 64]\nlayouts = [\"dp\", \"tp\"]\nbatch = 8\n",
           {"no layout of this study can run", "dp on 3 ranks", "train.global_batch = 8 is not divisible by the 3",
            "tp on 64 ranks"});
 }
 
-TEST_F(StudyFiles, LayoutsAreCutForEveryNumberOfRanks) {
+TEST_F(StudyFiles, LayoutsAreChosenForEveryNumberOfRanks) {
   const StudyGrid grid = study_grid(study("layouts = [\"dp\", \"sp\", \"tp=2, sp=rest\", \"grid\"]\nbatch = 4"));
   const auto point = [&](const std::string& id) -> const StudyPoint& {
     const auto found =
@@ -263,7 +263,7 @@ TEST_F(StudyFiles, IntervalsAreLabelledWithWhatTheyHoldWith) {
   labels("96 %", "95 %");
 }
 
-TEST_F(StudyFiles, TheModelGoesOnWhereNobodyMeasured) {
+TEST_F(StudyFiles, TheModelExtrapolatesBeyondTheMeasurements) {
   const Study s = study("mode = \"weak\"\nlayouts = [\"dp\", \"auto\"]\nbatch = 32\nrepeats = 6",
                         "[extrapolate]\nranks = [64, 4096]\nranks_per_node = 8\nbetween_gb_per_s = 10.0\n");
   const StudyGrid grid = study_grid(s);

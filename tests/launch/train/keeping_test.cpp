@@ -72,7 +72,7 @@ TEST_F(Keeping, OneWriterPerNodeStoresTheSame) {
   EXPECT_EQ(series("node", "loss"), series("rank", "loss"));
 }
 
-TEST_F(Keeping, AStopAtTheEndDoesNotStopTheNextStart) {
+TEST_F(Keeping, AStopAtTheEndDoesNotStopTheNextAttempt) {
   write_config("run.toml", "steps = 1\nglobal_batch = 2\nsample_tokens = 1\neval_sequences = 1");
   fs::create_directories("run");
   std::ofstream("run/STOP") << "";
@@ -119,7 +119,7 @@ TEST_F(Keeping, AFullDiskCostsCheckpointsButNotTheRun) {
   }
 }
 
-TEST_F(Keeping, AFolderThatGoesAwayIsMadeAgain) {
+TEST_F(Keeping, ARemovedDirectoryIsRecreated) {
   write_config("run.toml", "steps = 100000\nglobal_batch = 2\n[checkpoint]\nevery = 20");
   const Outcome outcome = beside(
       "until_ '[ $(events checkpoint) -ge 1 ]'; "
@@ -151,7 +151,7 @@ TEST_F(Keeping, ASaveThatWasAskedForIsTriedAgain) {
 }
 
 // The whole run folder is taken away under a run.
-TEST_F(Keeping, ARunWhoseFolderIsLostSaysSoAndGoesOn) {
+TEST_F(Keeping, ARunWhoseDirectoryIsLostWarnsAndContinues) {
   write_config("run.toml", "steps = 100000\nglobal_batch = 2\n[checkpoint]\nevery = 0");
   const Outcome outcome = beside(
       "until_ '[ -s run/metrics.jsonl ]'; mv run away; until_ '[ $(events folder_lost) -ge 1 ]'; "
@@ -184,7 +184,7 @@ TEST_F(Keeping, TooLittleSpaceIsFoundBeforeTheFirstStep) {
   EXPECT_TRUE(series("run", "loss").empty());
 }
 
-TEST_F(Keeping, ThreeStartsWithoutANewerCheckpointEndWith93) {
+TEST_F(Keeping, ThreeAttemptsWithoutANewerCheckpointEndWith93) {
   write_config("run.toml", "steps = 100000\nglobal_batch = 2\n[checkpoint]\nevery = 0");
   for (int start = 0; start < 3; ++start) {
     const Outcome outcome = beside("until_ '[ -s run/metrics.jsonl ]'; kill -KILL $job");
@@ -202,7 +202,7 @@ TEST_F(Keeping, ThreeStartsWithoutANewerCheckpointEndWith93) {
 }
 
 // Weights alone cannot be trained on: the message says what to do, and starting again and again ends.
-TEST_F(Keeping, StartsThatCannotLoadCountToo) {
+TEST_F(Keeping, AttemptsThatCannotLoadCountToo) {
   write_config("run.toml", "steps = 1\nglobal_batch = 2\nsample_tokens = 1\neval_sequences = 1");
   ASSERT_EQ(train("--set run.dir=whole").code, 0);
   ASSERT_EQ(transmamba("checkpoint export whole/checkpoints/step-00000001 w.h5 --weights").code, 0);
@@ -218,7 +218,7 @@ TEST_F(Keeping, StartsThatCannotLoadCountToo) {
   EXPECT_NE(failed[0]["problem"].get<std::string>().find("optim/m/"), std::string::npos) << failed[0];
 }
 
-TEST_F(Keeping, ARunWithoutAWholeCheckpointDoesNotBeginAgain) {
+TEST_F(Keeping, ARunWithoutACompleteCheckpointDoesNotRestart) {
   write_config("run.toml",
                "steps = 2\nglobal_batch = 2\nsample_tokens = 1\neval_sequences = 1\n[checkpoint]\nevery = 1");
   ASSERT_EQ(train().code, 0);
@@ -243,7 +243,7 @@ TEST_F(Keeping, ARunWithoutAWholeCheckpointDoesNotBeginAgain) {
 }
 
 // Two jobs that train in one folder: the one that started first must not write over the other.
-TEST_F(Keeping, AStartThatWasReplacedWritesNothingMore) {
+TEST_F(Keeping, AReplacedAttemptWritesNothingMore) {
   write_config("run.toml", "steps = 100000\nglobal_batch = 2\n[checkpoint]\nevery = 5");
   const Outcome outcome = beside(
       "until_ '[ $(events checkpoint) -ge 1 ]'; "
@@ -300,7 +300,7 @@ TEST_F(Keeping, OtherFormsComeBackBitForBit) {
   EXPECT_EQ(transmamba("checkpoint diff " + a + " again/checkpoints/step-00000005").code, 1);
 }
 
-TEST_F(Keeping, PruneKeepsWhatItIsTold) {
+TEST_F(Keeping, PruneKeepsWhatItIsAsked) {
   write_config("run.toml", "steps = 8\nglobal_batch = 2\nsample_tokens = 1\n[checkpoint]\nevery = 1\nkeep = 0");
   ASSERT_EQ(train().code, 0);
   const auto steps = [] {

@@ -1,5 +1,5 @@
 // A loss that is not finite on one rank makes all ranks skip the same step and touch nothing; after three in a row the
-// run goes back to its newest checkpoint.
+// run goes back to its latest checkpoint.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -65,8 +65,8 @@ TEST_F(NonFinite, OneRankMakesAllSkipTheStep) {
   EXPECT_TRUE(std::isfinite(clean.loss));
 }
 
-// Weights that went bad in memory: the run goes back to the newest checkpoint, once, and on from there.
-TEST_F(NonFinite, ThreeInARowGoBackToTheNewestCheckpoint) {
+// Weights that went bad in memory: the run goes back to the latest checkpoint, once, and on from there.
+TEST_F(NonFinite, ThreeInARowRollBackToTheLatestCheckpoint) {
   World& world = test_world();
   {
     Trainer trainer(load_config("run.toml", {"train.steps=4", "train.warmup=0"}), world);
@@ -81,7 +81,7 @@ TEST_F(NonFinite, ThreeInARowGoBackToTheNewestCheckpoint) {
   ASSERT_EQ(trainer.run(), kDone);
   EXPECT_EQ(trainer.state().step, 12);
   EXPECT_EQ(trainer.state().skipped, 0);
-  EXPECT_EQ(trainer.state().passed_over, 3 * 4);
+  EXPECT_EQ(trainer.state().skipped_sequences, 3 * 4);
   world.comm().barrier();
   if (world.rank() == 0) {
     int64_t step = 0;

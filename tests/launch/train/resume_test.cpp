@@ -121,7 +121,7 @@ TEST_P(ResumeLayout, StopsOfEveryKindLoseNoBit) {
 INSTANTIATE_TEST_SUITE_P(, ResumeLayout, testing::Range<size_t>(0, layouts_used()));
 
 // Saved on each of six layouts, the run resumes on every other.
-TEST_F(Resume, EveryLayoutGoesOnWhereAnotherStopped) {
+TEST_F(Resume, EveryLayoutResumesWhereAnotherStopped) {
   const std::vector<Layout> layouts = {{layout_options(2, 2, 2), 8}, {layout_options(1, 8, 1), 8},
                                        {layout_options(4, 1, 2), 8}, {layout_options(1, 1, 1), 0},
                                        {layout_options(2, 4, 1), 8}, {layout_options(1, 2, 3), 6}};

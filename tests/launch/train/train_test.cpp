@@ -37,7 +37,7 @@ double largest_relative_difference(const std::vector<double>& a, const std::vect
   return largest;
 }
 
-TEST_F(Train, LossFallsAndTheRunFolderIsWhole) {
+TEST_F(Train, LossFallsAndTheRunDirectoryIsComplete) {
   write_config(
       "run.toml",
       "steps = 60\nglobal_batch = 4\neval_every = 30\neval_sequences = 8\nsample_every = 30\nsample_tokens = 20");
@@ -169,7 +169,7 @@ TEST_F(Train, ResumeIsBitIdentical) {
   write_config("run.toml", "steps = 14\nglobal_batch = 4\n[checkpoint]\nevery = 1\nkeep = 0");
   ASSERT_EQ(train("--set run.dir=whole").code, 0);
   for (int stop : {1, 5, 9, 13}) {
-    // The checkpoint of step `stop` is the newest one, as after a crash right after it; later metrics lines are there.
+    // The checkpoint of step `stop` is the latest one, as after a crash right after it; later metrics lines are there.
     fs::remove_all("part");
     fs::copy("whole", "part", fs::copy_options::recursive);
     fs::remove("part/summary.json");
@@ -210,7 +210,7 @@ TEST_F(Train, DamagedCheckpointIsSetAsideAndTheOneBeforeUsed) {
   ASSERT_EQ(train().code, 0);
   const std::vector<double> loss = series("run", "loss");
   fs::remove("run/summary.json");
-  // Flip a byte in the middle of the newest checkpoint's tensors.
+  // Flip a byte in the middle of the latest checkpoint's tensors.
   const fs::path file = "run/checkpoints/step-00000008/rank-00000.h5";
   {
     std::fstream bytes(file, std::ios::in | std::ios::out | std::ios::binary);
@@ -244,7 +244,7 @@ TEST_F(Train, FullDiskKeepsTheLastCheckpoint) {
   EXPECT_EQ(train(large).code, 0);
 }
 
-TEST_F(Train, WhatChangesTheNumbersIsSaidWhenARunGoesOn) {
+TEST_F(Train, WhatChangesTheNumbersIsLoggedOnResume) {
   write_config("run.toml", "steps = 2\nglobal_batch = 2\nsample_tokens = 1\neval_sequences = 1");
   const Outcome first = train();
   ASSERT_EQ(first.code, 0) << first.output;

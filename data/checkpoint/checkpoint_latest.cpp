@@ -33,7 +33,7 @@ std::string damage_of(const fs::path& path, int64_t part, int64_t parts) {
   }
 }
 
-std::optional<fs::path> newest_checkpoint(Communicator& comm, const fs::path& checkpoints,
+std::optional<fs::path> latest_checkpoint(Communicator& comm, const fs::path& checkpoints,
                                           const std::function<void(const fs::path&, const std::string&)>& on_damage) {
   CollectiveGuard guard(comm);
   guard.on_root([&] { recover_set_aside(checkpoints); });
@@ -60,10 +60,10 @@ std::optional<fs::path> newest_checkpoint(Communicator& comm, const fs::path& ch
   }
 }
 
-std::optional<fs::path> newest_checkpoint(const fs::path& checkpoints,
+std::optional<fs::path> latest_checkpoint(const fs::path& checkpoints,
                                           const std::function<void(const fs::path&, const std::string&)>& on_damage) {
   SelfCommunicator self("self");
-  return newest_checkpoint(self, checkpoints, on_damage);
+  return latest_checkpoint(self, checkpoints, on_damage);
 }
 
 }  // namespace tmamba
