@@ -178,7 +178,7 @@ CheckpointSave::CheckpointSave(Communicator& comm, const fs::path& checkpoints, 
     : impl_(std::make_unique<Impl>(comm, step, std::move(slices), state, options)) {
   CollectiveGuard& guard = impl_->guard;
   guard.on_all([&] {
-    if (checkpoints.empty()) throw UserError("the path of the checkpoint folder is empty; give one");
+    if (checkpoints.empty()) throw UserError("the path of the checkpoint directory is empty; give one");
     check_request(step, impl_->slices, state, options);
   });
   if (options.check_slices_first) {

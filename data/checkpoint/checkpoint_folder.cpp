@@ -110,7 +110,7 @@ fs::path checkpoint_at(const fs::path& path) {
 std::string misplaced(const CheckpointReader& reader) {
   const auto step = step_of_folder(reader.path());
   if (!step || *step == reader.step()) return "";
-  return str(reader.path().string(), ": the manifest is of step ", reader.step(), ", the folder's name of step ",
+  return str(reader.path().string(), ": the manifest is of step ", reader.step(), ", the directory's name of step ",
              *step);
 }
 

@@ -108,7 +108,7 @@ struct CheckpointReader::Impl {
 
 CheckpointReader::Impl::Impl(const fs::path& folder, FileCheck check) : path(folder) {
   const fs::path manifest_path = path / kManifestName;
-  if (!fs::is_directory(path)) throw UserError(path.string() + ": no such folder; expected a checkpoint");
+  if (!fs::is_directory(path)) throw UserError(path.string() + ": no such checkpoint or run directory");
   if (!fs::exists(fs::symlink_status(manifest_path))) {
     throw UserError(str(path.string(), ": is not a complete checkpoint: it has no ", kManifestName));
   }

@@ -194,7 +194,7 @@ void check_tensors(const std::vector<ManifestTensor>& tensors) {
   for (const std::string& name : names) {
     for (size_t slash = name.find('/'); slash != std::string::npos; slash = name.find('/', slash + 1)) {
       if (names.count(name.substr(0, slash))) {
-        throw Error(str("tensor ", name.substr(0, slash), " has the name of the folder of tensor ", name));
+        throw Error(str("tensor ", name.substr(0, slash), " has the name of the directory of tensor ", name));
       }
     }
   }

@@ -171,7 +171,7 @@ TensorSource open_h5(const fs::path& path) {
 std::string outer_name(const std::string& name) {
   const bool model = name.starts_with(kModelFolder) && name.find('/', kModelFolder.size()) == std::string::npos;
   if (!model && name.find('/') == std::string::npos) {
-    throw Error(str("tensor ", name, " has no folder and would be read back as ", kModelFolder, name));
+    throw Error(str("tensor ", name, " has no directory and would be read back as ", kModelFolder, name));
   }
   return model ? name.substr(kModelFolder.size()) : name;
 }

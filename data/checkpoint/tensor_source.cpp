@@ -133,7 +133,7 @@ fs::path write_checkpoint(const TensorSource& source, const fs::path& checkpoint
   const fs::path folder = fs::absolute(checkpoints), final_path = folder / checkpoint_name(source.step),
                  temporary = folder / temporary_name(source.step, nonce);
   if (fs::exists(fs::symlink_status(final_path))) {
-    throw UserError(str(final_path.string(), ": exists; give another folder, or remove it first"));
+    throw UserError(str(final_path.string(), ": exists; give another directory, or remove it first"));
   }
   if (writers == 0) writers = std::max<int64_t>(1, ceil_div(source.bytes(), kFileBytes));
   Manifest manifest{.step = source.step, .state = source.state, .files = {}, .tensors = {}};

@@ -9,7 +9,7 @@ File open_plain(const std::filesystem::path& path) {
   const auto status = std::filesystem::status(path, error);
   const std::string name = path.string();
   if (!std::filesystem::exists(status)) throw UserError(name + ": no such file");
-  if (std::filesystem::is_directory(status)) throw UserError(name + ": is a folder, expected an HDF5 file");
+  if (std::filesystem::is_directory(status)) throw UserError(name + ": is a directory, expected an HDF5 file");
   if (!std::filesystem::is_regular_file(status)) throw UserError(name + ": is not a regular file");
   try {
     return File::open_read(std::filesystem::canonical(path));

@@ -158,16 +158,16 @@ void replace_text_durably(const fs::path& path, std::string_view text, const std
 
 void sync_folder(const fs::path& folder) {
   const int fd = retry_interrupted([&] { return ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); });
-  if (fd < 0) throw FileError("open the folder", folder, errno);
+  if (fd < 0) throw FileError("open the directory", folder, errno);
   const int result = retry_interrupted([&] { return ::fsync(fd); });
   const int code = errno;
   ::close(fd);
   // EINVAL: the file system does not support fsync of folders.
-  if (result != 0 && code != EINVAL) throw FileError("write to the disk the folder", folder, code);
+  if (result != 0 && code != EINVAL) throw FileError("write to the disk the directory", folder, code);
 }
 
 void make_folder(const fs::path& folder) {
-  if (::mkdir(folder.c_str(), 0777) != 0) throw FileError("make the folder", folder, errno);
+  if (::mkdir(folder.c_str(), 0777) != 0) throw FileError("make the directory", folder, errno);
 }
 
 void make_folders(const fs::path& folder) {
@@ -178,8 +178,8 @@ void make_folders(const fs::path& folder) {
   // EEXIST: another process has created it meanwhile.
   if (::mkdir(folder.c_str(), 0777) != 0) {
     const int code = errno;
-    if (code != EEXIST) throw FileError("make the folder", folder, code);
-    if (!fs::is_directory(folder, error)) throw FileError("make the folder", folder, ENOTDIR);
+    if (code != EEXIST) throw FileError("make the directory", folder, code);
+    if (!fs::is_directory(folder, error)) throw FileError("make the directory", folder, ENOTDIR);
   }
   sync_folder(above.empty() ? fs::path(".") : above);
 }

@@ -139,7 +139,7 @@ class Splitter {
 
 void check_options(const PrepareOptions& options) {
   if (options.inputs.empty()) throw UserError("no input files; give at least one");
-  if (options.output.empty()) throw UserError("no output folder; give one");
+  if (options.output.empty()) throw UserError("no output directory; give one");
   if (!(options.held_out >= 0 && options.held_out <= 0.5)) {
     throw UserError(str("held_out is ", options.held_out, "; it must be a fraction of the text between 0 and 0.5"));
   }

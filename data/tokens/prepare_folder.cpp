@@ -111,7 +111,7 @@ void refuse_symlink_or_file(const fs::path& output) {
   std::error_code error;
   const auto status = fs::status(output, error);
   if (fs::exists(status) && !fs::is_directory(status))
-    throw UserError(output.string() + ": is a file; the output must be a folder");
+    throw UserError(output.string() + ": is a file; the output must be a directory");
 }
 }  // namespace
 
@@ -128,7 +128,7 @@ nlohmann::json describe_input(const fs::path& path) {
 nlohmann::json find_finished(const PrepareOptions& options, const nlohmann::json& wanted) {
   refuse_symlink_or_file(options.output);
   const fs::path path = options.output / kDatasetFile;
-  const std::string advice = "; choose another output folder, or replace it with --overwrite";
+  const std::string advice = "; choose another output directory, or replace it with --overwrite";
   if (!fs::exists(path)) {
     const bool leftover = fs::exists(options.output / "train.h5") || fs::exists(options.output / "valid.h5");
     if (leftover && !options.overwrite) {

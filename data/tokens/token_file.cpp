@@ -89,6 +89,10 @@ struct TokenFile::File {
 };
 
 TokenFile::TokenFile(const std::filesystem::path& path, int64_t memory_limit) {
+  std::error_code ignored;
+  if (std::filesystem::status(path, ignored).type() == std::filesystem::file_type::not_found) {
+    throw UserError(path.string() + ": no such file; create it with `transmamba prepare`");
+  }
   const auto file = H5File::open_read(path);
   check_format(file);
   info_ = read_info(file);

@@ -106,7 +106,7 @@ void Watchdog::start(double timeout_seconds, fs::path folder) {
   const Heartbeat first = current();
   if (!replace_file(file_of(rank_), to_text(first))) {
     throw UserError(str("the watchdog cannot write ", file_of(rank_).string(), " on ", first.host,
-                        "; give a folder that every host can write to, or set run.hang_timeout = 0"));
+                        "; give a directory that every host can write to, or set run.hang_timeout = 0"));
   }
   stopping_ = false;
   thread_ = std::thread([this] { run(); });

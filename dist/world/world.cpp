@@ -160,7 +160,7 @@ void World::start_watchdog(const WatchdogOptions& options) {
   if (watchdog_folder_.empty()) {
     if (local_size_ < size_) {
       throw UserError(
-          "the watchdog of a job on several hosts needs a folder that all of them see; give one, or set "
+          "the watchdog of a job on several hosts needs a directory that all of them see; give one, or set "
           "run.hang_timeout = 0");
     }
     int64_t pid = ::getpid();
@@ -178,7 +178,7 @@ void World::prepare_watchdog_folder() const {
   if (watchdog_folder_.parent_path() == shared_memory_folder()) remove_old_folders();
   fs::create_directories(watchdog_folder_, error);
   if (error) {
-    throw UserError(str("the watchdog cannot create the folder ", watchdog_folder_.string(), ": ", error.message(),
+    throw UserError(str("the watchdog cannot create the directory ", watchdog_folder_.string(), ": ", error.message(),
                         "; check its permissions, or set run.hang_timeout = 0"));
   }
   for (const auto& entry : fs::directory_iterator(watchdog_folder_, error)) {

@@ -37,7 +37,7 @@ std::string read_text(const std::string& path) {
   if (path == "-") {
     text << std::cin.rdbuf();
   } else {
-    if (std::filesystem::is_directory(path)) throw UserError(path + ": is a folder; give the files in it");
+    if (std::filesystem::is_directory(path)) throw UserError(path + ": is a directory; give the files in it");
     std::ifstream in(path, std::ios::binary);
     if (!in) throw UserError(str(path, ": cannot open this file for reading"));
     text << in.rdbuf();
@@ -120,9 +120,9 @@ json json_of(const SkippedRecords& skipped) { return {{"records", skipped.count}
 std::string output_file(const Command& command, const std::string& what) {
   if (!command.has("output")) throw UserError("--output is missing: " + what);
   const std::filesystem::path output = command.get<std::string>("output");
-  if (std::filesystem::is_directory(output)) throw UserError(str("--output ", output.string(), ": is a folder"));
+  if (std::filesystem::is_directory(output)) throw UserError(str("--output ", output.string(), ": is a directory"));
   if (!std::filesystem::is_directory(std::filesystem::absolute(output).parent_path())) {
-    throw UserError(str("--output ", output.string(), ": its folder does not exist"));
+    throw UserError(str("--output ", output.string(), ": its directory does not exist"));
   }
   return output;
 }
@@ -180,7 +180,7 @@ int decode(const Command& command, const Tokenizer& tokenizer) {
 
 PrepareOptions prepare_options(const Command& command) {
   if (command.list("inputs").empty()) throw UserError("no input file was given: prepare FILE...");
-  if (!command.has("output")) throw UserError("--output is missing: the folder to write");
+  if (!command.has("output")) throw UserError("--output is missing: the directory to write");
   PrepareOptions options{.inputs = paths(command.list("inputs")),
                          .output = command.get<std::string>("output"),
                          .tokenizer = command.get<std::string>("tokenizer"),
@@ -259,13 +259,13 @@ int prepare_verb(const Arguments& arguments) {
       "Tokenizes text files, JSON lines and gzip files of either, recognised by their content, into the HDF5\n"
       "token files train.h5 and valid.h5, with the tokenizer beside them. Inputs are streamed. A data set that\n"
       "was already prepared from the same inputs and options is left unchanged.");
-  command.options()("output,o", po::value<std::string>(), "folder to write")(
+  command.options()("output,o", po::value<std::string>(), "directory to write")(
       "tokenizer", po::value<std::string>()->default_value("bytes"), "\"bytes\" or a tokenizer file")(
       "held-out", po::value<double>()->default_value(0.01, "0.01"), "fraction of the text for validation, 0 to 0.5")(
       "separator", po::value<std::string>()->default_value(""),
       "split plain text into documents at this text (\\n, \\r, \\t, \\\\ and \\xHH are escape sequences); default: one "
       "document per file")("seed", po::value<int64_t>()->default_value(0), "seed of the choice of validation text")(
-      "overwrite", "replace another data set in the folder");
+      "overwrite", "replace another data set in the directory");
   add_corpus_options(command);
   command.positional("inputs", -1);
   if (!command.parse(arguments)) return kDone;

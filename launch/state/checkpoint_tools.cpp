@@ -151,7 +151,7 @@ bool holds(const fs::path& file, const std::string& text) {
 
 fs::path checkpoints_folder(const fs::path& run) {
   const fs::path folder = fs::exists(run / "checkpoints") ? run / "checkpoints" : run;
-  if (!fs::is_directory(folder)) throw UserError(str(folder.string(), ": no such folder"));
+  if (!fs::is_directory(folder)) throw UserError(str(folder.string(), ": no such checkpoint or run directory"));
   return folder;
 }
 
@@ -215,7 +215,7 @@ int checkpoint_export(const fs::path& from, const fs::path& file, bool weights_o
   const bool there = fs::exists(fs::symlink_status(beside));
   if (there && !holds(beside, config)) {
     throw UserError(
-        str(beside.string(), ": exists and describes another model; remove it or export to another folder"));
+        str(beside.string(), ": exists and describes another model; remove it or export to another directory"));
   }
   export_tensors(source, file);
   if (!there) replace_text_durably(beside, config, random_nonce());

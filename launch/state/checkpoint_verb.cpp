@@ -134,9 +134,9 @@ int checkpoint_verb(const Arguments& arguments) {
       "verify A          reads all data and compares all checksums; exit code 1 if something is damaged\n"
       "diff A B          prints where two checkpoints differ; exit code 1 if they do\n"
       "prune RUN         verifies the latest checkpoints and removes older ones (--keep, --keep-every, --dry-run)\n"
-      "reshard A DIR     writes the checkpoint into folder DIR, in another number of files (--writers)\n"
+      "reshard A DIR     writes the checkpoint into directory DIR, in another number of files (--writers)\n"
       "export A FILE     writes one FILE.h5 or FILE.safetensors, and config.json beside it (--weights)\n"
-      "import FILE DIR   writes a bit-identical checkpoint of such a file into folder DIR");
+      "import FILE DIR   writes a bit-identical checkpoint of such a file into directory DIR");
   command.options()("writers", po::value<int64_t>()->default_value(0),
                     "reshard: number of files; 0: files of at most 1 GiB")(
       "keep", po::value<int64_t>()->default_value(3), "prune: latest checkpoints to keep")(

@@ -51,16 +51,18 @@ void preemption(Case& c) {
 }
 
 // The notice is due when the frozen job's limit is lowered, and not again in its second attempt, however slow the
-// machine is: the limit is lowered for the first attempt only.
+// machine is: the limit is lowered for the first attempt only, and the second cannot end before it is raised.
 void near_its_limit(Case& c, const std::string& job, const std::function<void()>& meanwhile) {
+  c.hold(2 * Case::kFault);
   c.slurm("scontrol update JobId=" + job + " TimeLimit=2");
-  c.quiet_run(2);  // SLURM looks at time limits every 30 s
   meanwhile();
   c.restarted(job);
   c.slurm("scontrol update JobId=" + job + " TimeLimit=10");
+  c.release(job);
 }
 
 void time_limit(Case& c) {
+  c.quiet_run(2);  // SLURM looks at time limits 30 s after its start
   c.site("SITE_SIGNAL_SECONDS=115");
   const std::string job = c.submit_frozen();
   near_its_limit(c, job, [] {});
@@ -70,6 +72,7 @@ void time_limit(Case& c) {
 
 // SLURM sends the notice to the script, the script to mpirun, mpirun to the ranks.
 void time_limit_under_mpirun(Case& c) {
+  c.quiet_run(2);
   c.site("SITE_SIGNAL_SECONDS=115\nSITE_LAUNCHER=mpirun");
   const std::string job = c.submit_frozen();
   near_its_limit(c, job, [&] {

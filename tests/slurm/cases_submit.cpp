@@ -36,7 +36,7 @@ void layout_that_does_not_fit(Case& c) {
   refused(c, "--set parallel.sp=4", 2, {"2 ranks is not divisible by tp * sp = 1 * 4"});
   refused(c, "--set train.global_batch=7", 2, {"train.global_batch"});
   refused(c, "--set run.device=cuda", 2, {"SITE_GPUS_PER_NODE"});
-  refused(c, "--set data.train=nowhere.h5", 2, {"nowhere.h5"});
+  refused(c, "--set data.train=nowhere.h5", 2, {"nowhere.h5: no such file; create it with `transmamba prepare`"});
 }
 
 // SLURM itself says no.

@@ -12,7 +12,6 @@
 namespace tmamba {
 namespace {
 
-namespace fs = std::filesystem;
 using nlohmann::json;
 using testing::HasSubstr;
 
@@ -103,7 +102,7 @@ const std::vector<Edit>& edits() {
       {"dtype", [](json& m) { m["tensors"][1]["dtype"] = "complex64"; }, "unknown element type"},
       {"wider dtype", [](json& m) { m["tensors"][0]["dtype"] = "float64"; }, "claim the same bytes"},
       {"same tensor twice", [](json& m) { m["tensors"][1]["name"] = "a"; }, "listed twice"},
-      {"tensor below tensor", [](json& m) { m["tensors"][1]["name"] = "a/b"; }, "name of the folder"},
+      {"tensor below tensor", [](json& m) { m["tensors"][1]["name"] = "a/b"; }, "name of the directory"},
       {"empty tensor name", [](json& m) { m["tensors"][1]["name"] = ""; }, "empty name"},
       {"dots in name", [](json& m) { m["tensors"][1]["name"] = "x/../b"; }, "empty component"},
       {"slash at the end", [](json& m) { m["tensors"][1]["name"] = "b/"; }, "empty component"},

@@ -162,7 +162,8 @@ TEST_F(CheckpointTest, BadReadsReportWhatIsWrong) {
               HasSubstr("is outside the tensor"));
   EXPECT_THAT(read("model/norm.weight", {0, 0}, Tensor(memory.data(), {5, 1}, DType::f32)), HasSubstr("2 offsets"));
   EXPECT_EQ(read("model/norm.weight", {24}, Tensor(memory.data(), {0}, DType::f32)), "");
-  EXPECT_THAT(thrown<UserError>([&] { CheckpointReader(folder / "absent"); }), HasSubstr("no such folder"));
+  EXPECT_THAT(thrown<UserError>([&] { CheckpointReader(folder / "absent"); }),
+              HasSubstr("no such checkpoint or run directory"));
   EXPECT_THAT(thrown<UserError>([&] { CheckpointReader(folder.path()); }), HasSubstr("has no manifest.json"));
 }
 
@@ -186,7 +187,7 @@ TEST_F(CheckpointTest, BadSlicesAreRefusedBeforeAnythingIsWritten) {
   EXPECT_THAT(refused({{"x", {2, 2}, {0, 0}, x.view().split(1, 2, 2).select(2, 0).slice(0, 0, 2)}}),
               HasSubstr("gaps inside"));
   EXPECT_THAT(refused({slice_of(x, {{0, 0}, {4, 4}}), slice_of(folder_name, {{0}, {2}})}),
-              HasSubstr("has the name of the folder of tensor x/y"));
+              HasSubstr("has the name of the directory of tensor x/y"));
   const auto state = [&](const nlohmann::json& bad) {
     return thrown([&] { save_checkpoint(self, folder.path(), 1, {}, bad, {}); });
   };

@@ -54,8 +54,8 @@ class BadTokenFile : public ::testing::Test {
 };
 
 TEST_F(BadTokenFile, MissingEmptyOrForeign) {
-  EXPECT_MESSAGE(UserError, "no such file", TokenFile(folder_ / "missing.h5"));
-  EXPECT_MESSAGE(UserError, "is a folder", TokenFile(folder_.path()));
+  EXPECT_MESSAGE(UserError, "no such file; create it with `transmamba prepare`", TokenFile(folder_ / "missing.h5"));
+  EXPECT_MESSAGE(UserError, "is a directory", TokenFile(folder_.path()));
   EXPECT_MESSAGE(UserError, "is empty", TokenFile(write_file(folder_ / "empty.h5", "")));
   EXPECT_MESSAGE(UserError, "not an HDF5 file", TokenFile(write_file(folder_ / "text.h5", testing_files::licence())));
   H5File::create(folder_ / "other.h5").close();

@@ -96,7 +96,7 @@ TEST_F(Corpus, WhatIsNotTextIsRefusedByItsKind) {
 
 TEST_F(Corpus, FilesThatAreNotRegular) {
   EXPECT_MESSAGE(UserError, "no such file", read(folder_ / "missing"));
-  EXPECT_MESSAGE(UserError, "is a folder", read(folder_.path()));
+  EXPECT_MESSAGE(UserError, "is a directory", read(folder_.path()));
   EXPECT_MESSAGE(UserError, "is a device, not a regular file", read("/dev/null"));
   ASSERT_EQ(mkfifo((folder_ / "pipe").c_str(), 0600), 0);
   EXPECT_MESSAGE(UserError, "is a named pipe, not a regular file", read(folder_ / "pipe"));
@@ -117,7 +117,7 @@ TEST_F(Corpus, RefusedFilesAreClosed) {
   refused("empty.txt", "", "is empty");
   refused("a.txt", "PAR1", "is a Parquet file");
   refused("a.gz", gzipped("text").substr(0, 15), "is truncated");
-  EXPECT_MESSAGE(UserError, "is a folder", read(folder_.path()));
+  EXPECT_MESSAGE(UserError, "is a directory", read(folder_.path()));
   EXPECT_EQ(open_files(), before);
 }
 

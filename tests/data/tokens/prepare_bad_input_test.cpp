@@ -22,7 +22,7 @@ TEST_F(BadInput, Files) {
   const auto good = write_file(folder_ / "good.txt", licence());
   refused(options({}), "no input files");
   refused(options({good, folder_ / "missing.txt"}), "missing.txt: no such file");
-  refused(options({good, folder_.path()}), "is a folder");
+  refused(options({good, folder_.path()}), "is a directory");
   refused(options({good, write_file(folder_ / "empty.txt", "")}), "empty.txt: is empty");
   refused(options({good, good}), "good.txt: is given twice");
   refused(options({"/dev/null"}), "not a regular file");
@@ -43,7 +43,7 @@ TEST_F(BadInput, Options) {
   refused(plan, "no such tokenizer");
   plan = options({good});
   plan.output = good;
-  EXPECT_MESSAGE(UserError, "is a file; the output must be a folder", prepare(plan));
+  EXPECT_MESSAGE(UserError, "is a file; the output must be a directory", prepare(plan));
   plan = options({write_file(folder_ / "tiny", "tiny")});
   refused(plan, "too small to hold out");
 }

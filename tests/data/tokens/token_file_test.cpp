@@ -2,6 +2,7 @@
 #include "tests/data/tokens/token_file_tools.h"
 
 // HDF5 leaks when it meets a damaged file, and when one that cannot be written is given up.
+// NOLINTNEXTLINE(bugprone-reserved-identifier): the sanitizer's name
 extern "C" const char* __lsan_default_suppressions() { return "leak:libhdf5"; }
 
 namespace tmamba {

@@ -67,8 +67,8 @@ TEST_F(DataVerbs, OptionsAreChecked) {
   refused("tokenizer train a.txt -o t.model --vocab 260", {"a vocabulary of 260 tokens", "261"});
   refused("tokenizer train a.txt -o t.model --max-bytes 0", {"at most 0 bytes"});
   refused("tokenizer train a.txt -o missing/t.model", {"missing/t.model", "does not exist"});
-  refused("tokenizer train a.txt -o .", {"is a folder"});
-  refused("tokenizer encode .", {".: is a folder"});
+  refused("tokenizer train a.txt -o .", {"is a directory"});
+  refused("tokenizer encode .", {".: is a directory"});
   refused("tokenizer learn a.txt", {"tokenizer learn", "train, encode, decode"});
   EXPECT_FALSE(fs::exists("out") || fs::exists("t.model"));
 }
