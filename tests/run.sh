@@ -29,6 +29,8 @@ if [ "${memory:-0}" -gt 8000000 ]; then TMPDIR=/dev/shm; fi
 for old in "${TMPDIR:=/tmp}"/tmamba-tests.*; do kill -0 "${old##*.}" 2>/dev/null || rm -rf "$old"; done
 export TMPDIR=$TMPDIR/tmamba-tests.$$
 mkdir "$TMPDIR"
+# Open MPI names its session directories and shared memory after process numbers, which are soon used again.
+export OMPI_MCA_btl_vader_backing_directory=$TMPDIR
 trap 'rm -rf "$TMPDIR"' EXIT
 failed=0
 tests/lint.sh changed || { echo "clang-tidy has findings in changed files"; failed=1; }

@@ -31,6 +31,7 @@ JobFields fields_of(const std::string& line) {
 
 VirtualCluster::VirtualCluster(const std::vector<std::string>& features)
     : folder_(fs::temp_directory_path() / ("tmamba-slurm-" + std::to_string(getpid()))) {
+  fs::remove_all(folder_);  // of a killed process with the same number
   std::string command = "OWNER=" + std::to_string(getpid()) + " " + script() + "start " + folder_.string();
   for (const std::string& feature : features) command += " " + feature;
   const auto begin = std::chrono::steady_clock::now();
