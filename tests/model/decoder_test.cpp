@@ -43,7 +43,7 @@ int32_t most_likely(const std::vector<double>& logits) {
 }
 
 // Greedy decoding of `count` tokens after a prompt, which is fed in chunks of `chunk` tokens.
-void decode_and_compare(ModelConfig config, const std::vector<int64_t>& points, int64_t prompt, int64_t count,
+void decode_and_compare(const ModelConfig& config, const std::vector<int64_t>& points, int64_t prompt, int64_t count,
                         int64_t chunk) {
   const auto ops = make_ops(Device::cpu);
   const ParameterTable table(config);

@@ -9,8 +9,6 @@ namespace tmamba {
 
 namespace {
 
-namespace fs = std::filesystem;
-
 // The job was requeued once and its run equals one without a fault.
 void comes_back(Case& c, const std::string& job) {
   c.equal(c.ends(job).at("Restarts"), "1", "restarts");
