@@ -139,7 +139,7 @@ void TextSource::open() {
     if (errno == ENXIO) throw UserError(name_ + ": is a socket or device, not a regular file");
     throw UserError(name_ + ": cannot be opened: " + std::strerror(errno));
   }
-  if (S_ISDIR(info.st_mode)) throw UserError(name_ + ": is a folder; give the files in it");
+  if (S_ISDIR(info.st_mode)) throw UserError(name_ + ": is a directory; give the files in it");
   if (!S_ISREG(info.st_mode)) {
     throw UserError(
         str(name_, ": is ", kind_of_mode(info.st_mode), ", not a regular file; write its content to a file first"));
