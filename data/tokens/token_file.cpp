@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "data/hdf5/h5.h"
+#include "data/io/sha256.h"
 
 namespace tmamba {
 
@@ -80,6 +81,11 @@ int64_t widen(const Stored* in, std::span<int32_t> out) {
   return largest;
 }
 }  // namespace
+
+std::string identity_of(const TokenFileInfo& info) {
+  return sha256_hex(str(info.source_hash, "\n", info.tokenizer_hash, "\n", info.vocab_size, " ", info.document_end, " ",
+                        info.tokens, " ", info.documents, " ", info.source_bytes));
+}
 
 struct TokenFile::File {
   H5Dataset tokens;

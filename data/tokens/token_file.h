@@ -29,6 +29,10 @@ struct TokenFileInfo {
   int64_t version = 1;
 };
 
+// What the file holds, whatever its path: a hash over the content hash that `prepare` stored, the tokenizer and the
+// sizes.
+std::string identity_of(const TokenFileInfo& info);
+
 // A token file open for reading, treated as untrusted input: the constructor checks its structure and read() checks the
 // tokens. Errors are UserErrors that name the file and the problem (missing, empty, not HDF5, truncated, another
 // version, links or filters that are not allowed, a token out of the vocabulary).

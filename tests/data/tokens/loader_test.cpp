@@ -104,6 +104,52 @@ TEST_F(LoaderTest, SequentialOrder) {
   EXPECT_EQ(values(loader.load(98, 2).tokens_BT)[10], 0);  // the next epoch begins
 }
 
+// Reads 4 x 37, 7 x 20, 3 x 50 tokens, then whole epochs of 50: until the epoch in which the length changed ends, every
+// token is read once, with the token after it as its target; the tokens left out are those counted.
+TEST_F(LoaderTest, AnotherSequenceLengthContinuesTheEpoch) {
+  std::vector<Stretch> list;
+  std::multiset<int32_t> seen;
+  int64_t left_out = 0;
+  const auto read = [&](int64_t seq_len, int64_t count) {
+    list.push_back({.first_token = 0, .seq_len = seq_len, .sources = {{.name = "train", .identity = "file"}}});
+    Loader loader(*file_, seq_len, 5);
+    const SourcePlace start = start_of_last(list, kTokens);
+    left_out = left_out_tokens(start, kTokens, seq_len);
+    loader.begin_at(start);
+    const auto tokens = values(loader.load(0, count).tokens_BT), targets = values(loader.load(0, count).targets_BT);
+    seen.insert(tokens.begin(), tokens.end());
+    for (size_t i = 0; i < tokens.size(); ++i) ASSERT_EQ(targets[i], tokens[i] + 1);
+    list.back().sources.front().drawn = count * seq_len;
+  };
+  read(37, 4);
+  read(20, 7);
+  read(50, 3);
+  const int64_t rest = 27 * 37 - (4 * 37 + 7 * 20 + 3 * 50);
+  EXPECT_EQ(left_out, (rest + 3 * 50) % 50);
+  read(50, rest / 50);
+  EXPECT_EQ(std::ssize(seen), 27 * 37 - left_out);
+  EXPECT_EQ(std::set<int32_t>(seen.begin(), seen.end()).size(), seen.size());
+  // The next epoch has blocks of 50, as if it had never had others.
+  EXPECT_EQ(place_after(list, "file", kTokens).epoch, 1);
+  Loader fresh(*file_, 50, 5), later(*file_, 50, 5);
+  later.begin_at(place_after(list, "file", kTokens));
+  for (int64_t i = 0; i < 40; ++i) EXPECT_EQ(later.window_of(i), fresh.window_of(fresh.windows() + i));
+}
+
+// Stretches of one length, and the place in them, do not depend on how they are cut; other files count for themselves.
+TEST_F(LoaderTest, AStretchContinuesWhereTheFileWasLeft) {
+  const auto stretch = [](const char* identity, int64_t drawn) {
+    return Stretch{.seq_len = 37, .sources = {{.name = "train", .identity = identity, .drawn = drawn * 37}}};
+  };
+  const SourcePlace whole = place_after({stretch("a", 61)}, "a", kTokens);
+  const SourcePlace parts = place_after({stretch("a", 20), stretch("b", 7), stretch("a", 41)}, "a", kTokens);
+  EXPECT_EQ(whole.epoch, 2);
+  EXPECT_EQ(whole.offset, 7 * 37);
+  EXPECT_EQ(parts.epoch, whole.epoch);
+  EXPECT_EQ(parts.offset, whole.offset);
+  EXPECT_EQ(place_after({stretch("a", 20)}, "b", kTokens).offset, 0);
+}
+
 TEST_F(LoaderTest, TooShortAFileIsRefused) {
   EXPECT_MESSAGE(UserError, "has 1000 tokens, too few for one sequence of 1000 + 1", Loader(*file_, 1000, 0));
   EXPECT_MESSAGE(UserError, "seq_len must be at least 1", Loader(*file_, 0, 0));
