@@ -116,10 +116,10 @@ void Optimizer::reset_master(Ops& ops, const Tensor& params) {
   }
 }
 
-double LearningRate::at(int64_t step) const {
-  if (step < warmup) return peak * static_cast<double>(step) / static_cast<double>(warmup);
-  if (step >= steps) return min;
-  const double progress = static_cast<double>(step - warmup) / static_cast<double>(steps - warmup);
+double LearningRate::at(double position) const {
+  if (position < warmup) return peak * position / warmup;
+  if (position >= end) return min;
+  const double progress = (position - warmup) / (end - warmup);
   return min + (peak - min) * 0.5 * (1 + std::cos(std::numbers::pi * progress));
 }
 

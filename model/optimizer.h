@@ -101,10 +101,11 @@ class Optimizer {
 
 struct LearningRate {
   double peak = 2.5e-4, min = 2.5e-5;
-  int64_t warmup = 0, steps = 1;
+  double warmup = 0, end = 1;
 
-  // Linear from 0 to peak over `warmup` steps, then a cosine to `min` at `steps`. Steps count from 1.
-  double at(int64_t step) const;
+  // Linear from 0 to peak over `warmup`, then a cosine to `min` at `end`. Positions are steps, counted from 1, or
+  // tokens in units of a step.
+  double at(double position) const;
 };
 
 }  // namespace tmamba

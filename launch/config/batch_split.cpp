@@ -16,12 +16,13 @@ BatchSplit split_batch(const TrainConfig& train, int64_t dp) {
                         " sequences of each of ", dp, " data-parallel ranks (train.global_batch = ", train.global_batch,
                         ")"));
   }
+  if (micro_batch > kMostSequences) {
+    throw UserError(str("a rank would run ", micro_batch,
+                        " sequences in one pass (train.global_batch = ", train.global_batch, " over ", dp,
+                        " data-parallel ranks, train.micro_batch = ", train.micro_batch, "); at most ", kMostSequences,
+                        " are possible: set train.micro_batch"));
+  }
   return {.dp = dp, .micro_batch = micro_batch, .micro_batches = per_rank / micro_batch};
-}
-
-int64_t total_steps(const RunConfig& config) {
-  const int64_t step_tokens = config.train.global_batch * config.data.seq_len;
-  return config.train.steps > 0 ? config.train.steps : ceil_div(config.train.tokens, step_tokens);
 }
 
 }  // namespace tmamba

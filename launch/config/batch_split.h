@@ -18,10 +18,11 @@ struct BatchSplit {
   int64_t first_sequence(int64_t dp_rank, int64_t micro) const { return dp_rank * per_rank() + micro * micro_batch; }
 };
 
-// train.micro_batch = 0: one micro-batch. Throws UserError naming the key to change where the numbers do not divide.
+// train.micro_batch = 0: one micro-batch. Throws UserError naming the key to change where the numbers do not divide, or
+// a micro-batch has more than kMostSequences.
 BatchSplit split_batch(const TrainConfig& train, int64_t dp);
 
-// Optimizer steps of the run: train.steps, or as many as consume train.tokens.
-int64_t total_steps(const RunConfig& config);
+// Of a micro-batch: what plans a step takes time in proportion to them.
+inline constexpr int64_t kMostSequences = 1 << 16;
 
 }  // namespace tmamba

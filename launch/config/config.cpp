@@ -14,6 +14,10 @@ RunConfig parse_config(const std::string& text, const std::string& name, const s
   keys.read_text(text, name, config.origin);
   for (const std::string& assignment : overrides) keys.override_by(assignment, config.origin);
   validation_sets(config.data);
+  // Where the run's length is given in steps, both texts mean the same.
+  for (Amount* amount : {&config.train.warmup, &config.train.decay}) {
+    if (config.train.steps > 0 && amount->unit == AmountUnit::steps) amount->unit = AmountUnit::of_run;
+  }
   return config;
 }
 
@@ -96,7 +100,6 @@ void validate(const RunConfig& c) {
     if (!condition) throw UserError(message);
   };
   transpoints(c.model.schedule, c.model.layers, c.data.seq_len);
-  require(c.train.min_lr <= c.train.lr, str("train.min_lr = ", c.train.min_lr, " is above train.lr = ", c.train.lr));
   require(c.train.steps > 0 || c.train.tokens > 0, "train.steps or train.tokens must be given: how long to train");
   require(c.train.steps == 0 || c.train.tokens == 0, "train.steps and train.tokens exclude each other: remove one");
   require(!c.run.dir.empty(), "run.dir must be given: the run directory");

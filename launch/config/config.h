@@ -12,6 +12,7 @@
 #include "dist/planner/recompute.h"
 #include "kernels/base/dtype.h"
 #include "kernels/base/tensor.h"
+#include "launch/config/amount.h"
 #include "model/config.h"
 #include "model/optimizer_options.h"
 
@@ -35,12 +36,17 @@ struct ValidationSet {
   std::string name, path;
 };
 
+// What a run does that finds other contents in a token file than its checkpoint was trained or evaluated on.
+enum class Changed : uint8_t { refuse, accept };
+constexpr const char* name_of(Changed changed) { return changed == Changed::refuse ? "refuse" : "accept"; }
+
 struct DataConfig {
   std::string train, valid;
   std::vector<ValidationSet> validation;  // [[data.validation]]; validation_sets() includes `valid`
   std::string tokenizer;
   int64_t seq_len = 1024;
   int64_t seed = 1234;
+  Changed changed = Changed::refuse;
 };
 
 struct TrainConfig {
@@ -50,7 +56,7 @@ struct TrainConfig {
   int64_t global_batch = 8;
   int64_t micro_batch = 0;
   double lr = 2.5e-4, min_lr = 2.5e-5;
-  int64_t warmup = 100;
+  Amount warmup{100, AmountUnit::steps}, decay{100, AmountUnit::percent};
   double clip = 1.0;
   OptimizerOptions optimizer;
   DType dtype = DType::f32;

@@ -15,6 +15,22 @@ static std::string text_of(const std::vector<TransPoint>& x) {
   return out + "]";
 }
 
+static std::string text_of(const Amount& x) {
+  return x.unit == AmountUnit::of_run ? to_string(x) : quoted(to_string(x));
+}
+static void read(const Source& s, const toml::node& node, Amount& out, const Limits& limits) {
+  if (node.is_string()) {
+    try {
+      out = parse_amount(node.as_string()->get());
+    } catch (const UserError& error) {
+      s.fail(str("= ", quoted(node.as_string()->get()), " ", error.what()));
+    }
+    return;
+  }
+  out.unit = AmountUnit::of_run;
+  read(s, node, out.value, limits);
+}
+
 static void read(const Source& s, const toml::node& node, SaveEvery& out, const Limits& limits) {
   if (node.is_string() && node.as_string()->get() == "auto") {
     out = {.steps = 0, .automatic = true};
@@ -82,6 +98,9 @@ void add_data(KeyTable& k, DataConfig& c) {
         "\"bytes\" or a tokenizer file; empty: the tokenizer stored beside the token file");
   k.key("data.seq_len", c.seq_len, Limits{1, 1e9}, kChangesNumbers, "tokens per sequence");
   k.key("data.seed", c.seed, Limits{}, kChangesNumbers, "seed of the data order");
+  k.key("data.changed", c.changed, std::vector{Changed::refuse, Changed::accept}, kFree,
+        "when a token file has other contents than at the latest checkpoint: refuse to resume, or accept; accepted "
+        "training data begins at its own start");
   k.named_tables("data.validation", c.validation,
                  "validation sets; losses are logged as valid_loss for the first, valid_loss/NAME for the others",
                  [](KeyTable& entry, ValidationSet& set) {
@@ -91,8 +110,9 @@ void add_data(KeyTable& k, DataConfig& c) {
 
 void add_optimization(KeyTable& k, TrainConfig& c) {
   k.key("train.steps", c.steps, Limits{}, kChangesNumbers,
-        "optimizer steps to train; the learning-rate schedule ends here");
-  k.key("train.tokens", c.tokens, Limits{}, kChangesNumbers, "tokens to train, instead of train.steps");
+        "optimizer steps to train; the learning-rate schedule counts steps");
+  k.key("train.tokens", c.tokens, Limits{}, kChangesNumbers,
+        "tokens to train, instead of train.steps; the learning-rate schedule counts tokens");
   k.key("train.minutes", c.minutes, Limits{}, kFree, "save and stop after this wall-clock time; 0: no limit");
   k.key("train.global_batch", c.global_batch, Limits{1, 1e9}, kChangesNumbers,
         "sequences per optimizer step over all ranks");
@@ -100,13 +120,19 @@ void add_optimization(KeyTable& k, TrainConfig& c) {
         "sequences per forward and backward pass on one rank; 0: all sequences of the rank in one pass");
   k.key("train.lr", c.lr, Limits{0, 10}, kChangesNumbers, "peak learning rate");
   k.key("train.min_lr", c.min_lr, Limits{0, 10}, kChangesNumbers, "learning rate at the end of the cosine decay");
-  k.key("train.warmup", c.warmup, Limits{}, kChangesNumbers, "steps of linear warm-up");
+  k.key("train.warmup", c.warmup, Limits{}, kChangesNumbers,
+        "linear warm-up: a number of steps, or of tokens if train.tokens is given; or \"500 steps\", \"2e9 tokens\", "
+        "\"1%\" of the run");
+  k.key(
+      "train.decay", c.decay, Limits{}, kChangesNumbers,
+      "where the cosine decay ends, counted from the run's beginning, in the units of train.warmup; train.min_lr from "
+      "there on");
   k.key("train.weight_decay", c.optimizer.weight_decay, Limits{0, 10}, kChangesNumbers,
         "decoupled weight decay, applied to matrices only");
   k.key("train.clip", c.clip, Limits{}, kChangesNumbers, "maximum global gradient norm; 0: no clipping");
   k.key("train.betas", c.optimizer.betas, Limits{0, 0.99999999}, kChangesNumbers,
         "decay rates of AdamW's first and second moment");
-  k.key("train.eps", c.optimizer.eps, Limits{0, 1}, kChangesNumbers, "epsilon of AdamW");
+  k.key("train.eps", c.optimizer.eps, Limits{1e-30, 1}, kChangesNumbers, "epsilon of AdamW");
   k.key("train.dtype", c.dtype, std::vector{DType::f32, DType::f64, DType::bf16}, kChangesNumbers,
         "type of weights and activations; bfloat16 needs run.device = \"cuda\" and keeps float32 master weights");
   k.key("train.recompute", c.recompute, std::vector(kRecomputeLevels.begin(), kRecomputeLevels.end()), kFree,

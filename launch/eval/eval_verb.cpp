@@ -73,9 +73,16 @@ std::vector<EvalResult> results_of(const Command& command, const LoadedModel& lo
                             .ranks = ranks,
                             .params = loaded.params,
                             .mesh = mesh,
-                            .world = world.comm()};
+                            .world = world.comm(),
+                            .stop = {}};
   std::vector<EvalResult> results;
-  for (const TokenFile& file : files) results.push_back(evaluate(context, file, command.get<int64_t>("sequences")));
+  for (size_t i = 0; i < files.size(); ++i) {
+    results.push_back(evaluate(context, files[i], command.get<int64_t>("sequences")).value());
+    if (results.back().finite()) continue;
+    throw Error(str("the loss of ", loaded.path.string(), " on ", sets[i].path, " is not finite (",
+                    results.back().loss(), "): its weights are damaged, or too large for ",
+                    name_of(loaded.config.dtype())));
+  }
   return results;
 }
 

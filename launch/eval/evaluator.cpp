@@ -12,8 +12,8 @@ nlohmann::json valid_metrics(const EvalResult& result, const std::string& name, 
   return {{"valid_loss" + suffix, result.loss()}, {"valid_bits_per_byte" + suffix, result.bits_per_byte()}};
 }
 
-EvalResult evaluate(const EvalContext& context, const TokenFile& file, int64_t sequences) {
-  const auto& [ops, scratch, model, ranks, params, mesh, world] = context;
+std::optional<EvalResult> evaluate(const EvalContext& context, const TokenFile& file, int64_t sequences) {
+  const auto& [ops, scratch, model, ranks, params, mesh, world, stop] = context;
   const int64_t B = ranks.batch(), T = ranks.layout().tokens(), n = ranks.local_tokens();
   Loader loader(file, T, 0, Order::sequential);
   const int64_t total = sequences > 0 ? std::min(sequences, loader.windows()) : loader.windows();
@@ -23,7 +23,10 @@ EvalResult evaluate(const EvalContext& context, const TokenFile& file, int64_t s
   const Tensor whole_2BT = whole.tensor({2, B, T}, DType::i32), sums_2 = sums.tensor({2}, DType::f64);
   const MeshCoordinates at = mesh.coordinates();
   double bytes = 0;
-  for (int64_t first = at.dp * B; first < total; first += mesh.shape().dp * B) {
+  for (int64_t round = 0; round < total; round += mesh.shape().dp * B) {
+    if (stop && stop()) return std::nullopt;
+    const int64_t first = round + at.dp * B;
+    if (first >= total) continue;
     const int64_t count = std::min(B, total - first);
     const Batch batch = loader.load(first, count);
     std::fill_n(whole_2BT.select(0, 0).data<int32_t>(), B * T, 0);
@@ -43,7 +46,8 @@ EvalResult evaluate(const EvalContext& context, const TokenFile& file, int64_t s
   copy_blocking(Tensor(values, {2}, DType::f64), sums_2);
   if (at.tp != 0) std::fill_n(values, 3, 0.0);
   world.all_reduce(Tensor(values, {3}, DType::f64), ReduceOp::sum).wait();
-  return {.nats = values[0], .tokens = static_cast<int64_t>(values[1]), .bytes = static_cast<int64_t>(values[2])};
+  return EvalResult{
+      .nats = values[0], .tokens = static_cast<int64_t>(values[1]), .bytes = static_cast<int64_t>(values[2])};
 }
 
 }  // namespace tmamba

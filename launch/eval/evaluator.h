@@ -1,8 +1,11 @@
 // Validation loss over a token file.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
+#include <functional>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 
 #include "data/tokens/loader.h"
@@ -17,6 +20,7 @@ struct EvalResult {
   int64_t bytes = 0;   // of the text of these tokens
   double loss() const { return nats / static_cast<double>(tokens); }
   double bits_per_byte() const;
+  bool finite() const { return std::isfinite(loss()) && std::isfinite(bits_per_byte()); }
 };
 
 // The metrics of a validation set: valid_loss and valid_bits_per_byte, for all sets but the first with /NAME.
@@ -31,10 +35,11 @@ struct EvalContext {
   Tensor params;
   const Mesh& mesh;
   Communicator& world;
+  std::function<bool()> stop;  // asked before every batch, collective; none: never stops
 };
 
 // Evaluates the first `sequences` windows of `file` (0: all), assigned to the data-parallel ranks in turn. Collective;
-// all ranks get the sums over all of them.
-EvalResult evaluate(const EvalContext& context, const TokenFile& file, int64_t sequences);
+// all ranks get the sums over all of them, or nothing where `stop` returned true.
+std::optional<EvalResult> evaluate(const EvalContext& context, const TokenFile& file, int64_t sequences);
 
 }  // namespace tmamba

@@ -39,7 +39,7 @@ int32_t draw(const std::vector<double>& logits, const SampleOptions& options, in
 }  // namespace
 
 std::vector<int32_t> sample(const SampleContext& context, const std::string& prompt, const SampleOptions& options,
-                            const std::function<void(int32_t)>& on_token) {
+                            const std::function<bool()>& stop) {
   const auto& [ops, config, table, params, transpoints, tokenizer] = context;
   std::vector<int32_t> input = tokenizer.encode(prompt);
   if (input.empty()) input = {tokenizer.document_end()};
@@ -53,7 +53,7 @@ std::vector<int32_t> sample(const SampleContext& context, const std::string& pro
   // A model's vocabulary may be rounded up beyond the tokenizer's; the tokens in between stand for no text.
   const int64_t drawn = std::min<int64_t>(config.vocab, tokenizer.vocab_size());
   std::vector<double> logits(static_cast<size_t>(drawn));
-  for (int64_t i = 0; i < options.max_tokens; ++i) {
+  for (int64_t i = 0; i < options.max_tokens && !(stop && stop()); ++i) {
     const int64_t n = static_cast<int64_t>(input.size());
     const Tensor tokens = device_tokens.tensor({1, n}, DType::i32);
     copy_blocking(tokens, ConstTensor(input.data(), {1, n}, DType::i32));
@@ -64,7 +64,6 @@ std::vector<int32_t> sample(const SampleContext& context, const std::string& pro
     const int32_t token = draw(logits, options, decoder.position());
     if (token == tokenizer.document_end()) break;
     output.push_back(token);
-    if (on_token) on_token(token);
     input = {token};
   }
   return output;

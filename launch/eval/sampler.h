@@ -31,9 +31,9 @@ struct SampleContext {
 };
 
 // Returns the tokens that follow `prompt` (empty: a new document), at most max_tokens and up to the end of the
-// document. Draws only tokens of the tokenizer; a draw is a pure function of (seed, position). on_token, where given,
-// is called with each token when it is drawn.
+// document. Draws only tokens of the tokenizer; a draw is a pure function of (seed, position). Ends early where
+// stop, if given, returns true; it is asked before every token.
 std::vector<int32_t> sample(const SampleContext& context, const std::string& prompt, const SampleOptions& options,
-                            const std::function<void(int32_t)>& on_token = {});
+                            const std::function<bool()>& stop = {});
 
 }  // namespace tmamba

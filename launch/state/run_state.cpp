@@ -103,6 +103,7 @@ nlohmann::json state_json(const RunState& state) {
           {"bytes_per_token", state.bytes_per_token},
           {"passed_over", state.skipped_sequences},
           {"guard", state.guard},
+          {"place", place_json(state.place)},
           {"build", build_json()}};
 }
 
@@ -130,7 +131,8 @@ RunState read_state(const CheckpointReader& reader) {
             .tokenizer_hash = j.at("tokenizer_hash").get<std::string>(),
             .bytes_per_token = j.at("bytes_per_token").get<double>(),
             .skipped_sequences = j.value("passed_over", int64_t{0}),  // absent in older checkpoints
-            .guard = j.value("guard", nlohmann::json())};
+            .guard = j.value("guard", nlohmann::json()),
+            .place = j.contains("place") ? place_from_json(j["place"]) : RunPlace{}};
   } catch (const nlohmann::json::exception& error) {
     throw UserError(str(reader.path().string(), "/manifest.json: this is not the state of a run: ", error.what()));
   }

@@ -11,6 +11,7 @@
 #include "data/checkpoint/checkpoint.h"
 #include "dist/comm/communicator.h"
 #include "launch/config/config.h"
+#include "launch/state/run_place.h"
 #include "model/optimizer.h"
 #include "model/parameters.h"
 
@@ -28,6 +29,7 @@ struct RunState {
   int64_t skipped_sequences =
       0;                 // sequences left out after a roll-back, since training on them failed (train.max_skips)
   nlohmann::json guard;  // SpikeGuard::state()
+  RunPlace place;
 };
 
 // The state as a checkpoint holds it.

@@ -68,6 +68,7 @@ void HealthGuard::roll_back(SaveController& saves, TrainingStep& step) {
   restore();
   state.config = before.config;
   state.seconds = before.seconds;
+  state.place = before.place;
   state.skipped_sequences = before.skipped_sequences + (before.step - state.step) * resources_.batch.sequences();
   progress.rolled_back(state.step, state.skipped_sequences);
   attempt_.directory().rewind(state.step);
@@ -77,6 +78,15 @@ void HealthGuard::roll_back(SaveController& saves, TrainingStep& step) {
                      state.step, "; the data of the steps between is left out"));
   }
   skips_in_a_row_ = 0;
+}
+
+void HealthGuard::require_finite_end(const StepOutcome& last) const {
+  if (last.applied || last.spike()) return;
+  const LatestCheckpoint& latest = attempt_.latest();
+  throw Error(str("step ", attempt_.state().step, ", the last of the run, is not finite (loss ", last.loss,
+                  ", gradient norm ", last.grad_norm, "). ",
+                  latest.step < 0 ? "There is no checkpoint" : str("The latest checkpoint is ", latest.path),
+                  ". Lower train.lr or raise train.warmup and start again"));
 }
 
 void HealthGuard::check_replicas(const TrainingStep& step) const {

@@ -35,6 +35,9 @@ class HealthGuard {
   // they ended before. Throws Error where the run did so from this checkpoint before. Collective.
   void roll_back(SaveController& saves, TrainingStep& step);
 
+  // Throws Error where the last step of the run was skipped because it was not finite.
+  void require_finite_end(const StepOutcome& last) const;
+
   // Every train.replica_check_every steps: throws Error where replicas of the weights differ. Collective.
   void check_replicas(const TrainingStep& step) const;
 

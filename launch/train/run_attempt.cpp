@@ -77,6 +77,7 @@ void RunAttempt::require_same_model(const CheckpointReader& latest) const {
                         resources_.config.data.train, "; use its data or another run.dir"));
   }
   tmamba::require_same_model(state, resources_.config);
+  require_same_files(state, resources_.config, resources_.data->used_files());
 }
 
 // Throws where the last attempts have made no checkpoint newer than that of `step`, which this one resumes from.
@@ -114,7 +115,10 @@ void RunAttempt::resume(const CheckpointReader& checkpoint, TrainingStep& step) 
   const bool rolled_back = progress_->rolled_back_to(latest_.step);
   const std::string passed =
       broadcast_text(resources_.world.comm(), rolled_back ? std::to_string(progress_->skipped_sequences()) : "");
-  if (!passed.empty()) state_.skipped_sequences = std::stoll(passed);
+  if (passed.empty()) return;
+  const int64_t skipped = std::stoll(passed);
+  if (!state_.place.stretches.empty()) state_.place.draw(skipped - state_.skipped_sequences);
+  state_.skipped_sequences = skipped;
 }
 
 void RunAttempt::open_directory(bool resumed) {
@@ -124,6 +128,10 @@ void RunAttempt::open_directory(bool resumed) {
       config.run.dir, state_.step, writes,
       MetricSinks{.tensorboard = config.run.tensorboard, .prometheus = config.run.prometheus});
   const std::string config_before = state_.config;
+  RunData& data = *resources_.data;
+  const int64_t train_tokens = data.train.info().tokens;
+  const auto moved = continue_place(state_, config, data.used_files(), train_tokens);
+  data.loader.begin_at(start_of_last(state_.place.stretches, train_tokens));
   state_.config = to_toml(config);
   state_.tokenizer_hash = resources_.data->train.info().tokenizer_hash;
   state_.bytes_per_token = resources_.data->bytes_per_token();
@@ -132,6 +140,12 @@ void RunAttempt::open_directory(bool resumed) {
   if (writes) directory_->write_plan(plan_to_json(make_plan(plan.dims, plan.transports)));
   directory_->started(resumed, state_.step, resources_.world.size());
   if (resumed) log_changes(config_before);
+  for (const PlaceChange& change : moved) {
+    nlohmann::json details = change.details;
+    details["step"] = state_.step;
+    event(change.event, details);
+    if (resources_.is_main()) message_line(change.text);
+  }
 }
 
 // A run may resume with other data or another learning rate; whoever compares its curves must know where.

@@ -70,6 +70,10 @@ void RunReporter::header() const {
               attempt_.state().bytes_per_token, config.run.dir.c_str());
   print_how_to_stop(config.run.dir);
   if (attempt_.state().step > 0) std::printf("resumed from step %lld\n", ll(attempt_.state().step));
+  for (const std::string& warning : resources_.schedule->warnings()) {
+    std::printf("warning: %s\n", warning.c_str());
+    attempt_.event("warning", {{"step", attempt_.state().step}, {"problem", warning}});
+  }
   std::fflush(stdout);
 }
 
@@ -128,13 +132,14 @@ void RunReporter::step(const StepOutcome& outcome, double step_seconds, double e
                             {"why", outcome.spike() ? "spike" : "not finite"}});
   }
   metric(line);
-  const bool logged = state.step % resources_.config.run.log_every == 0 || state.step == resources_.total_steps;
+  const bool logged =
+      state.step % resources_.config.run.log_every == 0 || state.step == resources_.schedule->total_steps();
   if (resources_.is_main() && (logged || !outcome.applied)) print_step(outcome, elapsed);
 }
 
 // At most 80 columns of a run of 99,999 steps.
 void RunReporter::print_step(const StepOutcome& outcome, double elapsed) const {
-  const int64_t step = attempt_.state().step, total = resources_.total_steps;
+  const int64_t step = attempt_.state().step, total = resources_.schedule->total_steps();
   const double minutes = resources_.config.train.minutes;
   double eta = static_cast<double>(total - step) * step_tokens() / tokens_per_s_;
   if (minutes > 0) eta = std::min(eta, 60 * minutes - elapsed);
@@ -175,9 +180,12 @@ void RunReporter::sample(const std::string& text, double seconds) {
 
 void RunReporter::write_summary(const RunProfile& profile) {
   const RunState& state = attempt_.state();
-  json summary = {{"steps", state.step},      {"tokens", state.tokens},
-                  {"seconds", state.seconds}, {"tokens_per_s", static_cast<double>(state.tokens) / state.seconds},
-                  {"skipped", state.skipped}, {"checkpoint", attempt_.latest().path}};
+  json summary = {{"steps", state.step},
+                  {"tokens", state.tokens},
+                  {"seconds", state.seconds},
+                  {"tokens_per_s", state.seconds > 0 ? static_cast<double>(state.tokens) / state.seconds : 0},
+                  {"skipped", state.skipped},
+                  {"checkpoint", attempt_.latest().path}};
   if (!resources_.data->valid.empty()) summary["valid_bits_per_byte"] = valid_bits_per_byte_;
   profile.add_to(summary, state.step);
   attempt_.directory().write_summary(summary);
@@ -190,6 +198,16 @@ void RunReporter::print_summary(const std::vector<std::string>& compare, bool as
     std::printf("%s\n", summary.dump(2).c_str());
     return;
   }
+  try {
+    print_table(summary, compare);
+  } catch (const json::exception&) {
+    throw UserError(str((directory.dir() / "summary.json").string(),
+                        ": a value is missing or not a number; delete it and start the run again"));
+  }
+}
+
+void RunReporter::print_table(const json& summary, const std::vector<std::string>& compare) const {
+  const RunDirectory& directory = attempt_.directory();
   const auto row = [](const std::string& name, const std::string& value) {
     std::printf("  %-28s %s\n", name.c_str(), value.c_str());
   };

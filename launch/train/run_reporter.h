@@ -37,6 +37,7 @@ class RunReporter {
  private:
   void metric(nlohmann::json line);
   void add_stall(nlohmann::json& line);
+  void print_table(const nlohmann::json& summary, const std::vector<std::string>& compare) const;
   void print_step(const StepOutcome& outcome, double elapsed) const;
   double bits_per_byte(double nats_per_token) const;
   double step_tokens() const;

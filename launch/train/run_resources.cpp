@@ -21,11 +21,16 @@ std::vector<ValidationFile> open_valid(const DataConfig& data, const TokenFile& 
   std::vector<ValidationFile> files;
   for (const ValidationSet& set : validation_sets(data)) {
     files.push_back({.name = set.name, .file = TokenFile(set.path)});
+    const Loader needs_one_window(files.back().file, data.seq_len, 0, Order::sequential);
     if (files.back().file.info().tokenizer_hash == train.info().tokenizer_hash) continue;
     throw UserError(str("validation set ", set.name, ": ", set.path,
                         " was made with another tokenizer than data.train = ", data.train, "; prepare both together"));
   }
   return files;
+}
+
+double mean_token_bytes(const TokenFileInfo& info) {
+  return static_cast<double>(info.source_bytes) / static_cast<double>(info.tokens);
 }
 
 void set_vocab(RunConfig& config, const TokenFileInfo& info) {
@@ -51,10 +56,26 @@ RunData::RunData(RunConfig& config)
       tokenizer(load_tokenizer_of(train, config.data.tokenizer)),
       loader(train, config.data.seq_len, static_cast<uint64_t>(config.data.seed)) {
   set_vocab(config, train.info());
+  try {
+    tokenizer->encode(config.train.sample_prompt);
+  } catch (const std::exception& error) {
+    throw UserError(str("train.sample_prompt cannot be encoded: ", error.what()));
+  }
 }
 
-double RunData::bytes_per_token() const {
-  return static_cast<double>(train.info().source_bytes) / static_cast<double>(train.info().tokens);
+double RunData::bytes_per_token() const { return mean_token_bytes(train.info()); }
+
+std::vector<UsedFile> RunData::used_files() const {
+  const auto used = [](const std::string& key, const TokenFile& file) {
+    const TokenFileInfo& info = file.info();
+    return UsedFile{.key = key,
+                    .path = info.path.string(),
+                    .identity = identity_of(info),
+                    .bytes_per_token = mean_token_bytes(info)};
+  };
+  std::vector<UsedFile> files{used("data.train", train)};
+  for (const ValidationFile& set : valid) files.push_back(used("validation set " + set.name + ": path", set.file));
+  return files;
 }
 
 RunResources::RunResources(RunConfig run_config, World& ranks)
@@ -66,7 +87,7 @@ RunResources::RunResources(RunConfig run_config, World& ranks)
   CollectiveGuard(world.comm()).on_root([&] { RunDirectory::require_usable(config.run.dir); });
   data = std::make_unique<RunData>(config);
   batch = split_batch(config.train, shape.dp);
-  total_steps = tmamba::total_steps(config);
+  schedule = std::make_unique<Schedule>(config);
   plan = agree_plan(config, shape, world.comm());
   ops = training_ops(config, world, batch.micro_batches);
   all = make_device_communicator(world, ops->device(), ops->native_stream());

@@ -12,7 +12,9 @@
 #include "dist/world/world.h"
 #include "kernels/ops/ops.h"
 #include "launch/config/batch_split.h"
+#include "launch/config/schedule.h"
 #include "launch/plan/run_plan.h"
+#include "launch/state/run_place.h"
 
 namespace tmamba {
 
@@ -31,6 +33,8 @@ struct RunData {
   Loader loader;  // reads `train`
 
   double bytes_per_token() const;  // of the training text
+  // Every token file, that of data.train first.
+  std::vector<UsedFile> used_files() const;
 };
 
 struct RunResources {
@@ -44,7 +48,7 @@ struct RunResources {
   const MeshShape shape;
   std::unique_ptr<RunData> data;
   BatchSplit batch;
-  int64_t total_steps = 0;
+  std::unique_ptr<Schedule> schedule;  // of a new run; of one that resumes after RunAttempt::open_directory()
   RunPlan plan;
   std::unique_ptr<Ops> ops;
   std::unique_ptr<Communicator> all;  // all ranks, tensors of the device

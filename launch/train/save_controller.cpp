@@ -1,6 +1,7 @@
 #include "launch/train/save_controller.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
@@ -72,6 +73,33 @@ std::vector<TensorSlice> SaveController::owned_slices(const std::function<Tensor
   return run_slices(step_.table(), step_.params(), step_.optimizer(), owns, at.tp == 0, to_host);
 }
 
+// The first parameter with a value that is not finite, on the lowest rank that has one; empty: there is none. Such
+// weights would replace the checkpoint that a run can still return to. Collective.
+std::string SaveController::weights_problem() const {
+  Ops& ops = *resources_.ops;
+  Buffer sum({1}, DType::f64, ops.device());
+  const auto finite = [&](std::span<const ConstTensor> tensors) {
+    ops.sum_squares({sum.tensor({1}, DType::f64), tensors});
+    ops.synchronize();
+    double squares = 0;
+    copy_blocking(Tensor(&squares, {1}, DType::f64), sum.tensor({1}, DType::f64));
+    return std::isfinite(squares);
+  };
+  const std::vector<Parameter>& parameters = step_.table().all();
+  std::vector<ConstTensor> weights;
+  for (const Parameter& p : parameters) weights.push_back(step_.table().view(step_.params(), p));
+  std::string mine;
+  for (size_t i = 0; i < weights.size() && mine.empty() && (i > 0 || !finite(weights)); ++i) {
+    if (!finite({&weights[i], 1})) mine = parameters[i].name;
+  }
+  double bad = mine.empty() ? 0 : 1;
+  resources_.world.comm().all_reduce(Tensor(&bad, {1}, DType::f64), ReduceOp::sum).wait();
+  if (bad == 0) return "";
+  const std::vector<std::string> names = CollectiveGuard(resources_.world.comm()).gather(mine);
+  const auto first = std::find_if(names.begin(), names.end(), [](const std::string& name) { return !name.empty(); });
+  return str("the weights are not finite: ", *first, " on rank ", first - names.begin(), " is the first");
+}
+
 void SaveController::save(bool async) {
   attempt_.keep_directory();
   finish();
@@ -83,6 +111,9 @@ void SaveController::save(bool async) {
   }
   if (!saver_) prepare();
   answers_switch_ = requested;
+  if (const std::string problem = weights_problem(); !problem.empty()) {
+    return report_failure({.step = state.step, .problem = problem, .report = {}, .stall_seconds = 0});
+  }
   auto outcome = saver_->start(
       state.step, [&] { return slices(async); }, state_json(state));
   if (!outcome && !async) outcome = saver_->finish();

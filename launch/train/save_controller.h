@@ -60,6 +60,7 @@ class SaveController {
   bool in_flight() const { return saver_ && saver_->in_flight(); }
   std::vector<TensorSlice> slices(bool async);
   std::vector<TensorSlice> owned_slices(const std::function<Tensor(const Tensor&)>& to_host);
+  std::string weights_problem() const;
   void report(const SaveOutcome& outcome);
   void report_failure(const SaveOutcome& outcome);
 

@@ -53,6 +53,13 @@ Trainer::Trainer(RunConfig config, World& world)
   }
 }
 
+void Trainer::check(RunConfig config, World& world) {
+  const RunResources checked(std::move(config), world);
+  if (!checked.is_main()) return;
+  for (const std::string& warning : checked.schedule->warnings())
+    std::fprintf(stderr, "warning: %s\n", warning.c_str());
+}
+
 void Trainer::start() {
   const auto latest = attempt_.begin();
   step_ = make_step(resources_);
@@ -67,6 +74,7 @@ void Trainer::start() {
   profile_ = std::make_unique<RunProfile>(resources_, *step_, state().step);
   reporter_ = std::make_unique<RunReporter>(resources_, attempt_, *step_, *saves_);
   attempt_.open_directory(latest.has_value());
+  *resources_.schedule = Schedule(config(), state().place.batches);
   if (!config().run.measure_kernels) return;
   settle_kernel_choices(*resources_.ops, resources_.world.comm(), config().run.dir, [this] { step_->warm_up(); });
 }
@@ -85,12 +93,12 @@ int Trainer::run() {
 int Trainer::train() {
   RunState& state = attempt_.state();
   reporter_->header();
-  if (state.step >= resources_.total_steps) return already_done();
+  if (state.step >= resources_.schedule->total_steps()) return already_done();
   saves_->prepare();
   const double seconds_before = state.seconds;
   started_ = Clock::now();
   int64_t steps_here = 0;
-  for (bool time_up = false; state.step < resources_.total_steps && !time_up;) {
+  for (bool time_up = false; state.step < resources_.schedule->total_steps() && !time_up;) {
     const auto begin = Clock::now();
     const StepOutcome outcome = health_.run([&] { return train_step(state.step + 1); });
     state.seconds = seconds_before + elapsed();
@@ -101,22 +109,24 @@ int Trainer::train() {
       health_.roll_back(*saves_, *step_);
       continue;
     }
-    if (state.step == resources_.total_steps) break;
+    if (state.step == resources_.schedule->total_steps()) {
+      health_.require_finite_end(outcome);
+      break;
+    }
     if (outcome.votes.stop > 0) return stop();
     time_up = outcome.votes.time_up > 0;
-    if (due(config().train.eval_every)) evaluate_and_report(config().train.eval_sequences);
+    if (due(config().train.eval_every) && !evaluate_and_report(config().train.eval_sequences)) return stop();
     if (due(config().train.sample_every)) write_sample();
     if (save_due(outcome)) saves_->save(config().checkpoint.async);
   }
-  finish();
-  return kDone;
+  return finish();
 }
 
 StepOutcome Trainer::train_step(int64_t step) {
   const BatchSplit& batch = resources_.batch;
   const TrainConfig& t = config().train;
   const auto load = [&](int64_t micro, const Tensor& tokens_Bn, const Tensor& targets_Bn) {
-    const int64_t first = (step - 1) * batch.sequences() + state().skipped_sequences +
+    const int64_t first = state().place.sequences() + (step - 1 - state().step) * batch.sequences() +
                           batch.first_sequence(resources_.mesh->coordinates().dp, micro);
     const Batch sequences = resources_.data->loader.load(first, batch.micro_batch);
     // Targets are shifted by one before sequences are split, so a split needs no token of the next rank.
@@ -129,8 +139,8 @@ StepOutcome Trainer::train_step(int64_t step) {
                      .save = saves_->wants_save() ? 1.0 : 0.0,
                      .save_ready = saves_->ready() ? 1.0 : 0.0};
   };
-  const LearningRate schedule{.peak = t.lr, .min = t.min_lr, .warmup = t.warmup, .steps = resources_.total_steps};
-  const StepInputs inputs{.number = step - state().skipped, .lr = schedule.at(step), .limits = health_.limits()};
+  const StepInputs inputs{
+      .number = step - state().skipped, .lr = resources_.schedule->learning_rate(step), .limits = health_.limits()};
   profile_->begin_step();
   const StepOutcome outcome = step_->run(profile_->ops(), inputs, load, votes);
   profile_->end_step();
@@ -143,6 +153,7 @@ void Trainer::finish_step(const StepOutcome& outcome, double seconds) {
   RunState& state = attempt_.state();
   ++state.step;
   state.tokens += resources_.batch.sequences() * config().data.seq_len;
+  state.place.draw(resources_.batch.sequences());
   health_.count(outcome);
   saves_->count_step(seconds);
   reporter_->step(outcome, seconds, elapsed());
@@ -157,11 +168,13 @@ bool Trainer::save_due(const StepOutcome& outcome) const {
 
 int Trainer::already_done() {
   const bool is_main = resources_.is_main();
-  if (is_main) std::printf("all %lld steps of this run are done\n", static_cast<long long>(resources_.total_steps));
+  if (is_main)
+    std::printf("all %lld steps of this run are done\n", static_cast<long long>(resources_.schedule->total_steps()));
   // A run that ended between its last checkpoint and its summary gets the summary now.
   const std::string summary =
       broadcast_text(resources_.world.comm(), is_main && attempt_.directory().has_summary() ? "yes" : "");
-  summary.empty() ? finish() : close();
+  if (summary.empty()) return finish();
+  close();
   return kDone;
 }
 
@@ -169,6 +182,13 @@ int Trainer::already_done() {
 int Trainer::stop_reason() const {
   if (pending_signal() != 0) return pending_signal();
   return resources_.is_main() && stop_switch_.is_set() ? kStopSwitchReason : 0;
+}
+
+// Whether any rank votes to stop, between steps. Collective.
+bool Trainer::stop_requested() const {
+  double stop = stop_reason() != 0 ? 1 : 0;
+  resources_.world.comm().all_reduce(Tensor(&stop, {1}, DType::f64), ReduceOp::max).wait();
+  return stop > 0;
 }
 
 int Trainer::stop() {
@@ -187,13 +207,17 @@ int Trainer::stop() {
   return kSavedAndStopped;
 }
 
-void Trainer::finish() {
+// The weights are saved first: a run that is stopped in its last evaluation or sample makes these when it starts again.
+int Trainer::finish() {
   saves_->save_now();
-  evaluate_and_report(0);
+  if (resources_.is_main() && stop_switch_.is_set()) stop_switch_.clear();  // met: no step follows
+  if (!evaluate_and_report(0)) return stop();
   write_sample();
+  if (stop_requested()) return stop();
   reporter_->end("done", {{"step", state().step}, {"tokens", state().tokens}});
   reporter_->write_summary(*profile_);
   close();
+  return kDone;
 }
 
 // A request to stop is met too when the run ends by itself: it does not apply to the next attempt.
@@ -202,9 +226,9 @@ void Trainer::close() {
   attempt_.progress().moved_on();
 }
 
-// On the first `sequences` windows of each validation set; 0: all.
-void Trainer::evaluate_and_report(int64_t sequences) {
-  if (resources_.data->valid.empty()) return;
+// On the first `sequences` windows of each validation set; 0: all. False: the run is to stop before it is complete.
+bool Trainer::evaluate_and_report(int64_t sequences) {
+  if (resources_.data->valid.empty()) return true;
   const auto begin = Clock::now();
   const EvalContext context{.ops = *resources_.ops,
                             .scratch = step_->scratch(),
@@ -212,10 +236,21 @@ void Trainer::evaluate_and_report(int64_t sequences) {
                             .ranks = step_->ranks(),
                             .params = params(),
                             .mesh = *resources_.mesh,
-                            .world = resources_.world.comm()};
+                            .world = resources_.world.comm(),
+                            .stop = [this] { return stop_requested(); }};
   std::vector<EvalResult> results;
-  for (const ValidationFile& set : resources_.data->valid) results.push_back(evaluate(context, set.file, sequences));
+  for (const ValidationFile& set : resources_.data->valid) {
+    const auto result = evaluate(context, set.file, sequences);
+    if (!result) return false;
+    results.push_back(*result);
+    if (result->finite()) continue;
+    throw Error(str("step ", state().step, ": the loss on validation set ", set.name, " is not finite (",
+                    result->loss(), "). The latest checkpoint is ",
+                    attempt_.latest().path.empty() ? "none" : attempt_.latest().path,
+                    ". Lower train.lr or raise train.warmup and start again"));
+  }
   reporter_->evaluation(results, seconds_since(begin));
+  return true;
 }
 
 // Decoding needs whole parameters; from a tensor-parallel run `generate` samples from a checkpoint.
@@ -233,7 +268,8 @@ void Trainer::write_sample() {
                                              {.max_tokens = t.sample_tokens,
                                               .temperature = t.temperature,
                                               .top_k = 0,
-                                              .seed = static_cast<uint64_t>(t.seed + state().step)});
+                                              .seed = static_cast<uint64_t>(t.seed + state().step)},
+                                             [this] { return stop_reason() != 0; });
   reporter_->sample(t.sample_prompt + resources_.data->tokenizer->decode(tokens), seconds_since(begin));
 }
 

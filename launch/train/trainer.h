@@ -25,7 +25,7 @@ class Trainer {
   Trainer(RunConfig config, World& world);
 
   // Makes all checks that need no allocation, and throws the same. Collective.
-  static void check(RunConfig config, World& world) { const RunResources checked(std::move(config), world); }
+  static void check(RunConfig config, World& world);
 
   // From now on a rank that hangs for run.hang_timeout is named and the job ends. Once per process.
   void start_watchdog();
@@ -54,14 +54,15 @@ class Trainer {
   int already_done();
   void finish_step(const StepOutcome& outcome, double seconds);
   int stop();
-  void finish();
+  int finish();
   void close();
-  void evaluate_and_report(int64_t sequences);
+  bool evaluate_and_report(int64_t sequences);
   void write_sample();
   void log_failure(const std::string& problem) noexcept;
   bool due(int64_t every) const { return every > 0 && state().step % every == 0; }
   bool save_due(const StepOutcome& outcome) const;
   int stop_reason() const;
+  bool stop_requested() const;
   double elapsed() const;
 
   RunResources resources_;

@@ -184,7 +184,7 @@ TEST(Optimizer, UnitsOfOwnershipAreRowsOrLogicalMatrices) {
 }
 
 TEST(Optimizer, LearningRateWarmsUpAndDecays) {
-  const LearningRate lr{.peak = 1, .min = 0.1, .warmup = 10, .steps = 110};
+  const LearningRate lr{.peak = 1, .min = 0.1, .warmup = 10, .end = 110};
   EXPECT_DOUBLE_EQ(lr.at(1), 0.1);
   EXPECT_DOUBLE_EQ(lr.at(10), 1);
   EXPECT_DOUBLE_EQ(lr.at(60), 0.55);

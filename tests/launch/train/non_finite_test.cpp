@@ -95,6 +95,39 @@ TEST_F(NonFinite, ThreeInARowRollBackToTheLatestCheckpoint) {
   }
 }
 
+// Weights of a token that no batch has: losses stay finite, and only the save can find them.
+TEST_F(NonFinite, WeightsThatAreNotFiniteAreNeverSaved) {
+  World& world = test_world();
+  constexpr int64_t kUnused = 200 * 32 + 5;
+  for (const auto& [element, problem] : {std::pair(kUnused,
+                                                   "step 5 could not be saved: the weights are not finite: "
+                                                   "embedding.weight on rank 0"),
+                                         std::pair(kPoisoned, "step 5, the last of the run, is not finite")}) {
+    {
+      Trainer trainer(load_config("run.toml", {"train.steps=4", "train.warmup=0"}), world);
+      ASSERT_EQ(trainer.run(), kDone);
+    }
+    Trainer trainer(load_config("run.toml", {"train.steps=5", "train.warmup=0", "checkpoint.every=1"}), world);
+    trainer.params().data<float>()[element] = std::numeric_limits<float>::quiet_NaN();
+    try {
+      trainer.run();
+      FAIL() << "saved weights that are not finite";
+    } catch (const UserError& error) {
+      FAIL() << error.what();
+    } catch (const Error& error) {
+      EXPECT_NE(std::string(error.what()).find(problem), std::string::npos) << error.what();
+      EXPECT_NE(std::string(error.what()).find("step-00000004"), std::string::npos) << error.what();
+    }
+    world.comm().barrier();
+    if (world.rank() == 0) {
+      EXPECT_EQ(list_checkpoints("run/checkpoints").back().filename(), "step-00000004");
+      EXPECT_TRUE(CheckpointReader("run/checkpoints/step-00000004").verify().empty());
+      EXPECT_EQ(read_file("run/metrics.jsonl").find("nan"), std::string::npos);
+    }
+    world.comm().barrier();
+  }
+}
+
 // Every step is a spike: going back helps nothing, and the run ends with its last good checkpoint.
 TEST_F(NonFinite, TroubleThatComesBackEndsTheRunWithTheLastGoodCheckpoint) {
   World& world = test_world();
