@@ -133,8 +133,10 @@ RunState read_state(const CheckpointReader& reader) {
             .skipped_sequences = j.value("passed_over", int64_t{0}),  // absent in older checkpoints
             .guard = j.value("guard", nlohmann::json()),
             .place = j.contains("place") ? place_from_json(j["place"]) : RunPlace{}};
-  } catch (const nlohmann::json::exception& error) {
-    throw UserError(str(reader.path().string(), "/manifest.json: this is not the state of a run: ", error.what()));
+  } catch (const std::exception& error) {
+    const std::string text = error.what();  // that of the JSON library begins "[json.exception.NAME.NUMBER] "
+    throw UserError(str(reader.path().string(), "/manifest.json: this is not the state of a run: ",
+                        text.starts_with('[') ? text.substr(text.find("] ") + 2) : text));
   }
 }
 

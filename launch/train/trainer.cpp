@@ -115,7 +115,7 @@ int Trainer::train() {
     }
     if (outcome.votes.stop > 0) return stop();
     time_up = outcome.votes.time_up > 0;
-    if (due(config().train.eval_every) && !evaluate_and_report(config().train.eval_sequences)) return stop();
+    if (due(config().train.eval_every) && !evaluate_and_report(config().train.eval_sequences, false)) return stop();
     if (due(config().train.sample_every)) write_sample();
     if (save_due(outcome)) saves_->save(config().checkpoint.async);
   }
@@ -211,7 +211,7 @@ int Trainer::stop() {
 int Trainer::finish() {
   saves_->save_now();
   if (resources_.is_main() && stop_switch_.is_set()) stop_switch_.clear();  // met: no step follows
-  if (!evaluate_and_report(0)) return stop();
+  if (!evaluate_and_report(0, true)) return stop();
   write_sample();
   if (stop_requested()) return stop();
   reporter_->end("done", {{"step", state().step}, {"tokens", state().tokens}});
@@ -226,8 +226,9 @@ void Trainer::close() {
   attempt_.progress().moved_on();
 }
 
-// On the first `sequences` windows of each validation set; 0: all. False: the run is to stop before it is complete.
-bool Trainer::evaluate_and_report(int64_t sequences) {
+// On the first `sequences` windows of each validation set; 0: all. False: the run is to stop before it is complete. A
+// loss that is not finite ends the run only if this is its last evaluation: HealthGuard may return to better weights.
+bool Trainer::evaluate_and_report(int64_t sequences, bool last) {
   if (resources_.data->valid.empty()) return true;
   const auto begin = Clock::now();
   const EvalContext context{.ops = *resources_.ops,
@@ -244,10 +245,14 @@ bool Trainer::evaluate_and_report(int64_t sequences) {
     if (!result) return false;
     results.push_back(*result);
     if (result->finite()) continue;
-    throw Error(str("step ", state().step, ": the loss on validation set ", set.name, " is not finite (",
-                    result->loss(), "). The latest checkpoint is ",
-                    attempt_.latest().path.empty() ? "none" : attempt_.latest().path,
-                    ". Lower train.lr or raise train.warmup and start again"));
+    const std::string problem = str("the loss on validation set ", set.name, " is not finite (", result->loss(), ")");
+    if (last) {
+      throw Error(str("step ", state().step, ": ", problem, ". The latest checkpoint is ", attempt_.latest().path,
+                      ". Lower train.lr or raise train.warmup and start again"));
+    }
+    attempt_.event("evaluation_failed", {{"step", state().step}, {"problem", problem}});
+    if (resources_.is_main()) message_line(str("step ", state().step, ": ", problem));
+    return true;
   }
   reporter_->evaluation(results, seconds_since(begin));
   return true;

@@ -56,7 +56,7 @@ class Trainer {
   int stop();
   int finish();
   void close();
-  bool evaluate_and_report(int64_t sequences);
+  bool evaluate_and_report(int64_t sequences, bool last);
   void write_sample();
   void log_failure(const std::string& problem) noexcept;
   bool due(int64_t every) const { return every > 0 && state().step % every == 0; }
