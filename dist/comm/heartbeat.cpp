@@ -119,6 +119,13 @@ class Investigation {
     }
   }
 
+  std::vector<int> ranks() const {
+    const std::set<int>& found = !straggler_ranks_.empty()  ? straggler_ranks_
+                                 : !possible_ranks_.empty() ? possible_ranks_
+                                                            : visited_;
+    return {found.begin(), found.end()};
+  }
+
   std::string result() const {
     if (!stragglers_.empty()) return "stragglers:\n" + stragglers_;
     if (!possible_.empty()) return "possible stragglers:\n" + possible_;
@@ -165,13 +172,16 @@ class Investigation {
 
 }  // namespace
 
-std::string hang_report(const Heartbeat& waiter, const std::function<const RankStatus&(int)>& status_of) {
+HangReport hang_report(const Heartbeat& waiter, const std::function<const RankStatus&(int)>& status_of) {
   const CommunicatorRecord* comm = waiter.find(waiter.waiting_key);
   TM_CHECK(comm != nullptr, "rank ", waiter.rank, " waits for nothing");
   Investigation investigation(status_of);
   investigation.visit(waiter);
-  return str("rank ", waiter.rank, " on ", waiter.host, ": ", operation_text(*comm, waiter.waiting_for),
-             " timed out after ", seconds_text(waiter.seconds), "; ", investigation.result());
+  const std::string operation = operation_text(*comm, waiter.waiting_for);
+  return {.operation = operation,
+          .ranks = investigation.ranks(),
+          .text = str("rank ", waiter.rank, " on ", waiter.host, ": ", operation, " timed out after ",
+                      seconds_text(waiter.seconds), "; ", investigation.result())};
 }
 
 }  // namespace tmamba

@@ -55,8 +55,14 @@ struct RankStatus {
   bool alive = false;                  // its beat still increases
 };
 
+struct HangReport {
+  std::string operation;   // that timed out: "all_reduce #7 (512 bytes) on "zero""
+  std::vector<int> ranks;  // the stragglers, or possible ones; in a deadlock the ranks that wait
+  std::string text;        // one line for the operation and one per straggler
+};
+
 // Explains the hang of `waiter`: follows what each rank waits for, from rank to rank, to the stragglers, which have not
-// arrived, have stopped, or have issued another operation. One line for the operation and one per straggler.
-std::string hang_report(const Heartbeat& waiter, const std::function<const RankStatus&(int)>& status_of);
+// arrived, have stopped, or have issued another operation.
+HangReport hang_report(const Heartbeat& waiter, const std::function<const RankStatus&(int)>& status_of);
 
 }  // namespace tmamba

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <fstream>
+#include <future>
 #include <sstream>
 
 #include "dist/comm/print_line.h"
@@ -98,11 +99,10 @@ void Watchdog::update_device_wait(double seconds) {
   }
 }
 
-void Watchdog::start(double timeout_seconds, fs::path folder) {
-  TM_CHECK(!thread_.joinable() && timeout_seconds > 0, "the watchdog was started twice or without a timeout");
-  timeout_seconds_ = timeout_seconds;
-  interval_ = std::chrono::duration<double>(std::clamp(timeout_seconds / 20, 0.02, 2.0));
-  folder_ = std::move(folder);
+void Watchdog::start(WatchdogOptions options) {
+  TM_CHECK(!thread_.joinable() && options.timeout_seconds > 0, "the watchdog was started twice or without a timeout");
+  options_ = std::move(options);
+  interval_ = std::chrono::duration<double>(std::clamp(options_.timeout_seconds / 20, 0.02, 2.0));
   const Heartbeat first = current();
   if (!replace_file(file_of(rank_), to_text(first))) {
     throw UserError(str("the watchdog cannot write ", file_of(rank_).string(), " on ", first.host,
@@ -151,7 +151,7 @@ void Watchdog::run() {
     last = now;
     host_.seconds += tick;
     update_device_wait(tick);
-    const bool timed_out = wait_now().key != 0 && wait_now().seconds > timeout_seconds_;
+    const bool timed_out = wait_now().key != 0 && wait_now().seconds > options_.timeout_seconds;
     lock.unlock();
     replace_file(file_of(rank_), to_text(current()));
     std::error_code ignored;
@@ -172,17 +172,28 @@ void Watchdog::handle_timeout() {
   constexpr int kTicksToReport = 20;
   if (claim < 0 && timeout_ticks_ < kTicksToReport) return;
   const auto report = investigate();
-  if (report) {
-    print_line("hang: " + *report + "ending the job");
-    replace_file(report_file(), *report);
-    std::this_thread::sleep_for(2 * interval_);
-    std::_Exit(1);
-  }
+  if (report) end_job(*report);
   std::error_code ignored;
   fs::remove(investigator_file(), ignored);
 }
 
-std::optional<std::string> Watchdog::investigate() {
+// The file system may be what hangs, so on_hang runs on another thread.
+void Watchdog::end_job(const HangReport& report) {
+  print_line("hang: " + report.text + "ending the job");
+  if (options_.on_hang) {
+    const auto logged = std::make_shared<std::promise<void>>();
+    std::thread([logged, report, log = options_.on_hang] {
+      log(report);
+      logged->set_value();
+    }).detach();
+    logged->get_future().wait_for(std::chrono::seconds(10));
+  }
+  replace_file(report_file(), report.text);
+  std::this_thread::sleep_for(2 * interval_);
+  std::_Exit(1);
+}
+
+std::optional<HangReport> Watchdog::investigate() {
   std::map<int, RankStatus> seen;
   auto look = [&](int rank) -> std::optional<Heartbeat> {
     const auto text = read_file(file_of(rank));
@@ -204,7 +215,7 @@ std::optional<std::string> Watchdog::investigate() {
   Heartbeat now = current();
   if (now.waiting_key != before.waiting_key || now.waiting_for.sequence != before.waiting_for.sequence)
     return std::nullopt;
-  now.seconds = std::max(now.seconds, timeout_seconds_);
+  now.seconds = std::max(now.seconds, options_.timeout_seconds);
   seen[rank_].heartbeat = now;
   return hang_report(now, [&](int rank) -> const RankStatus& { return seen[rank]; });
 }

@@ -14,6 +14,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -29,6 +30,8 @@ struct WatchdogOptions {
   // Folder for the heartbeat files, which every host sees and nothing else uses, for example "heartbeat" in the run
   // directory. Empty: shared memory, which needs all ranks on one host.
   std::filesystem::path folder;
+  // Called on the watchdog's thread of the rank that prints the report; may be null. It gets 10 seconds.
+  std::function<void(const HangReport&)> on_hang = {};
 };
 
 class Watchdog {
@@ -52,7 +55,7 @@ class Watchdog {
 
   // Starts the thread; called by World::start_watchdog. The folder must exist and contain no files of a watchdog.
   // Throws UserError if it is not writable.
-  void start(double timeout_seconds, std::filesystem::path folder);
+  void start(WatchdogOptions options);
   // Ends the thread and removes this rank's file.
   void stop() noexcept;
 
@@ -79,16 +82,16 @@ class Watchdog {
   void handle_timeout();
   // Reads the other ranks' files twice, to see which still change. Returns the report, or nullopt if the wait has ended
   // meanwhile.
-  std::optional<std::string> investigate();
-  std::filesystem::path file_of(int rank) const { return folder_ / ("rank-" + std::to_string(rank)); }
-  std::filesystem::path report_file() const { return folder_ / "hang-report"; }
-  std::filesystem::path investigator_file() const { return folder_ / "investigator"; }
+  std::optional<HangReport> investigate();
+  void end_job(const HangReport& report);
+  std::filesystem::path file_of(int rank) const { return options_.folder / ("rank-" + std::to_string(rank)); }
+  std::filesystem::path report_file() const { return options_.folder / "hang-report"; }
+  std::filesystem::path investigator_file() const { return options_.folder / "investigator"; }
 
   const int rank_;
   const std::vector<std::string> hosts_;
-  double timeout_seconds_ = 0;
+  WatchdogOptions options_;
   std::chrono::duration<double> interval_{1};
-  std::filesystem::path folder_;
   int timeout_ticks_ = 0;  // consecutive ticks over the timeout
 
   std::mutex mutex_;  // guards the members below

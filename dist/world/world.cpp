@@ -169,7 +169,8 @@ void World::start_watchdog(const WatchdogOptions& options) {
   }
   if (rank_ == 0) prepare_watchdog_folder();
   comm_->barrier();
-  watchdog_->start(options.timeout_seconds, watchdog_folder_);
+  watchdog_->start(
+      {.timeout_seconds = options.timeout_seconds, .folder = watchdog_folder_, .on_hang = options.on_hang});
   comm_->barrier();
 }
 

@@ -10,6 +10,7 @@
 #include "launch/cli/exit_code.h"
 #include "launch/cli/format.h"
 #include "launch/config/config.h"
+#include "launch/run/rank_agreement.h"
 #include "launch/state/devices.h"
 #include "launch/verbs.h"
 
@@ -31,14 +32,17 @@ std::vector<Communicator*> axes(Mesh& mesh) {
   return found;
 }
 
-int bench_on(World& world, const Command& command) {
+RunConfig config_of(const Command& command) {
   std::vector<std::string> overrides = command.list("set");
   if (command.has("device")) overrides.push_back("run.device=" + command.get<std::string>("device"));
-  const RunConfig config = command.has("config") ? load_config(command.get<std::string>("config"), overrides)
-                                                 : parse_config("", "bench's own configuration", overrides);
+  return command.has("config") ? load_config(command.get<std::string>("config"), overrides)
+                               : parse_config("", "bench's own configuration", overrides);
+}
+
+int bench_on(World& world, const Command& command, const RunConfig& config) {
   const MeshShape shape = mesh_shape(config.parallel.tp, config.parallel.sp, config.parallel.dp, world.size());
   if (world.size() == 1) throw UserError("bench comm needs more than one rank: mpirun -n 2 transmamba bench comm");
-  const auto ops = ops_of(config, &world);
+  const auto ops = ops_of(config, world);
   const int64_t max_bytes =
       command.has("max-bytes") ? command.get<int64_t>("max-bytes") : largest_sweep_bytes(ops->device());
   const int64_t min_bytes = command.get<int64_t>("min-bytes");
@@ -80,8 +84,12 @@ int bench_comm(const Arguments& arguments) {
         "min-bytes", po::value<int64_t>()->default_value(1024), "smallest size")(
         "max-bytes", po::value<int64_t>(), "largest size; default: 64 MiB on CPUs, 1 GiB on GPUs");
     command.positional("config");
-    if (!command.parse(arguments, world.rank() == 0)) return static_cast<int>(kDone);
-    return bench_on(world, command);
+    RunConfig config;
+    const bool runs = parse_together(world, "bench comm", command, arguments, [&](RankFacts& facts) {
+      config = config_of(command);
+      facts.add(config);
+    });
+    return runs ? bench_on(world, command, config) : static_cast<int>(kDone);
   });
 }
 

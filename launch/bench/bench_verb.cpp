@@ -11,6 +11,7 @@
 #include "launch/cli/exit_code.h"
 #include "launch/cli/format.h"
 #include "launch/config/config.h"
+#include "launch/run/rank_agreement.h"
 #include "launch/state/devices.h"
 #include "launch/train/op_profile.h"
 #include "launch/verbs.h"
@@ -44,13 +45,20 @@ RunConfig default_config() {
       "bench's own configuration", {});
 }
 
-int bench_on(World& world, const Command& command, const std::string& what) {
-  if (command.get<int>("threads") > 0) omp_set_num_threads(command.get<int>("threads"));
+RunConfig config_of(const Command& command) {
   RunConfig config = command.has("config") ? load_config(command.required("config"), {}) : default_config();
   std::vector<std::string> overrides = command.list("set");
   if (command.has("device")) overrides.push_back("run.device=" + command.get<std::string>("device"));
   config = parse_config(to_toml(config), "configuration", overrides);
   if (config.model.vocab == 0) config.model.vocab = 4096;
+  return config;
+}
+
+int bench_on(World& world, const Command& command, const RunConfig& config) {
+  const std::string what = command.required("what");
+  if (what != "ops" && what != "step")
+    throw UserError(str("bench ", what, ": unknown benchmark; valid: ops, step, comm"));
+  if (command.get<int>("threads") > 0) omp_set_num_threads(command.get<int>("threads"));
   if (what == "ops" && world.size() > 1) {
     throw UserError(
         str("bench ops runs on one rank, not ", world.size(), "; use bench step or bench comm for several ranks"));
@@ -61,7 +69,7 @@ int bench_on(World& world, const Command& command, const std::string& what) {
   if (command.get<int64_t>("steps") < 1 || command.get<int64_t>("micro-batches") < 1) {
     throw UserError("--steps and --micro-batches must be at least 1");
   }
-  const auto ops = ops_of(config, &world);
+  const auto ops = ops_of(config, world);
   ops->measure_choices(true);
   const Roof roof = command.has("no-roof") ? Roof{} : measure_roof(*ops, config.dtype());
   const StepBenchOptions options{.steps = command.get<int64_t>("steps"),
@@ -105,11 +113,12 @@ int bench_verb(const Arguments& arguments) {
         "device", po::value<std::string>(), "cpu or cuda; default: the configuration's");
     command.positional("what");
     command.positional("config");
-    if (!command.parse(arguments, world.rank() == 0)) return static_cast<int>(kDone);
-    const std::string what = command.required("what");
-    if (what != "ops" && what != "step")
-      throw UserError(str("bench ", what, ": unknown benchmark; valid: ops, step, comm"));
-    return bench_on(world, command, what);
+    RunConfig config;
+    const bool runs = parse_together(world, "bench", command, arguments, [&](RankFacts& facts) {
+      config = config_of(command);
+      facts.add(config);
+    });
+    return runs ? bench_on(world, command, config) : static_cast<int>(kDone);
   });
 }
 

@@ -34,7 +34,13 @@ bool Command::parse(const std::vector<std::string>& arguments, bool print) {
   try {
     // No prefixes of option names: a typing error must not be taken for another option.
     const int style = po::command_line_style::default_style & ~po::command_line_style::allow_guessing;
-    po::store(po::command_line_parser(arguments).options(all).positional(positional_).style(style).run(), values_);
+    const auto parsed = po::command_line_parser(arguments).options(all).positional(positional_).style(style).run();
+    for (const auto& option : parsed.options) {
+      std::string text;
+      for (const std::string& value : option.value) text += (text.empty() ? "" : " ") + value;
+      given_.emplace_back(option.string_key, text);
+    }
+    po::store(parsed, values_);
     po::notify(values_);
   } catch (const po::error& error) {
     throw UserError(str(error.what(), "\nusage: transmamba ", usage_, "  (--help shows the options)"));

@@ -4,6 +4,7 @@
 #include <boost/program_options.hpp>
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 // Compiled once, in command.cpp.
@@ -36,10 +37,13 @@ class Command {
   // The positional argument. Throws UserError if it is missing.
   std::string required(const std::string& name) const;
   std::vector<std::string> list(const std::string& name) const;
+  // The options and positional arguments given, with their values as text, in the order of the command line.
+  const std::vector<std::pair<std::string, std::string>>& given() const { return given_; }
   std::string help() const;
 
  private:
   std::string usage_, summary_;
+  std::vector<std::pair<std::string, std::string>> given_;
   boost::program_options::options_description visible_{"options"}, hidden_;
   boost::program_options::positional_options_description positional_;
   boost::program_options::variables_map values_;

@@ -16,7 +16,8 @@ inline constexpr std::array kExitCodes{
     ExitMeaning{kFailed, "failed"},
     ExitMeaning{kBadInput, "invalid usage, configuration or data"},
     ExitMeaning{kSavedAndStopped, "saved and stopped on a signal or a file STOP; start it again to resume"},
-    ExitMeaning{kNoProgress, "not to be restarted: no progress, or another attempt took over the run directory"},
+    ExitMeaning{kNoProgress,
+                "not to be restarted: no progress, or another attempt holds or took over the run directory"},
 };
 
 }  // namespace tmamba

@@ -3,6 +3,8 @@
 #include <array>
 #include <cstdio>
 
+#include "kernels/base/check.h"
+
 namespace tmamba {
 
 namespace {
@@ -38,6 +40,22 @@ std::string duration(double seconds) {
   const auto total = static_cast<long long>(seconds < 0 ? 0 : seconds + 0.5);
   if (total >= 3600) return formatted("%lld:%02lld:%02lld", total / 3600, total / 60 % 60, total % 60);
   return formatted("%lld:%02lld", total / 60, total % 60);
+}
+
+std::string ranges_text(const std::vector<int>& numbers) {
+  std::string text;
+  for (size_t i = 0; i < numbers.size();) {
+    size_t end = i + 1;
+    while (end < numbers.size() && numbers[end] == numbers[end - 1] + 1) ++end;
+    text += str(text.empty() ? "" : ",", numbers[i]);
+    if (end > i + 1) text += str("-", numbers[end - 1]);
+    i = end;
+  }
+  return text;
+}
+
+std::string ranks_text(const std::vector<int>& ranks) {
+  return (ranks.size() == 1 ? "rank " : "ranks ") + ranges_text(ranks);
 }
 
 std::string indent(const std::string& text) {

@@ -33,6 +33,9 @@ void install_signal_handlers() {
   action.sa_handler = remember;
   action.sa_flags = SA_RESTART;
   for (int signal : {SIGINT, SIGTERM, SIGUSR1}) sigaction(signal, &action, nullptr);
+  struct sigaction before {};
+  sigaction(SIGHUP, nullptr, &before);
+  if (before.sa_handler != SIG_IGN) sigaction(SIGHUP, &action, nullptr);  // nohup: it lives on
   std::signal(SIGXFSZ, SIG_IGN);
 }
 
@@ -56,6 +59,8 @@ int pending_signal() { return g_signal; }
 
 const char* signal_name(int signal) {
   switch (signal) {
+    case SIGHUP:
+      return "SIGHUP";
     case SIGINT:
       return "SIGINT";
     case SIGTERM:

@@ -1,4 +1,5 @@
-// SIGINT, SIGTERM and SIGUSR1 ask for a checkpoint at the next step boundary and a stop (exit code 85).
+// SIGINT, SIGTERM, SIGHUP and SIGUSR1 ask for a checkpoint at the next step boundary and a stop (exit code 85). SIGHUP
+// stays ignored where it was ignored at the start (nohup).
 // SIGXFSZ is ignored, so that a write over a file size limit fails with an error.
 #pragma once
 

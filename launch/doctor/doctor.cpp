@@ -12,6 +12,7 @@
 #include "dist/world/device_world.h"
 #include "dist/world/mpi_facts.h"
 #include "kernels/base/device.h"
+#include "launch/cli/format.h"
 #include "launch/doctor/host_topology.h"
 
 namespace tmamba {
@@ -21,10 +22,6 @@ namespace {
 using nlohmann::json;
 
 std::string text_of(const json& value) { return value.is_string() ? value.get<std::string>() : value.dump(); }
-
-std::string list_of(const std::vector<int>& ranks) {
-  return (ranks.size() == 1 ? "rank " : "ranks ") + ranges_text(ranks);
-}
 
 json gpu_facts(const std::vector<GpuIdentity>& gpus, int local_rank) {
   if (gpus.empty()) return nullptr;
@@ -65,16 +62,17 @@ std::string bound_cores(const json& rank) {
 void find_shared_gpus(const std::vector<json>& ranks, std::vector<Finding>& findings) {
   for (const auto& [where, on_it] : sharing_of(ranks, gpu_uuid)) {
     findings.push_back(
-        {true, str(where.first, ": ", list_of(on_it), " share one GPU, ", where.second,
+        {true, str(where.first, ": ", ranks_text(on_it), " share one GPU, ", where.second,
                    "; start one rank per GPU, or make one GPU visible to each (srun --gpus-per-task=1)")});
   }
 }
 
 void find_shared_cores(const std::vector<json>& ranks, std::vector<Finding>& findings) {
   for (const auto& [where, on_them] : sharing_of(ranks, bound_cores)) {
-    findings.push_back({true, str(where.first, ": ", list_of(on_them), " are bound to the same cores, ", where.second,
-                                  "; bind each to its own (mpirun --map-by slot:PE=N --bind-to core, srun "
-                                  "--cpus-per-task=N --cpu-bind=cores)")});
+    findings.push_back(
+        {true, str(where.first, ": ", ranks_text(on_them), " are bound to the same cores, ", where.second,
+                   "; bind each to its own (mpirun --map-by slot:PE=N --bind-to core, srun "
+                   "--cpus-per-task=N --cpu-bind=cores)")});
   }
 }
 
@@ -112,7 +110,7 @@ void find_distances(const std::vector<json>& ranks, std::vector<Finding>& findin
       far.push_back(rank.at("rank").get<int>());
   }
   if (far.empty()) return;
-  findings.push_back({false, str(list_of(far), far.size() == 1 ? " runs" : " run",
+  findings.push_back({false, str(ranks_text(far), far.size() == 1 ? " runs" : " run",
                                  " on cores of another NUMA node than the GPU's, which slows copies and launches; bind "
                                  "ranks to the cores of their GPU's node")});
 }
@@ -128,7 +126,7 @@ void find_numbering(const std::vector<json>& ranks, std::vector<Finding>& findin
     }
   }
   if (wrong.empty()) return;
-  findings.push_back({false, str("SLURM and MPI number ", list_of(wrong), " differently; MPI's numbers are used")});
+  findings.push_back({false, str("SLURM and MPI number ", ranks_text(wrong), " differently; MPI's numbers are used")});
 }
 
 // A cell of the table; a dash if empty.
@@ -176,7 +174,7 @@ std::vector<Finding> placement_findings(const std::vector<json>& ranks, bool gpu
       if (rank.at("gpu").is_null()) without.push_back(rank.at("rank").get<int>());
     }
     if (!without.empty())
-      findings.push_back({true, str(list_of(without), without.size() == 1 ? " sees" : " see", " no GPU")});
+      findings.push_back({true, str(ranks_text(without), without.size() == 1 ? " sees" : " see", " no GPU")});
     find_shared_gpus(ranks, findings);
     find_distances(ranks, findings);
   }
@@ -249,7 +247,7 @@ std::vector<Finding> settings_findings(const std::vector<json>& settings) {
     std::string text;
     for (const auto& [value, on] : by_value) {
       known += on.size();
-      text += str(text.empty() ? "" : "; ", cell(value), " on ", list_of(on));
+      text += str(text.empty() ? "" : "; ", cell(value), " on ", ranks_text(on));
     }
     // CUDA_VISIBLE_DEVICES differs on purpose: launchers give each rank its own GPUs.
     if (name == "CUDA_VISIBLE_DEVICES" || (by_value.size() == 1 && known == settings.size())) continue;

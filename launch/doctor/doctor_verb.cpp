@@ -9,6 +9,7 @@
 #include "launch/cli/exit_code.h"
 #include "launch/cli/format.h"
 #include "launch/doctor/doctor.h"
+#include "launch/run/rank_agreement.h"
 #include "launch/verbs.h"
 
 namespace tmamba {
@@ -143,8 +144,14 @@ int doctor_verb(const Arguments& arguments) {
                       "approximate time for the bandwidth sweep; 0: skip it")(
         "device", po::value<std::string>()->default_value("auto"), "cpu, cuda, or auto: cuda if any rank sees a GPU");
     command.positional("folder");
-    if (!command.parse(arguments, world.rank() == 0)) return static_cast<int>(kDone);
-    return examine(world, command);
+    // Other differences between ranks are its findings.
+    bool runs = false;
+    require_agreement(world.comm(), [&](RankFacts& facts) {
+      facts.must_agree("verb", "doctor");
+      runs = command.parse(arguments, world.rank() == 0);
+      facts.add(command);
+    });
+    return runs ? examine(world, command) : static_cast<int>(kDone);
   });
 }
 

@@ -137,18 +137,6 @@ int host_cores(const std::string& root) {
   return static_cast<int>(numbers_in(line_of(root + "/sys/devices/system/cpu/online")).size());
 }
 
-std::string ranges_text(const std::vector<int>& numbers) {
-  std::string text;
-  for (size_t i = 0; i < numbers.size();) {
-    size_t end = i + 1;
-    while (end < numbers.size() && numbers[end] == numbers[end - 1] + 1) ++end;
-    text += str(text.empty() ? "" : ",", numbers[i]);
-    if (end > i + 1) text += str("-", numbers[end - 1]);
-    i = end;
-  }
-  return text;
-}
-
 std::vector<int> numbers_in(const std::string& ranges) {
   std::vector<int> numbers;
   std::istringstream parts(ranges);

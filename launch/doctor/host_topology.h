@@ -30,8 +30,6 @@ std::string nearest_nic(const std::vector<Nic>& nics, const std::string& pci, in
 // The cores this process may run on, and the number of cores of the host.
 std::vector<int> allowed_cores();
 int host_cores(const std::string& root = "");
-// "0-3,8,10-11"
-std::string ranges_text(const std::vector<int>& numbers);
 // The inverse of ranges_text(). Empty for invalid text.
 std::vector<int> numbers_in(const std::string& ranges);
 

@@ -1,6 +1,8 @@
+#include <algorithm>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
+#include "dist/comm/collective_guard.h"
 #include "dist/world/device_world.h"
 #include "launch/cli/command.h"
 #include "launch/cli/exit_code.h"
@@ -41,14 +43,20 @@ std::vector<ValidationSet> sets_of(const Command& command, const RunConfig& conf
   return sets;
 }
 
-std::vector<EvalResult> results_of(const Command& command, const LoadedModel& loaded,
-                                   const std::vector<ValidationSet>& sets, World& world) {
+std::vector<TokenFile> open_files(const std::vector<ValidationSet>& sets, const SavedModel& saved, RankFacts& facts) {
   std::vector<TokenFile> files;
   for (const ValidationSet& set : sets) {
     files.emplace_back(set.path);
-    if (files.back().info().tokenizer_hash == loaded.state.tokenizer_hash) continue;
-    throw UserError(str(set.path, " was made with another tokenizer than the training data of ", loaded.path.string()));
+    facts.add("validation set " + set.name, files.back().info());
+    if (files.back().info().tokenizer_hash == saved.state.tokenizer_hash) continue;
+    throw UserError(
+        str(set.path, " was made with another tokenizer than the training data of ", saved.path().string()));
   }
+  return files;
+}
+
+std::vector<EvalResult> results_of(const Command& command, const LoadedModel& loaded,
+                                   const std::vector<TokenFile>& files, World& world) {
   Ops& ops = *loaded.ops;
   const ModelConfig& model_config = loaded.config.model;
   const std::vector<int64_t> points =
@@ -86,12 +94,20 @@ std::vector<EvalResult> results_of(const Command& command, const LoadedModel& lo
   return results;
 }
 
-int eval_on(World& world, const Command& command) {
-  std::vector<std::string> overrides = overrides_of(command);
-  if (command.has("seq-len")) overrides.push_back(str("data.seq_len=", command.get<int64_t>("seq-len")));
-  const LoadedModel loaded = load_model(command.required("checkpoint"), overrides, &world);
-  const std::vector<ValidationSet> sets = sets_of(command, loaded.config);
-  const std::vector<EvalResult> results = results_of(command, loaded, sets, world);
+int eval_on(World& world, Command& command, const Arguments& arguments) {
+  SavedModel saved;
+  std::vector<ValidationSet> sets;
+  std::vector<TokenFile> files;
+  const bool runs = parse_together(world, "eval", command, arguments, [&](RankFacts& facts) {
+    std::vector<std::string> overrides = overrides_of(command);
+    if (command.has("seq-len")) overrides.push_back(str("data.seq_len=", command.get<int64_t>("seq-len")));
+    saved = open_model(command.required("checkpoint"), overrides, facts);
+    sets = sets_of(command, saved.config);
+    files = open_files(sets, saved, facts);
+  });
+  if (!runs) return kDone;
+  const LoadedModel loaded = load_model(std::move(saved), world);
+  const std::vector<EvalResult> results = results_of(command, loaded, files, world);
   if (world.rank() != 0) return kDone;
   nlohmann::json json = {{"checkpoint", loaded.path.string()},
                          {"step", loaded.state.step},
@@ -122,30 +138,31 @@ int eval_verb(const Arguments& arguments) {
         "sequences", po::value<int64_t>()->default_value(0), "evaluate on this many; 0: all");
     add_shared_options(command);
     command.positional("checkpoint");
-    if (!command.parse(arguments, world.rank() == 0)) return static_cast<int>(kDone);
-    return eval_on(world, command);
+    return eval_on(world, command, arguments);
   });
 }
 
-int generate_verb(const Arguments& arguments) {
-  Command command("generate CHECKPOINT [options]",
-                  "Generates text from a checkpoint, or from the latest one of a run directory.");
-  command.options()("prompt", po::value<std::string>()->default_value("The "), "prompt")(
-      "tokens", po::value<int64_t>()->default_value(256), "maximum number of tokens to generate")(
-      "temperature", po::value<double>()->default_value(0.8, "0.8"), "sampling temperature; 0: greedy")(
-      "top-k", po::value<int64_t>()->default_value(0), "sample from the k most likely tokens; 0: from all")(
-      "seed", po::value<uint64_t>()->default_value(0), "seed of sampling")(
-      "count", po::value<int64_t>()->default_value(1), "number of texts")(
-      "tokenizer", po::value<std::string>(), "tokenizer file; default: the one beside the training data");
-  add_shared_options(command);
-  command.positional("checkpoint");
-  if (!command.parse(arguments)) return kDone;
-  const LoadedModel loaded = load_model(command.required("checkpoint"), overrides_of(command));
-  std::unique_ptr<Tokenizer> tokenizer =
-      command.has("tokenizer") ? load_tokenizer(command.get<std::string>("tokenizer"))
-                               : load_tokenizer_of(TokenFile(loaded.config.data.train), loaded.config.data.tokenizer);
-  if (tokenizer->hash() != loaded.state.tokenizer_hash)
-    throw UserError("the model was trained with another tokenizer; give its file by --tokenizer");
+namespace {
+
+std::unique_ptr<Tokenizer> tokenizer_for(const Command& command, const SavedModel& saved) {
+  const DataConfig& data = saved.config.data;
+  std::unique_ptr<Tokenizer> tokenizer = command.has("tokenizer")
+                                             ? load_tokenizer(command.get<std::string>("tokenizer"))
+                                             : load_tokenizer_of(TokenFile(data.train), data.tokenizer);
+  if (tokenizer->hash() == saved.state.tokenizer_hash) return tokenizer;
+  throw UserError("the model was trained with another tokenizer; give its file by --tokenizer");
+}
+
+// Texts are assigned to ranks in turn; each rank has the whole model.
+int generate_on(World& world, Command& command, const Arguments& arguments) {
+  SavedModel saved;
+  std::unique_ptr<Tokenizer> tokenizer;
+  const bool runs = parse_together(world, "generate", command, arguments, [&](RankFacts& facts) {
+    saved = open_model(command.required("checkpoint"), overrides_of(command), facts);
+    tokenizer = tokenizer_for(command, saved);
+  });
+  if (!runs) return kDone;
+  const LoadedModel loaded = load_model(std::move(saved), world);
   const std::vector<int64_t> points =
       transpoints(loaded.config.model.schedule, loaded.config.model.layers, loaded.config.data.seq_len);
   const SampleContext context{.ops = *loaded.ops,
@@ -155,22 +172,56 @@ int generate_verb(const Arguments& arguments) {
                               .transpoints = points,
                               .tokenizer = *tokenizer};
   const std::string prompt = command.get<std::string>("prompt");
-  nlohmann::json texts = nlohmann::json::array();
-  for (int64_t i = 0; i < command.get<int64_t>("count"); ++i) {
+  const auto text_of = [&](int64_t i) {
     const SampleOptions options{.max_tokens = command.get<int64_t>("tokens"),
                                 .temperature = command.get<double>("temperature"),
                                 .top_k = command.get<int64_t>("top-k"),
                                 .seed = command.get<uint64_t>("seed") + static_cast<uint64_t>(i)};
-    const std::vector<int32_t> tokens = sample(context, prompt, options);
-    const std::string text = prompt + tokenizer->decode(tokens);
-    if (command.json()) {
-      texts.push_back(text);
-    } else {
-      std::printf("%s%s\n", i > 0 ? "---\n" : "", text.c_str());
+    return prompt + tokenizer->decode(sample(context, prompt, options));
+  };
+  CollectiveGuard guard(world.comm());
+  const int64_t count = command.get<int64_t>("count");
+  nlohmann::json texts = nlohmann::json::array();
+  for (int64_t first = 0; first < count; first += world.size()) {
+    std::string own;
+    guard.on_all([&] {
+      if (first + world.rank() < count) own = text_of(first + world.rank());
+    });
+    const std::vector<std::string> round = guard.gather(own);
+    for (int64_t i = first; world.rank() == 0 && i < std::min<int64_t>(count, first + world.size()); ++i) {
+      const std::string& text = round[static_cast<size_t>(i - first)];
+      if (command.json()) {
+        texts.push_back(text);
+      } else {
+        std::printf("%s%s\n", i > 0 ? "---\n" : "", text.c_str());
+      }
     }
   }
-  if (command.json()) std::printf("%s\n", texts.dump(2, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
+  if (world.rank() == 0 && command.json()) {
+    std::printf("%s\n", texts.dump(2, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
+  }
   return kDone;
+}
+
+}  // namespace
+
+int generate_verb(const Arguments& arguments) {
+  return run_main([&](World& world) {
+    Command command(
+        "generate CHECKPOINT [options]",
+        "Generates text from a checkpoint, or from the latest one of a run directory. Under mpirun or srun\n"
+        "the texts are spread over the ranks.");
+    command.options()("prompt", po::value<std::string>()->default_value("The "), "prompt")(
+        "tokens", po::value<int64_t>()->default_value(256), "maximum number of tokens to generate")(
+        "temperature", po::value<double>()->default_value(0.8, "0.8"), "sampling temperature; 0: greedy")(
+        "top-k", po::value<int64_t>()->default_value(0), "sample from the k most likely tokens; 0: from all")(
+        "seed", po::value<uint64_t>()->default_value(0), "seed of sampling")(
+        "count", po::value<int64_t>()->default_value(1), "number of texts")(
+        "tokenizer", po::value<std::string>(), "tokenizer file; default: the one beside the training data");
+    add_shared_options(command);
+    command.positional("checkpoint");
+    return generate_on(world, command, arguments);
+  });
 }
 
 }  // namespace tmamba

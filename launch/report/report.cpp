@@ -48,14 +48,19 @@ double mean_tokens_per_s(const RunRecord& run) {
   return seconds > 0 ? tokens / seconds : kNotRecorded;
 }
 
-std::string state_of(const Goodput& goodput) {
+std::string state_of(const RunRecord& record, const Goodput& goodput) {
   if (goodput.attempts.empty()) return "not started";
   const std::string& end = goodput.attempts.back().end;
-  return end == "done"          ? "done"
-         : end == "stop"        ? "stopped; can be resumed"
-         : end == "failed"      ? "failed: " + shortened(goodput.attempts.back().why, 200)
-         : end == "no_progress" ? "given up: attempts made no progress"
-                                : "running, or terminated unexpectedly";
+  const std::string why = shortened(goodput.attempts.back().why, 200);
+  return end == "done"                       ? "done"
+         : end == "stop"                     ? "stopped; can be resumed"
+         : end == "time_up"                  ? why
+         : end == "failed"                   ? "failed: " + why
+         : end == "hang"                     ? "hang: " + why
+         : end == "no_progress"              ? "given up: attempts made no progress"
+         : end == "killed"                   ? "terminated unexpectedly"
+         : record.lease == LeaseState::alive ? "running"
+                                             : "running, or terminated unexpectedly";
 }
 
 // Version and commit of the program that made the latest attempt; "-" before these were recorded.
@@ -77,7 +82,7 @@ std::vector<std::pair<std::string, std::string>> facts(const ReportRun& run) {
   const MetricRecords& m = run.record.kept;
   const StepRecord last = m.steps.empty() ? StepRecord{} : m.steps.back();
   const double tokens_per_s = mean_tokens_per_s(run.record);
-  return {{"state", state_of(run.goodput)},
+  return {{"state", state_of(run.record, run.goodput)},
           {"steps", str(last.step)},
           {"tokens", std::isfinite(last.tokens) ? count_text(last.tokens) : "-"},
           {"loss, last step", number(last.loss, 4)},
@@ -300,7 +305,7 @@ std::string page_with(const std::vector<ReportRun>& runs, const ReportDetail& de
   const std::string title = one ? runs.front().name : str(runs.size(), " runs");
   const std::vector<AttemptRecord>& attempts = runs.front().goodput.attempts;
   const std::string subtitle = str("TransMamba training report. ",
-                                   one ? str(state_of(runs.front().goodput),
+                                   one ? str(state_of(runs.front().record, runs.front().goodput),
                                              attempts.empty() ? ""
                                                               : str("; from ", clock_text(attempts.front().launched),
                                                                     " to ", clock_text(attempts.back().ended), " UTC"))

@@ -53,6 +53,21 @@ std::vector<Entry> entries_of(const RunRecord& run, Goodput& goodput) {
   return entries;
 }
 
+bool ended_as_planned(const AttemptRecord& attempt) { return attempt.end == "done" || attempt.end == "time_up"; }
+
+// What a hang's event says of it: "rank 2: all_reduce #7 (512 bytes) on "zero"".
+std::string hang_text(const nlohmann::json& event) {
+  std::vector<int> ranks;
+  if (const auto found = event.find("ranks"); found != event.end() && found->is_array()) {
+    for (const nlohmann::json& rank : *found) {
+      if (rank.is_number_integer()) ranks.push_back(rank);
+    }
+  }
+  const auto operation = event.find("operation");
+  return str(ranks_text(ranks), ": ",
+             operation != event.end() && operation->is_string() ? operation->get<std::string>() : "?");
+}
+
 // Takes the lines in order of time. All time up to `now_` is counted.
 class Ledger {
  public:
@@ -66,7 +81,7 @@ class Ledger {
     attempt.ranks = static_cast<int64_t>(detail(event, "ranks"));
     attempt.resumed = event.kind == "resume";
     close();
-    const bool first = goodput_.attempts.empty(), after_the_end = !first && goodput_.attempts.back().end == "done";
+    const bool first = goodput_.attempts.empty(), after_the_end = !first && ended_as_planned(goodput_.attempts.back());
     goodput_.attempts.push_back(attempt);
     if (first || after_the_end) {
       now_ = std::max(now_, attempt.launched);
@@ -103,13 +118,20 @@ class Ledger {
     if (event.kind == "damaged") return;
     last_event_ = std::max(last_event_, event.time);
     AttemptRecord& attempt = goodput_.attempts.back();
-    if (event.kind == "failed") {
+    if (event.kind == "failed" || event.kind == "hang") {
       attempt.end = event.kind;
       const auto problem = event.details.find("problem");
-      if (problem != event.details.end() && problem->is_string()) attempt.why = problem->get<std::string>();
+      if (event.kind == "hang") {
+        attempt.why = hang_text(event.details);
+      } else if (problem != event.details.end() && problem->is_string()) {
+        attempt.why = problem->get<std::string>();
+      }
       rest(event.time, first_step_ ? Spent::startup : Spent::lost);
-    } else if (event.kind == "done" || event.kind == "stop" || event.kind == "no_progress") {
+    } else if (event.kind == "done" || event.kind == "time_up" || event.kind == "stop" || event.kind == "no_progress") {
       attempt.end = event.kind;
+      if (event.kind == "time_up") {
+        attempt.why = stopped_by_minutes(event.step(), static_cast<int64_t>(detail(event, "total_steps")));
+      }
       spend(Spent::checkpoint, std::min(1e-3 * detail(event, "save_stall_ms"), event.time - now_));
       rest(event.time, first_step_ ? Spent::startup : Spent::other);
     } else if (event.kind == "rollback") {
@@ -187,8 +209,13 @@ Goodput goodput_of(const RunRecord& run) {
   }
   const bool open = !goodput.attempts.empty() && goodput.attempts.back().end.empty();
   ledger.close();
-  if (open) goodput.attempts.back().end = "running";
+  const bool gone = run.lease == LeaseState::gone || run.lease == LeaseState::ended;
+  if (open && !gone) goodput.attempts.back().end = "running";
   return goodput;
+}
+
+std::string stopped_by_minutes(int64_t step, int64_t total_steps) {
+  return str("stopped by train.minutes at step ", step, " of ", total_steps);
 }
 
 nlohmann::json goodput_json(const Goodput& goodput) {

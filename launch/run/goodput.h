@@ -34,8 +34,9 @@ struct AttemptRecord {
   int64_t from_step = 0, to_step = 0;
   int64_t ranks = 0;
   bool resumed = false;
-  std::string why;         // the error of a "failed" attempt
-  std::string end;         // "done", "stop", "failed", "no_progress"; "killed" or "running" without a last event
+  std::string why;         // the error of a "failed" attempt, the stragglers and operation of a "hang"
+  std::string end;         // "done", "time_up", "stop", "failed", "hang", "no_progress"; without one of these events
+                           // "running", or "killed" where another attempt followed or its process is gone
   int64_t lost_steps = 0;  // steps of this attempt that were repeated or skipped
   SpentSeconds seconds{};  // `waiting`: before this attempt
 };
@@ -53,6 +54,9 @@ struct Goodput {
 };
 
 Goodput goodput_of(const RunRecord& run);
+
+// "stopped by train.minutes at step 328 of 500".
+std::string stopped_by_minutes(int64_t step, int64_t total_steps);
 
 nlohmann::json goodput_json(const Goodput& goodput);
 // One line: "93.1 % of 12:07: lost 2.0 %, startup 1.2 %, ...".

@@ -103,7 +103,7 @@ void PrometheusFile::event(const std::string& kind, double time, const nlohmann:
     values_["transmamba_checkpoint_timestamp_seconds"] = time;
   } else if (kind == "checkpoint_failed") {
     ++values_["transmamba_checkpoint_failures_total"];
-  } else if (kind == "done" || kind == "stop" || kind == "failed" || kind == "no_progress") {
+  } else if (kind == "done" || kind == "time_up" || kind == "stop" || kind == "failed" || kind == "no_progress") {
     values_["transmamba_running"] = 0;
   } else if (kind == "rollback") {
     values_["transmamba_step"] = details.value("step", 0.0);

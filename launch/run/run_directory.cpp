@@ -107,9 +107,9 @@ void RunDirectory::require_usable(const fs::path& dir) {
   throw UserError(str("run.dir: ", FileError("write in", dir, errno).what()));
 }
 
-RunDirectory::RunDirectory(const fs::path& dir, int64_t resumed_step, bool write, const MetricSinks& sinks)
-    : dir_(dir), write_(write), sinks_(sinks) {
-  if (!write_) return;
+RunDirectory::RunDirectory(const fs::path& dir, int64_t resumed_step, const Lease* lease, const MetricSinks& sinks)
+    : dir_(dir), lease_(lease), sinks_(sinks) {
+  if (!writes()) return;
   open_logs(resumed_step);
   if (!sinks.prometheus.empty()) prometheus_ = std::make_unique<PrometheusFile>(sinks.prometheus, dir_.string());
 }
@@ -125,12 +125,13 @@ void RunDirectory::open_logs(int64_t step) {
   if (sinks_.tensorboard) tensorboard_ = std::make_unique<TensorBoardLog>(dir_ / "tensorboard", step);
 }
 
-bool RunDirectory::lost() const { return write_ && (metrics_.gone() || events_.gone()); }
+bool RunDirectory::lost() const { return lease_ != nullptr && (metrics_.gone() || events_.gone()); }
 
 bool RunDirectory::recreate(int64_t step, int ranks) {
-  if (!write_) return false;
+  if (!writes()) return false;
   try {
     open_logs(step);
+    (void)lease_->held_now();  // recreates its file too
     write_config(config_);
     write_plan(plan_);
   } catch (const std::exception& error) {
@@ -159,13 +160,13 @@ std::string RunDirectory::time_text() const {
 }
 
 void RunDirectory::write_config(const std::string& toml) {
-  if (!write_) return;
+  if (!writes()) return;
   config_ = toml;
   write_file(dir_ / "config.toml", toml);
 }
 
 void RunDirectory::write_plan(const std::string& json) {
-  if (!write_) return;
+  if (!writes()) return;
   plan_ = json;
   const fs::path file = dir_ / "plan.json", written = dir_ / "plan.json.tmp";
   {
@@ -177,7 +178,7 @@ void RunDirectory::write_plan(const std::string& json) {
 }
 
 void RunDirectory::metric(nlohmann::json line) {
-  if (!write_) return;
+  if (lease_ == nullptr || !lease_->held()) return;  // at every step, so without reading the lease file
   line["time"] = std::round(unix_now() * 1e3) / 1e3;
   if (!std::exchange(build_recorded_, true)) line["build"] = build_json();
   metrics_.append(line.dump());
@@ -204,28 +205,28 @@ void RunDirectory::append_event(const fs::path& dir, const std::string& kind, co
 }
 
 void RunDirectory::event(const std::string& kind, const nlohmann::json& details) {
-  if (!write_) return;
+  if (!writes()) return;
   const double now = unix_now();
   events_.append(event_line(now, kind, details));
   if (prometheus_) prometheus_->event(kind, now, details);
 }
 
 void RunDirectory::sample(int64_t step, const std::string& text) {
-  if (!write_) return;
+  if (!writes()) return;
   samples_.append(str("--- step ", step, "\n", text));
   // Indented: TensorBoard renders Markdown, which shows indented text unchanged.
   if (tensorboard_) tensorboard_->text(step, unix_now(), "sample", indent(valid_utf8(text)));
 }
 
 void RunDirectory::rewind(int64_t step) {
-  if (!write_) return;
+  if (!writes()) return;
   move_after(dir_ / "metrics.jsonl", step);
   metrics_ = LineLog(dir_ / "metrics.jsonl");
   if (tensorboard_) tensorboard_ = std::make_unique<TensorBoardLog>(dir_ / "tensorboard", step);
 }
 
 void RunDirectory::write_goodput() {
-  if (!write_) return;
+  if (!writes()) return;
   // The run has ended and is saved; a failed write here must not fail it.
   try {
     write_file(dir_ / "goodput.json", goodput_json(goodput_of(read_run_logs(dir_))).dump(2));
@@ -243,7 +244,7 @@ nlohmann::json RunDirectory::read_summary() const {
 }
 
 void RunDirectory::write_summary(const nlohmann::json& summary) {
-  if (!write_) return;
+  if (!writes()) return;
   write_file(dir_ / "summary.json", summary.dump(2));
 }
 

@@ -10,6 +10,7 @@
 #include <string>
 
 #include "launch/cli/line_log.h"
+#include "launch/run/lease.h"
 #include "launch/run/prometheus.h"
 #include "launch/run/tensorboard.h"
 
@@ -34,9 +35,11 @@ class RunDirectory {
 
   // Creates the directory if it is missing and opens the logs for appending. Metrics of steps after `resumed_step`,
   // left by an attempt that stopped after its last checkpoint, move to lost.jsonl, so that metrics.jsonl has each step
-  // once. With write = false (every rank but 0) every write is ignored. A log line that cannot be written later is
-  // lost, which is printed to standard error; other writes that fail throw.
-  RunDirectory(const std::filesystem::path& dir, int64_t resumed_step, bool write, const MetricSinks& sinks = {});
+  // once. Writes are ignored without a lease (null: every rank but 0) and after it was lost. A log line that cannot be
+  // written later is lost, which is printed to standard error; other writes that fail throw. The lease must outlive
+  // this.
+  RunDirectory(const std::filesystem::path& dir, int64_t resumed_step, const Lease* lease,
+               const MetricSinks& sinks = {});
 
   const std::filesystem::path& dir() const { return dir_; }
   std::filesystem::path checkpoints() const { return dir_ / "checkpoints"; }
@@ -71,9 +74,10 @@ class RunDirectory {
 
  private:
   void open_logs(int64_t step);
+  bool writes() const { return lease_ != nullptr && lease_->held_now(); }
 
   std::filesystem::path dir_;
-  bool write_;
+  const Lease* lease_;
   const MetricSinks sinks_;
   std::string config_, plan_;  // as written last
   bool loss_reported_ = false;

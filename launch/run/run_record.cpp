@@ -216,6 +216,7 @@ RunRecord read_run_logs(const fs::path& dir) {
   run.kept = read_metrics(dir / "metrics.jsonl", true, run.problems);
   run.lost = read_metrics(dir / "lost.jsonl", false, run.problems);
   drop_kept(run.lost, run.kept);
+  run.lease = lease_state(dir);  // before the events: an attempt logs its end before it ends its lease
   run.events = read_events(dir / "events.jsonl", run.problems);
   return run;
 }

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "dist/planner/plan.h"
+#include "launch/run/lease.h"
 
 namespace tmamba {
 
@@ -61,9 +62,10 @@ struct RunRecord {
   MetricRecords lost;  // lost.jsonl: what was repeated later
   std::vector<EventRecord> events;
   std::vector<SampleRecord> samples;
-  std::string config;                 // config.toml; empty if missing
-  std::optional<PlanDims> plan;       // plan.json
-  nlohmann::json summary;             // summary.json; null: the run has not ended
+  std::string config;            // config.toml; empty if missing
+  std::optional<PlanDims> plan;  // plan.json
+  nlohmann::json summary;        // summary.json; null: the run has not ended
+  LeaseState lease = LeaseState::none;
   std::vector<std::string> problems;  // "metrics.jsonl:17: ..."
 };
 

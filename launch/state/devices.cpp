@@ -6,14 +6,14 @@
 
 namespace tmamba {
 
-std::unique_ptr<Ops> ops_of(const RunConfig& config, World* world) {
+std::unique_ptr<Ops> ops_of(const RunConfig& config, World& world) {
   validate_dtype(config);
-  if (world != nullptr) select_device(*world, config.run.device);
+  select_device(world, config.run.device);
   return make_ops(config.run.device);
 }
 
 std::unique_ptr<Ops> training_ops(const RunConfig& config, World& world, int64_t micro_batches) {
-  std::unique_ptr<Ops> ops = ops_of(config, &world);
+  std::unique_ptr<Ops> ops = ops_of(config, world);
   if (config.run.canonical == 0) return ops;
   // The canonical mode has no tensor parallelism: every rank is a replica.
   const ZeroSharding sharding(config.parallel.zero, world.size());

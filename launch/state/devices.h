@@ -11,9 +11,9 @@
 
 namespace tmamba {
 
-// The ops of run.device: with `world` of this rank's own GPU (collective), else of the first. Throws UserError if the
-// device cannot compute in train.dtype, or if this build or machine has no such device or too few.
-std::unique_ptr<Ops> ops_of(const RunConfig& config, World* world = nullptr);
+// The ops of run.device, of this rank's own GPU. Throws UserError if the device cannot compute in train.dtype, or if
+// this build or machine has no such device or too few. Collective.
+std::unique_ptr<Ops> ops_of(const RunConfig& config, World& world);
 
 // The ops of a training run on all ranks of the world with `micro_batches` per step: those of the device, in canonical
 // mode (run.canonical) wrapped for it. Collective.

@@ -69,22 +69,8 @@ void RunProgress::rolled_back(int64_t step, int64_t skipped_sequences) {
   if (write_) write();
 }
 
-std::string RunProgress::taken_over() const {
-  if (!write_ || !std::filesystem::exists(file_.parent_path())) return "";
-  const std::string owner = read_json(file_).value("start", nonce_);
-  if (owner == nonce_) return "";
-  return str(file_.parent_path().string(),
-             ": another attempt of this run has taken over its run directory, so this one stops without writing. Make ",
-             "sure that only one job at a time trains in a run directory");
-}
-
-void RunProgress::require_ours() const {
-  if (const std::string problem = taken_over(); !problem.empty()) throw Error(problem);
-}
-
 void RunProgress::write() const {
-  const nlohmann::json value = {{"start", nonce_},
-                                {"config", config_},
+  const nlohmann::json value = {{"config", config_},
                                 {"step", step_},
                                 {"starts", attempts_},
                                 {"went_back_to", rollback_step_},

@@ -1,6 +1,5 @@
 // class RunProgress: what a run remembers between attempts beside its checkpoints, in progress.json of the run
-// directory. It detects crash loops (attempts that fail again and again before they make a newer checkpoint) and a
-// second attempt that writes into the same run directory.
+// directory. It detects crash loops: attempts that fail again and again before they make a newer checkpoint.
 #pragma once
 
 #include <cstdint>
@@ -32,11 +31,6 @@ class RunProgress {
   bool rolled_back_to(int64_t step) const { return rollback_step_ == step; }
   int64_t skipped_sequences() const { return skipped_sequences_; }
 
-  // Throws Error if another attempt has taken over the run directory.
-  void require_ours() const;
-  // The message of that error; empty if no attempt has.
-  std::string taken_over() const;
-
   const std::filesystem::path& file() const { return file_; }
 
  private:
@@ -44,7 +38,7 @@ class RunProgress {
 
   std::filesystem::path file_;
   bool write_;
-  std::string nonce_;   // of this attempt
+  std::string nonce_;   // of temporary files
   std::string config_;  // hash of the configuration
   int64_t step_ = -1;
   int attempts_ = 0;

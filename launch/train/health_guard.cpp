@@ -48,6 +48,7 @@ void HealthGuard::count(const StepOutcome& outcome) {
 }
 
 void HealthGuard::roll_back(SaveController& saves, TrainingStep& step) {
+  attempt_.leave_if_fenced();
   saves.finish();
   RunState& state = attempt_.state();
   const RunState before = state;

@@ -34,7 +34,30 @@ std::optional<CheckpointReader> RunAttempt::find_latest() {
   return CheckpointReader(*latest);
 }
 
+// Rank 0 alone has it; the others learn what identifies it, or why there is none.
+void RunAttempt::take_lease() {
+  const fs::path run = resources_.config.run.dir;
+  CollectiveGuard guard(resources_.world.comm());
+  int code = kDone;
+  std::string text;
+  guard.on_root([&] {
+    try {
+      lease_ = std::make_unique<Lease>(run, LeaseOptions{.take_over = take_over_, .job = batch_job()});
+      text = str(lease_->id().number, " ", lease_->id().nonce);
+    } catch (const ExitError& error) {
+      code = error.exit_code();
+      text = error.what();
+    }
+  });
+  code = std::stoi(guard.broadcast(std::to_string(code)));
+  text = guard.broadcast(text);
+  if (code != kDone) throw ExitError(text, code);
+  const size_t space = text.find(' ');
+  lease_id_ = {.run = run, .number = std::stoll(text.substr(0, space)), .nonce = text.substr(space + 1)};
+}
+
 std::optional<CheckpointReader> RunAttempt::begin() {
+  take_lease();
   const auto find = [&] {
     try {
       return find_latest();
@@ -86,9 +109,6 @@ void RunAttempt::count(int64_t step) {
   CollectiveGuard guard(resources_.world.comm());
   bool stuck = false;
   guard.on_root([&] {
-    std::error_code error;
-    fs::create_directories(run, error);
-    if (error) throw UserError(str("run.dir: cannot create ", run, ": ", error.message()));
     progress_ = std::make_unique<RunProgress>(run, true);
     stuck = progress_->stuck(step, to_toml(resources_.config));
   });
@@ -125,7 +145,7 @@ void RunAttempt::open_directory(bool resumed) {
   const RunConfig& config = resources_.config;
   const bool writes = resources_.is_main();
   directory_ = std::make_unique<RunDirectory>(
-      config.run.dir, state_.step, writes,
+      config.run.dir, state_.step, lease_.get(),
       MetricSinks{.tensorboard = config.run.tensorboard, .prometheus = config.run.prometheus});
   const std::string config_before = state_.config;
   RunData& data = *resources_.data;
@@ -159,7 +179,7 @@ void RunAttempt::log_changes(const std::string& config_before) {
 }
 
 void RunAttempt::keep_directory() {
-  if (!directory_->lost() || !progress_->taken_over().empty()) return;
+  if (!directory_->lost()) return;
   if (!directory_->recreate(state_.step, resources_.world.size())) return;
   progress_->write_again();
   std::error_code ignored;  // the watchdog reports what it cannot write
@@ -167,16 +187,14 @@ void RunAttempt::keep_directory() {
 }
 
 // If this attempt were started again it would take the directory back.
-void RunAttempt::leave_if_taken_over() const {
+void RunAttempt::leave_if_fenced() const {
   CollectiveGuard guard(resources_.world.comm());
-  std::string problem;
-  guard.on_root([&] { problem = progress_->taken_over(); });
-  problem = guard.broadcast(problem);
+  const std::string problem = guard.broadcast(guard.is_root() && !lease_->held_now() ? lease_->problem() : "");
   if (!problem.empty()) throw ExitError(problem, kNoProgress);
 }
 
 void RunAttempt::early_event(const std::string& kind, nlohmann::json details) const {
-  if (!resources_.is_main()) return;
+  if (lease_ == nullptr || !lease_->held_now()) return;
   details["ranks"] = resources_.world.size();
   details["startup_s"] = process_age_seconds();
   RunDirectory::append_event(resources_.config.run.dir, kind, details);

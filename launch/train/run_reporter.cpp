@@ -11,6 +11,7 @@
 #include "kernels/base/device.h"
 #include "launch/cli/format.h"
 #include "launch/cli/signals.h"
+#include "launch/run/goodput.h"
 #include "launch/train/op_profile.h"
 
 namespace tmamba {
@@ -29,12 +30,14 @@ std::string points_text(const std::vector<int64_t>& transpoints) {
   return transpoints.size() > kMost ? text + " ..." : text;
 }
 
-// Open MPI's mpirun takes INT and TERM for itself and kills the ranks a second later; it forwards USR1 to all of them.
+// Open MPI's mpirun takes INT, TERM and HUP for itself and kills the ranks a second later; it forwards USR1 to all of
+// them.
 void print_how_to_stop(const std::string& run) {
   const int64_t mpirun = open_mpi_launcher();
   if (mpirun == 0) return;
-  std::printf("to save and stop: touch %s/STOP, or kill -USR1 %lld; INT and TERM of mpirun kill the ranks after 1 s\n",
-              run.c_str(), ll(mpirun));
+  std::printf(
+      "to save and stop: touch %s/STOP, or kill -USR1 %lld; INT, TERM and HUP of mpirun kill the ranks after 1 s\n",
+      run.c_str(), ll(mpirun));
 }
 
 double rounded_ms(double seconds) { return std::round(seconds * 1e6) / 1e3; }
@@ -178,7 +181,7 @@ void RunReporter::sample(const std::string& text, double seconds) {
   message_line(str("step ", step, ": sample\n", indent(text)));
 }
 
-void RunReporter::write_summary(const RunProfile& profile) {
+void RunReporter::write_summary(const RunProfile& profile, bool time_up) {
   const RunState& state = attempt_.state();
   json summary = {{"steps", state.step},
                   {"tokens", state.tokens},
@@ -186,6 +189,12 @@ void RunReporter::write_summary(const RunProfile& profile) {
                   {"tokens_per_s", state.seconds > 0 ? static_cast<double>(state.tokens) / state.seconds : 0},
                   {"skipped", state.skipped},
                   {"checkpoint", attempt_.latest().path}};
+  if (time_up) {
+    const std::string why = stopped_by_minutes(state.step, resources_.schedule->total_steps());
+    summary["stopped_by"] = "train.minutes";
+    summary["total_steps"] = resources_.schedule->total_steps();
+    if (resources_.is_main()) message_line(why + "; start the same command again to continue");
+  }
   if (!resources_.data->valid.empty()) summary["valid_bits_per_byte"] = valid_bits_per_byte_;
   profile.add_to(summary, state.step);
   attempt_.directory().write_summary(summary);
@@ -217,6 +226,9 @@ void RunReporter::print_table(const json& summary, const std::vector<std::string
   for (const std::string& other : compare) {
     const size_t equals = other.rfind('=');
     row(other.substr(0, equals), equals == std::string::npos ? "" : other.substr(equals + 1));
+  }
+  if (summary.contains("stopped_by")) {
+    row("ended", stopped_by_minutes(summary["steps"].get<int64_t>(), summary["total_steps"].get<int64_t>()));
   }
   row("steps, tokens", str(summary["steps"].get<int64_t>(), ", ", count_text(summary["tokens"].get<double>())));
   row("training time", duration(summary["seconds"].get<double>()));

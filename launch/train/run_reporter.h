@@ -30,7 +30,8 @@ class RunReporter {
   void sample(const std::string& text, double seconds);
   // The last event of an attempt, with its time in goodput.json.
   void end(const std::string& kind, nlohmann::json details);
-  void write_summary(const RunProfile& profile);
+  // `time_up`: train.minutes ended the run before its last step.
+  void write_summary(const RunProfile& profile, bool time_up);
   // Prints the summary file: a table beside other methods ("NAME=BITS"), or JSON.
   void print_summary(const std::vector<std::string>& compare, bool as_json) const;
 

@@ -10,6 +10,7 @@
 #include "kernels/base/device.h"
 #include "launch/eval/loaded_model.h"
 #include "launch/plan/memory_check.h"
+#include "launch/run/rank_agreement.h"
 #include "launch/run/run_directory.h"
 #include "launch/state/devices.h"
 
@@ -85,7 +86,11 @@ RunResources::RunResources(RunConfig run_config, World& ranks)
   validate(config);
   set_threads(config, world);
   CollectiveGuard(world.comm()).on_root([&] { RunDirectory::require_usable(config.run.dir); });
-  data = std::make_unique<RunData>(config);
+  require_agreement(world.comm(), [&](RankFacts& facts) {
+    data = std::make_unique<RunData>(config);
+    facts.add("data.train", data->train.info());
+    for (const ValidationFile& set : data->valid) facts.add("data.validation." + set.name, set.file.info());
+  });
   batch = split_batch(config.train, shape.dp);
   schedule = std::make_unique<Schedule>(config);
   plan = agree_plan(config, shape, world.comm());

@@ -42,7 +42,7 @@ void SaveController::prepare() {
                                                .keep_every = config.keep_every,
                                                .check_slices_first = true,
                                                .host = host_.get(),
-                                               .before_publish = [this] { attempt_.progress().require_ours(); }});
+                                               .before_publish = [this] { attempt_.require_lease(); }});
   snapshot_ = std::make_unique<Snapshot>(resources_.ops->device());
   owned_slices([&](const Tensor& x) { return snapshot_->copy(x); });  // counts the bytes
   try_checkpoint_space(world.comm(), checkpoints, snapshot_->bytes(), host_.get());
@@ -101,6 +101,7 @@ std::string SaveController::weights_problem() const {
 }
 
 void SaveController::save(bool async) {
+  attempt_.leave_if_fenced();
   attempt_.keep_directory();
   finish();
   RunState& state = attempt_.state();
@@ -165,7 +166,7 @@ void SaveController::report_failure(const SaveOutcome& outcome) {
                  static_cast<long long>(attempt_.state().step), static_cast<long long>(outcome.step),
                  outcome.problem.c_str());
   }
-  attempt_.leave_if_taken_over();
+  attempt_.leave_if_fenced();
 }
 
 }  // namespace tmamba

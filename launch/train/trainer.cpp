@@ -36,9 +36,9 @@ std::unique_ptr<TrainingStep> make_step(const RunResources& run) {
 
 }  // namespace
 
-Trainer::Trainer(RunConfig config, World& world)
+Trainer::Trainer(RunConfig config, World& world, bool take_over)
     : resources_(std::move(config), world),
-      attempt_(resources_),
+      attempt_(resources_, take_over),
       health_(resources_, attempt_),
       stop_switch_(resources_.config.run.dir, "STOP") {
   try {
@@ -98,7 +98,8 @@ int Trainer::train() {
   const double seconds_before = state.seconds;
   started_ = Clock::now();
   int64_t steps_here = 0;
-  for (bool time_up = false; state.step < resources_.schedule->total_steps() && !time_up;) {
+  bool time_up = false;
+  while (state.step < resources_.schedule->total_steps() && !time_up) {
     const auto begin = Clock::now();
     const StepOutcome outcome = health_.run([&] { return train_step(state.step + 1); });
     state.seconds = seconds_before + elapsed();
@@ -119,7 +120,7 @@ int Trainer::train() {
     if (due(config().train.sample_every)) write_sample();
     if (save_due(outcome)) saves_->save(config().checkpoint.async);
   }
-  return finish();
+  return finish(time_up);
 }
 
 StepOutcome Trainer::train_step(int64_t step) {
@@ -173,15 +174,15 @@ int Trainer::already_done() {
   // A run that ended between its last checkpoint and its summary gets the summary now.
   const std::string summary =
       broadcast_text(resources_.world.comm(), is_main && attempt_.directory().has_summary() ? "yes" : "");
-  if (summary.empty()) return finish();
+  if (summary.empty()) return finish(false);
   close();
   return kDone;
 }
 
-// Why this rank votes to stop: a signal, or the switch file, which rank 0 looks for; 0: it does not.
+// Why this rank votes to stop: a signal, or on rank 0 the switch file or a lost lease; 0: it does not.
 int Trainer::stop_reason() const {
   if (pending_signal() != 0) return pending_signal();
-  return resources_.is_main() && stop_switch_.is_set() ? kStopSwitchReason : 0;
+  return resources_.is_main() && (stop_switch_.is_set() || attempt_.fenced()) ? kStopSwitchReason : 0;
 }
 
 // Whether any rank votes to stop, between steps. Collective.
@@ -192,6 +193,7 @@ bool Trainer::stop_requested() const {
 }
 
 int Trainer::stop() {
+  attempt_.leave_if_fenced();
   // Only some ranks may have received the signal.
   double reason = stop_reason();
   resources_.world.comm().all_reduce(Tensor(&reason, {1}, DType::f64), ReduceOp::max).wait();
@@ -208,20 +210,24 @@ int Trainer::stop() {
 }
 
 // The weights are saved first: a run that is stopped in its last evaluation or sample makes these when it starts again.
-int Trainer::finish() {
+// `time_up`: train.minutes ended the run before its last step.
+int Trainer::finish(bool time_up) {
   saves_->save_now();
   if (resources_.is_main() && stop_switch_.is_set()) stop_switch_.clear();  // met: no step follows
   if (!evaluate_and_report(0, true)) return stop();
   write_sample();
   if (stop_requested()) return stop();
-  reporter_->end("done", {{"step", state().step}, {"tokens", state().tokens}});
-  reporter_->write_summary(*profile_);
+  reporter_->end(
+      time_up ? "time_up" : "done",
+      {{"step", state().step}, {"tokens", state().tokens}, {"total_steps", resources_.schedule->total_steps()}});
+  reporter_->write_summary(*profile_, time_up);
   close();
   return kDone;
 }
 
 // A request to stop is met too when the run ends by itself: it does not apply to the next attempt.
 void Trainer::close() {
+  attempt_.leave_if_fenced();
   if (resources_.is_main() && stop_switch_.is_set()) stop_switch_.clear();
   attempt_.progress().moved_on();
 }
@@ -287,7 +293,13 @@ void Trainer::start_watchdog() {
   const fs::path heartbeats = attempt_.directory().dir() / "heartbeat";
   if (resources_.is_main()) fs::create_directories(heartbeats);
   world.comm().barrier();
-  world.start_watchdog({.timeout_seconds = config().run.hang_timeout, .folder = heartbeats});
+  const LeaseId lease = attempt_.lease_id();
+  const auto log = [lease](const HangReport& hang) {
+    if (!is_current(lease)) return;
+    RunDirectory::append_event(lease.run, "hang",
+                               {{"ranks", hang.ranks}, {"operation", hang.operation}, {"problem", hang.text}});
+  };
+  world.start_watchdog({.timeout_seconds = config().run.hang_timeout, .folder = heartbeats, .on_hang = log});
 }
 
 // The last event of an attempt that an exception ends; without it the attempt would look killed.

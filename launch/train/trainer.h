@@ -21,8 +21,9 @@ namespace tmamba {
 class Trainer {
  public:
   // Opens data and tokenizer, plans and allocates memory, and resumes from the latest complete checkpoint of run.dir.
-  // Mistakes in configuration and data are thrown as UserError before anything is allocated. Collective.
-  Trainer(RunConfig config, World& world);
+  // Mistakes in configuration and data are thrown as UserError before anything is allocated. `take_over`: the run
+  // directory, from an attempt that still trains in it, too. Collective.
+  Trainer(RunConfig config, World& world, bool take_over = false);
 
   // Makes all checks that need no allocation, and throws the same. Collective.
   static void check(RunConfig config, World& world);
@@ -54,7 +55,7 @@ class Trainer {
   int already_done();
   void finish_step(const StepOutcome& outcome, double seconds);
   int stop();
-  int finish();
+  int finish(bool time_up);
   void close();
   bool evaluate_and_report(int64_t sequences, bool last);
   void write_sample();

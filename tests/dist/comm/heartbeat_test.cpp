@@ -32,7 +32,7 @@ const OperationRecord kSum{7, Collective::all_reduce, 400};
 std::string report(std::map<int, RankStatus> others) {
   const Heartbeat waiter = waiting(rank_with(0, {kSum}), kWorld, kSum);
   others[0] = {"node0", waiter, true};
-  return hang_report(waiter, [&](int rank) -> const RankStatus& { return others.at(rank); });
+  return hang_report(waiter, [&](int rank) -> const RankStatus& { return others.at(rank); }).text;
 }
 
 RankStatus alive(Heartbeat heartbeat) { return {heartbeat.host, heartbeat, true}; }
