@@ -251,8 +251,7 @@ void RankFacts::add(const Command& command) {
 }
 
 void RankFacts::add(const std::string& key, const TokenFileInfo& info) {
-  must_agree("content of " + key,
-             str(info.source_hash, " ", info.tokenizer_hash, " ", info.split, " ", info.tokens, " ", info.vocab_size),
+  must_agree("content of " + key, identity_of(info),
              str(info.path.string(), " (", info.tokens, " tokens, text ", info.source_hash.substr(0, 12),
                  ", tokenizer ", info.tokenizer_hash.substr(0, 12), ")"));
 }
