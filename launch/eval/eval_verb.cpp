@@ -87,7 +87,7 @@ std::vector<EvalResult> results_of(const Command& command, const LoadedModel& lo
   for (size_t i = 0; i < files.size(); ++i) {
     results.push_back(evaluate(context, files[i], command.get<int64_t>("sequences")).value());
     if (results.back().finite()) continue;
-    throw Error(str("the loss of ", loaded.path.string(), " on ", sets[i].path, " is not finite (",
+    throw Error(str("the loss of ", loaded.path.string(), " on ", files[i].info().path.string(), " is not finite (",
                     results.back().loss(), "): its weights are damaged, or too large for ",
                     name_of(loaded.config.dtype())));
   }
