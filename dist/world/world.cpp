@@ -5,6 +5,7 @@
 #include <array>
 #include <atomic>
 #include <chrono>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -249,6 +250,7 @@ void World::abort_job(int exit_code) {
 }
 
 int run_main(const std::function<int(World&)>& body, WorldOptions options) {
+  std::signal(SIGPIPE, SIG_IGN);
   std::unique_ptr<World> world;
   try {
     world = std::make_unique<World>(options);

@@ -97,7 +97,7 @@ class World {
 
 // The body of main(): checks the launcher, runs `body` in a World and returns the exit code of the process. If the body
 // throws, the job ends as in World::fail, with exit code 2 for UserError, its own for ExitError, and 1 for any other
-// exception.
+// exception. SIGPIPE is ignored: a job does not end because the reader of its output has (`| tee log`, an ssh session).
 int run_main(const std::function<int(World&)>& body, WorldOptions options = {});
 
 }  // namespace tmamba

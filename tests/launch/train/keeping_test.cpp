@@ -174,6 +174,14 @@ TEST_F(Keeping, ARunWhoseDirectoryIsLostWarnsAndContinues) {
   EXPECT_EQ(nlohmann::json::parse(in)["starts"].size(), 1u);
 }
 
+// `| tee log` whose terminal is gone: the output is lost, the run is not.
+TEST_F(Keeping, ALostReaderOfTheOutputDoesNotEndTheRun) {
+  write_config("run.toml", "steps = 3\nglobal_batch = 2\nsample_tokens = 1\neval_sequences = 1");
+  ASSERT_EQ(shell("{ " + command_line("train run.toml", 0) + "; echo $? >code; } | exec true").code, 0);
+  EXPECT_EQ(read_file("code"), "0\n");
+  EXPECT_EQ(series("run", "loss").size(), 3u);
+}
+
 // A disk that is full already is found before the first step.
 TEST_F(Keeping, TooLittleSpaceIsFoundBeforeTheFirstStep) {
   write_config("run.toml", "steps = 4\nglobal_batch = 2\n[checkpoint]\nevery = 2");
