@@ -1,5 +1,5 @@
-// What the documents name exists: files, verbs and their options, configuration keys, symbols of the code, environment
-// variables and links. And comments in the sources cite only documents of the repository.
+// What the documents name exists: files, verbs and their options, configuration keys, symbols of the code, tests,
+// environment variables and links. And comments in the sources cite only documents of the repository.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -73,11 +73,12 @@ std::vector<Code> code_in(const fs::path& file) {
 struct Known {
   std::vector<fs::path> files = files_of_repository();
   std::map<std::string, std::string> help;  // of each verb
-  Names keys, words, options, documents;
+  Names keys, words, options, documents, tests;
 
   Known() {
     enter_test_folder("documents");
     const std::regex verb_line(R"(\n  ([a-z]+) {2,})"), word(R"([A-Za-z_][A-Za-z0-9_]*)"), option(R"(--[a-z][a-z-]+)");
+    const std::regex test(R"(\nTEST(_F|_P)?\((\w+), (\w+)\))");
     const std::string verbs = transmamba("--help").output;
     for (std::sregex_iterator m(verbs.begin(), verbs.end(), verb_line), end; m != end; ++m) {
       help[(*m)[1]] = transmamba((*m)[1].str() + " --help").output;
@@ -92,6 +93,9 @@ struct Known {
       const std::string text = read_file(kRoot / file);
       for (std::sregex_iterator m(text.begin(), text.end(), word), end; m != end; ++m) words.insert(m->str());
       for (std::sregex_iterator m(text.begin(), text.end(), option), end; m != end; ++m) options.insert(m->str());
+      for (std::sregex_iterator m(text.begin(), text.end(), test), end; m != end; ++m) {
+        tests.insert((*m)[2].str() + "." + (*m)[3].str());
+      }
     }
   }
 };
@@ -227,6 +231,17 @@ TEST(Documents, SymbolsAndVariablesExist) {
     }
   });
   EXPECT_GT(checked, 20);
+}
+
+TEST(Documents, TestsExist) {
+  const std::regex name(R"([A-Z]\w*\.[A-Z]\w*)");
+  int checked = 0;
+  for_each_code([&](const Code& code) {
+    if (!code.inline_span || !std::regex_match(code.text, name)) return;
+    ++checked;
+    EXPECT_TRUE(known().tests.contains(code.text)) << code.where << ": there is no test " << code.text;
+  });
+  EXPECT_GT(checked, 50);
 }
 
 TEST(Sources, CiteOnlyDocumentsOfTheRepository) {

@@ -145,6 +145,20 @@ TEST(Parameters, SizesOfThePaper) {
   EXPECT_EQ(ParameterTable(config).global_size(), 462185904);
 }
 
+// Of the SSM's own parameters dt.weight alone is a projection; decay would pull the others towards a fixed recurrence.
+TEST(Parameters, WeightDecayIsOfProjectionsAlone) {
+  const ParameterTable table(small_config());
+  std::set<std::string> free;
+  for (const Parameter& p : table.all()) {
+    if (p.name.starts_with("layers.1.") && !p.decay) free.insert(p.name.substr(9));
+    if (!p.name.starts_with("layers.")) {
+      EXPECT_EQ(p.decay, p.name != "norm.weight") << p.name;
+    }
+  }
+  EXPECT_EQ(free, (std::set<std::string>{"mixer.norm.weight", "mixer.conv.weight", "mixer.conv.bias", "mixer.dt.bias",
+                                         "mixer.A_log", "mixer.D", "mixer.out_norm.weight", "mlp.norm.weight"}));
+}
+
 TEST(Schedule, TokensFractionsAndMistakes) {
   const std::vector<TransPoint> v = {parse_transpoint("0"), parse_transpoint("1/4"), parse_transpoint("1/1"),
                                      parse_transpoint("12")};

@@ -142,6 +142,20 @@ TEST_F(CheckpointMpiTest, OneRankThatCannotWriteStopsAllAlike) {
   EXPECT_THAT(CheckpointReader(folder / "step-00000002").verify(), IsEmpty());
 }
 
+// A path that is a local disk of each node: found by the trial before the first step, not by a checkpoint with holes.
+TEST_F(CheckpointMpiTest, AFolderThatRanksDoNotShareIsFoundAtOnce) {
+  const fs::path mine = folder / str(comm.rank());
+  fs::create_directories(mine);
+  comm.barrier();
+  if (comm.size() == 1) return try_checkpoint_space(comm, mine, 1000, nullptr);
+  const std::string message = thrown([&] { try_checkpoint_space(comm, mine, 1000, nullptr); });
+  EXPECT_THAT(message,
+              AllOf(HasSubstr("rank 1: cannot create " + (folder / "1").string()), HasSubstr("rank-00001.h5")));
+  expect_same(message);
+  comm.barrier();
+  EXPECT_THAT(names_in(mine), IsEmpty());
+}
+
 TEST_F(CheckpointMpiTest, RanksThatDoNotFitTogetherAreRefused) {
   Logical x("x", DType::f32, {comm.size(), 4}, 1);
   const auto row = [&](int64_t i) { return std::vector<TensorSlice>{slice_of(x, {{i, 0}, {1, 4}})}; };

@@ -1,4 +1,6 @@
 // prepare() refuses bad inputs and options, and leaves nothing behind where it fails.
+#include <cmath>
+
 #include "tests/data/tokens/prepare_fixture.h"
 
 namespace tmamba {
@@ -38,6 +40,8 @@ TEST_F(BadInput, Options) {
   refused(plan, "held_out is 0.6");
   plan.held_out = -1;
   refused(plan, "held_out is -1");
+  plan.held_out = std::nan("");
+  refused(plan, "held_out is nan");
   plan = options({good});
   plan.tokenizer = (folder_ / "missing.model").string();
   refused(plan, "no such tokenizer");

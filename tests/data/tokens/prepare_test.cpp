@@ -220,6 +220,15 @@ TEST_F(Prepare, SkippedRecordsAreReportedAlsoByTheSecondCall) {
   EXPECT_MESSAGE(UserError, "a.jsonl:2: has no field", prepare(plan));
 }
 
+TEST_F(Prepare, EmptyAndShortDocumentsChangeNoOther) {
+  std::string lines;
+  for (const char* text : {"", "x", "", "yz", "\n", "last", ""}) lines += json_line(text);
+  auto plan = options({write_file(folder_ / "a.jsonl", lines)});
+  plan.held_out = 0;
+  prepare(plan);
+  EXPECT_EQ(train(*bytes_), (std::vector<std::string>{"x", "yz", "\n", "last"}));
+}
+
 // --- Doing it again ---
 
 // dataset.json of versions that had fewer options.

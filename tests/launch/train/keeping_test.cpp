@@ -376,6 +376,25 @@ TEST_F(Keeping, OtherFormsComeBackBitForBit) {
   EXPECT_EQ(transmamba("checkpoint diff " + a + " again/checkpoints/step-00000005").code, 1);
 }
 
+// A head that is the embedding is stored once, and programs that read the export are told so.
+TEST_F(Keeping, TiedHeadsAreExportedOnce) {
+  write_config("run.toml", "steps = 1\nglobal_batch = 2\nsample_tokens = 1\neval_sequences = 1", "tied_head = true");
+  ASSERT_EQ(train().code, 0);
+  ASSERT_EQ(transmamba("checkpoint export run out/m.safetensors --weights").code, 0);
+  const std::string file = read_file("out/m.safetensors");
+  EXPECT_NE(file.find("embedding.weight"), std::string::npos);
+  EXPECT_EQ(file.find("head.weight"), std::string::npos);
+  EXPECT_EQ(nlohmann::json::parse(read_file("out/config.json"))["tie_word_embeddings"], true);
+  ASSERT_EQ(transmamba("checkpoint import out/m.safetensors back").code, 0);
+  const auto loss = [](const std::string& of) {
+    return nlohmann::json::parse(transmamba("eval " + of + " --json").output)["valid_loss"];
+  };
+  EXPECT_EQ(loss("back/step-00000001"), loss("run"));
+  const Outcome untied = transmamba("eval back/step-00000001 --set model.tied_head=false");
+  EXPECT_EQ(untied.code, 2) << untied.output;
+  EXPECT_NE(untied.output.find("head.weight is missing"), std::string::npos) << untied.output;
+}
+
 TEST_F(Keeping, PruneKeepsWhatItIsAsked) {
   write_config("run.toml", "steps = 8\nglobal_batch = 2\nsample_tokens = 1\n[checkpoint]\nevery = 1\nkeep = 0");
   ASSERT_EQ(train().code, 0);

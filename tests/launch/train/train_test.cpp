@@ -91,6 +91,31 @@ TEST_F(Train, EveryValidationSetIsEvaluated) {
   EXPECT_NEAR(eval["valid_loss"].get<double>(), valid.back(), 1e-5);
 }
 
+// Every token of a validation set counts once, whatever the batch and the ranks; there may be fewer sequences than
+// ranks.
+TEST_F(Train, EvaluationsDependOnNoBatchAndNoRanks) {
+  write_config("run.toml", "steps = 2\nglobal_batch = 2\neval_sequences = 1\nsample_tokens = 1");
+  ASSERT_EQ(train().code, 0);
+  ASSERT_EQ(shell("head -c 100 text.txt >one.txt").code, 0);
+  ASSERT_EQ(transmamba("prepare one.txt --output one --held-out 0").code, 0);
+  const auto eval = [](const std::string& options, int ranks = 0) {
+    const Outcome outcome = transmamba("eval run --json " + options, ranks);
+    EXPECT_EQ(outcome.code, 0) << outcome.output;
+    return nlohmann::json::parse(outcome.output);
+  };
+  for (const auto& [data, large] : {std::pair("data/valid.h5", 250), std::pair("one/train.h5", 3)}) {
+    const std::string set = std::string("--data ") + data;
+    const nlohmann::json expected = eval(set);
+    const int64_t windows = expected["tokens"].get<int64_t>() / 64;
+    EXPECT_EQ(expected["tokens"], 64 * windows);
+    EXPECT_TRUE(windows % 5 != 0 && windows % large != 0) << windows << " fill the batches below";
+    for (const nlohmann::json& other : {eval(set + " --batch " + std::to_string(large)), eval(set + " --batch 5", 3)}) {
+      EXPECT_EQ(other["tokens"], expected["tokens"]);
+      EXPECT_NEAR(other["valid_loss"].get<double>(), expected["valid_loss"].get<double>(), 1e-6);
+    }
+  }
+}
+
 // A vocabulary rounded up beyond the tokenizer's: after one step every second token drawn from all would be one of
 // these.
 TEST_F(Train, TokensWithoutTextAreNotDrawn) {
@@ -164,20 +189,23 @@ TEST_F(Train, SameSeedSameBits) {
 }
 
 // Stopped at any step, by the end of a shorter run's checkpoint interval or by kill -9, a run resumes as if it never
-// had.
+// had; so does one that was resumed already. The text is so short that it is read three times, and batches reach over
+// its end.
 TEST_F(Train, ResumeIsBitIdentical) {
+  ASSERT_EQ(shell("head -c 1400 text.txt >short.txt").code, 0);
+  ASSERT_EQ(transmamba("prepare short.txt --output short --held-out 0").code, 0);
   write_config("run.toml", "steps = 14\nglobal_batch = 4\n[checkpoint]\nevery = 1\nkeep = 0");
-  ASSERT_EQ(train("--set run.dir=whole").code, 0);
-  for (int stop : {1, 5, 9, 13}) {
+  const std::string data = " --set data.train=short/train.h5";
+  ASSERT_EQ(train("--set run.dir=whole" + data).code, 0);
+  fs::copy("whole", "part", fs::copy_options::recursive);
+  for (int stop : {1, 9, 13, 5}) {
     // The checkpoint of step `stop` is the latest one, as after a crash right after it; later metrics lines are there.
-    fs::remove_all("part");
-    fs::copy("whole", "part", fs::copy_options::recursive);
     fs::remove("part/summary.json");
     for (const auto& entry : fs::directory_iterator("part/checkpoints")) {
       const std::string name = entry.path().filename().string();
       if (name.starts_with("step-") && std::stoi(name.substr(5)) > stop) fs::remove_all(entry.path());
     }
-    const Outcome outcome = train("--set run.dir=part", stop == 5 ? 2 : 0);  // one of them on another number of ranks
+    const Outcome outcome = train("--set run.dir=part" + data, stop == 5 ? 2 : 0);  // the last on two ranks
     ASSERT_EQ(outcome.code, 0) << outcome.output;
     EXPECT_NE(outcome.output.find("resumed from step " + std::to_string(stop)), std::string::npos) << outcome.output;
     if (stop == 5) {
