@@ -7,6 +7,7 @@
 #include <fstream>
 #include <thread>
 
+#include "launch/cli/format.h"
 #include "launch/doctor/host_topology.h"
 #include "tests/launch/program.h"
 
