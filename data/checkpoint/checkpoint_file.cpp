@@ -20,12 +20,6 @@ namespace {
 
 constexpr size_t kBlock = size_t{1} << 20;  // fits the L2 cache
 
-std::vector<int64_t> sizes_of(const ConstTensor& x) {
-  std::vector<int64_t> sizes;
-  for (int i = 0; i < x.dims(); ++i) sizes.push_back(x.size(i));
-  return sizes;
-}
-
 // "128,0".
 std::string join(const std::vector<int64_t>& numbers) {
   std::string text;

@@ -98,12 +98,6 @@ Id tensor_space(const FileHandle& file, const ConstTensor& x) {
   return space;
 }
 
-std::vector<int64_t> sizes_of(const ConstTensor& x) {
-  std::vector<int64_t> sizes;
-  for (int i = 0; i < x.dims(); ++i) sizes.push_back(x.size(i));
-  return sizes;
-}
-
 std::string label(const DatasetHandle& dataset) { return dataset.file->path.string() + ": " + dataset.name; }
 
 Id dataset_properties(const FileHandle& file, const std::string& name, const H5DatasetOptions& options) {
@@ -138,6 +132,12 @@ Id access_properties(const FileHandle& file, int64_t cache_bytes) {
   return list;
 }
 }  // namespace
+
+std::vector<int64_t> sizes_of(const ConstTensor& x) {
+  std::vector<int64_t> sizes;
+  for (int i = 0; i < x.dims(); ++i) sizes.push_back(x.size(i));
+  return sizes;
+}
 
 // --- Types ---
 

@@ -22,6 +22,9 @@
 
 namespace tmamba {
 
+// The sizes of a tensor, one for each dimension.
+std::vector<int64_t> sizes_of(const ConstTensor& x);
+
 // Element types in files, little-endian.
 enum class H5Type : uint8_t { u8, u16, u32, u64, i32, i64, f32, f64 };
 

@@ -28,14 +28,6 @@ std::string count_text(double x) {
   return formatted(unit == 0 ? "%.0f%s" : x < 10 ? "%.2f%s" : "%.1f%s", x, units[unit]);
 }
 
-std::string bytes_text(int64_t bytes) {
-  constexpr std::array<const char*, 5> units{"B", "KiB", "MiB", "GiB", "TiB"};
-  double x = static_cast<double>(bytes);
-  size_t unit = 0;
-  while (x >= 1023.5 && unit + 1 < units.size()) x /= 1024, ++unit;
-  return formatted(unit == 0 ? "%.0f %s" : "%.2f %s", x, units[unit]);
-}
-
 std::string duration(double seconds) {
   const auto total = static_cast<long long>(seconds < 0 ? 0 : seconds + 0.5);
   if (total >= 3600) return formatted("%lld:%02lld:%02lld", total / 3600, total / 60 % 60, total % 60);

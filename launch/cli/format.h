@@ -5,12 +5,13 @@
 #include <string>
 #include <vector>
 
+#include "kernels/base/bytes_text.h"  // IWYU pragma: export
+
 namespace tmamba {
 
 std::string fixed(double x, int digits);
 std::string scientific(double x, int digits = 2);          // "3.00e-04"
 std::string count_text(double x);                          // "12.3k", "4.56M"
-std::string bytes_text(int64_t bytes);                     // "1.50 GiB"
 std::string duration(double seconds);                      // "3:07", "1:02:03"
 std::string ranges_text(const std::vector<int>& numbers);  // ascending: "0-3,8,10-11"
 std::string ranks_text(const std::vector<int>& ranks);     // "rank 3", "ranks 0-3,8"

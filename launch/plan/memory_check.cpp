@@ -12,8 +12,6 @@ namespace tmamba {
 
 namespace {
 
-constexpr double kGiB = 1 << 30;
-
 // Bytes that this rank may allocate. A fiftieth of a GPU's memory stays free for the workspaces of its kernels, which
 // grow in the first step.
 int64_t available(const RunConfig& config, Device device, const World& world) {

@@ -5,6 +5,8 @@
 #include <limits>
 #include <sstream>
 
+#include "kernels/base/enum_names.h"
+
 namespace tmamba::cuda {
 
 namespace {
@@ -204,12 +206,8 @@ std::string text_of(const GemmProblem& p) {
              p.align_out);
 }
 
-DType dtype_named(const std::string& name) {
-  for (DType dtype : {DType::bf16, DType::f32, DType::f64}) {
-    if (name == name_of(dtype)) return dtype;
-  }
-  throw UserError(str("\"", name, "\" is not a matmul type; valid: bf16, f32, f64"));
-}
+// A name of GemmProblem's types; UserError lists them for any other.
+DType type_named(const std::string& name) { return value_named(std::array{DType::bf16, DType::f32, DType::f64}, name); }
 
 }  // namespace
 
@@ -272,7 +270,7 @@ void Gemm::use_choices(const std::string& text) {
     cublasLtMatmulAlgo_t algorithm{};
     for (uint64_t& word : algorithm.data) words >> word;
     if (!words) throw UserError(str("saved matmul algorithms: malformed line: ", line));
-    p.in = dtype_named(in_name), p.out = dtype_named(out_name);
+    p.in = type_named(in_name), p.out = type_named(out_name);
     Plan& plan = plan_of(p);
     plan.algorithm = algorithm, plan.chosen = true;
   }
