@@ -20,7 +20,7 @@ MixerParams MixerParams::of(const ParameterTable& table, const Tensor& flat, con
   params.A_log_H = view("A_log"), params.D_H = view("D");
   const Tensor out_norm = view("out_norm.weight");
   params.out_norm_HD = out_norm.split(0, out_norm.size(0) / config.head_dim(), config.head_dim());
-  if (config.z_gate) params.z_CC = view("z.weight");
+  params.z_CC = table.view_if_present(flat, str("layers.", layer, ".mixer.z.weight"));
   return params;
 }
 

@@ -24,8 +24,9 @@ void mlp_forward(Ops& ops, const MlpParams& w, const MlpActivations& saved, Tens
 
 class Mlp {
  public:
-  Mlp(int64_t rows, int64_t local_ffn, DType dtype, Recompute level)
-      : rows_(rows), ffn_(local_ffn), dtype_(dtype), level_(level) {}
+  // For a layer of the model with these parameters; all layers have the same shapes.
+  Mlp(const ParameterTable& table, int64_t rows, DType dtype, Recompute level)
+      : rows_(rows), ffn_(table.find("layers.0.mlp.down.weight").local_cols), dtype_(dtype), level_(level) {}
   // Assigns memory to the activations; called before everything else.
   void allocate(const AllocationPlan& plan);
 

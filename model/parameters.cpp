@@ -118,10 +118,15 @@ void ParameterTable::add(Parameter p) {
   parameters_.push_back(std::move(p));
 }
 
-const Parameter& ParameterTable::find(const std::string& name) const {
+const Parameter* ParameterTable::find_if_present(const std::string& name) const {
   const auto found =
       std::find_if(parameters_.begin(), parameters_.end(), [&](const Parameter& p) { return p.name == name; });
-  TM_CHECK(found != parameters_.end(), "no parameter is named ", name);
+  return found == parameters_.end() ? nullptr : &*found;
+}
+
+const Parameter& ParameterTable::find(const std::string& name) const {
+  const Parameter* found = find_if_present(name);
+  TM_CHECK(found, "no parameter is named ", name);
   return *found;
 }
 

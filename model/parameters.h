@@ -63,9 +63,16 @@ class ParameterTable {
   // them.
   const std::vector<std::string>& unused() const { return unused_; }
   const Parameter& find(const std::string& name) const;
+  // Null where the model has no such parameter.
+  const Parameter* find_if_present(const std::string& name) const;
   // The view of a parameter in a flat buffer: [local_rows] or [local_rows, local_cols].
   Tensor view(const Tensor& flat, const Parameter& parameter) const;
   Tensor view(const Tensor& flat, const std::string& name) const { return view(flat, find(name)); }
+  // Empty where the model has no such parameter.
+  Tensor view_if_present(const Tensor& flat, const std::string& name) const {
+    const Parameter* parameter = find_if_present(name);
+    return parameter ? view(flat, *parameter) : Tensor();
+  }
   // Elements of the local flat buffer, padding included; parameters start at multiples of 64 elements.
   int64_t flat_size() const { return flat_size_; }
   int buckets() const { return bucket_ + 1; }

@@ -16,11 +16,10 @@ TransMamba::TransMamba(const ModelConfig& config, const ParameterTable& table, M
       all_rows_(ranks.batch() * ranks.local_tokens()),
       rows_(ranks.tensor().rows()) {
   const int64_t heads = table.find("layers.0.mixer.out.weight").local_cols / config.head_dim();
-  const int64_t ffn = table.find("layers.0.mlp.down.weight").local_cols;
   layers_.reserve(static_cast<size_t>(config.layers));
   for (int i = 0; i < static_cast<int>(config.layers); ++i) {
     layers_.push_back(
-        {.mixer = Mixer(config, i, ranks, heads, dtype, level), .mlp = Mlp(all_rows_, ffn, dtype, level)});
+        {.mixer = Mixer(config, i, ranks, heads, dtype, level), .mlp = Mlp(table, all_rows_, dtype, level)});
     allocate(layers_.back(), AllocationPlan::saved(level, saved));
   }
   output_norm_ = {.h_rC = saved.take({rows_.size(), config.dim}, dtype),
