@@ -10,8 +10,7 @@ namespace {
 double number(int64_t n) { return static_cast<double>(n); }
 
 Seconds seconds(const MachineModel& machine, WorkKind kind, const PassCosts& costs, const Counts& counts) {
-  const Rate& compute = machine.compute[static_cast<size_t>(kind)];
-  const Rate& streaming = machine.streaming[static_cast<size_t>(kind)];
+  const Rate &compute = machine.compute[kind], &streaming = machine.streaming[kind];
   // The slower of arithmetic and memory traffic.
   const auto time = [&](const WorkCost& cost, double Rate::*pass) {
     return std::max(cost.flops.at(counts) / (machine.peak_flops * (compute.*pass)),
@@ -26,10 +25,7 @@ KindSeconds seconds(const MachineModel& machine, const KindCosts& costs, Counts 
   for (double& count : counts.of) count *= number(dims.batch);
   counts[Term::constant] = 1;  // weights are read once for all sequences
   KindSeconds out;
-  for (int i = 0; i < kWorkKinds; ++i) {
-    const auto kind = static_cast<WorkKind>(i);
-    out[kind] = seconds(machine, kind, costs[static_cast<size_t>(i)], counts) / dims.tp;
-  }
+  for (WorkKind kind : kWorkKinds) out[kind] = seconds(machine, kind, costs[kind], counts) / dims.tp;
   return out;
 }
 
@@ -44,7 +40,7 @@ RankWork whole_sequence(const PlanDims& dims, int64_t transpoint) {
 
 Seconds KindSeconds::sum() const {
   Seconds sum;
-  for (const Seconds& kind : of) sum = sum + kind;
+  for (const Seconds& kind : *this) sum = sum + kind;
   return sum;
 }
 
@@ -67,14 +63,14 @@ KindSeconds head_seconds(const ModelCosts& costs, const PlanDims& dims, const Ma
 LayerFlops layer_flops(const ModelCosts& costs, const PlanDims& dims, int64_t transpoint) {
   const Counts counts = counts_of(whole_sequence(dims, transpoint), 1, transpoint);
   const KindCosts& work = costs.layer(transpoint, dims.tokens).work;
-  const auto of = [&](WorkKind kind) { return work[static_cast<size_t>(kind)].forward.flops.at(counts); };
+  const auto of = [&](WorkKind kind) { return work[kind].forward.flops.at(counts); };
   return {of(WorkKind::linear), of(WorkKind::attention), of(WorkKind::ssd), of(WorkKind::converter)};
 }
 
 double head_flops(const ModelCosts& costs, const PlanDims& dims) {
   Counts counts;
   counts[Term::tokens] = number(dims.tokens);
-  return costs.head[static_cast<size_t>(WorkKind::head)].forward.flops.at(counts);
+  return costs.head[WorkKind::head].forward.flops.at(counts);
 }
 
 double model_flops(const ModelCosts& costs, const PlanDims& dims) {
@@ -95,30 +91,28 @@ PaperCosts paper_costs(double tokens, double width) {
           .best_transpoint = best};
 }
 
-int64_t fastest_transpoint(const ModelCosts& costs, const PlanDims& dims, const MachineModel& machine) {
-  int64_t best = 0;
-  double least = 0;
-  for (int64_t step = 0; step <= ceil_div(dims.tokens, dims.chunk); ++step) {
-    const int64_t p = std::min(step * dims.chunk, dims.tokens);
-    const double total = layer_seconds(costs, dims, machine, whole_sequence(dims, p), p).sum().total();
-    if (step == 0 || total < least) best = p, least = total;
-  }
-  return best;
+double exchange_seconds(const MachineModel& machine, int64_t size, int64_t stride, int steps, double bytes) {
+  if (steps == 0 || size == 1) return 0;
+  const int64_t together = std::clamp<int64_t>(machine.ranks_per_node / stride, 1, size);
+  if (together == size) return steps * machine.inside.latency + bytes / machine.inside.bandwidth;
+  const double remote = number(size - together) / number(size - 1);
+  return steps * machine.between.latency + bytes * (1 - remote) / machine.inside.bandwidth +
+         bytes * remote / machine.between.bandwidth;
 }
 
-double balance_efficiency(const ModelCosts& costs, const PlanDims& dims, const MachineModel& machine) {
-  double mean = 0, slowest = 0;
-  for (int64_t p : dims.transpoints) {
-    double sum = 0, most = 0;
-    for (const RankWork& work : rank_work(dims.layout(), p)) {
-      const double load = layer_seconds(costs, dims, machine, work, p).sum().total();
-      sum += load;
-      most = std::max(most, load);
-    }
-    mean += sum / dims.sp;
-    slowest += most;
+double sharding_seconds(const MachineModel& machine, int64_t size, int64_t stride, int64_t buckets, double bytes) {
+  if (size == 1) return 0;
+  const int64_t together = std::clamp<int64_t>(machine.ranks_per_node / stride, 1, size);
+  const int64_t nodes = ceil_div(size, together);
+  double seconds = 0;
+  if (together > 1) {
+    seconds += number(buckets) * machine.inside.latency + bytes * (1 - 1 / number(together)) / machine.inside.bandwidth;
   }
-  return mean / slowest;
+  if (nodes > 1) {
+    seconds += number(buckets) * machine.between.latency +
+               bytes / number(together) * (1 - 1 / number(nodes)) / machine.between.bandwidth;
+  }
+  return seconds;
 }
 
 }  // namespace tmamba

@@ -5,12 +5,8 @@
 // sequence ranks, so a layer takes as long as its slowest rank: seconds = sum over layers of max over ranks.
 #pragma once
 
-#include <array>
 #include <cstdint>
-#include <map>
-#include <memory>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "dist/planner/cost_work.h"
@@ -38,10 +34,10 @@ struct MachineModel {
   double memory_bandwidth = 0;  // bytes per second, measured copy
   double memory_bytes = 0;
   // A kind of work takes as long as the slower of its arithmetic and its memory traffic.
-  std::array<Rate, kWorkKinds> compute{};    // fractions of peak_flops
-  std::array<Rate, kWorkKinds> streaming{};  // fractions of memory_bandwidth
-  double launch_seconds = 0;                 // of each kernel range of a segment
-  Link inside = {}, between = {};            // links within a node and between nodes
+  ByKind<Rate> compute = {};       // fractions of peak_flops
+  ByKind<Rate> streaming = {};     // fractions of memory_bandwidth
+  double launch_seconds = 0;       // of each kernel range of a segment
+  Link inside = {}, between = {};  // links within a node and between nodes
   int ranks_per_node = 8;
   double overlap = 0;  // fraction of a layer's mixing (for gradients: of the backward pass) that hides messages
 };
@@ -50,7 +46,9 @@ struct MachineModel {
 // (commit 61bf423, T = 8192, heads 96 wide); links within a node as measured with NCCL. Assumed, not measured: 5 us per
 // kernel range, 50 GB/s between nodes, overlap 0.8.
 MachineModel h200_machine(int64_t head_dim);
-// One core of a CPU per rank: orders of magnitude for comparing layouts of small runs, to be refitted.
+// One core of a CPU per rank: rates of compute and memory from `bench ops --save-machine` on one core of an AMD EPYC
+// with AVX-512, heads 32 and 64 wide, 1024 to 4096 tokens. Links are orders of magnitude. Refit it on the machine at
+// hand.
 MachineModel cpu_machine();
 // As JSON, to be refitted by hand or by a benchmark. Reading throws UserError naming what is missing or out of range.
 std::string machine_to_json(const MachineModel& machine);
@@ -87,10 +85,7 @@ struct Seconds {
   Seconds operator+(const Seconds& other) const { return {forward + other.forward, backward + other.backward}; }
   Seconds operator/(double by) const { return {forward / by, backward / by}; }
 };
-struct KindSeconds {
-  std::array<Seconds, kWorkKinds> of{};
-  Seconds& operator[](WorkKind kind) { return of[static_cast<size_t>(kind)]; }
-  const Seconds& operator[](WorkKind kind) const { return of[static_cast<size_t>(kind)]; }
+struct KindSeconds : ByKind<Seconds> {
   Seconds sum() const;
   Seconds mixing() const;  // attention, SSD and converter
 };
@@ -99,12 +94,14 @@ KindSeconds layer_seconds(const ModelCosts& costs, const PlanDims& dims, const M
 // The same for embedding, head and loss over `tokens` tokens of each sequence.
 KindSeconds head_seconds(const ModelCosts& costs, const PlanDims& dims, const MachineModel& machine, int64_t tokens);
 
-// The TransPoint, a multiple of the chunk or T, that makes a layer fastest on one rank.
-int64_t fastest_transpoint(const ModelCosts& costs, const PlanDims& dims, const MachineModel& machine);
-
 // Mean load of a layout / sum over layers of the largest load of a rank. Loads are forward and backward seconds of the
 // layers; 1 is perfect.
 double balance_efficiency(const ModelCosts& costs, const PlanDims& dims, const MachineModel& machine);
+
+// Seconds of `steps` exchanges among `size` ranks that stand `stride` apart.
+double exchange_seconds(const MachineModel& machine, int64_t size, int64_t stride, int steps, double bytes);
+// Seconds of a reduce-scatter or all-gather of `bytes`, first within nodes, then between them.
+double sharding_seconds(const MachineModel& machine, int64_t size, int64_t stride, int64_t buckets, double bytes);
 
 // --- Prediction
 
@@ -144,51 +141,19 @@ struct LayoutChoice {
   Prediction prediction = {};
 };
 
-// Predictions for one model on one machine; remembers what layouts share.
-class CostModel {
- public:
-  // tp, sp, dp and fold of `dims` are not used.
-  CostModel(ModelCosts costs, PlanDims dims, MachineModel machine);
-
-  // `transports`: one for all layers, or one for each. Throws UserError where such a run cannot exist.
-  Prediction predict(int tp, int sp, int dp, int fold, const std::vector<Transport>& transports);
-  // For each layer the fastest transport; among those whose messages are all hidden, the one with the fewest bytes.
-  std::vector<Transport> choose_transports(int tp, int sp, int dp, int fold);
-  // The fold to split the sequence with, among 1, 2, 4, .. max_fold, each with its best transports: of those within 1 %
-  // of the fastest the one that splits fewest segments, then the smallest. Throws UserError if none is possible.
-  int choose_fold(int tp, int sp, int dp, int max_fold = 16);
-  // Every tp x sp x dp of exactly `ranks` ranks, fold 1, 2, 4, .. max_fold and transport that can run: those that fit
-  // in memory first, then by predicted step time.
-  std::vector<LayoutChoice> rank_layouts(int64_t ranks, int max_fold = 16);
-
- private:
-  struct RankMemory;
-  struct LayerCost;     // of one TransPoint on one split of the sequence
-  struct SequenceCost;  // of all layers on it
-
-  PlanDims with(int tp, int sp, int dp, int fold) const;
-  const SequenceCost& sequence_cost(int sp, int fold);
-  RankMemory rank_memory(const PlanDims& dims, const RankWork& work, const RankTraffic& traffic,
-                         const Transport& transport, int64_t transpoint) const;
-  LayerCost layer_cost(const PlanDims& dims, int64_t transpoint) const;
-  void add_layer(StepTime& time, const PlanDims& dims, const LayerCost& cost, const Transport& transport) const;
-  StepTime step_time(const PlanDims& dims, const SequenceCost& cost, const std::vector<Transport>& transports) const;
-  MemoryUse memory_use(const PlanDims& dims, const SequenceCost& cost, const std::vector<Transport>& transports) const;
-
-  ModelCosts costs_;
-  PlanDims dims_;
-  MachineModel machine_;
-  std::vector<int64_t> distinct_;    // the TransPoints, each once
-  std::vector<size_t> distinct_of_;  // index into it of each layer
-  double forward_flops_ = 0;
-  std::map<std::pair<int, int>, std::shared_ptr<const SequenceCost>> sequence_costs_;  // by (sp, fold)
-};
-
-// For dims.tp, sp, dp and fold; the choices are among splits with grain 1.
+// Predictions for a model on a machine, with the tp, sp, dp and fold of `dims`. `transports`: one for all layers, or
+// one for each. Throws UserError where such a run cannot exist.
 Prediction predict(const ModelCosts& costs, const PlanDims& dims, const MachineModel& machine,
                    const std::vector<Transport>& transports);
+// For each layer the fastest transport; among those whose messages are all hidden, the one with the fewest bytes.
 std::vector<Transport> choose_transports(const ModelCosts& costs, const PlanDims& dims, const MachineModel& machine);
+// The fold to split the sequence with, among 1, 2, 4, .. max_fold, each with its best transports and grain 1: of those
+// within 1 % of the fastest the one that splits fewest segments, then the smallest. Throws UserError if none is
+// possible.
 int choose_fold(const ModelCosts& costs, PlanDims dims, const MachineModel& machine, int max_fold = 16);
+// Every tp x sp x dp of exactly `ranks` ranks, fold 1, 2, 4, .. max_fold and transport that can run, with grain 1:
+// those that fit in memory first, then by predicted step time. Where dims.batch is 0, a micro-batch has all sequences
+// of a data-parallel rank. Empty if no layout can run.
 std::vector<LayoutChoice> rank_layouts(const ModelCosts& costs, PlanDims dims, const MachineModel& machine,
                                        int64_t ranks, int max_fold = 16);
 

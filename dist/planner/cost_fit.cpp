@@ -5,12 +5,11 @@
 #include <cmath>
 #include <functional>
 
+#include "dist/planner/linear_solve.h"
+
 namespace tmamba {
 
 namespace {
-
-using Vector = std::vector<double>;
-using Matrix = std::vector<Vector>;
 
 constexpr double kMeasurementError = 0.03;
 // Standard deviations of logarithms. The speed of a core is known roughly; links differ by orders of magnitude, more so
@@ -32,16 +31,15 @@ auto scale_rates(std::vector<WorkKind> kinds) {
   return [kinds = std::move(kinds)](SharedMachine& m, double factor) {
     for (WorkKind kind : kinds) {
       for (auto* rates : {&m.machine.compute, &m.machine.streaming}) {
-        Rate& rate = (*rates)[static_cast<size_t>(kind)];
-        rate.forward *= factor, rate.backward *= factor;
+        (*rates)[kind].forward *= factor, (*rates)[kind].backward *= factor;
       }
     }
   };
 }
 
 std::vector<Unknown> unknowns_of(const MachineModel& prior, bool ranks, bool shared, bool nodes) {
-  const auto compute = [&](WorkKind kind) { return prior.compute[static_cast<size_t>(kind)].forward; };
-  const auto streaming = [&](WorkKind kind) { return prior.streaming[static_cast<size_t>(kind)].forward; };
+  const auto compute = [&](WorkKind kind) { return prior.compute[kind].forward; };
+  const auto streaming = [&](WorkKind kind) { return prior.streaming[kind].forward; };
   std::vector<Unknown> unknowns{{"flops_of_linear", prior.peak_flops * compute(WorkKind::linear),
                                  scale_rates({WorkKind::linear, WorkKind::head})},
                                 {"flops_of_mixing", prior.peak_flops * compute(WorkKind::attention),
@@ -141,21 +139,13 @@ Normal normal_equations(const Problem& problem, const Vector& x) {
   return normal;
 }
 
-// Solves a x = b for a positive definite matrix by Gauss elimination.
-Vector solve(Matrix a, Vector b) {
-  const size_t n = b.size();
-  for (size_t i = 0; i < n; ++i) {
-    for (size_t j = i + 1; j < n; ++j) {
-      const double factor = a[j][i] / a[i][i];
-      for (size_t k = i; k < n; ++k) a[j][k] -= factor * a[i][k];
-      b[j] -= factor * b[i];
-    }
-  }
-  for (size_t i = n; i-- > 0;) {
-    for (size_t k = i + 1; k < n; ++k) b[i] -= a[i][k] * b[k];
-    b[i] /= a[i][i];
-  }
-  return b;
+// The x of a x = b.
+Vector solve(const Matrix& a, const Vector& b) {
+  Matrix column;
+  for (double value : b) column.push_back({value});
+  Vector x;
+  for (const Vector& row : solve_linear(a, column)) x.push_back(row.front());
+  return x;
 }
 
 Vector minimize(const Problem& problem) {
@@ -165,7 +155,7 @@ Vector minimize(const Problem& problem) {
     const Normal normal = normal_equations(problem, x);
     Matrix damped = normal.matrix;
     for (size_t i = 0; i < x.size(); ++i) damped[i][i] *= 1 + damping;
-    const Vector move = solve(std::move(damped), normal.gradient);
+    const Vector move = solve(damped, normal.gradient);
     Vector next = x;
     for (size_t i = 0; i < x.size(); ++i) next[i] -= std::clamp(move[i], -1.0, 1.0);
     const double sum = squares(problem.residuals(next));
@@ -184,7 +174,7 @@ Vector minimize(const Problem& problem) {
 double deviation(const Matrix& matrix, size_t i) {
   Vector unit(matrix.size(), 0.0);
   unit[i] = 1;
-  return std::sqrt(solve(matrix, std::move(unit))[i]);
+  return std::sqrt(solve(matrix, unit)[i]);
 }
 
 }  // namespace

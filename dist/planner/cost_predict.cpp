@@ -1,7 +1,12 @@
-// CostModel: step time, memory and the ranking of layouts. What depends on the split of the sequence alone (sp, fold)
+// Step time, memory and the ranking of layouts. What depends on the split of the sequence alone (sp, fold)
 // is computed once and shared by every tp, dp and transport.
 #include <algorithm>
-#include <cmath>
+#include <array>
+#include <limits>
+#include <map>
+#include <memory>
+#include <tuple>
+#include <utility>
 
 #include "dist/planner/cost.h"
 
@@ -25,41 +30,14 @@ struct ExchangeCost {
   double bytes() const { return first_bytes + later_bytes; }
 };
 
-// Seconds of `steps` exchanges among `size` ranks that stand `stride` apart.
-double exchange_seconds(const MachineModel& machine, int64_t size, int64_t stride, int steps, double bytes) {
-  if (steps == 0 || size == 1) return 0;
-  const int64_t together = std::clamp<int64_t>(machine.ranks_per_node / stride, 1, size);
-  if (together == size) return steps * machine.inside.latency + bytes / machine.inside.bandwidth;
-  const double remote = number(size - together) / number(size - 1);
-  return steps * machine.between.latency + bytes * (1 - remote) / machine.inside.bandwidth +
-         bytes * remote / machine.between.bandwidth;
-}
-
-// Seconds of a reduce-scatter or all-gather of `bytes`, first within nodes, then between them.
-double sharding_seconds(const MachineModel& machine, int64_t size, int64_t stride, int64_t buckets, double bytes) {
-  if (size == 1) return 0;
-  const int64_t together = std::clamp<int64_t>(machine.ranks_per_node / stride, 1, size);
-  const int64_t nodes = ceil_div(size, together);
-  double seconds = 0;
-  if (together > 1) {
-    seconds += number(buckets) * machine.inside.latency + bytes * (1 - 1 / number(together)) / machine.inside.bandwidth;
-  }
-  if (nodes > 1) {
-    seconds += number(buckets) * machine.between.latency +
-               bytes / number(together) * (1 - 1 / number(nodes)) / machine.between.bandwidth;
-  }
-  return seconds;
-}
-
-}  // namespace
-
 // Bytes that a layer holds on one sequence rank for a whole micro-batch.
-struct CostModel::RankMemory {
+struct RankMemory {
   SplitBytes kept, shared, scratch;
 };
 
-// Seconds and bytes with tp = 1; tensor-parallel ranks divide them.
-struct CostModel::LayerCost {
+// A layer of one TransPoint on one split of the sequence: seconds and bytes with tp = 1; tensor-parallel ranks divide
+// them.
+struct LayerCost {
   KindSeconds mean;       // over sequence ranks
   Seconds slowest;        // of any rank, where each mixes its own tokens
   Seconds heads_slowest;  // where each mixes a share of the heads
@@ -73,22 +51,20 @@ struct CostModel::LayerCost {
   }
 };
 
-struct CostModel::SequenceCost {
+// All layers on one split of the sequence.
+struct SequenceCost {
   std::vector<LayerCost> layers;  // by distinct TransPoint
   double balance = 1;
   int64_t tokens_max = 0;
   int split_layers = 0;
 };
 
-namespace {
-
 std::array<ExchangeCost, 2> exchange_costs(const PlanDims& dims, const Transport& transport,
                                            const std::vector<RankTraffic>& traffic) {
   std::array<ExchangeCost, 2> costs;
   for (bool backward : {false, true}) {
     ExchangeCost& cost = costs[backward ? 1 : 0];
-    for (int i = 0; i < kExchangeKinds; ++i) {
-      const auto kind = static_cast<ExchangeKind>(i);
+    for (ExchangeKind kind : kExchangeKinds) {
       if (!is_made(dims, kind, backward)) continue;
       int64_t most = 0;
       for (int r = 0; r < dims.sp; ++r) {
@@ -103,10 +79,43 @@ std::array<ExchangeCost, 2> exchange_costs(const PlanDims& dims, const Transport
   return costs;
 }
 
-}  // namespace
+void require(const std::string& problem) {
+  if (!problem.empty()) throw UserError(problem);
+}
 
-CostModel::CostModel(ModelCosts costs, PlanDims dims, MachineModel machine)
-    : costs_(std::move(costs)), dims_(std::move(dims)), machine_(std::move(machine)) {
+// For one model on one machine; remembers what layouts share. Its `dims` are those of a layout.
+class CostModel {
+ public:
+  // tp, sp, dp and fold of `dims` are not used.
+  CostModel(const ModelCosts& costs, PlanDims dims, const MachineModel& machine);
+
+  // The dimensions of a layout, unchecked.
+  PlanDims with(int tp, int sp, int dp, int fold) const;
+  Prediction predict(const PlanDims& dims, const std::vector<Transport>& transports);
+  std::vector<Transport> choose_transports(const PlanDims& dims);
+  double balance(const PlanDims& dims) { return sequence_cost(dims).balance; }
+  int split_layers(const PlanDims& dims) { return sequence_cost(dims).split_layers; }
+
+ private:
+  const SequenceCost& sequence_cost(const PlanDims& dims);
+  RankMemory rank_memory(const PlanDims& dims, const RankWork& work, const RankTraffic& traffic,
+                         const Transport& transport, int64_t transpoint) const;
+  LayerCost layer_cost(const PlanDims& dims, int64_t transpoint) const;
+  void add_layer(StepTime& time, const PlanDims& dims, const LayerCost& cost, const Transport& transport) const;
+  StepTime step_time(const PlanDims& dims, const SequenceCost& cost, const std::vector<Transport>& transports) const;
+  MemoryUse memory_use(const PlanDims& dims, const SequenceCost& cost, const std::vector<Transport>& transports) const;
+
+  const ModelCosts& costs_;
+  PlanDims dims_;
+  const MachineModel& machine_;
+  std::vector<int64_t> distinct_;    // the TransPoints, each once
+  std::vector<size_t> distinct_of_;  // index into it of each layer
+  double forward_flops_ = 0;
+  std::map<std::tuple<int, int, int64_t>, std::unique_ptr<const SequenceCost>> sequence_costs_;  // by sp, fold, batch
+};
+
+CostModel::CostModel(const ModelCosts& costs, PlanDims dims, const MachineModel& machine)
+    : costs_(costs), dims_(std::move(dims)), machine_(machine) {
   dims_.tp = dims_.sp = dims_.dp = dims_.fold = 1;
   for (int64_t p : dims_.transpoints) {
     const auto found = std::find(distinct_.begin(), distinct_.end(), p);
@@ -114,19 +123,20 @@ CostModel::CostModel(ModelCosts costs, PlanDims dims, MachineModel machine)
     if (found == distinct_.end()) distinct_.push_back(p);
   }
   PlanDims one_sequence = dims_;
-  one_sequence.global_batch = 0;
-  if (const std::string problem = dims_problem(one_sequence); !problem.empty()) throw UserError(problem);
+  one_sequence.global_batch = 0, one_sequence.batch = 1;
+  require(dims_problem(one_sequence));
   forward_flops_ = model_flops(costs_, dims_);
 }
 
 PlanDims CostModel::with(int tp, int sp, int dp, int fold) const {
   PlanDims dims = dims_;
   dims.tp = tp, dims.sp = sp, dims.dp = dp, dims.fold = fold;
+  if (dims.batch == 0) dims.batch = std::max<int64_t>(dims.global_batch / dp, 1);
   return dims;
 }
 
-CostModel::RankMemory CostModel::rank_memory(const PlanDims& dims, const RankWork& work, const RankTraffic& traffic,
-                                             const Transport& transport, int64_t transpoint) const {
+RankMemory CostModel::rank_memory(const PlanDims& dims, const RankWork& work, const RankTraffic& traffic,
+                                  const Transport& transport, int64_t transpoint) const {
   const LayerCosts& costs = costs_.layer(transpoint, dims.tokens);
   const LayerMemory& layer = transport.head_parallel && dims.sp > 1 ? costs.by_heads : costs.by_tokens;
   Counts counts = counts_of(work, dims.sp, transpoint);
@@ -137,7 +147,7 @@ CostModel::RankMemory CostModel::rank_memory(const PlanDims& dims, const RankWor
   return memory;
 }
 
-CostModel::LayerCost CostModel::layer_cost(const PlanDims& dims, int64_t transpoint) const {
+LayerCost CostModel::layer_cost(const PlanDims& dims, int64_t transpoint) const {
   LayerCost cost;
   Seconds rest_slowest;
   const auto raise = [](Seconds& most, const Seconds& to) {
@@ -146,7 +156,7 @@ CostModel::LayerCost CostModel::layer_cost(const PlanDims& dims, int64_t transpo
   const auto work = rank_work(dims.layout(), transpoint);
   for (const RankWork& of_rank : work) {
     const KindSeconds load = layer_seconds(costs_, dims, machine_, of_rank, transpoint);
-    for (size_t i = 0; i < load.of.size(); ++i) cost.mean.of[i] = cost.mean.of[i] + load.of[i] / dims.sp;
+    for (WorkKind kind : kWorkKinds) cost.mean[kind] = cost.mean[kind] + load[kind] / dims.sp;
     raise(cost.slowest, load.sum());
     raise(rest_slowest, load[WorkKind::linear] + load[WorkKind::elementwise]);
     cost.load_max = std::max(cost.load_max, load.sum().total());
@@ -165,15 +175,14 @@ CostModel::LayerCost CostModel::layer_cost(const PlanDims& dims, int64_t transpo
   return cost;
 }
 
-const CostModel::SequenceCost& CostModel::sequence_cost(int sp, int fold) {
-  auto& known = sequence_costs_[{sp, fold}];
+const SequenceCost& CostModel::sequence_cost(const PlanDims& layout) {
+  auto& known = sequence_costs_[{layout.sp, layout.fold, layout.batch}];
   if (known) return *known;
-  const PlanDims dims = with(1, sp, 1, fold);
+  PlanDims dims = with(1, layout.sp, 1, layout.fold);
+  dims.batch = layout.batch;
   const SequenceSplit split(dims.layout());
-  auto cost = std::make_shared<SequenceCost>();
-  for (int64_t p : distinct_) {
-    cost->layers.push_back(layer_cost(dims, p));
-  }
+  auto cost = std::make_unique<SequenceCost>();
+  for (int64_t p : distinct_) cost->layers.push_back(layer_cost(dims, p));
   for (const RankWork& work : rank_work(dims.layout(), 0)) cost->tokens_max = std::max(cost->tokens_max, work.tokens);
   double mean = 0, slowest = 0;
   for (size_t i : distinct_of_) {
@@ -242,8 +251,7 @@ StepTime CostModel::step_time(const PlanDims& dims, const SequenceCost& cost,
   const double owned = number(costs_.parameters) / dims.tp / number(sharding.owners());
   const double passes =
       number(7 * dims.state_bytes + (dims.activation_bytes < dims.state_bytes ? dims.activation_bytes : 0));
-  step.optimizer = owned * passes /
-                   (machine_.memory_bandwidth * machine_.streaming[static_cast<size_t>(WorkKind::elementwise)].forward);
+  step.optimizer = owned * passes / (machine_.memory_bandwidth * machine_.streaming[WorkKind::elementwise].forward);
   return step;
 }
 
@@ -275,20 +283,17 @@ MemoryUse CostModel::memory_use(const PlanDims& dims, const SequenceCost& cost,
   return memory;
 }
 
-Prediction CostModel::predict(int tp, int sp, int dp, int fold, const std::vector<Transport>& transports) {
-  const PlanDims dims = with(tp, sp, dp, fold);
-  if (const std::string problem = dims_problem(dims); !problem.empty()) throw UserError(problem);
+Prediction CostModel::predict(const PlanDims& dims, const std::vector<Transport>& transports) {
+  require(dims_problem(dims));
   TM_CHECK(transports.size() == 1 || transports.size() == distinct_of_.size(), transports.size(), " transports for ",
            distinct_of_.size(), " layers");
-  for (const Transport& transport : transports) {
-    if (const std::string problem = transport_problem(dims, transport); !problem.empty()) throw UserError(problem);
-  }
-  const SequenceCost& cost = sequence_cost(sp, fold);
+  for (const Transport& transport : transports) require(transport_problem(dims, transport));
+  const SequenceCost& cost = sequence_cost(dims);
   Prediction out;
   out.time = step_time(dims, cost, transports);
   out.memory = memory_use(dims, cost, transports);
   for (size_t l = 0; l < distinct_of_.size(); ++l) {
-    out.sp_bytes += cost.layers[distinct_of_[l]].bytes(transports[transports.size() == 1 ? 0 : l]) / tp;
+    out.sp_bytes += cost.layers[distinct_of_[l]].bytes(transports[transports.size() == 1 ? 0 : l]) / dims.tp;
   }
   out.balance = cost.balance;
   const double sequences = number(dims.micro_batches() * dims.batch * dims.dp);
@@ -298,11 +303,10 @@ Prediction CostModel::predict(int tp, int sp, int dp, int fold, const std::vecto
   return out;
 }
 
-std::vector<Transport> CostModel::choose_transports(int tp, int sp, int dp, int fold) {
-  const PlanDims dims = with(tp, sp, dp, fold);
-  if (const std::string problem = dims_problem(dims); !problem.empty()) throw UserError(problem);
-  if (sp == 1) return std::vector<Transport>(distinct_of_.size());  // one rank has nothing to exchange
-  const SequenceCost& cost = sequence_cost(sp, fold);
+std::vector<Transport> CostModel::choose_transports(const PlanDims& dims) {
+  require(dims_problem(dims));
+  if (dims.sp == 1) return std::vector<Transport>(distinct_of_.size());  // one rank has nothing to exchange
+  const SequenceCost& cost = sequence_cost(dims);
   std::vector<Transport> chosen;
   for (size_t i : distinct_of_) {
     Transport best;
@@ -319,79 +323,74 @@ std::vector<Transport> CostModel::choose_transports(int tp, int sp, int dp, int 
   return chosen;
 }
 
-int CostModel::choose_fold(int tp, int sp, int dp, int max_fold) {
-  if (const std::string problem = dims_problem(with(tp, sp, dp, 1)); !problem.empty()) throw UserError(problem);
-  if (sp == 1) return 1;
-  struct Candidate {
-    int fold;
-    double seconds;
-    int split_layers;
-  };
-  std::vector<Candidate> candidates;
-  double least = 0;
-  for (int fold = 1; fold <= max_fold; fold *= 2) {
-    if (!dims_problem(with(tp, sp, dp, fold)).empty()) continue;
-    const double seconds = predict(tp, sp, dp, fold, choose_transports(tp, sp, dp, fold)).time.total();
-    candidates.push_back({fold, seconds, sequence_cost(sp, fold).split_layers});
-    least = fold == 1 ? seconds : std::min(least, seconds);
-  }
-  const Candidate* best = nullptr;
-  for (const Candidate& c : candidates) {
-    if (c.seconds <= 1.01 * least && (!best || c.split_layers < best->split_layers)) best = &c;
-  }
-  return best->fold;
-}
-
-std::vector<LayoutChoice> CostModel::rank_layouts(int64_t ranks, int max_fold) {
-  std::vector<LayoutChoice> choices;
-  for (int tp = 1; tp <= ranks; ++tp) {
-    if (ranks % tp != 0) continue;
-    for (int sp = 1; sp <= ranks / tp; ++sp) {
-      if (ranks / tp % sp != 0) continue;
-      const auto dp = static_cast<int>(ranks / tp / sp);
-      for (int fold = 1; fold <= (sp == 1 ? 1 : max_fold); fold *= 2) {
-        if (!dims_problem(with(tp, sp, dp, fold)).empty()) continue;
-        for (const Transport& transport : all_transports()) {
-          // One rank has nothing to exchange, and the fold does not matter where heads are spread.
-          if (sp == 1 && !(transport == all_transports().front())) continue;
-          if (transport.head_parallel && fold > 1) continue;
-          if (!transport_problem(with(tp, sp, dp, fold), transport).empty()) continue;
-          LayoutChoice choice{.tp = tp, .sp = sp, .dp = dp, .fold = fold, .transport = transport};
-          choice.prediction = predict(tp, sp, dp, fold, {transport});
-          choice.split_layers = sequence_cost(sp, fold).split_layers;
-          choices.push_back(choice);
-        }
-      }
-    }
-  }
-  std::stable_sort(choices.begin(), choices.end(), [](const LayoutChoice& a, const LayoutChoice& b) {
-    const Prediction &pa = a.prediction, &pb = b.prediction;
-    if (pa.fits != pb.fits) return pa.fits;
-    if (pa.time.total() != pb.time.total()) return pa.time.total() < pb.time.total();
-    if (pa.sp_bytes != pb.sp_bytes) return pa.sp_bytes < pb.sp_bytes;
-    return a.split_layers < b.split_layers;
-  });
-  return choices;
-}
+}  // namespace
 
 Prediction predict(const ModelCosts& costs, const PlanDims& dims, const MachineModel& machine,
                    const std::vector<Transport>& transports) {
-  return CostModel(costs, dims, machine).predict(dims.tp, dims.sp, dims.dp, dims.fold, transports);
+  return CostModel(costs, dims, machine).predict(dims, transports);
+}
+
+double balance_efficiency(const ModelCosts& costs, const PlanDims& dims, const MachineModel& machine) {
+  return CostModel(costs, dims, machine).balance(dims);
 }
 
 std::vector<Transport> choose_transports(const ModelCosts& costs, const PlanDims& dims, const MachineModel& machine) {
-  return CostModel(costs, dims, machine).choose_transports(dims.tp, dims.sp, dims.dp, dims.fold);
+  return CostModel(costs, dims, machine).choose_transports(dims);
 }
 
 int choose_fold(const ModelCosts& costs, PlanDims dims, const MachineModel& machine, int max_fold) {
-  dims.grain = 1;
-  return CostModel(costs, dims, machine).choose_fold(dims.tp, dims.sp, dims.dp, max_fold);
+  dims.grain = dims.fold = 1;
+  require(dims_problem(dims));
+  if (dims.sp == 1) return 1;
+  CostModel model(costs, dims, machine);
+  std::vector<std::tuple<int, int, double>> candidates;  // split layers, fold, seconds
+  double least = std::numeric_limits<double>::infinity();
+  for (; dims.fold <= max_fold; dims.fold *= 2) {
+    if (!dims_problem(dims).empty()) continue;
+    const double seconds = model.predict(dims, model.choose_transports(dims)).time.total();
+    candidates.emplace_back(model.split_layers(dims), dims.fold, seconds);
+    least = std::min(least, seconds);
+  }
+  std::erase_if(candidates, [&](const auto& c) { return std::get<double>(c) > 1.01 * least; });
+  return std::get<1>(*std::min_element(candidates.begin(), candidates.end()));
 }
 
 std::vector<LayoutChoice> rank_layouts(const ModelCosts& costs, PlanDims dims, const MachineModel& machine,
                                        int64_t ranks, int max_fold) {
   dims.grain = 1;
-  return CostModel(costs, dims, machine).rank_layouts(ranks, max_fold);
+  CostModel model(costs, dims, machine);
+  std::vector<LayoutChoice> choices;
+  // One rank has nothing to exchange: one fold and one transport. The fold does not matter where heads are spread.
+  const auto add = [&](int tp, int sp, int dp, int fold) {
+    const PlanDims layout = model.with(tp, sp, dp, fold);
+    if (!dims_problem(layout).empty()) return;
+    for (const Transport& transport : all_transports()) {
+      if (sp == 1 && !(transport == all_transports().front())) continue;
+      if ((transport.head_parallel && fold > 1) || !transport_problem(layout, transport).empty()) continue;
+      choices.push_back({.tp = tp,
+                         .sp = sp,
+                         .dp = dp,
+                         .fold = fold,
+                         .transport = transport,
+                         .split_layers = model.split_layers(layout),
+                         .prediction = model.predict(layout, {transport})});
+    }
+  };
+  for (int tp = 1; tp <= ranks; ++tp) {
+    for (int sp = 1; ranks % tp == 0 && sp <= ranks / tp; ++sp) {
+      if (ranks / tp % sp != 0) continue;
+      for (int fold = 1; fold <= (sp == 1 ? 1 : max_fold); fold *= 2) {
+        add(tp, sp, static_cast<int>(ranks / tp / sp), fold);
+      }
+    }
+  }
+  std::stable_sort(choices.begin(), choices.end(), [](const LayoutChoice& a, const LayoutChoice& b) {
+    const auto key = [](const LayoutChoice& c) {
+      return std::tuple(!c.prediction.fits, c.prediction.time.total(), c.prediction.sp_bytes, c.split_layers);
+    };
+    return key(a) < key(b);
+  });
+  return choices;
 }
 
 }  // namespace tmamba

@@ -106,10 +106,8 @@ Counts counts_of(const RankWork& work, int ranks, int64_t transpoint) {
 int64_t exchange_bytes(const PlanDims& dims, const Transport& transport, ExchangeKind kind, bool backward,
                        const RankTraffic& traffic, int rank) {
   const auto bytes = [&](Payload what, int64_t count) { return payload_bytes(dims, what, {0, count}); };
-  const bool of_heads = kind == ExchangeKind::to_heads || kind == ExchangeKind::to_tokens ||
-                        kind == ExchangeKind::grads_to_heads || kind == ExchangeKind::grads_to_tokens;
   const bool sliced = transport.state == StateTransport::sliced, gather = transport.keys == KeyTransport::gather;
-  if (dims.sp == 1 || of_heads != transport.head_parallel || !is_made(dims, kind, backward)) return 0;
+  if (dims.sp == 1 || is_of_heads(kind) != transport.head_parallel || !is_made(dims, kind, backward)) return 0;
   const int64_t state = dims.head_dim * dims.head_dim, slice = state_slice(dims, rank).size();
   const int64_t other_ranks = dims.sp - 1;
   switch (kind) {

@@ -5,7 +5,8 @@
 namespace tmamba {
 
 const char* name_of(WorkKind kind) {
-  constexpr std::array<const char*, kWorkKinds> names{"linear", "head", "attention", "ssd", "converter", "elementwise"};
+  constexpr std::array<const char*, kWorkKinds.size()> names{"linear", "head",      "attention",
+                                                             "ssd",    "converter", "elementwise"};
   return names[static_cast<size_t>(kind)];
 }
 

@@ -8,11 +8,13 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels/base/enum_names.h"
+
 namespace tmamba {
 
 // The kinds of work that a machine has rates for.
 enum class WorkKind : uint8_t { linear, head, attention, ssd, converter, elementwise };
-inline constexpr int kWorkKinds = static_cast<int>(WorkKind::elementwise) + 1;
+inline constexpr auto kWorkKinds = enum_values<WorkKind, static_cast<size_t>(WorkKind::elementwise) + 1>();
 const char* name_of(WorkKind kind);
 
 // What costs are linear in: counts of one rank's part of a micro-batch in one layer with TransPoint P.
@@ -51,7 +53,13 @@ struct PassCosts {
   WorkCost forward, backward;
   WorkCost recomputed;  // what the level of recomputation adds to backward
 };
-using KindCosts = std::array<PassCosts, kWorkKinds>;
+// By kind of work.
+template <class T>
+struct ByKind : std::array<T, kWorkKinds.size()> {
+  T& operator[](WorkKind kind) { return this->at(static_cast<size_t>(kind)); }
+  const T& operator[](WorkKind kind) const { return this->at(static_cast<size_t>(kind)); }
+};
+using KindCosts = ByKind<PassCosts>;
 
 // Bytes of one rank; those that tensor-parallel ranks divide among them, and those that each holds whole.
 struct SplitBytes {

@@ -1,6 +1,7 @@
 #include "dist/planner/plan.h"
 
 #include <algorithm>
+#include <functional>
 #include <numeric>
 #include <tuple>
 
@@ -44,7 +45,7 @@ class ExchangeWriter {
   int index_;
 };
 
-// Appends the exchanges of one layer to a plan, sender by sender.
+// Appends the exchanges of one layer to a plan.
 class LayerPlanner {
  public:
   LayerPlanner(Plan& plan, const SequenceLayout& layout, int layer)
@@ -52,157 +53,118 @@ class LayerPlanner {
         layout_(layout),
         at_(layout.layer(layer)),
         layer_(layer),
-        transport_(plan.transports[static_cast<size_t>(layer)]),
-        state_elements_(plan.dims.head_dim * plan.dims.head_dim) {}
+        transport_(plan.transports[static_cast<size_t>(layer)]) {}
 
   void forward() {
-    if (transport_.head_parallel) {
-      to_heads(false, ExchangeKind::to_heads, with_dt(Payload::qkv, Payload::dt));
-      to_tokens(false, ExchangeKind::to_tokens, {Payload::y});
+    if (transport_.head_parallel) return mix_by_heads();
+    exchange_halo(ExchangeKind::halo);
+    if (at_.exchanges_keys()) from_owners(ExchangeKind::keys, {Payload::key, Payload::value}, keys());
+    if (!at_.exchanges_state()) return;
+    if (transport_.state == StateTransport::all_gather) {
+      from_owners(ExchangeKind::summaries, {Payload::log_decay, Payload::state},
+                  whole_states(&LayerLayout::feeds_state));
       return;
     }
-    halo(false);
-    if (at_.exchanges_keys()) keys(false);
-    if (at_.exchanges_state()) state();
+    from_owners(ExchangeKind::decays, {Payload::log_decay}, whole_states(&LayerLayout::feeds_state));
+    from_owners(ExchangeKind::state_slices, {Payload::state}, state_slices(&LayerLayout::feeds_state));
+    to_owners(ExchangeKind::inflow_slices, {Payload::inflow}, state_slices(&LayerLayout::needs_inflow));
   }
 
   void backward() {
+    backward_ = true;
     if (transport_.head_parallel) {
-      if (is_repeated(plan_.dims, ExchangeKind::to_heads)) {
-        to_heads(true, ExchangeKind::to_heads, with_dt(Payload::qkv, Payload::dt));
-        to_tokens(true, ExchangeKind::to_tokens, {Payload::y});
-      }
-      to_heads(true, ExchangeKind::grads_to_heads, {Payload::y_grad});
-      to_tokens(true, ExchangeKind::grads_to_tokens, with_dt(Payload::qkv_grad, Payload::dt_grad));
+      if (is_repeated(plan_.dims, ExchangeKind::to_heads)) mix_by_heads();
+      from_owners(ExchangeKind::grads_to_heads, {Payload::y_grad}, all_tokens);
+      to_owners(ExchangeKind::grads_to_tokens, with_dt(Payload::qkv_grad, Payload::dt_grad), all_tokens);
       return;
     }
-    if (at_.exchanges_keys() && is_repeated(plan_.dims, ExchangeKind::keys)) keys(true);
-    if (at_.exchanges_state()) state_gradient();
-    if (at_.exchanges_keys()) key_gradients();
-    halo(true);
+    if (at_.exchanges_keys() && is_repeated(plan_.dims, ExchangeKind::keys)) {
+      from_owners(ExchangeKind::keys, {Payload::key, Payload::value}, keys());
+    }
+    if (at_.exchanges_state()) state_gradients();
+    if (at_.exchanges_keys()) {
+      to_owners(ExchangeKind::key_grads, {Payload::key_grad, Payload::value_grad}, keys());
+    }
+    exchange_halo(ExchangeKind::halo_grads);
   }
 
  private:
-  Exchange exchange(bool backward, ExchangeKind kind) const {
-    return {layer_, backward, kind, collective_of(kind, transport_)};
+  // What of a segment's payload passes between its owner and a rank; empty for nothing.
+  using RangeOf = std::function<TokenRange(const Segment& segment, Payload what, int rank)>;
+  using Condition = bool (LayerLayout::*)(const Segment&) const;
+
+  static TokenRange all_tokens(const Segment& s, Payload, int) { return s.range(); }
+
+  // The keys of a segment that a rank gets: what its queries need, or all of the prefix.
+  RangeOf keys() const {
+    return [this](const Segment& s, Payload, int rank) {
+      return transport_.keys == KeyTransport::gather ? at_.attention_part(s) : at_.keys_needed(rank, s);
+    };
+  }
+  RangeOf whole_states(Condition has) const {
+    return [this, has](const Segment& s, Payload what, int) -> TokenRange {
+      const int64_t state = plan_.dims.head_dim * plan_.dims.head_dim;
+      return {0, !(at_.*has)(s) ? 0 : what == Payload::log_decay ? 1 : state};
+    };
+  }
+  RangeOf state_slices(Condition has) const {
+    return [this, has](const Segment& s, Payload, int rank) {
+      return (at_.*has)(s) ? state_slice(plan_.dims, rank) : TokenRange{};
+    };
   }
   // Step sizes only where there is a scan.
   std::vector<Payload> with_dt(Payload rows, Payload dt) const {
     return at_.transpoint() < layout_.tokens() ? std::vector{rows, dt} : std::vector{rows};
   }
-  bool gathers_keys() const { return transport_.keys == KeyTransport::gather; }
-  TokenRange slice(int rank) const { return state_slice(plan_.dims, rank); }
-  // The keys of `segment` that `rank` gets: what its queries need, or all of the prefix.
-  TokenRange keys_for(int rank, const Segment& segment) const {
-    return gathers_keys() ? at_.attention_part(segment) : at_.keys_needed(rank, segment);
-  }
 
-  void halo(bool backward) {
-    const auto kind = backward ? ExchangeKind::halo_grads : ExchangeKind::halo;
-    ExchangeWriter writer(plan_, exchange(backward, kind));
-    for (const Halo& h : layout_.halos()) {
-      if (backward) {
-        writer.transfer(Payload::halo_grad, h.to_rank, h.from_rank, h.to_segment, h.rows);
-      } else {
-        writer.transfer(Payload::halo, h.from_rank, h.to_rank, h.to_segment, h.rows);
-      }
-    }
-  }
-
-  void keys(bool backward) {
-    ExchangeWriter writer(plan_, exchange(backward, ExchangeKind::keys));
-    for (const Segment& s : layout_.segments()) {
-      for (int to = 0; to < layout_.ranks(); ++to) {
-        writer.transfer(Payload::key, s.rank, to, s.index, keys_for(to, s));
-        writer.transfer(Payload::value, s.rank, to, s.index, keys_for(to, s));
-      }
-    }
-  }
-
-  void key_gradients() {
-    ExchangeWriter writer(plan_, exchange(true, ExchangeKind::key_grads));
-    for (const Segment& s : layout_.segments()) {
-      for (int from = 0; from < layout_.ranks(); ++from) {
-        writer.transfer(Payload::key_grad, from, s.rank, s.index, keys_for(from, s));
-        writer.transfer(Payload::value_grad, from, s.rank, s.index, keys_for(from, s));
-      }
-    }
-  }
-
-  void state() {
-    if (transport_.state == StateTransport::all_gather) {
-      ExchangeWriter writer(plan_, exchange(false, ExchangeKind::summaries));
-      feeding_to_all(writer, Payload::log_decay, {0, 1});
-      feeding_to_all(writer, Payload::state, {0, state_elements_});
-      return;
-    }
-    {
-      ExchangeWriter writer(plan_, exchange(false, ExchangeKind::decays));
-      feeding_to_all(writer, Payload::log_decay, {0, 1});
-    }
-    {
-      ExchangeWriter writer(plan_, exchange(false, ExchangeKind::state_slices));
-      for (const Segment& s : layout_.segments()) {
-        if (at_.feeds_state(s)) slices_out(writer, Payload::state, s);
-      }
-    }
-    ExchangeWriter writer(plan_, exchange(false, ExchangeKind::inflow_slices));
-    for (const Segment& s : layout_.segments()) {
-      if (at_.needs_inflow(s)) slices_back(writer, Payload::inflow, s);
-    }
+  void mix_by_heads() {
+    from_owners(ExchangeKind::to_heads, with_dt(Payload::qkv, Payload::dt), all_tokens);
+    to_owners(ExchangeKind::to_tokens, {Payload::y}, all_tokens);
   }
 
   // The log-decays are kept from forward.
-  void state_gradient() {
+  void state_gradients() {
     if (transport_.state == StateTransport::all_gather) {
-      ExchangeWriter writer(plan_, exchange(true, ExchangeKind::adjoints));
-      for (const Segment& s : layout_.segments()) {
-        if (at_.delivers_adjoint(s)) to_all(writer, Payload::adjoint, s, {0, state_elements_});
-      }
+      from_owners(ExchangeKind::adjoints, {Payload::adjoint}, whole_states(&LayerLayout::delivers_adjoint));
       return;
     }
-    {
-      ExchangeWriter writer(plan_, exchange(true, ExchangeKind::adjoint_slices));
-      for (const Segment& s : layout_.segments()) {
-        if (at_.delivers_adjoint(s)) slices_out(writer, Payload::adjoint, s);
+    from_owners(ExchangeKind::adjoint_slices, {Payload::adjoint}, state_slices(&LayerLayout::delivers_adjoint));
+    to_owners(ExchangeKind::outflow_slices, {Payload::outflow_grad}, state_slices(&LayerLayout::feeds_state));
+  }
+
+  ExchangeWriter writer(ExchangeKind kind) {
+    return {plan_, {layer_, backward_, kind, collective_of(kind, transport_)}};
+  }
+
+  void exchange_halo(ExchangeKind kind) {
+    ExchangeWriter out = writer(kind);
+    for (const Halo& h : layout_.halos()) {
+      if (backward_) {
+        out.transfer(Payload::halo_grad, h.to_rank, h.from_rank, h.to_segment, h.rows);
+      } else {
+        out.transfer(Payload::halo, h.from_rank, h.to_rank, h.to_segment, h.rows);
       }
     }
-    ExchangeWriter writer(plan_, exchange(true, ExchangeKind::outflow_slices));
+  }
+
+  // From the owner of every segment to every other rank.
+  void from_owners(ExchangeKind kind, const std::vector<Payload>& payloads, const RangeOf& range) {
+    ExchangeWriter out = writer(kind);
+    for_each_pair(payloads, [&](const Segment& s, Payload what, int rank) {
+      out.transfer(what, s.rank, rank, s.index, range(s, what, rank));
+    });
+  }
+  // The other way.
+  void to_owners(ExchangeKind kind, const std::vector<Payload>& payloads, const RangeOf& range) {
+    ExchangeWriter out = writer(kind);
+    for_each_pair(payloads, [&](const Segment& s, Payload what, int rank) {
+      out.transfer(what, rank, s.rank, s.index, range(s, what, rank));
+    });
+  }
+  void for_each_pair(const std::vector<Payload>& payloads, const auto& visit) const {
     for (const Segment& s : layout_.segments()) {
-      if (at_.feeds_state(s)) slices_back(writer, Payload::outflow_grad, s);
-    }
-  }
-
-  void feeding_to_all(ExchangeWriter& writer, Payload what, const TokenRange& range) {
-    for (const Segment& s : layout_.segments()) {
-      if (at_.feeds_state(s)) to_all(writer, what, s, range);
-    }
-  }
-
-  void to_all(ExchangeWriter& writer, Payload what, const Segment& s, const TokenRange& range) {
-    for (int to = 0; to < layout_.ranks(); ++to) writer.transfer(what, s.rank, to, s.index, range);
-  }
-
-  void slices_out(ExchangeWriter& writer, Payload what, const Segment& s) {
-    for (int to = 0; to < layout_.ranks(); ++to) writer.transfer(what, s.rank, to, s.index, slice(to));
-  }
-
-  void slices_back(ExchangeWriter& writer, Payload what, const Segment& s) {
-    for (int from = 0; from < layout_.ranks(); ++from) writer.transfer(what, from, s.rank, s.index, slice(from));
-  }
-
-  void to_heads(bool backward, ExchangeKind kind, const std::vector<Payload>& payloads) {
-    ExchangeWriter writer(plan_, exchange(backward, kind));
-    for (const Segment& s : layout_.segments()) {
-      for (Payload what : payloads) to_all(writer, what, s, s.range());
-    }
-  }
-
-  void to_tokens(bool backward, ExchangeKind kind, const std::vector<Payload>& payloads) {
-    ExchangeWriter writer(plan_, exchange(backward, kind));
-    for (const Segment& s : layout_.segments()) {
-      for (int from = 0; from < layout_.ranks(); ++from) {
-        for (Payload what : payloads) writer.transfer(what, from, s.rank, s.index, s.range());
+      for (int rank = 0; rank < layout_.ranks(); ++rank) {
+        for (Payload what : payloads) visit(s, what, rank);
       }
     }
   }
@@ -212,7 +174,7 @@ class LayerPlanner {
   LayerLayout at_;
   int layer_;
   Transport transport_;
-  int64_t state_elements_;
+  bool backward_ = false;
 };
 
 }  // namespace
@@ -270,37 +232,6 @@ std::string transport_problem(const PlanDims& dims, const Transport& transport) 
                dims.heads / dims.tp, " heads of a tensor-parallel rank: lower parallel.sp or take another transport");
   }
   return "";
-}
-
-int64_t payload_bytes(const PlanDims& dims, Payload what, const TokenRange& range) {
-  const int64_t heads = dims.heads / dims.tp, per_head = range.size() * dims.batch;
-  const int64_t rows = per_head * heads * dims.head_dim * dims.activation_bytes;  // of one projection
-  switch (what) {
-    case Payload::halo:
-    case Payload::halo_grad:
-      return 3 * rows;
-    case Payload::key:
-    case Payload::value:
-    case Payload::key_grad:
-    case Payload::value_grad:
-      return rows;
-    case Payload::log_decay:
-    case Payload::state:
-    case Payload::inflow:
-    case Payload::adjoint:
-    case Payload::outflow_grad:
-      return per_head * heads * dims.state_bytes;
-    case Payload::qkv:
-    case Payload::qkv_grad:
-      return 3 * rows / dims.sp;
-    case Payload::y:
-    case Payload::y_grad:
-      return rows / dims.sp;
-    case Payload::dt:
-    case Payload::dt_grad:
-      return per_head * heads / dims.sp * dims.activation_bytes;
-  }
-  throw Error("unknown payload");
 }
 
 TokenRange state_slice(const PlanDims& dims, int rank) {

@@ -27,16 +27,17 @@
 #include <vector>
 
 #include "dist/comm/communicator.h"
-#include "dist/planner/recompute.h"
+#include "dist/planner/options.h"
 #include "dist/sequence/layout.h"
 #include "dist/sequence/transport.h"
 #include "dist/zero/zero_sharding.h"
+#include "kernels/base/enum_names.h"
 
 namespace tmamba {
 
 // The sizes of a model and of its parallel run. They identify the run that a plan is for (dims_difference) and
 // determine who sends how many bytes to whom; what a layer computes and keeps is in ModelCosts.
-struct PlanDims {
+struct PlanDims : ParallelOptions, ActivationOptions {
   int64_t dim = 0;         // d
   int64_t heads = 0;       // H
   int64_t head_dim = 0;    // D = key width = value width
@@ -54,9 +55,7 @@ struct PlanDims {
   int64_t state_bytes = 4;  // of states, log-decays, gradient sums and optimizer state
   int tp = 1, sp = 1, dp = 1;
   int fold = 1;
-  int grain = 1;  // consecutive segments of a rank (LayoutSpec)
-  int zero = 1;   // 0, 1 or 2
-  Recompute recompute = Recompute::none;
+  int grain = 1;           // consecutive segments of a rank (LayoutSpec)
   bool keep_keys = false;  // keep the gathered K and V for backward instead of exchanging them again
 
   int64_t layers() const { return static_cast<int64_t>(transpoints.size()); }
@@ -82,8 +81,8 @@ void for_each_field(Dims& dims, Visit&& visit) {
   visit("state_bytes", "bytes of a sum in train.dtype", dims.state_bytes);
   visit("tp", "parallel.tp", dims.tp), visit("sp", "parallel.sp", dims.sp), visit("dp", "parallel.dp", dims.dp);
   visit("fold", "parallel.fold", dims.fold), visit("grain", "run.canonical", dims.grain);
-  visit("zero", "parallel.zero", dims.zero);
-  visit("recompute", "train.recompute", dims.recompute), visit("keep_keys", "keep_keys", dims.keep_keys);
+  for_each_option(dims, visit);
+  visit("keep_keys", "keep_keys", dims.keep_keys);
 }
 
 // Why such a run is not possible, and which number to change; empty if it is possible.
@@ -112,7 +111,7 @@ enum class Payload : uint8_t {
   dt_grad,
   y_grad,
 };
-inline constexpr int kPayloads = static_cast<int>(Payload::y_grad) + 1;
+inline constexpr auto kPayloads = enum_values<Payload, static_cast<size_t>(Payload::y_grad) + 1>();
 const char* name_of(Payload payload);
 
 // Bytes of a message for the whole micro-batch, on one tensor-parallel rank.
@@ -138,31 +137,18 @@ enum class ExchangeKind : uint8_t {
   grads_to_heads,
   grads_to_tokens,
 };
-inline constexpr int kExchangeKinds = static_cast<int>(ExchangeKind::grads_to_tokens) + 1;
+inline constexpr auto kExchangeKinds =
+    enum_values<ExchangeKind, static_cast<size_t>(ExchangeKind::grads_to_tokens) + 1>();
 const char* name_of(ExchangeKind kind);
 // Whether only the backward pass has it.
-constexpr bool is_backward(ExchangeKind kind) {
-  switch (kind) {
-    case ExchangeKind::adjoints:
-    case ExchangeKind::adjoint_slices:
-    case ExchangeKind::outflow_slices:
-    case ExchangeKind::key_grads:
-    case ExchangeKind::halo_grads:
-    case ExchangeKind::grads_to_heads:
-    case ExchangeKind::grads_to_tokens:
-      return true;
-    default:
-      return false;
-  }
-}
+bool is_backward(ExchangeKind kind);
+// Whether only head-parallel layers have it, which have no others.
+bool is_of_heads(ExchangeKind kind);
 // Whether backward repeats an exchange of the forward pass: of keys that were not kept, and of what head-parallel
 // layers recompute.
-constexpr bool is_repeated(const PlanDims& dims, ExchangeKind kind) {
-  if (kind == ExchangeKind::keys) return !dims.keep_keys;
-  return (kind == ExchangeKind::to_heads || kind == ExchangeKind::to_tokens) && dims.recompute == Recompute::all;
-}
+bool is_repeated(const PlanDims& dims, ExchangeKind kind);
 // Whether a pass can have such an exchange.
-constexpr bool is_made(const PlanDims& dims, ExchangeKind kind, bool backward) {
+inline bool is_made(const PlanDims& dims, ExchangeKind kind, bool backward) {
   return backward == is_backward(kind) || (backward && is_repeated(dims, kind));
 }
 

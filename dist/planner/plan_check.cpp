@@ -63,124 +63,58 @@ std::vector<Exchange> required_exchanges(const Plan& plan, const LayerLayout& at
   return list;
 }
 
-// What one rank needs in one exchange.
-class Needs {
- public:
-  Needs(const Plan& plan, const SequenceLayout& layout, const Exchange& exchange, int rank)
-      : dims_(plan.dims),
-        layout_(layout),
-        at_(layout.layer(exchange.layer)),
-        gather_(plan.transports[static_cast<size_t>(exchange.layer)].keys == KeyTransport::gather),
-        elements_(plan.dims.head_dim * plan.dims.head_dim),
-        rank_(rank) {
-    for (const Segment& s : layout.segments()) {
-      if (s.rank == rank) {
-        of_own_segment(exchange.kind, s);
-      } else {
-        of_other_segment(exchange.kind, s);
+// What one rank needs in one exchange: of its own segments what others computed for it and the rows before them, of
+// others' segments their keys, states and heads.
+std::set<Need> needs_of(const Plan& plan, const SequenceLayout& layout, const Exchange& exchange, int rank) {
+  using Kind = ExchangeKind;
+  const Kind kind = exchange.kind;
+  const LayerLayout at = layout.layer(exchange.layer);
+  const bool gather = plan.transports[static_cast<size_t>(exchange.layer)].keys == KeyTransport::gather;
+  const bool scans = at.transpoint() < layout.tokens();
+  const int64_t state = plan.dims.head_dim * plan.dims.head_dim, width = layout.spec().conv_width - 1;
+  std::set<Need> needs;
+  const auto add = [&](Payload what, int from, const Segment& s, const TokenRange& range) {
+    if (from != rank && !range.empty()) needs.insert({what, from, s.index, range});
+  };
+  for (const Segment& s : layout.segments()) {
+    const bool own = s.rank == rank, has_next = s.index + 1 < std::ssize(layout.segments());
+    if (own && kind == Kind::halo && s.begin > 0) {
+      add(Payload::halo, layout.rank_of(s.begin - 1), s, {s.begin - width, s.begin});
+    }
+    if (own && kind == Kind::halo_grads && has_next) {
+      const Segment& next = layout.segment_at(s.end);
+      add(Payload::halo_grad, next.rank, next, {s.end - width, s.end});
+    }
+    for (int from = 0; own && from < layout.ranks(); ++from) {
+      const TokenRange keys = gather ? at.attention_part(s) : at.keys_needed(from, s);
+      if (kind == Kind::key_grads) add(Payload::key_grad, from, s, keys), add(Payload::value_grad, from, s, keys);
+      if (kind == Kind::inflow_slices && s.begin > 0 && scans)
+        add(Payload::inflow, from, s, state_slice(plan.dims, from));
+      if (kind == Kind::outflow_slices && has_next) add(Payload::outflow_grad, from, s, state_slice(plan.dims, from));
+      if (kind == Kind::to_tokens) add(Payload::y, from, s, s.range());
+      if (kind == Kind::grads_to_tokens) {
+        add(Payload::qkv_grad, from, s, s.range());
+        if (scans) add(Payload::dt_grad, from, s, s.range());
       }
     }
-  }
-
-  std::set<Need> list;
-
- private:
-  bool scans() const { return at_.transpoint() < layout_.tokens(); }
-  void add(Payload what, int from, const Segment& s, const TokenRange& range) {
-    if (from != rank_ && !range.empty()) list.insert({what, from, s.index, range});
-  }
-  void add_from_others(Payload what, const Segment& s, const TokenRange& range) {
-    for (int from = 0; from < layout_.ranks(); ++from) add(what, from, s, range);
-  }
-  void add_slices(Payload what, const Segment& s) {
-    for (int from = 0; from < layout_.ranks(); ++from) add(what, from, s, state_slice(dims_, from));
-  }
-
-  // The rank owns the segment: it needs what others computed for it, and the rows before it.
-  void of_own_segment(ExchangeKind kind, const Segment& s) {
-    const int64_t width = layout_.spec().conv_width - 1;
-    const bool has_next = s.index + 1 < static_cast<int>(layout_.segments().size());
-    switch (kind) {
-      case ExchangeKind::halo:
-        if (s.begin > 0) add(Payload::halo, layout_.rank_of(s.begin - 1), s, {s.begin - width, s.begin});
-        break;
-      case ExchangeKind::halo_grads:
-        if (has_next) {
-          const Segment& next = layout_.segment_at(s.end);
-          add(Payload::halo_grad, next.rank, next, {s.end - width, s.end});
-        }
-        break;
-      case ExchangeKind::key_grads:
-        for (int from = 0; from < layout_.ranks(); ++from) {
-          const TokenRange range = gather_ ? at_.attention_part(s) : at_.keys_needed(from, s);
-          add(Payload::key_grad, from, s, range);
-          add(Payload::value_grad, from, s, range);
-        }
-        break;
-      case ExchangeKind::inflow_slices:
-        if (s.begin > 0 && scans()) add_slices(Payload::inflow, s);
-        break;
-      case ExchangeKind::outflow_slices:
-        if (has_next) add_slices(Payload::outflow_grad, s);
-        break;
-      case ExchangeKind::to_tokens:
-        add_from_others(Payload::y, s, s.range());
-        break;
-      case ExchangeKind::grads_to_tokens:
-        add_from_others(Payload::qkv_grad, s, s.range());
-        if (scans()) add_from_others(Payload::dt_grad, s, s.range());
-        break;
-      default:
-        break;
+    if (own) continue;
+    const bool has_ssm_inflow = s.begin > 0 && !at.ssm_part(s).empty();
+    const TokenRange keys = gather ? at.attention_part(s) : at.keys_needed(rank, s), whole{0, state};
+    const TokenRange slice = state_slice(plan.dims, rank);
+    if (kind == Kind::keys) add(Payload::key, s.rank, s, keys), add(Payload::value, s.rank, s, keys);
+    if (kind == Kind::summaries && has_next) add(Payload::state, s.rank, s, whole);
+    if ((kind == Kind::summaries || kind == Kind::decays) && has_next) add(Payload::log_decay, s.rank, s, {0, 1});
+    if (kind == Kind::state_slices && has_next) add(Payload::state, s.rank, s, slice);
+    if (kind == Kind::adjoints && has_ssm_inflow) add(Payload::adjoint, s.rank, s, whole);
+    if (kind == Kind::adjoint_slices && has_ssm_inflow) add(Payload::adjoint, s.rank, s, slice);
+    if (kind == Kind::to_heads) {
+      add(Payload::qkv, s.rank, s, s.range());
+      if (scans) add(Payload::dt, s.rank, s, s.range());
     }
+    if (kind == Kind::grads_to_heads) add(Payload::y_grad, s.rank, s, s.range());
   }
-
-  // Another rank owns the segment: the rank needs its keys, its state or its heads.
-  void of_other_segment(ExchangeKind kind, const Segment& s) {
-    const bool has_next = s.index + 1 < static_cast<int>(layout_.segments().size());
-    const bool has_ssm_inflow = s.begin > 0 && !at_.ssm_part(s).empty();
-    const TokenRange my_slice = state_slice(dims_, rank_);
-    switch (kind) {
-      case ExchangeKind::keys: {
-        const TokenRange range = gather_ ? at_.attention_part(s) : at_.keys_needed(rank_, s);
-        add(Payload::key, s.rank, s, range);
-        add(Payload::value, s.rank, s, range);
-        break;
-      }
-      case ExchangeKind::summaries:
-        if (has_next) add(Payload::state, s.rank, s, {0, elements_});
-        [[fallthrough]];
-      case ExchangeKind::decays:
-        if (has_next) add(Payload::log_decay, s.rank, s, {0, 1});
-        break;
-      case ExchangeKind::state_slices:
-        if (has_next) add(Payload::state, s.rank, s, my_slice);
-        break;
-      case ExchangeKind::adjoints:
-        if (has_ssm_inflow) add(Payload::adjoint, s.rank, s, {0, elements_});
-        break;
-      case ExchangeKind::adjoint_slices:
-        if (has_ssm_inflow) add(Payload::adjoint, s.rank, s, my_slice);
-        break;
-      case ExchangeKind::to_heads:
-        add(Payload::qkv, s.rank, s, s.range());
-        if (scans()) add(Payload::dt, s.rank, s, s.range());
-        break;
-      case ExchangeKind::grads_to_heads:
-        add(Payload::y_grad, s.rank, s, s.range());
-        break;
-      default:
-        break;
-    }
-  }
-
-  const PlanDims& dims_;
-  const SequenceLayout& layout_;
-  LayerLayout at_;
-  bool gather_;
-  int64_t elements_;
-  int rank_;
-};
+  return needs;
+}
 
 class Checker {
  public:
@@ -285,7 +219,7 @@ class Checker {
   // What the rank receives is what it needs, each once.
   void check_needs(const SequenceLayout& layout, size_t exchange, int rank) {
     const Exchange& e = plan_.exchanges[exchange];
-    std::set<Need> needs = Needs(plan_, layout, e, rank).list;
+    std::set<Need> needs = needs_of(plan_, layout, e, rank);
     for (const PlanMessage& m : step(rank, exchange).receives) {
       if (needs.erase({m.what, m.peer, m.segment, m.range}) == 1) continue;
       report(describe(e), ": rank ", rank, " receives ", describe(m.what, m.segment, m.range), " from rank ", m.peer,

@@ -37,7 +37,7 @@ void read(const Json& json, const std::string& what, std::vector<int64_t>& value
 
 void read(const Json& json, const std::string& what, Recompute& value) {
   if (!json.is_string()) throw UserError(str(what, " is ", json.dump(), ", which is no name"));
-  value = recompute_named(json.get<std::string>());
+  value = value_named(kRecomputeLevels, json.get<std::string>());
 }
 
 // A field as it is written.
@@ -45,15 +45,6 @@ Json json_of(Recompute value) { return name_of(value); }
 template <class T>
 Json json_of(const T& value) {
   return value;
-}
-
-// The value among 0 .. count-1 with this name.
-template <class Enum>
-Enum enum_named(const std::string& name, int count, const char* what) {
-  for (int i = 0; i < count; ++i) {
-    if (name == name_of(static_cast<Enum>(i))) return static_cast<Enum>(i);
-  }
-  throw UserError(str("\"", name, "\" is not ", what));
 }
 
 Json messages_json(const std::vector<PlanMessage>& messages) {
@@ -70,7 +61,7 @@ std::vector<PlanMessage> messages_from(const Json& list, int64_t end) {
   for (const Json& m : list) {
     if (m.size() != 6) throw UserError(str("a message has 6 fields, not ", m.size(), ": ", m.dump()));
     PlanMessage message;
-    message.what = enum_named<Payload>(m.at(0).get<std::string>(), kPayloads, "something a message holds");
+    message.what = value_named(kPayloads, m.at(0).get<std::string>());
     read(m.at(1), "a message's peer", message.peer), read(m.at(2), "a message's segment", message.segment);
     read(m.at(3), "a message's range", message.range.begin), read(m.at(4), "a message's range", message.range.end);
     read(m.at(5), "a message's bytes", message.bytes);
@@ -93,8 +84,8 @@ Exchange exchange_from(const Json& e) {
   read(e.at(0), "an exchange's layer", layer);
   return {.layer = layer,
           .backward = direction == "backward",
-          .kind = enum_named<ExchangeKind>(e.at(2).get<std::string>(), kExchangeKinds, "an exchange"),
-          .op = enum_named<Collective>(e.at(3).get<std::string>(), kCollectives, "a collective")};
+          .kind = value_named(kExchangeKinds, e.at(2).get<std::string>()),
+          .op = value_named(enum_values<Collective, kCollectives>(), e.at(3).get<std::string>())};
 }
 
 Plan plan_from(const Json& json) {

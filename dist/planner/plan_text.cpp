@@ -6,12 +6,13 @@
 #include <set>
 #include <tuple>
 
+#include "kernels/base/bytes_text.h"
+
 namespace tmamba {
 
 namespace {
 
 constexpr int kPictureColumns = 72;
-constexpr double kGiB = 1 << 30;
 
 // printf into a string.
 [[gnu::format(printf, 1, 2)]] std::string format(const char* pattern, ...) {
@@ -25,19 +26,6 @@ constexpr double kGiB = 1 << 30;
   va_end(again);
   text.pop_back();
   return text;
-}
-
-// "1.5 GB" in powers of 1000, as links are measured.
-std::string bytes_text(double bytes) {
-  constexpr const char* units[] = {"B", "kB", "MB", "GB", "TB", "PB"};
-  size_t unit = 0;
-  while (bytes >= 999.5 && unit + 1 < std::size(units)) bytes /= 1000, ++unit;
-  return unit == 0 ? format("%.0f B", bytes)
-                   : format("%.*f %s",
-                            bytes < 9.95   ? 2
-                            : bytes < 99.5 ? 1
-                                           : 0,
-                            bytes, units[unit]);
 }
 
 // "0,8,16" or, where that is long, "0,8,..,88".
@@ -159,13 +147,12 @@ std::string load_table(const ModelCosts& costs, const PlanDims& dims, const Mach
 std::string exchange_table(const PlanDims& dims, const std::vector<Transport>& transports) {
   if (dims.sp == 1) return "One sequence rank: no exchanges inside the layers.\n";
   std::string text = "Received by a rank in the exchanges of one layer           most       mean over ranks\n";
-  double total_most = 0, total_mean = 0;
+  int64_t total_most = 0, total_mean = 0;
   for (const LayerGroup& group : group_layers(dims.transpoints, transports)) {
     const auto traffic = rank_traffic(dims.layout(), group.transpoint);
     text += str("P = ", group.transpoint, ", layers ", list_text(group.layers), ", ", name_of(group.transport), "\n");
     for (bool backward : {false, true}) {
-      for (int i = 0; i < kExchangeKinds; ++i) {
-        const auto kind = static_cast<ExchangeKind>(i);
+      for (ExchangeKind kind : kExchangeKinds) {
         if (!is_made(dims, kind, backward)) continue;
         int64_t most = 0, sum = 0;
         for (int r = 0; r < dims.sp; ++r) {
@@ -175,16 +162,15 @@ std::string exchange_table(const PlanDims& dims, const std::vector<Transport>& t
           sum += bytes;
         }
         if (most == 0) continue;
-        const double mean = static_cast<double>(sum) / dims.sp, layers = static_cast<double>(group.layers.size());
-        text += format("  %-9s %-15s %-14s %10s %10s\n", backward ? "backward" : "forward", name_of(kind),
-                       name_of(collective_of(kind, group.transport)), bytes_text(static_cast<double>(most)).c_str(),
-                       bytes_text(mean).c_str());
-        total_most += layers * static_cast<double>(most);
-        total_mean += layers * mean;
+        text += format("  %-9s %-15s %-14s %11s %11s\n", backward ? "backward" : "forward", name_of(kind),
+                       name_of(collective_of(kind, group.transport)), bytes_text(most).c_str(),
+                       bytes_text(sum / dims.sp).c_str());
+        total_most += std::ssize(group.layers) * most;
+        total_mean += std::ssize(group.layers) * sum / dims.sp;
       }
     }
   }
-  return text + format("All %lld layers, one micro-batch %30s %10s\n", static_cast<long long>(dims.layers()),
+  return text + format("All %lld layers, one micro-batch %31s %11s\n", static_cast<long long>(dims.layers()),
                        bytes_text(total_most).c_str(), bytes_text(total_mean).c_str());
 }
 
@@ -292,11 +278,11 @@ std::string ranking_table(const std::vector<LayoutChoice>& choices, size_t count
 
 std::string check_text(const Plan& plan) {
   size_t messages = 0;
-  double bytes = 0;
+  int64_t bytes = 0;
   for (const auto& program : plan.programs) {
     for (const PlanStep& step : program) {
       messages += step.receives.size();
-      for (const PlanMessage& m : step.receives) bytes += static_cast<double>(m.bytes);
+      for (const PlanMessage& m : step.receives) bytes += m.bytes;
     }
   }
   const auto problems = check_plan(plan);

@@ -4,9 +4,6 @@
 
 #include <array>
 #include <cstdint>
-#include <string>
-
-#include "kernels/base/check.h"
 
 namespace tmamba {
 
@@ -35,13 +32,5 @@ constexpr const char* name_of(Recompute level) {
 // the mixer's outputs.
 constexpr int gathers_again(Recompute level) { return level == Recompute::none ? 0 : 2; }
 constexpr int sums_again(Recompute level) { return level == Recompute::all ? 1 : 0; }
-
-// The level with name_of(level) == name; throws UserError for any other name.
-inline Recompute recompute_named(const std::string& name) {
-  for (Recompute level : kRecomputeLevels) {
-    if (name == name_of(level)) return level;
-  }
-  throw UserError(str("\"", name, "\" is not a level of recomputation: none, cheap, mlp or all"));
-}
 
 }  // namespace tmamba

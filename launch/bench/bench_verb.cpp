@@ -6,11 +6,14 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
+#include "data/io/fs.h"
 #include "launch/bench/bench_step.h"
 #include "launch/cli/command.h"
 #include "launch/cli/exit_code.h"
 #include "launch/cli/format.h"
+#include "launch/cli/statistics.h"
 #include "launch/config/config.h"
+#include "launch/plan/machine_rates.h"
 #include "launch/run/rank_agreement.h"
 #include "launch/state/devices.h"
 #include "launch/train/op_profile.h"
@@ -23,12 +26,28 @@ namespace po = boost::program_options;
 namespace {
 
 using nlohmann::json;
-json bench_ops(const RunConfig& config, World& world, Ops& ops, int64_t steps, const Roof& roof) {
+
+// `machine_file`: where to write the planner's rates of this machine; empty: nowhere.
+json bench_ops(const RunConfig& config, World& world, Ops& ops, int64_t steps, const Roof& roof,
+               const std::string& machine_file) {
   StepBench bench(config, world, ops);
   const auto timed = make_timed_ops(ops);
   bench.step(*timed);
   timed->reset();
-  for (int64_t i = 0; i < steps; ++i) bench.step(*timed);
+  std::map<std::string, std::vector<double>> seconds;  // of each op, in each step
+  for (int64_t i = 0; i < steps; ++i) {
+    std::map<std::string, OpTiming> before = timed->timings();
+    bench.step(*timed);
+    for (const auto& [op, timing] : timed->timings()) seconds[op].push_back(timing.seconds - before[op].seconds);
+  }
+  if (!machine_file.empty()) {
+    std::map<std::string, OpTiming> typical = timed->timings();
+    for (auto& [op, timing] : typical) timing.seconds = static_cast<double>(steps) * median_of(seconds.at(op));
+    MachineModel machine = measured_machine(machine_of_device(config), roof.flops, roof.bytes, typical);
+    machine.name = str("a rank as measured by bench ops: ", name_of(config.run.device), ", ", omp_get_max_threads(),
+                       " threads, ", name_of(config.dtype()));
+    replace_text_durably(std::filesystem::absolute(machine_file), machine_to_json(machine), random_nonce());
+  }
   json rows = op_rows(*timed, steps);
   for (json& row : rows) {
     row["fraction_of_roof"] =
@@ -66,6 +85,9 @@ int bench_on(World& world, const Command& command, const RunConfig& config) {
   if (what == "ops" && (command.has("no-roof") || command.has("io") || command.get<int64_t>("micro-batches") != 1)) {
     throw UserError("bench ops does not accept --no-roof, --io or --micro-batches; use bench step");
   }
+  if (what == "step" && command.has("save-machine")) {
+    throw UserError("bench step does not accept --save-machine; use bench ops");
+  }
   if (command.get<int64_t>("steps") < 1 || command.get<int64_t>("micro-batches") < 1) {
     throw UserError("--steps and --micro-batches must be at least 1");
   }
@@ -76,8 +98,10 @@ int bench_on(World& world, const Command& command, const RunConfig& config) {
                                  .micro_batches = command.get<int64_t>("micro-batches"),
                                  .roof = roof,
                                  .io_folder = command.has("io") ? command.get<std::string>("io") : ""};
-  const json result =
-      what == "step" ? bench_step(config, world, *ops, options) : bench_ops(config, world, *ops, options.steps, roof);
+  const json result = what == "step"
+                          ? bench_step(config, world, *ops, options)
+                          : bench_ops(config, world, *ops, options.steps, roof,
+                                      command.has("save-machine") ? command.get<std::string>("save-machine") : "");
   if (world.rank() != 0) return kDone;
   if (command.json()) {
     std::printf("%s\n", result.dump(2).c_str());
@@ -109,6 +133,8 @@ int bench_verb(const Arguments& arguments) {
         "no-roof", "bench step: do not measure the roofline")(
         "io", po::value<std::string>(),
         "bench step: also time reading a batch from a token file and writing a checkpoint, below this directory")(
+        "save-machine", po::value<std::string>(),
+        "bench ops: write the measured rates to this file, for `transmamba plan --machine FILE`")(
         "threads", po::value<int>()->default_value(0), "CPU threads; 0: all")(
         "device", po::value<std::string>(), "cpu or cuda; default: the configuration's");
     command.positional("what");

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "dist/planner/recompute.h"
+#include "dist/planner/options.h"
 #include "kernels/base/dtype.h"
 #include "kernels/base/tensor.h"
 #include "launch/config/amount.h"
@@ -49,7 +49,7 @@ struct DataConfig {
   Changed changed = Changed::refuse;
 };
 
-struct TrainConfig {
+struct TrainConfig : ActivationOptions {
   int64_t steps = 0;
   int64_t tokens = 0;
   double minutes = 0;
@@ -60,7 +60,6 @@ struct TrainConfig {
   double clip = 1.0;
   OptimizerOptions optimizer;
   DType dtype = DType::f32;
-  Recompute recompute = Recompute::none;
   int64_t seed = 42;
   int64_t eval_every = 0;
   int64_t eval_sequences = 0;
@@ -74,11 +73,10 @@ struct TrainConfig {
   int64_t replica_check_every = 0;
 };
 
-struct ParallelConfig {
+struct ParallelConfig : ParallelOptions {
   int64_t tp = 1, sp = 1, dp = 0;
   int64_t fold = 1;
   std::string transport = "auto";
-  int64_t zero = 1;
 };
 
 // Steps between checkpoints: a number, or "auto".
@@ -133,7 +131,6 @@ struct RunConfig {
   std::map<std::string, std::string> origin;
 
   DType dtype() const { return train.dtype; }
-  Recompute recompute() const { return train.recompute; }
   // Consecutive segments that a sequence rank gets at a time (LayoutSpec). In canonical mode the sequence has
   // run.canonical segments in all.
   int grain() const {

@@ -10,6 +10,7 @@
 
 #include "dist/comm/absent_communicator.h"
 #include "dist/planner/cost_work.h"
+#include "dist/planner/linear_solve.h"
 #include "model/measure.h"
 #include "model/optimizer.h"
 
@@ -17,7 +18,7 @@ namespace tmamba {
 
 namespace {
 
-using Numbers = std::vector<double>;
+using Numbers = Vector;
 
 // y - scale * x
 Numbers minus(Numbers y, const Numbers& x, double scale = 1) {
@@ -43,44 +44,25 @@ struct Probe {
   }
 };
 
-// The coefficients of `terms` in each number that measure(probe) returns, by Gauss elimination over as many probes as
-// there are terms. They are integers: FLOPs and bytes.
+// The coefficients of `terms` in each number that measure(probe) returns, from as many probes as there are terms. They
+// are integers: FLOPs and bytes.
 template <class Measure>
 std::vector<LinearCost> coefficients(const std::vector<Term>& terms, const std::vector<Probe>& probes,
                                      Measure measure) {
-  const size_t n = terms.size();
-  TM_CHECK(probes.size() == n, probes.size(), " probes for ", n, " terms");
-  std::vector<Numbers> rows, sides;
+  TM_CHECK(probes.size() == terms.size(), probes.size(), " probes for ", terms.size(), " terms");
+  Matrix rows, sides;
   for (const Probe& probe : probes) {
     const Counts counts = probe.counts();
     Numbers& row = rows.emplace_back();
     for (Term term : terms) row.push_back(counts[term]);
     sides.push_back(measure(probe));
   }
-  for (size_t i = 0; i < n; ++i) {
-    size_t pivot = i;
-    for (size_t j = i; j < n; ++j) pivot = std::abs(rows[j][i]) > std::abs(rows[pivot][i]) ? j : pivot;
-    std::swap(rows[i], rows[pivot]), std::swap(sides[i], sides[pivot]);
-    TM_CHECK(rows[i][i] != 0, "the probes do not determine term ", i);
-    for (size_t j = 0; j < n; ++j) {
-      const double factor = j == i ? 0 : rows[j][i] / rows[i][i];
-      rows[j] = minus(rows[j], rows[i], factor), sides[j] = minus(sides[j], sides[i], factor);
-    }
-  }
   std::vector<LinearCost> costs(sides.front().size());
-  for (size_t i = 0; i < n; ++i) {
-    for (size_t k = 0; k < costs.size(); ++k) costs[k].per[terms[i]] = std::round(sides[i][k] / rows[i][i]);
+  const Matrix of_terms = solve_linear(std::move(rows), std::move(sides));
+  for (size_t i = 0; i < terms.size(); ++i) {
+    for (size_t k = 0; k < costs.size(); ++k) costs[k].per[terms[i]] = std::round(of_terms[i][k]);
   }
   return costs;
-}
-
-// The kind of an op by its name. Embeddings are left out: they read only the rows of their tokens, not the whole table
-// whose bytes are counted.
-std::optional<WorkKind> kind_of(const std::string& op) {
-  if (op.starts_with("embedding")) return std::nullopt;
-  if (op.starts_with("linear")) return WorkKind::linear;
-  if (op.starts_with("attention")) return WorkKind::attention;
-  return op.starts_with("ssd") ? WorkKind::ssd : WorkKind::elementwise;
 }
 
 class DryRuns {
@@ -130,7 +112,7 @@ class DryRuns {
 // FLOPs and bytes by pass (forward, backward, recomputed) and kind.
 Numbers DryRuns::work(const Probe& probe, int64_t layers) const {
   const auto numbers = [&](Recompute level, Pass pass) {
-    Numbers of(2 * kWorkKinds);
+    Numbers of(2 * kWorkKinds.size());
     for (const auto& [op, use] : run(config_, probe, layers, 1, level, pass).ops) {
       if (const auto kind = kind_of(op)) {
         of[2 * static_cast<size_t>(*kind)] += use.flops, of[2 * static_cast<size_t>(*kind) + 1] += use.bytes;
@@ -155,8 +137,8 @@ KindCosts DryRuns::work_of(const std::vector<LinearCost>& costs) const {
     for (PassCosts& kind : out) (kind.*pass).flops = costs[at++], (kind.*pass).bytes = costs[at++];
     // Attention tokens are scanned by the Memory Converter alone.
     for (LinearCost WorkCost::*cost : {&WorkCost::flops, &WorkCost::bytes}) {
-      double& scanned = (out[static_cast<size_t>(WorkKind::ssd)].*pass.*cost).per[Term::attention_tokens];
-      (out[static_cast<size_t>(WorkKind::converter)].*pass.*cost).per[Term::attention_tokens] = scanned;
+      double& scanned = (out[WorkKind::ssd].*pass.*cost).per[Term::attention_tokens];
+      (out[WorkKind::converter].*pass.*cost).per[Term::attention_tokens] = scanned;
       scanned = 0;
     }
   }
@@ -239,7 +221,7 @@ KindCosts DryRuns::head() const {
     const Numbers one = work(p, 1), layer = minus(work(p, 2), one);
     return minus(one, layer);
   }));
-  std::swap(costs[static_cast<size_t>(WorkKind::head)], costs[static_cast<size_t>(WorkKind::linear)]);
+  std::swap(costs[WorkKind::head], costs[WorkKind::linear]);
   return costs;
 }
 
@@ -257,6 +239,13 @@ std::vector<ScratchSample> DryRuns::scratch() const {
 }
 
 }  // namespace
+
+std::optional<WorkKind> kind_of(const std::string& op) {
+  if (op.starts_with("embedding")) return std::nullopt;
+  if (op.starts_with("linear")) return WorkKind::linear;
+  if (op.starts_with("attention")) return WorkKind::attention;
+  return op.starts_with("ssd") ? WorkKind::ssd : WorkKind::elementwise;
+}
 
 ModelCosts measure_costs(const ModelConfig& config, const OptimizerOptions& optimizer, DType dtype, Recompute level) {
   const DryRuns runs(config, dtype, level);

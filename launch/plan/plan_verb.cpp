@@ -4,8 +4,10 @@
 #include <cstdio>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <sstream>
 
+#include "data/io/fs.h"
 #include "data/tokens/token_file.h"
 #include "dist/planner/cost.h"
 #include "dist/planner/plan_text.h"
@@ -13,6 +15,7 @@
 #include "launch/cli/exit_code.h"
 #include "launch/cli/format.h"
 #include "launch/config/config.h"
+#include "launch/config/schedule.h"
 #include "launch/plan/plan_memory.h"
 #include "launch/verbs.h"
 
@@ -69,8 +72,7 @@ MeshShape mesh_of(const RunConfig& config, int64_t ranks) {
   return {static_cast<int>(p.tp), static_cast<int>(p.sp), static_cast<int>(std::max<int64_t>(p.dp, 1))};
 }
 
-RunPlan plan_of(const Command& command, const RunConfig& config, const MachineModel& machine) {
-  const MeshShape mesh = mesh_of(config, command.get<int64_t>("ranks"));
+RunPlan plan_of(const RunConfig& config, const MeshShape& mesh, const MachineModel& machine) {
   return config.run.plan.empty() ? choose_plan(config, mesh, machine) : read_plan(config.run.plan, config, mesh);
 }
 
@@ -131,21 +133,88 @@ void add_options(Command& command) {
 struct Planned {
   RunConfig config;
   MachineModel machine;
-  RunPlan plan;
-  Prediction prediction;
-  RankMemory found;  // by a dry run of this layout
-  int64_t ranks = 0;
-  std::vector<LayoutChoice> ranking;
+  int64_t ranked = 0;  // the ranks of the ranking
+  std::vector<LayoutChoice> ranking = {};
+  std::string layout_problem = {};  // why the configuration's own layout cannot run on --ranks ranks
+  RunPlan plan = {};                // of the configuration's layout, or the best one of the ranking
+  Prediction prediction = {};
+  RankMemory found = {};  // by a dry run of this layout
   std::string advice() const { return prediction.fits ? "" : memory_advice(config, plan, machine); }
+
+  int64_t ranks() const { return plan.dims.ranks(); }
+  int64_t steps() const { return Schedule(config).total_steps(); }
+  double run_seconds() const { return static_cast<double>(steps()) * prediction.time.total(); }
+  double device_hours() const { return run_seconds() * static_cast<double>(ranks()) / 3600; }
+  int64_t checkpoint_bytes() const {
+    return plan.costs.parameters * plan.dims.activation_bytes + plan.costs.optimizer_bytes;
+  }
 };
 
-Planned planned(const Command& command, const RunConfig& config, const MachineModel& machine) {
-  Planned run{.config = config, .machine = machine, .plan = plan_of(command, config, machine)};
+std::vector<LayoutChoice> ranking_of(const RunConfig& config, const MachineModel& machine, int64_t ranks) {
+  PlanDims dims = plan_dims(config, {1, 1, 1});
+  dims.batch = config.train.micro_batch;
+  return rank_layouts(costs_of(config), dims, machine, ranks);
+}
+
+// What bounds the ranks of a configuration none of whose layouts has `ranks` ranks.
+std::string limits_text(const RunConfig& config, int64_t ranks) {
+  return str("no layout of ", ranks, " ranks can run this configuration: parallel.tp must divide ",
+             std::gcd(config.model.heads, config.model.ffn), " (model.heads, model.ffn), parallel.sp is at most ",
+             ceil_div(config.data.seq_len, config.model.chunk),
+             " (chunks of data.seq_len), and parallel.dp * train.micro_batch must divide train.global_batch = ",
+             config.train.global_batch, "; raise train.global_batch or data.seq_len, or take fewer ranks");
+}
+
+Planned planned(const Command& command, RunConfig config, const MachineModel& machine) {
+  const auto asked = command.get<int64_t>("ranks");
+  Planned run{.config = std::move(config), .machine = machine};
+  try {
+    run.plan = plan_of(run.config, mesh_of(run.config, asked), machine);
+  } catch (const UserError& error) {
+    if (asked == 0 || !run.config.run.plan.empty()) throw;
+    run.layout_problem = error.what();
+  }
+  run.ranked = asked > 0 ? asked : run.ranks();
+  run.ranking = ranking_of(run.config, machine, run.ranked);
+  if (!run.layout_problem.empty()) {
+    if (run.ranking.empty()) throw UserError(limits_text(run.config, asked));
+    const LayoutChoice& best = run.ranking.front();
+    ParallelConfig& parallel = run.config.parallel;
+    parallel.tp = best.tp, parallel.sp = best.sp, parallel.dp = best.dp, parallel.fold = best.fold;
+    parallel.transport = name_of(best.transport);
+    run.plan = choose_plan(run.config, {best.tp, best.sp, best.dp}, machine);
+  }
   run.prediction = predict(run.plan, machine);
-  run.found = largest_memory(config, run.plan);
-  run.ranks = command.get<int64_t>("ranks") > 0 ? command.get<int64_t>("ranks") : run.plan.dims.ranks();
-  run.ranking = rank_layouts(run.plan.costs, run.plan.dims, machine, run.ranks);
+  run.found = largest_memory(run.config, run.plan);
   return run;
+}
+
+json link_json(const Link& link) { return {{"bandwidth", link.bandwidth}, {"latency", link.latency}}; }
+
+int64_t nodes_of(const Planned& run) { return ceil_div(run.ranks(), run.machine.ranks_per_node); }
+
+// How long the whole run takes, what a checkpoint takes on disk, and the network that the times assume.
+std::string run_text(const Planned& run) {
+  const auto link = [](const Link& l) {
+    return str(fixed(l.bandwidth / 1e9, l.bandwidth < 1e10 ? 1 : 0), " GB/s per rank, ", fixed(l.latency * 1e6, 0),
+               " us");
+  };
+  const TrainConfig& train = run.config.train;
+  const int64_t steps = run.steps();
+  std::string text = "The whole run: neither train.steps nor train.tokens is set\n";
+  if (steps > 0) {
+    text = str("The whole run: ", steps, " steps, ", count_text(static_cast<double>(steps * step_tokens(run.config))),
+               " tokens: ", duration(run.run_seconds()), " on ", run.ranks(), " ranks, ",
+               fixed(run.device_hours(), run.device_hours() < 10 ? 3 : 0),
+               " device hours, without evaluation and saving\n");
+    if (train.minutes > 0 && run.run_seconds() > 60 * train.minutes) {
+      text += str("train.minutes stops each attempt after ", duration(60 * train.minutes), "\n");
+    }
+  }
+  return str(text, "A checkpoint: ", bytes_text(run.checkpoint_bytes()), "\nNetwork assumed: ", nodes_of(run),
+             nodes_of(run) == 1 ? " node" : " nodes", " of up to ", run.machine.ranks_per_node,
+             " ranks;\n  within a node ", link(run.machine.inside), "; between nodes ", link(run.machine.between),
+             " (--machine FILE for another)\n");
 }
 
 json report_json(const Planned& run, size_t top) {
@@ -154,7 +223,10 @@ json report_json(const Planned& run, size_t top) {
                               memory.total() + static_cast<double>(run.found.host_copy) <= run.machine.memory_bytes;
   json choices = json::array();
   for (size_t i = 0; i < std::min(run.ranking.size(), top); ++i) choices.push_back(choice_json(run.ranking[i]));
-  return {{"ranks", run.plan.dims.ranks()},
+  const PlanDims& dims = run.plan.dims;
+  return {{"ranks", run.ranks()},
+          {"layout", {{"tp", dims.tp}, {"sp", dims.sp}, {"dp", dims.dp}}},
+          {"layout_problem", run.layout_problem},
           {"step_s", run.prediction.time.total()},
           {"mfu", run.prediction.mfu},
           {"memory_bytes", memory.total()},
@@ -163,20 +235,31 @@ json report_json(const Planned& run, size_t top) {
           {"memory", memory_json(memory)},
           {"measured_memory", memory_json(memory_of(run.found))},
           {"host_copy_bytes", run.found.host_copy},
-          {"fold", run.plan.dims.fold},
+          {"fold", dims.fold},
           {"transports", transport_names(run.plan.transports)},
-          {"plan_hash", plan_hash(make_plan(run.plan.dims, run.plan.transports))},
+          {"plan_hash", plan_hash(make_plan(dims, run.plan.transports))},
+          {"run", {{"steps", run.steps()}, {"seconds", run.run_seconds()}, {"device_hours", run.device_hours()}}},
+          {"checkpoint_bytes", run.checkpoint_bytes()},
+          {"network",
+           {{"nodes", nodes_of(run)},
+            {"ranks_per_node", run.machine.ranks_per_node},
+            {"inside", link_json(run.machine.inside)},
+            {"between", link_json(run.machine.between)}}},
           {"ranking", choices}};
 }
 
 void print_report(const Planned& run, bool check, size_t top) {
   const RunPlan& plan = run.plan;
+  if (!run.layout_problem.empty()) {
+    std::printf("The configuration's own layout cannot run: %s.\nThe best layout of the ranking instead:\n\n",
+                run.layout_problem.c_str());
+  }
   std::printf(
       "%s\n",
       plan_report(plan.costs, plan.dims, plan.transports, run.machine, memory_of(run.found), run.advice()).c_str());
-  std::printf("%s\n\n", host_copy_text(run.found, run.config, run.machine).c_str());
+  std::printf("%s\n%s\n", host_copy_text(run.found, run.config, run.machine).c_str(), run_text(run).c_str());
   if (check) std::printf("%s\n", check_text(make_plan(plan.dims, plan.transports)).c_str());
-  std::printf("Layouts of %lld ranks\n%s", static_cast<long long>(run.ranks), ranking_table(run.ranking, top).c_str());
+  std::printf("Layouts of %lld ranks\n%s", static_cast<long long>(run.ranked), ranking_table(run.ranking, top).c_str());
 }
 
 }  // namespace
@@ -186,7 +269,9 @@ int plan_verb(const Arguments& arguments) {
       "plan CONFIG [options]",
       "Predicts a run without ranks, GPU or data: FLOPs beside the paper's, memory per rank, the sequence\n"
       "layout drawn per rank and layer, every exchange with its bytes, step time and MFU; and ranks the\n"
-      "layouts of --ranks ranks by predicted step time. Times follow from a few measured rates of a machine.");
+      "layouts of --ranks ranks by predicted step time. Times follow from a few measured rates of a machine,\n"
+      "which `transmamba bench ops --save-machine FILE` measures. Also time and device hours of the whole run, the\n"
+      "size of a checkpoint, and the network assumed.");
   add_options(command);
   command.positional("config");
   if (!command.parse(arguments)) return kDone;
@@ -203,10 +288,8 @@ int plan_verb(const Arguments& arguments) {
   config.model.vocab = vocab_of(config, command);
   const Planned run = planned(command, config, machine);
   if (command.has("save")) {
-    const std::string path = command.get<std::string>("save");
-    std::ofstream out(path);
-    out << plan_to_json(make_plan(run.plan.dims, run.plan.transports));
-    if (!out.flush()) throw Error(str(path, ": cannot write"));
+    replace_text_durably(std::filesystem::absolute(command.get<std::string>("save")),
+                         plan_to_json(make_plan(run.plan.dims, run.plan.transports)), random_nonce());
   }
   const size_t top = command.get<size_t>("top");
   if (command.json()) {

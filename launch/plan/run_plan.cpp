@@ -23,10 +23,6 @@ std::string read_text(const std::string& file) {
   return text.str();
 }
 
-ModelCosts costs_of(const RunConfig& config) {
-  return measure_costs(config.model, config.train.optimizer, config.dtype(), config.train.recompute);
-}
-
 // The fold and transports of a saved plan for a run of these dimensions. Throws UserError.
 RunPlan usable(const Plan& plan, const RunConfig& config, PlanDims dims) {
   if (dims.fold == 0) dims.fold = plan.dims.fold;
@@ -81,28 +77,33 @@ MachineModel machine_of_device(const RunConfig& config) {
 PlanDims plan_dims(const RunConfig& config, const MeshShape& mesh) {
   const ModelConfig& m = config.model;
   const DType dtype = config.dtype();
-  return {.dim = m.dim,
-          .heads = m.heads,
-          .head_dim = m.head_dim(),
-          .ffn = m.ffn,
-          .vocab = m.vocab,
-          .conv_width = m.conv,
-          .chunk = m.chunk,
-          .tied_head = m.tied_head,
-          .z_gate = m.z_gate,
-          .tokens = config.data.seq_len,
-          .transpoints = transpoints(m.schedule, m.layers, config.data.seq_len),
-          .batch = split_batch(config.train, mesh.dp).micro_batch,
-          .global_batch = config.train.global_batch,
-          .activation_bytes = static_cast<int64_t>(size_of(dtype)),
-          .state_bytes = static_cast<int64_t>(size_of(accumulate_type(dtype))),
-          .tp = mesh.tp,
-          .sp = mesh.sp,
-          .dp = mesh.dp,
-          .fold = static_cast<int>(config.parallel.fold),
-          .grain = config.grain(),
-          .zero = static_cast<int>(config.parallel.zero),
-          .recompute = config.recompute()};
+  PlanDims dims{.dim = m.dim,
+                .heads = m.heads,
+                .head_dim = m.head_dim(),
+                .ffn = m.ffn,
+                .vocab = m.vocab,
+                .conv_width = m.conv,
+                .chunk = m.chunk,
+                .tied_head = m.tied_head,
+                .z_gate = m.z_gate,
+                .tokens = config.data.seq_len,
+                .transpoints = transpoints(m.schedule, m.layers, config.data.seq_len),
+                .batch = split_batch(config.train, mesh.dp).micro_batch,
+                .global_batch = config.train.global_batch,
+                .activation_bytes = static_cast<int64_t>(size_of(dtype)),
+                .state_bytes = static_cast<int64_t>(size_of(accumulate_type(dtype))),
+                .tp = mesh.tp,
+                .sp = mesh.sp,
+                .dp = mesh.dp,
+                .fold = static_cast<int>(config.parallel.fold),
+                .grain = config.grain()};
+  static_cast<ParallelOptions&>(dims) = config.parallel;
+  static_cast<ActivationOptions&>(dims) = config.train;
+  return dims;
+}
+
+ModelCosts costs_of(const RunConfig& config) {
+  return measure_costs(config.model, config.train.optimizer, config.dtype(), config.train.recompute);
 }
 
 Prediction predict(const RunPlan& plan, const MachineModel& machine) {

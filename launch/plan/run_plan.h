@@ -23,6 +23,8 @@ struct RunPlan {
   ModelCosts costs = {};              // of the model at train.recompute
 };
 
+// The costs of the run's model, by dry runs. model.vocab must be known.
+ModelCosts costs_of(const RunConfig& config);
 // The planner's prediction of a run.
 Prediction predict(const RunPlan& plan, const MachineModel& machine);
 

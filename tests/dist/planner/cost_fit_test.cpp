@@ -47,7 +47,7 @@ SharedMachine hidden_machine() {
   SharedMachine hidden{.machine = cpu_machine(), .slots = 4, .contention = 0.25};
   for (WorkKind kind : {WorkKind::linear, WorkKind::head}) {
     for (auto* rates : {&hidden.machine.compute, &hidden.machine.streaming}) {
-      Rate& rate = (*rates)[static_cast<size_t>(kind)];
+      Rate& rate = (*rates)[kind];
       rate.forward *= 0.5, rate.backward *= 0.5;
     }
   }
@@ -66,7 +66,9 @@ TEST(CostFit, FindsTheMachineThatWasMeasured) {
   const std::vector<MeasuredStep> steps = steps_on(hidden);
   const CostFit fit = fit_machine(cpu_machine(), 4, steps);
   EXPECT_LT(fit.step_error, 0.01);
-  EXPECT_NEAR(value_of(fit, "flops_of_linear") / (0.5 * 0.7 * 80e9), 1, 0.05);
+  EXPECT_NEAR(value_of(fit, "flops_of_linear") /
+                  (0.5 * cpu_machine().compute[WorkKind::linear].forward * cpu_machine().peak_flops),
+              1, 0.05);
   EXPECT_NEAR(value_of(fit, "inside.bandwidth") / 0.7e9, 1, 0.05);
   EXPECT_NEAR(value_of(fit, "inside.latency") / 1e-3, 1, 0.1);
   EXPECT_NEAR(fit.machine.contention / 0.25, 1, 0.1);

@@ -92,13 +92,8 @@ TEST(Predict, ZeroStagesShardWhatTheySay) {
 
 TEST(Predict, ActivationsOfTheRecomputePolicy) {
   // 12.3 [T, d] tensors a layer where SSM tokens keep z (design's memory plan), here T = 8192, d = 1536, F = 4096.
-  PlanDims dims{.dim = 1536,
-                .heads = 16,
-                .head_dim = 96,
-                .ffn = 4096,
-                .vocab = 32768,
-                .tokens = 8192,
-                .recompute = Recompute::cheap};
+  PlanDims dims{.dim = 1536, .heads = 16, .head_dim = 96, .ffn = 4096, .vocab = 32768, .tokens = 8192};
+  dims.recompute = Recompute::cheap;
   const auto activations = [&](int layers) {
     dims.transpoints.assign(static_cast<size_t>(layers), 0);
     return predict(dims, h200_machine(96), {Transport{}}).memory.activations;
@@ -213,7 +208,7 @@ TEST(Machine, RatesGiveBackTheMeasuredTimesOfOps) {
   KindSeconds sum;
   for (int64_t p : dims.transpoints) {
     const KindSeconds layer = layer_seconds(dims, h200_machine(96), rank_work(dims.layout(), p).front(), p);
-    for (size_t i = 0; i < sum.of.size(); ++i) sum.of[i] = sum.of[i] + layer.of[i];
+    for (WorkKind kind : kWorkKinds) sum[kind] = sum[kind] + layer[kind];
   }
   const Seconds scans = sum[WorkKind::ssd] + sum[WorkKind::converter];
   EXPECT_NEAR(scans.forward, 1.70e-3, 0.03e-3);

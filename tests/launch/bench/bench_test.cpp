@@ -1,6 +1,7 @@
 // bench comm on host tensors: every collective along every axis, with consistent figures.
 #include <gtest/gtest.h>
 
+#include <fstream>
 #include <map>
 #include <set>
 
@@ -63,6 +64,24 @@ TEST(BenchComm, RefusesOneRankAlone) {
   const Outcome outcome = transmamba("bench comm");
   EXPECT_EQ(outcome.code, 2);
   EXPECT_NE(outcome.output.find("mpirun -n 2"), std::string::npos) << outcome.output;
+}
+
+TEST(BenchOps, SavesRatesThatThePlannerReads) {
+  enter_test_folder("bench-machine");
+  prepare_bytes();
+  write_config("run.toml", "steps = 4\nglobal_batch = 2\nmicro_batch = 2");
+  std::ofstream("machine.json") << "{}";  // is replaced
+  const Outcome bench = transmamba("bench ops run.toml --steps 2 --threads 1 --save-machine machine.json");
+  ASSERT_EQ(bench.code, 0) << bench.output;
+  const nlohmann::json machine = nlohmann::json::parse(read_file("machine.json"));
+  EXPECT_NE(machine["name"].get<std::string>().find("cpu, 1 threads, float32"), std::string::npos) << machine;
+  const Outcome printed = transmamba("plan run.toml --machine machine.json --print-machine");
+  ASSERT_EQ(printed.code, 0) << printed.output;
+  EXPECT_EQ(nlohmann::json::parse(printed.output), machine);
+  const Outcome plan = transmamba("plan run.toml --machine machine.json --json");
+  ASSERT_EQ(plan.code, 0) << plan.output;
+  EXPECT_GT(nlohmann::json::parse(plan.output)["step_s"].get<double>(), 0);
+  EXPECT_EQ(transmamba("bench step --steps 1 --save-machine machine.json").code, 2);
 }
 
 }  // namespace

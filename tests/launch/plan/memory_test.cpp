@@ -171,7 +171,7 @@ TEST(Memory, PredictedWorkIsThatOfADryRun) {
       KindSeconds sum = head_seconds(run.plan.costs, dims, machine, dims.tokens);
       for (int64_t p : dims.transpoints) {
         const KindSeconds layer = layer_seconds(run.plan.costs, dims, machine, rank_work(dims.layout(), p).front(), p);
-        for (size_t i = 0; i < sum.of.size(); ++i) sum.of[i] = sum.of[i] + layer.of[i];
+        for (WorkKind kind : kWorkKinds) sum[kind] = sum[kind] + layer[kind];
       }
       const OpCounts counts = run.counts();
       const auto total = [&](WorkKind kind) { return sum[kind].total(); };

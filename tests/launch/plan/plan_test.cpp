@@ -5,6 +5,7 @@
 #include <fstream>
 #include <sstream>
 
+#include "kernels/base/check.h"
 #include "tests/launch/program.h"
 
 namespace tmamba {
@@ -133,6 +134,81 @@ TEST_F(SavedPlan, TransportsThatDoNotFitAreRefused) {
   refused("--set parallel.transport=ring", 0, {"parallel.transport", "ring", "head_parallel", "auto"});
   refused("--set parallel.keys=gather", 0, {"unknown key parallel.keys", "did you mean "});
   refused("--set parallel.fold=0 --set parallel.sp=8", 8, {"segments", "parallel.sp"});
+}
+
+json plan_json(const std::string& options) {
+  const Outcome outcome = transmamba("plan run.toml --json " + options);
+  EXPECT_EQ(outcome.code, 0) << outcome.output;
+  return outcome.code == 0 ? json::parse(outcome.output) : json();
+}
+
+// 8 sequences a step and no layout: 64 ranks need tensor- or sequence-parallel ones.
+TEST_F(SavedPlan, RanksThatTheOwnLayoutCannotUseAreRankedAllTheSame) {
+  const std::string sizes = "--ranks 64 --set train.global_batch=8 --set train.micro_batch=1 --set data.seq_len=4096 ";
+  const json plan = plan_json(sizes);
+  EXPECT_NE(plan["layout_problem"].get<std::string>().find("train.global_batch = 8"), std::string::npos) << plan;
+  ASSERT_FALSE(plan["ranking"].empty());
+  const json& best = plan["ranking"].front();
+  EXPECT_TRUE(best["fits"].get<bool>());
+  for (const char* axis : {"tp", "sp", "dp"}) EXPECT_EQ(plan["layout"][axis], best[axis]) << axis;
+  for (const json& layout : plan["ranking"]) {
+    EXPECT_EQ(layout["tp"].get<int>() * layout["sp"].get<int>() * layout["dp"].get<int>(), 64);
+    EXPECT_EQ(8 % layout["dp"].get<int>(), 0) << layout;
+  }
+  // The same run with that layout set has no problem.
+  std::string layout = sizes;
+  for (const char* axis : {"tp", "sp", "dp"}) layout += str("--set parallel.", axis, "=", best[axis].dump(), " ");
+  layout += "--set parallel.fold=" + best["fold"].dump();
+  EXPECT_EQ(plan_json(layout)["layout_problem"], "");
+  EXPECT_EQ(plan_json(layout)["step_s"], plan["step_s"]);
+  const Outcome text = transmamba("plan run.toml " + sizes);
+  EXPECT_NE(text.output.find("own layout cannot run"), std::string::npos) << text.output;
+  // With train.micro_batch = 0 the micro-batch of each layout is its own: all sequences of a rank.
+  const json whole = plan_json("--ranks 4 --set train.micro_batch=0 --set train.global_batch=4");
+  ASSERT_FALSE(whole["ranking"].empty());
+  for (const json& choice : whole["ranking"]) {
+    EXPECT_GT(choice["mfu"].get<double>(), 0);
+    EXPECT_EQ(4 % choice["dp"].get<int>(), 0);
+  }
+  const Outcome none = transmamba("plan run.toml --ranks 1024");
+  EXPECT_EQ(none.code, 2);
+  for (const char* part : {"no layout of 1024 ranks", "train.global_batch = 4", "parallel.tp", "parallel.sp"}) {
+    EXPECT_NE(none.output.find(part), std::string::npos) << none.output;
+  }
+}
+
+TEST_F(SavedPlan, TheWholeRunIsPredicted) {
+  const json plan = plan_json("--set train.steps=30 --set parallel.sp=2 --set parallel.dp=2");
+  const double seconds = 30 * plan["step_s"].get<double>();
+  EXPECT_EQ(plan["run"]["steps"], 30);
+  EXPECT_NEAR(plan["run"]["seconds"].get<double>(), seconds, 1e-12 * seconds);
+  EXPECT_NEAR(plan["run"]["device_hours"].get<double>(), 4 * seconds / 3600, 1e-12 * seconds);
+  // 4 sequences of 64 tokens a step.
+  EXPECT_EQ(plan_json("--set train.steps=0 --set train.tokens=2000")["run"]["steps"], 8);
+  EXPECT_EQ(plan["network"]["nodes"], 1);
+  EXPECT_GT(plan["network"]["inside"]["bandwidth"].get<double>(), 0);
+  const Outcome text = transmamba("plan run.toml");
+  for (const char* part : {"The whole run: 2 steps", "device hours", "A checkpoint: ", "Network assumed: 1 node"}) {
+    EXPECT_NE(text.output.find(part), std::string::npos) << text.output;
+  }
+  // All ranks together, and the replicas of a parameter, save each tensor once.
+  for (const char* layout : {"", "--set parallel.tp=2 --set parallel.sp=2 --set parallel.dp=1 "}) {
+    fs::remove_all("run");
+    const Outcome run = transmamba(std::string("train run.toml ") + layout, *layout ? 4 : 1);
+    ASSERT_EQ(run.code, 0) << run.output;
+    const Outcome inspected = transmamba("checkpoint inspect run/checkpoints/step-00000002 --json");
+    ASSERT_EQ(inspected.code, 0) << inspected.output;
+    int64_t bytes = 0;
+    const json checkpoint = json::parse(inspected.output);
+    ASSERT_FALSE(checkpoint["tensor_list"].empty());
+    for (const json& tensor : checkpoint["tensor_list"]) {
+      int64_t elements = 1;
+      for (const json& size : tensor["shape"]) elements *= size.get<int64_t>();
+      ASSERT_EQ(tensor["dtype"], "float64");
+      bytes += 8 * elements;
+    }
+    EXPECT_EQ(plan_json(layout)["checkpoint_bytes"], bytes);
+  }
 }
 
 }  // namespace
