@@ -53,9 +53,9 @@ void set_threads(const RunConfig& config, const World& world) {
 
 RunData::RunData(RunConfig& config)
     : train(config.data.train),
+      loader(train, config.data.seq_len, static_cast<uint64_t>(config.data.seed)),
       valid(open_valid(config.data, train)),
-      tokenizer(load_tokenizer_of(train, config.data.tokenizer)),
-      loader(train, config.data.seq_len, static_cast<uint64_t>(config.data.seed)) {
+      tokenizer(load_tokenizer_of(train, config.data.tokenizer)) {
   set_vocab(config, train.info());
   try {
     tokenizer->encode(config.train.sample_prompt);

@@ -28,9 +28,9 @@ struct RunData {
   explicit RunData(RunConfig& config);
 
   TokenFile train;
+  Loader loader;  // reads `train`
   std::vector<ValidationFile> valid;
   std::unique_ptr<Tokenizer> tokenizer;
-  Loader loader;  // reads `train`
 
   double bytes_per_token() const;  // of the training text
   // Every token file, that of data.train first.

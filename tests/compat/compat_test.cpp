@@ -29,11 +29,7 @@ class Compat : public testing::Test {
     fs::copy_file(fixtures / "run.toml", "run.toml");
     ASSERT_EQ(shell("tar xzf '" + (fixtures / "47e46e9.tar.gz").string() + "'").code, 0);
   }
-  void TearDown() override {
-    const fs::path folder = fs::current_path();
-    fs::current_path("/");
-    fs::remove_all(folder);
-  }
+  void TearDown() override { leave_test_folder(); }
 
   static std::string done(const std::string& arguments, int ranks = 0) {
     const Outcome outcome = transmamba(arguments, ranks);

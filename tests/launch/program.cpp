@@ -72,6 +72,12 @@ fs::path enter_test_folder(const std::string& name) {
   return folder;
 }
 
+void leave_test_folder() {
+  const fs::path folder = fs::current_path();
+  fs::current_path("/");
+  fs::remove_all(folder);
+}
+
 void write_text(const fs::path& path, int64_t bytes, int seed) {
   std::ofstream out(path);
   const Philox random(static_cast<uint64_t>(seed), 1);
@@ -98,6 +104,16 @@ void write_config(const std::string& file, const std::string& train_section, con
       << model_extra << "\n[data]\ntrain = \"data/train.h5\"\nvalid = \"data/valid.h5\"\nseq_len = 64\n"
       << "[train]\nwarmup = 5\nlr = 3e-3\n"
       << train_section << "\n[run]\ndir = \"run\"\nthreads = 1\n";
+}
+
+std::vector<nlohmann::json> events(const std::string& kind) {
+  std::ifstream in("run/events.jsonl");
+  std::vector<nlohmann::json> found;
+  for (std::string line; std::getline(in, line);) {
+    found.push_back(nlohmann::json::parse(line));
+    if (found.back()["event"] != kind) found.pop_back();
+  }
+  return found;
 }
 
 std::vector<nlohmann::json> metrics(const fs::path& run) {

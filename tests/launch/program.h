@@ -28,9 +28,9 @@ std::string command_line(const std::string& arguments, int ranks);
 //   run=FOLDER       the run directory that `events` and `steps` read; "run" if not set
 //   events KIND      prints the number of events of this kind
 //   steps            prints the number of logged steps
-//   until_ COMMAND   waits until the command succeeds; where the run has ended or after five minutes it prints "gave
-//   up" hold STEP        sets another step to stop at held             waits until rank 0 has stopped itself; its
-//   process is then $held
+//   until_ COMMAND   waits until the command succeeds; prints "gave up" where the run has ended or after five minutes
+//   hold STEP        sets another step to stop at
+//   held             waits until rank 0 has stopped itself; its process is then $held
 Outcome beside(const std::string& arguments, int ranks, const std::string& script, int64_t hold_at = 0);
 
 // All bytes of a file; empty where there is none.
@@ -38,6 +38,8 @@ std::string read_file(const std::filesystem::path& file);
 
 // Creates an empty folder, enters it and returns its path.
 std::filesystem::path enter_test_folder(const std::string& name);
+// Removes the current folder, after leaving it.
+void leave_test_folder();
 
 // Writes `bytes` of text made of words with some structure; the same text in every call.
 void write_text(const std::filesystem::path& path, int64_t bytes, int seed = 1);
@@ -46,6 +48,8 @@ void prepare_bytes(int64_t text_bytes = 200000);
 // A tiny model on that data: run.toml, writing to `run`. Lines of `more` are appended ("[train]\nsteps = 3").
 void write_config(const std::string& file, const std::string& train_section, const std::string& model_extra = "");
 
+// The events of this kind in run/events.jsonl.
+std::vector<nlohmann::json> events(const std::string& kind);
 std::vector<nlohmann::json> metrics(const std::filesystem::path& run);
 // The values of `key` of all step lines, in order.
 std::vector<double> series(const std::filesystem::path& run, const std::string& key);

@@ -186,11 +186,11 @@ TEST_F(Doctor, OneRankAloneIsFine) {
   EXPECT_NE(outcome.output.find("no problems"), std::string::npos) << outcome.output;
 }
 
-TEST_F(Doctor, AFolderThatCannotBeWrittenIsAnError) {
+TEST_F(Doctor, ADirectoryThatCannotBeWrittenIsAnError) {
   std::ofstream("file") << "";
   const Outcome outcome = transmamba("doctor file/run --seconds 0");
   EXPECT_NE(outcome.code, 0) << outcome.output;
-  EXPECT_NE(outcome.output.find("folder file"), std::string::npos) << outcome.output;
+  EXPECT_NE(outcome.output.find("directory file"), std::string::npos) << outcome.output;
   EXPECT_EQ(transmamba("doctor --device tpu").code, 2);
 }
 

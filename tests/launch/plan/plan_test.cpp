@@ -17,15 +17,11 @@ using nlohmann::json;
 class SavedPlan : public testing::Test {
  protected:
   void SetUp() override {
-    enter_test_folder(std::string("plan-") + testing::UnitTest::GetInstance()->current_test_info()->name());
+    enter_test_folder("plan");
     prepare_bytes(40000);
     write_config("run.toml", "steps = 2\nglobal_batch = 4\nmicro_batch = 2\ndtype = \"float64\"");
   }
-  void TearDown() override {
-    const fs::path folder = fs::current_path();
-    fs::current_path("/");
-    fs::remove_all(folder);
-  }
+  void TearDown() override { leave_test_folder(); }
 
   static std::string contents(const fs::path& file) {
     std::ifstream in(file);

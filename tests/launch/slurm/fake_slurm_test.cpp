@@ -19,7 +19,7 @@ namespace fs = std::filesystem;
 class FakeSlurm : public testing::Test {
  protected:
   void SetUp() override {
-    folder_ = enter_test_folder(std::string("fake-") + testing::UnitTest::GetInstance()->current_test_info()->name());
+    folder_ = enter_test_folder("fake");
     folder_ = fs::canonical(folder_);
     fs::create_directory("bin");
     command("sbatch",

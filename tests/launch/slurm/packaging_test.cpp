@@ -27,13 +27,9 @@ std::set<std::string> words_of(const std::string& text) {
 class Packaging : public testing::Test {
  protected:
   void SetUp() override {
-    enter_test_folder(std::string("packaging-") + testing::UnitTest::GetInstance()->current_test_info()->name());
+    enter_test_folder("packaging");
   }
-  void TearDown() override {
-    const fs::path folder = fs::current_path();
-    fs::current_path("/");
-    fs::remove_all(folder);
-  }
+  void TearDown() override { leave_test_folder(); }
 };
 
 // The image that runs has the package of every library that the program is linked with.

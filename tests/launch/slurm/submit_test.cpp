@@ -36,7 +36,7 @@ std::string replaced(std::string text, const std::string& from, const std::strin
 class Submit : public testing::Test {
  protected:
   void SetUp() override {
-    folder_ = enter_test_folder(std::string("submit-") + testing::UnitTest::GetInstance()->current_test_info()->name());
+    folder_ = enter_test_folder("submit");
     folder_ = fs::canonical(folder_);
     prepare_bytes(20000);
     write_config("run.toml", "steps = 100\nglobal_batch = 256");

@@ -34,7 +34,7 @@ std::vector<double> stored(const CheckpointReader& reader, const StoredTensor& t
 class Canonical : public testing::Test {
  protected:
   void SetUp() override {
-    enter_test_folder(std::string("canonical-") + testing::UnitTest::GetInstance()->current_test_info()->name());
+    enter_test_folder("canonical");
     prepare_bytes(60000);
     // TransPoints at the ends, at borders of the 16 units of 8 tokens and inside them.
     std::ofstream("run.toml")
@@ -44,11 +44,7 @@ class Canonical : public testing::Test {
         << "[train]\nsteps = 5\nwarmup = 2\nlr = 3e-3\nglobal_batch = 4\nmicro_batch = 2\ndtype = \"float64\"\n"
         << "sample_tokens = 5\n[run]\nthreads = 1\ncanonical = 16\n";
   }
-  void TearDown() override {
-    const fs::path folder = fs::current_path();
-    fs::current_path("/");
-    fs::remove_all(folder);
-  }
+  void TearDown() override { leave_test_folder(); }
 
   static Result train(int ranks, const std::string& options) {
     fs::remove_all("run");

@@ -25,15 +25,11 @@ constexpr const char* kLayouts[] = {
 class CudaRanks : public testing::Test {
  protected:
   void SetUp() override {
-    enter_test_folder(std::string("cuda-ranks-") + testing::UnitTest::GetInstance()->current_test_info()->name());
+    enter_test_folder("cuda-ranks");
     prepare_bytes();
     write_config("run.toml", "steps = 20\nglobal_batch = 4\nmicro_batch = 2");
   }
-  void TearDown() override {
-    const fs::path folder = fs::current_path();
-    fs::current_path("/");
-    fs::remove_all(folder);
-  }
+  void TearDown() override { leave_test_folder(); }
 
   static std::string arguments(const std::string& run, const std::string& more) {
     return "train run.toml --set run.device=cuda --set run.dir=" + run + " " + more;

@@ -16,14 +16,10 @@ namespace fs = std::filesystem;
 class CudaTrain : public testing::Test {
  protected:
   void SetUp() override {
-    enter_test_folder(std::string("cuda-train-") + testing::UnitTest::GetInstance()->current_test_info()->name());
+    enter_test_folder("cuda-train");
     prepare_bytes();
   }
-  void TearDown() override {
-    const fs::path folder = fs::current_path();
-    fs::current_path("/");
-    fs::remove_all(folder);
-  }
+  void TearDown() override { leave_test_folder(); }
 
   static void train(const std::string& run, const std::string& device, const std::string& dtype,
                     const std::string& more = "") {

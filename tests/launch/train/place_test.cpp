@@ -21,11 +21,7 @@ class Place : public testing::Test {
     write_config("run.toml", "steps = 4\nglobal_batch = 4\nsample_tokens = 1\ndtype = \"float64\"\n" + fixed_weights_,
                  "");
   }
-  void TearDown() override {
-    const fs::path folder = fs::current_path();
-    fs::current_path("/");
-    fs::remove_all(folder);
-  }
+  void TearDown() override { leave_test_folder(); }
 
   static Outcome train(const std::string& options, int ranks = 0) {
     return transmamba("train run.toml " + options, ranks);

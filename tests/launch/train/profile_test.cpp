@@ -22,11 +22,7 @@ class Profile : public testing::Test {
            "[train]\nsteps = 5\nglobal_batch = 4\nmicro_batch = 1\neval_every = 2\nsample_tokens = 4\n"
            "[checkpoint]\nevery = 2\n[run]\ndir = \"run\"\nthreads = 1\nprofile = \"comm\"\n";
   }
-  static void TearDownTestSuite() {
-    const fs::path folder = fs::current_path();
-    fs::current_path("/");
-    fs::remove_all(folder);
-  }
+  static void TearDownTestSuite() { leave_test_folder(); }
   void SetUp() override { fs::remove_all("run"); }
 
   // The comm part of a run's summary, as --json prints it after the progress lines.

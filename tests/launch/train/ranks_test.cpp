@@ -21,11 +21,7 @@ class Ranks : public testing::Test {
     enter_test_folder("ranks");
     prepare_bytes(60000);
   }
-  static void TearDownTestSuite() {
-    const fs::path folder = fs::current_path();
-    fs::current_path("/");
-    fs::remove_all(folder);
-  }
+  static void TearDownTestSuite() { leave_test_folder(); }
 };
 
 TEST_F(Ranks, QuickstartOnEightRanksGivesTheCurveOfOne) {

@@ -17,7 +17,7 @@ using nlohmann::json;
 class RecomputeRun : public testing::Test {
  protected:
   void SetUp() override {
-    enter_test_folder(std::string("recompute-") + testing::UnitTest::GetInstance()->current_test_info()->name());
+    enter_test_folder("recompute");
     prepare_bytes(40000);
     std::ofstream("run.toml") << "[model]\ndim = 64\nheads = 4\nlayers = 8\nffn = 192\nchunk = 16\n"
                                  "schedule = [0, \"1/4\", 200, \"1/1\"]\n"
@@ -25,11 +25,7 @@ class RecomputeRun : public testing::Test {
                                  "[train]\nsteps = 3\nglobal_batch = 4\nsample_tokens = 4\n"
                                  "[run]\ndir = \"run\"\nthreads = 1\n";
   }
-  void TearDown() override {
-    const fs::path folder = fs::current_path();
-    fs::current_path("/");
-    fs::remove_all(folder);
-  }
+  void TearDown() override { leave_test_folder(); }
 
   static json plan(const std::string& options) {
     const Outcome outcome = transmamba("plan run.toml --json --vocab 256 " + options);

@@ -31,11 +31,7 @@ class Resume : public testing::Test {
     enter_test_folder("resume");
     prepare_bytes(60000);
   }
-  static void TearDownTestSuite() {
-    const fs::path folder = fs::current_path();
-    fs::current_path("/");
-    fs::remove_all(folder);
-  }
+  static void TearDownTestSuite() { leave_test_folder(); }
 
   static Outcome train(const std::string& run, const Layout& layout, const std::string& more = "") {
     return transmamba("train run.toml --set run.dir=" + run + " " + layout.options + " " + more, layout.ranks);

@@ -15,14 +15,10 @@ namespace fs = std::filesystem;
 class Train : public testing::Test {
  protected:
   void SetUp() override {
-    enter_test_folder(std::string("train-") + testing::UnitTest::GetInstance()->current_test_info()->name());
+    enter_test_folder("train");
     prepare_bytes();
   }
-  void TearDown() override {
-    const fs::path folder = fs::current_path();
-    fs::current_path("/");
-    fs::remove_all(folder);
-  }
+  void TearDown() override { leave_test_folder(); }
 
   static Outcome train(const std::string& more = "", int ranks = 0) {
     return transmamba("train run.toml " + more, ranks);
