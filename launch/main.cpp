@@ -5,6 +5,7 @@
 
 #include "kernels/base/check.h"
 #include "launch/cli/exit_code.h"
+#include "launch/cli/suggest.h"
 #include "launch/cli/version.h"
 #include "launch/verbs.h"
 
@@ -39,6 +40,13 @@ void print_usage(std::FILE* out) {
   for (const tmamba::ExitMeaning& exit : tmamba::kExitCodes) std::fprintf(out, "  %-11d %s\n", exit.code, exit.meaning);
 }
 
+std::string meant(const std::string& name) {
+  std::vector<std::string> names;
+  for (const Verb& verb : kVerbs) names.emplace_back(verb.name);
+  const std::string near = tmamba::nearest(name, names);
+  return near.empty() ? "" : "; did you mean " + near + "?";
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -55,7 +63,7 @@ int main(int argc, char** argv) {
   }
   const auto verb = std::find_if(kVerbs.begin(), kVerbs.end(), [&](const Verb& v) { return name == v.name; });
   if (verb == kVerbs.end()) {
-    if (!name.empty()) std::fprintf(stderr, "transmamba: unknown verb \"%s\"\n", name.c_str());
+    if (!name.empty()) std::fprintf(stderr, "transmamba: unknown verb \"%s\"%s\n", name.c_str(), meant(name).c_str());
     print_usage(stderr);
     return tmamba::kBadInput;
   }

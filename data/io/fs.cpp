@@ -145,6 +145,10 @@ void write_text_durably(const fs::path& path, std::string_view text) {
 }
 
 void replace_text_durably(const fs::path& path, std::string_view text, const std::string& nonce) {
+  // A rename would put a plain file where /dev/null or a pipe is.
+  std::error_code ignored;
+  const fs::file_status there = fs::symlink_status(path, ignored);
+  if (fs::is_other(there)) throw FileError("use as a plain file", path, EINVAL);
   const fs::path temporary = path.string() + ".tmp-" + nonce;
   try {
     write_text_durably(temporary, text);

@@ -62,6 +62,7 @@ std::string read_text(const std::filesystem::path& path, int64_t max_bytes);
 // Creates a file with this text; durable on return.
 void write_text_durably(const std::filesystem::path& path, std::string_view text);
 // Atomically replaces the content of `path`; durable on return. The temporary file is PATH.tmp-NONCE.
+// Fails if the path is a device, pipe or socket.
 void replace_text_durably(const std::filesystem::path& path, std::string_view text, const std::string& nonce);
 
 // Makes created, renamed and removed entries of the folder durable.

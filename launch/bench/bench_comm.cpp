@@ -16,8 +16,6 @@
 
 namespace tmamba {
 
-namespace po = boost::program_options;
-
 namespace {
 
 using nlohmann::json;
@@ -73,17 +71,7 @@ int bench_on(World& world, const Command& command, const RunConfig& config) {
 
 int bench_comm(const Arguments& arguments) {
   return run_main([&](World& world) {
-    Command command(
-        "bench comm [CONFIG] [options]",
-        "Measures time and bandwidth of every collective, by size, along each axis of the mesh; start it by mpirun or\n"
-        "srun. Sizes are those of the whole tensor; times are medians of the slowest rank's. Bus bandwidth (busbw, as\n"
-        "in nccl-tests) counts the bytes per link of a ring: 2 (n-1)/n of the size for all_reduce, all of it for\n"
-        "send_recv, (n-1)/n for the others. \"uneven\": shards of different sizes, as in ZeRO.");
-    command.options()("set", po::value<std::vector<std::string>>(), "override a key: --set parallel.tp=2 (repeatable)")(
-        "device", po::value<std::string>(), "cpu or cuda; default: the configuration's")(
-        "min-bytes", po::value<int64_t>()->default_value(1024), "smallest size")(
-        "max-bytes", po::value<int64_t>(), "largest size; default: 64 MiB on CPUs, 1 GiB on GPUs");
-    command.positional("config");
+    Command command("bench comm");
     RunConfig config;
     const bool runs = parse_together(world, "bench comm", command, arguments, [&](RankFacts& facts) {
       config = config_of(command);

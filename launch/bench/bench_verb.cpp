@@ -21,8 +21,6 @@
 
 namespace tmamba {
 
-namespace po = boost::program_options;
-
 namespace {
 
 using nlohmann::json;
@@ -65,7 +63,7 @@ RunConfig default_config() {
 }
 
 RunConfig config_of(const Command& command) {
-  RunConfig config = command.has("config") ? load_config(command.required("config"), {}) : default_config();
+  RunConfig config = command.has("config") ? load_config(command.get<std::string>("config"), {}) : default_config();
   std::vector<std::string> overrides = command.list("set");
   if (command.has("device")) overrides.push_back("run.device=" + command.get<std::string>("device"));
   config = parse_config(to_toml(config), "configuration", overrides);
@@ -74,28 +72,18 @@ RunConfig config_of(const Command& command) {
 }
 
 int bench_on(World& world, const Command& command, const RunConfig& config) {
-  const std::string what = command.required("what");
-  if (what != "ops" && what != "step")
-    throw UserError(str("bench ", what, ": unknown benchmark; valid: ops, step, comm"));
-  if (command.get<int>("threads") > 0) omp_set_num_threads(command.get<int>("threads"));
+  const auto what = command.get<std::string>("action");
+  const int threads = static_cast<int>(command.get<int64_t>("threads"));
+  if (threads > 0) omp_set_num_threads(threads);
   if (what == "ops" && world.size() > 1) {
     throw UserError(
         str("bench ops runs on one rank, not ", world.size(), "; use bench step or bench comm for several ranks"));
-  }
-  if (what == "ops" && (command.has("no-roof") || command.has("io") || command.get<int64_t>("micro-batches") != 1)) {
-    throw UserError("bench ops does not accept --no-roof, --io or --micro-batches; use bench step");
-  }
-  if (what == "step" && command.has("save-machine")) {
-    throw UserError("bench step does not accept --save-machine; use bench ops");
-  }
-  if (command.get<int64_t>("steps") < 1 || command.get<int64_t>("micro-batches") < 1) {
-    throw UserError("--steps and --micro-batches must be at least 1");
   }
   const auto ops = ops_of(config, world);
   ops->measure_choices(true);
   const Roof roof = command.has("no-roof") ? Roof{} : measure_roof(*ops, config.dtype());
   const StepBenchOptions options{.steps = command.get<int64_t>("steps"),
-                                 .micro_batches = command.get<int64_t>("micro-batches"),
+                                 .micro_batches = what == "step" ? command.get<int64_t>("micro-batches") : 1,
                                  .roof = roof,
                                  .io_folder = command.has("io") ? command.get<std::string>("io") : ""};
   const json result = what == "step"
@@ -120,25 +108,7 @@ int bench_on(World& world, const Command& command, const RunConfig& config) {
 int bench_verb(const Arguments& arguments) {
   if (!arguments.empty() && arguments.front() == "comm") return bench_comm({arguments.begin() + 1, arguments.end()});
   return run_main([&](World& world) {
-    Command command(
-        "bench ops|step|comm [CONFIG] [options]",
-        "step  times a training step (forward, backward, gradient reduction, clipping, AdamW) on random tokens; under\n"
-        "      mpirun on any mesh, with the exposed communication, measured and predicted by the planner\n"
-        "ops   times the step of one rank op by op: ms per step, GFLOP/s, GB/s, and the fraction of the roofline\n"
-        "comm  times every collective between ranks, by size; bench comm --help prints its options\n"
-        "The roofline is a GEMM (2048^3, on a GPU 8192^3) and a copy, measured in the same run on the same device.");
-    command.options()("set", po::value<std::vector<std::string>>(), "override a key: --set model.dim=512 (repeatable)")(
-        "steps", po::value<int64_t>()->default_value(5), "steps to time; the median is reported")(
-        "micro-batches", po::value<int64_t>()->default_value(1), "bench step: micro-batches per step")(
-        "no-roof", "bench step: do not measure the roofline")(
-        "io", po::value<std::string>(),
-        "bench step: also time reading a batch from a token file and writing a checkpoint, below this directory")(
-        "save-machine", po::value<std::string>(),
-        "bench ops: write the measured rates to this file, for `transmamba plan --machine FILE`")(
-        "threads", po::value<int>()->default_value(0), "CPU threads; 0: all")(
-        "device", po::value<std::string>(), "cpu or cuda; default: the configuration's");
-    command.positional("what");
-    command.positional("config");
+    Command command("bench");
     RunConfig config;
     const bool runs = parse_together(world, "bench", command, arguments, [&](RankFacts& facts) {
       config = config_of(command);

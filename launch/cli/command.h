@@ -1,52 +1,54 @@
-// One verb of the program: its options (Boost.Program_options), its help text, its parsed values.
+// The arguments of one verb, parsed and checked by the table of launch/cli/options.h.
 #pragma once
 
-#include <boost/program_options.hpp>
 #include <cstdint>
+#include <map>
 #include <string>
 #include <utility>
+#include <variant>
 #include <vector>
 
-// Compiled once, in command.cpp.
-namespace boost::program_options {
-extern template class typed_value<std::string>;
-extern template class typed_value<int64_t>;
-extern template class typed_value<double>;
-}  // namespace boost::program_options
+#include "launch/cli/options.h"
 
 namespace tmamba {
 
 class Command {
  public:
-  // `usage` as in "train CONFIG [options]"; every command gets --help and --json.
-  Command(const std::string& usage, const std::string& summary);
+  // The verb of the table: "eval", "bench comm". Each also gets --help and --json.
+  explicit Command(const std::string& verb) : verb_(options_of(verb)) {}
 
-  boost::program_options::options_description_easy_init options() { return visible_.add_options(); }
-  // Declares a positional argument; `count` of them, -1: all remaining.
-  void positional(const std::string& name, int count = 1);
-
-  // Returns false if --help was given, which the rank with `print` prints. Throws UserError for invalid arguments.
+  // Returns false if --help was given, which the rank with `print` prints. Throws UserError that names the option with
+  // the value seen and what is valid, for everything that the table does not allow.
   bool parse(const std::vector<std::string>& arguments, bool print = true);
 
-  bool has(const std::string& name) const { return values_.count(name) > 0; }
+  // Whether the option or argument was given or has a default.
+  bool has(const std::string& name) const { return values_.contains(name); }
   bool json() const { return has("json"); }
+  // The value of an option that has() one: int64_t, double or std::string.
   template <class T>
   T get(const std::string& name) const {
-    return values_[name].as<T>();
+    return std::get<T>(values_.at(name));
   }
-  // The positional argument. Throws UserError if it is missing.
-  std::string required(const std::string& name) const;
+  // All values of a repeatable option; none if it was not given.
   std::vector<std::string> list(const std::string& name) const;
-  // The options and positional arguments given, with their values as text, in the order of the command line.
+  // The options and positional arguments given, with their values as text, by name.
   const std::vector<std::pair<std::string, std::string>>& given() const { return given_; }
   std::string help() const;
 
  private:
-  std::string usage_, summary_;
+  using Value = std::variant<int64_t, double, std::string, std::vector<std::string>>;
+  using Given = std::map<std::string, std::vector<std::string>>;
+
+  // The texts given for each option and argument, by its long name.
+  Given split(const std::vector<std::string>& arguments) const;
+  // Returns how many of the words the verb's arguments take.
+  size_t assign_arguments(const std::vector<std::string>& words, Given& given) const;
+  void take(const Option& option, const std::string& label, const Given& given, const std::string& action);
+  [[noreturn]] void fail(const std::string& problem) const;
+
+  const VerbOptions& verb_;
   std::vector<std::pair<std::string, std::string>> given_;
-  boost::program_options::options_description visible_{"options"}, hidden_;
-  boost::program_options::positional_options_description positional_;
-  boost::program_options::variables_map values_;
+  std::map<std::string, Value> values_;
 };
 
 }  // namespace tmamba

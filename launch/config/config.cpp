@@ -1,5 +1,9 @@
 #include "launch/config/config.h"
 
+#include <iomanip>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
 #include "kernels/base/check.h"
 #include "launch/config/config_text.h"
 #include "launch/config/key_table.h"
@@ -30,14 +34,35 @@ std::string to_toml(const RunConfig& config) {
   return keys_of(copy).to_toml(config.origin);
 }
 
+std::string to_json(const RunConfig& config) {
+  nlohmann::ordered_json values;
+  for (const KeyValue& key : config_values(config)) {
+    // Numbers, lists, true and false are written alike in TOML and in JSON; infinity is a text.
+    values[key.name] = nlohmann::ordered_json::accept(key.text) ? nlohmann::ordered_json::parse(key.text)
+                                                                : nlohmann::ordered_json(key.text);
+  }
+  return values.dump(2) + "\n";
+}
+
 std::vector<KeyValue> config_values(const RunConfig& config) {
   RunConfig copy = config;
   return keys_of(copy).values();
 }
 
-std::string explain_keys(const std::string& key) {
+std::string explain_keys(const std::string& key, bool as_json) {
   RunConfig defaults;
-  return keys_of(defaults).explain(key);
+  return explained(keys_of(defaults).explain(key), as_json);
+}
+
+std::string explained(const std::vector<KeyValue>& keys, bool as_json) {
+  std::ostringstream out;
+  nlohmann::ordered_json list = nlohmann::ordered_json::array();
+  for (const KeyValue& key : keys) {
+    list.push_back({{"key", key.name}, {"default", key.text}, {"meaning", key.meaning}, {"valid", key.valid}});
+    out << std::left << std::setw(30) << key.name << " " << std::setw(14) << key.text << " "
+        << with_valid(key.meaning, key.valid) << "\n";
+  }
+  return as_json ? list.dump(2) + "\n" : out.str();
 }
 
 std::vector<ValidationSet> validation_sets(const DataConfig& data) {

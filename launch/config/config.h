@@ -30,6 +30,7 @@ struct KeyValue {
   std::string name, text;
   const char* meaning;
   Resume resume;
+  std::string valid;  // "between 0 and 10"; "cpu, cuda"; empty: every value of its type
 };
 
 struct ValidationSet {
@@ -118,6 +119,7 @@ struct RunSection {
   bool measure_kernels = true;
   bool graph = true;
   int64_t canonical = 0;
+  double peak_tflops = 0;
 };
 
 struct RunConfig {
@@ -147,6 +149,8 @@ RunConfig parse_config(const std::string& text, const std::string& name, const s
 
 // The effective configuration as a TOML file, each value with its origin as a comment.
 std::string to_toml(const RunConfig& config);
+// The same as a JSON object of keys and values, without the origins.
+std::string to_json(const RunConfig& config);
 
 // Every key's value, those of [[lists.of.tables]] included, in the order of declaration.
 std::vector<KeyValue> config_values(const RunConfig& config);
@@ -155,8 +159,10 @@ std::vector<KeyValue> config_values(const RunConfig& config);
 // "valid" is taken twice.
 std::vector<ValidationSet> validation_sets(const DataConfig& data);
 
-// One line per key: name, default, what it means. With a key, that one alone; throws UserError for an unknown key.
-std::string explain_keys(const std::string& key = "");
+// One line per key: name, default, what it means, which values are valid; or a JSON list of objects. With a key, that
+// one alone; throws UserError for an unknown key.
+std::string explain_keys(const std::string& key = "", bool as_json = false);
+std::string explained(const std::vector<KeyValue>& keys, bool as_json);
 
 // Checks that need several keys at once. Throws UserError.
 void validate(const RunConfig& config);

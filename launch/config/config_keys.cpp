@@ -227,6 +227,10 @@ void add_run(KeyTable& k, RunSection& c) {
         "are not captured");
   k.key("run.threads", c.threads, Limits{0, 4096}, kFree,
         "CPU threads per rank; 0: the host's cores divided by its ranks");
+  k.key(
+      "run.peak_tflops", c.peak_tflops, Limits{}, kFree,
+      "dense peak TFLOP/s of a rank's device in train.dtype, which the MFU is relative to; 0: that of its GPU, if the "
+      "model is known");
   k.key("run.canonical", c.canonical, Limits{0, 1e6}, kFree,
         "test mode with bit-identical losses and parameters for every parallel.sp, fold, dp and zero: splits each "
         "sequence into this many units (cpu, float64, slow); 0: off");

@@ -1,7 +1,6 @@
 #include "launch/config/key_table.h"
 
 #include <algorithm>
-#include <iomanip>
 #include <optional>
 #include <sstream>
 
@@ -194,7 +193,7 @@ void KeyTable::override_by(const std::string& assignment, Origins& origins) cons
 
 std::vector<KeyValue> KeyTable::values() const {
   std::vector<KeyValue> values;
-  for (const Key& key : all_keys()) values.push_back({key.name, key.text(), key.meaning, key.resume});
+  for (const Key& key : all_keys()) values.push_back({key.name, key.text(), key.meaning, key.resume, key.valid});
   return values;
 }
 
@@ -232,27 +231,26 @@ std::string KeyTable::to_toml(const Origins& origins) const {
   return out.str();
 }
 
-std::string KeyTable::explain(const std::string& name) const {
-  std::ostringstream out;
-  const auto line = [&](const std::string& key, const std::string& value, const std::string& meaning) {
-    out << std::left << std::setw(26) << key << " " << std::setw(14) << value << " " << meaning << "\n";
-  };
+std::vector<KeyValue> KeyTable::explain(const std::string& name) const {
+  std::vector<KeyValue> found;
   for (const Key& key : keys_) {
-    if (name.empty() || name == key.name) line(key.name, key.text(), key.meaning);
+    if (name.empty() || name == key.name) found.push_back({key.name, key.text(), key.meaning, key.resume, key.valid});
   }
   for (const Table& list : tables_) {
     const bool whole = name.empty() || name == list.name;
-    if (whole) line(list.name, "[]", str(list.meaning, "; one is set by ", list.name, ".NAME.KEY=VALUE"));
-    if (whole) line(list.name + ".name", "", "required, different from the other names");
+    if (whole)
+      found.push_back({list.name, "[]", list.meaning, {}, str("one is set by ", list.name, ".NAME.KEY=VALUE")});
+    if (whole) found.push_back({list.name + ".name", "", "required, different from the other names", {}, ""});
     for (const KeyValue& field : list.fields) {
       // Also as --set takes it, with the name of an entry.
       const bool one = name == list.name + "." + field.name ||
                        (name.starts_with(list.name + ".") && name.ends_with("." + field.name));
-      if (whole || one) line(list.name + "." + field.name, field.text, field.meaning);
+      if (!whole && !one) continue;
+      found.push_back({list.name + "." + field.name, field.text, field.meaning, field.resume, field.valid});
     }
   }
-  if (out.str().empty()) throw UserError(str("unknown key ", name, "; did you mean ", nearest(name), "?"));
-  return out.str();
+  if (found.empty()) throw UserError(str("unknown key ", name, "; did you mean ", nearest(name), "?"));
+  return found;
 }
 
 }  // namespace tmamba

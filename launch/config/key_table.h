@@ -27,7 +27,8 @@ class KeyTable {
                      .meaning = meaning,
                      .resume = resume,
                      .read = [&member, rule](const Source& s, const toml::node& node) { read(s, node, member, rule); },
-                     .text = [&member] { return text_of(member); }});
+                     .text = [&member] { return text_of(member); },
+                     .valid = valid_text(member, rule)});
   }
   // Declares a list of tables with names, [[SECTION.NAME]]. An Entry has a member `name`; declare(keys, entry) declares
   // its other keys by their names within the entry.
@@ -62,8 +63,8 @@ class KeyTable {
   std::vector<KeyValue> values() const;
   // All of it as a TOML file, each value with its origin as a comment.
   std::string to_toml(const Origins& origins) const;
-  // A line per key: name, value, what it means; with `name` that key or list of tables only.
-  std::string explain(const std::string& name) const;
+  // Every key, or that key or list of tables only. Throws UserError with the nearest name for an unknown one.
+  std::vector<KeyValue> explain(const std::string& name) const;
 
  private:
   struct Key {
@@ -72,6 +73,7 @@ class KeyTable {
     Resume resume;
     std::function<void(const Source&, const toml::node&)> read;
     std::function<std::string()> text;
+    std::string valid;
   };
   struct Table {
     std::string name;

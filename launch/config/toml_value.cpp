@@ -1,8 +1,6 @@
 #include "launch/config/toml_value.h"
 
 #include <algorithm>
-#include <charconv>
-#include <cmath>
 #include <cstdio>
 
 #include "kernels/base/check.h"
@@ -31,14 +29,8 @@ void Source::fail(const std::string& problem) const { throw UserError(str(where,
 namespace {
 
 void check(const Source& source, double value, const Limits& limits) {
-  if (value >= limits.min && value <= limits.max) return;
-  const auto text = [](double x) {
-    const std::string number = text_of(x);
-    return number.ends_with(".0") ? number.substr(0, number.size() - 2) : number;
-  };
-  source.fail(str("= ", text(value), " is out of range: it must be ",
-                  std::isinf(limits.max) ? str("at least ", text(limits.min))
-                                         : str("between ", text(limits.min), " and ", text(limits.max))));
+  if (limits.contain(value)) return;
+  source.fail(str("= ", plain_number(value), " is out of range: it must be ", limits.text()));
 }
 
 }  // namespace
@@ -78,18 +70,6 @@ std::string text_of(int64_t x) { return std::to_string(x); }
 std::string text_of(bool x) { return x ? "true" : "false"; }
 std::string text_of(const std::string& x) { return quoted(x); }
 std::string text_of(const std::array<double, 2>& x) { return "[" + text_of(x[0]) + ", " + text_of(x[1]) + "]"; }
-std::string text_of(double x) {
-  // Numbers of a common size are written without an exponent.
-  const bool plain = !std::isfinite(x) || x == 0 || (std::abs(x) >= 1e-3 && std::abs(x) < 1e7);
-  char digits[32];
-  const auto format = plain ? std::chars_format::fixed : std::chars_format::scientific;
-  const auto written = std::to_chars(digits, digits + sizeof digits, x, format);
-  std::string text(digits, written.ptr);
-  if (const size_t e = text.find('e'); !plain) {  // "3e-04" and "1e+18" become "3e-4" and "1e18"
-    const size_t number = text.find_first_not_of("+-0", e + 1);
-    text = text.substr(0, e + 1) + (text[e + 1] == '-' ? "-" : "") + text.substr(number);
-  }
-  return text.find_first_of(".en") == std::string::npos ? text + ".0" : text;
-}
+std::string text_of(double x) { return number_text(x); }
 
 }  // namespace tmamba

@@ -5,19 +5,14 @@
 
 #include <array>
 #include <cstdint>
-#include <limits>
 #include <string>
 #include <type_traits>
 #include <vector>
 
 #include "kernels/base/enum_names.h"
+#include "launch/cli/limits.h"
 
 namespace tmamba {
-
-struct Limits {
-  double min = 0, max = std::numeric_limits<double>::infinity();
-};
-using Choices = std::vector<std::string>;
 
 // Which key, and where it stands: "train.lr", "run.toml:12".
 struct Source {
@@ -42,6 +37,22 @@ void read(const Source& s, const toml::node& node, Enum& out, const std::vector<
   for (Enum value : values) names.push_back(name_of(value));
   read(s, node, name, names);
   out = value_named(values, name);
+}
+
+// What values a key of this type takes by its limits, choices or list of an enum's values; empty: all of its type.
+template <class T, class Rule>
+std::string valid_text(const T&, const Rule& rule) {
+  if constexpr (std::is_same_v<T, bool>) {
+    return "true, false";
+  } else if constexpr (std::is_same_v<Rule, Choices>) {
+    return joined(rule);
+  } else if constexpr (!std::is_same_v<Rule, Limits>) {
+    Choices names;
+    for (const auto& value : rule) names.push_back(name_of(value));
+    return joined(names);
+  } else {
+    return std::is_arithmetic_v<T> || std::is_same_v<T, std::array<double, 2>> ? rule.text() : "";
+  }
 }
 
 // As a TOML string.

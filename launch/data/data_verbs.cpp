@@ -3,7 +3,6 @@
 #include <filesystem>
 #include <fstream>
 #include <iostream>
-#include <limits>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
@@ -17,8 +16,6 @@
 #include "launch/verbs.h"
 
 namespace tmamba {
-
-namespace po = boost::program_options;
 
 namespace {
 
@@ -45,24 +42,6 @@ std::string read_text(const std::string& path) {
   return text.str();
 }
 
-int64_t in_range(const Command& command, const std::string& name, int64_t least, int64_t most) {
-  const auto value = command.get<int64_t>(name);
-  if (value < least || value > most) {
-    throw UserError(str("--", name, " is ", value, "; it must be between ", least, " and ", most));
-  }
-  return value;
-}
-
-// The index in `valid` of the option's value.
-size_t one_of(const Command& command, const std::string& name, const std::vector<std::string>& valid) {
-  const auto value = command.get<std::string>(name);
-  const auto found = std::find(valid.begin(), valid.end(), value);
-  if (found != valid.end()) return static_cast<size_t>(found - valid.begin());
-  std::string list;
-  for (const std::string& one : valid) list += (list.empty() ? "" : ", ") + one;
-  throw UserError(str("--", name, " is \"", value, "\"; valid: ", list));
-}
-
 // Replaces the escape sequences that a shell passes on: \n, \r, \t, \\ and \xHH.
 std::string unescape(const std::string& text) {
   std::string out;
@@ -86,25 +65,17 @@ std::string unescape(const std::string& text) {
   return out;
 }
 
-constexpr int64_t kLargest = std::numeric_limits<int64_t>::max();
-
-void add_corpus_options(Command& command) {
-  command.options()(
-      "format", po::value<std::string>()->default_value("auto"),
-      "auto: JSON lines if the text begins as a JSON object or the file is named .jsonl, .ndjson or .json; "
-      "text: any bytes; jsonl")("field", po::value<std::string>()->default_value("text"),
-                                "JSON lines: the field that holds the text")(
-      "on-error", po::value<std::string>()->default_value("stop"),
-      "JSON lines that cannot be read: stop, or skip them and report their number and the first ten")(
-      "max-errors", po::value<int64_t>()->default_value(1000), "stop after skipping this many");
-}
+uint64_t seed_of(const Command& command) { return static_cast<uint64_t>(command.get<int64_t>("seed")); }
 
 CorpusOptions corpus_options(const Command& command) {
   CorpusOptions corpus;
-  corpus.format = static_cast<CorpusFormat>(one_of(command, "format", {"auto", "text", "jsonl"}));
+  const auto format = command.get<std::string>("format");
+  corpus.format = format == "text"    ? CorpusFormat::text
+                  : format == "jsonl" ? CorpusFormat::json_lines
+                                      : CorpusFormat::automatic;
   corpus.json_field = command.get<std::string>("field");
-  corpus.skip_errors = one_of(command, "on-error", {"stop", "skip"}) == 1;
-  corpus.max_errors = in_range(command, "max-errors", 0, kLargest);
+  corpus.skip_errors = command.get<std::string>("on-error") == "skip";
+  corpus.max_errors = command.get<int64_t>("max-errors");
   return corpus;
 }
 
@@ -117,8 +88,7 @@ void print_skipped(const SkippedRecords& skipped) {
 json json_of(const SkippedRecords& skipped) { return {{"records", skipped.count}, {"first", skipped.first}}; }
 
 // A file is written only at the end, so its folder is checked before the work.
-std::string output_file(const Command& command, const std::string& what) {
-  if (!command.has("output")) throw UserError("--output is missing: " + what);
+std::string output_file(const Command& command) {
   const std::filesystem::path output = command.get<std::string>("output");
   if (std::filesystem::is_directory(output)) throw UserError(str("--output ", output.string(), ": is a directory"));
   if (!std::filesystem::is_directory(std::filesystem::absolute(output).parent_path())) {
@@ -131,11 +101,11 @@ int train_tokenizer(const Command& command) {
   const SentencePieceOptions options{.vocab_size = command.get<int64_t>("vocab"),
                                      .model_type = command.get<std::string>("type"),
                                      .max_training_bytes = command.get<int64_t>("max-bytes"),
-                                     .seed = static_cast<uint64_t>(in_range(command, "seed", 0, kLargest)),
+                                     .seed = seed_of(command),
                                      .verbose = command.has("verbose"),
                                      .corpus = corpus_options(command)};
-  const std::string output = output_file(command, "the tokenizer file to write");
-  const SkippedRecords skipped = train_sentencepiece(paths(command.list("inputs")), output, options);
+  const std::string output = output_file(command);
+  const SkippedRecords skipped = train_sentencepiece(paths(command.list("file")), output, options);
   const auto tokenizer = load_tokenizer(output);
   if (command.json()) {
     print_json({{"path", output},
@@ -150,7 +120,7 @@ int train_tokenizer(const Command& command) {
 }
 
 int encode(const Command& command, const Tokenizer& tokenizer) {
-  for (const std::string& input : command.list("inputs")) {
+  for (const std::string& input : command.list("file")) {
     const std::vector<int32_t> tokens = tokenizer.encode(read_text(input));
     if (command.json()) {
       std::printf("%s\n", json(tokens).dump().c_str());
@@ -163,7 +133,7 @@ int encode(const Command& command, const Tokenizer& tokenizer) {
 }
 
 int decode(const Command& command, const Tokenizer& tokenizer) {
-  for (const std::string& input : command.list("inputs")) {
+  for (const std::string& input : command.list("file")) {
     std::istringstream numbers(read_text(input));
     std::vector<int32_t> tokens;
     for (int32_t token; numbers >> token;) tokens.push_back(token);
@@ -179,14 +149,12 @@ int decode(const Command& command, const Tokenizer& tokenizer) {
 }
 
 PrepareOptions prepare_options(const Command& command) {
-  if (command.list("inputs").empty()) throw UserError("no input file was given: prepare FILE...");
-  if (!command.has("output")) throw UserError("--output is missing: the directory to write");
-  PrepareOptions options{.inputs = paths(command.list("inputs")),
+  PrepareOptions options{.inputs = paths(command.list("file")),
                          .output = command.get<std::string>("output"),
                          .tokenizer = command.get<std::string>("tokenizer"),
                          .held_out = command.get<double>("held-out"),
                          .corpus = corpus_options(command),
-                         .seed = static_cast<uint64_t>(in_range(command, "seed", 0, kLargest)),
+                         .seed = seed_of(command),
                          .overwrite = command.has("overwrite")};
   options.corpus.separator = unescape(command.get<std::string>("separator"));
   install_signal_handlers();
@@ -226,48 +194,17 @@ json json_of(const PrepareReport& report) {
 }  // namespace
 
 int tokenizer_verb(const Arguments& arguments) {
-  Command command("tokenizer train|encode|decode FILE... [options]",
-                  "train   trains a lossless SentencePiece tokenizer on text files: --vocab N --output FILE\n"
-                  "encode  text files to token ids: --tokenizer FILE\n"
-                  "decode  token ids to text: --tokenizer FILE\n"
-                  "A FILE - is standard input.");
-  command.options()("output,o", po::value<std::string>(), "file to write")(
-      "vocab", po::value<int64_t>()->default_value(4096), "number of tokens, at least 261")(
-      "type", po::value<std::string>()->default_value("bpe"), "bpe or unigram")(
-      "max-bytes", po::value<int64_t>()->default_value(int64_t{64} << 20),
-      "train on at most this many bytes of text, sampled from all files")(
-      "seed", po::value<int64_t>()->default_value(0), "seed of that sample")("verbose", "show SentencePiece's own log")(
-      "tokenizer", po::value<std::string>()->default_value("bytes"), "\"bytes\" or a tokenizer file");
-  add_corpus_options(command);
-  command.positional("action");
-  command.positional("inputs", -1);
+  Command command("tokenizer");
   if (!command.parse(arguments)) return kDone;
-  const std::string action = command.required("action");
-  if (command.list("inputs").empty()) throw UserError(str("no input file was given: tokenizer ", action, " FILE..."));
+  const std::string action = command.get<std::string>("action");
   exit_on_signals();
   if (action == "train") return train_tokenizer(command);
-  if (action != "encode" && action != "decode") {
-    throw UserError(str("tokenizer ", action, ": unknown action; valid: train, encode, decode"));
-  }
   const auto tokenizer = load_tokenizer(command.get<std::string>("tokenizer"));
   return action == "encode" ? encode(command, *tokenizer) : decode(command, *tokenizer);
 }
 
 int prepare_verb(const Arguments& arguments) {
-  Command command(
-      "prepare FILE... --output FOLDER [options]",
-      "Tokenizes text files, JSON lines and gzip files of either, recognised by their content, into the HDF5\n"
-      "token files train.h5 and valid.h5, with the tokenizer beside them. Inputs are streamed. A data set that\n"
-      "was already prepared from the same inputs and options is left unchanged.");
-  command.options()("output,o", po::value<std::string>(), "directory to write")(
-      "tokenizer", po::value<std::string>()->default_value("bytes"), "\"bytes\" or a tokenizer file")(
-      "held-out", po::value<double>()->default_value(0.01, "0.01"), "fraction of the text for validation, 0 to 0.5")(
-      "separator", po::value<std::string>()->default_value(""),
-      "split plain text into documents at this text (\\n, \\r, \\t, \\\\ and \\xHH are escape sequences); default: one "
-      "document per file")("seed", po::value<int64_t>()->default_value(0), "seed of the choice of validation text")(
-      "overwrite", "replace another data set in the directory");
-  add_corpus_options(command);
-  command.positional("inputs", -1);
+  Command command("prepare");
   if (!command.parse(arguments)) return kDone;
   const PrepareReport report = prepare(prepare_options(command));
   if (command.json()) {

@@ -26,7 +26,11 @@ std::string text_of(const json& value) { return value.is_string() ? value.get<st
 json gpu_facts(const std::vector<GpuIdentity>& gpus, int local_rank) {
   if (gpus.empty()) return nullptr;
   const GpuIdentity& gpu = gpus[static_cast<size_t>(gpu_of(local_rank, static_cast<int>(gpus.size())))];
-  return {{"name", gpu.name}, {"uuid", gpu.uuid}, {"pci", gpu.pci}, {"numa", numa_of_pci(gpu.pci)}};
+  return {{"name", gpu.name},
+          {"uuid", gpu.uuid},
+          {"pci", gpu.pci},
+          {"numa", numa_of_pci(gpu.pci)},
+          {"pcie_gb_per_s", pcie_gb_per_s(gpu.pci)}};
 }
 
 json slurm_facts() {
@@ -151,6 +155,8 @@ json rank_facts(const World& world) {
     nic_rows.push_back({{"name", nic.name}, {"kind", nic.kind}, {"state", nic.state}, {"numa", nic.numa}});
   }
   const int near = gpu.is_null() ? (numa.size() == 1 ? numa.front() : -1) : gpu.at("numa").get<int>();
+  const std::string nic = nearest_nic(nics, gpu.is_null() ? "" : gpu.at("pci").get<std::string>(), near);
+  const auto found = std::find_if(nics.begin(), nics.end(), [&](const Nic& one) { return one.name == nic; });
   return {{"rank", world.rank()},
           {"host", world.host()},
           {"local_rank", world.local_rank()},
@@ -161,7 +167,8 @@ json rank_facts(const World& world) {
           {"numa", ranges_text(numa)},
           {"gpu", gpu},
           {"visible_gpus", gpus.size()},
-          {"nic", nearest_nic(nics, gpu.is_null() ? "" : gpu.at("pci").get<std::string>(), near)},
+          {"nic", nic},
+          {"nic_gbit_per_s", found == nics.end() ? 0 : found->gbit_per_s},
           {"nics", nic_rows},
           {"slurm", slurm_facts()}};
 }

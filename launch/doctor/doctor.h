@@ -34,9 +34,26 @@ nlohmann::json rank_settings();
 // Reports settings that differ between ranks.
 std::vector<Finding> settings_findings(const std::vector<nlohmann::json>& settings);
 
-// Probes the file system of `folder`, which is created if missing: {path, type, free_bytes, free_inodes, fsync_ms,
-// write_mb_per_s, rename_ms, visible_ms, locks}. Appends to `findings` and removes what it wrote. Collective; only rank
-// 0's result is complete.
+// Gigabytes per second of a copy in memory by one thread of each rank, all at once; of the slowest. Collective.
+double copy_gb_per_s(World& world);
+
+// What was measured and found.
+struct DoctorResults {
+  const std::vector<nlohmann::json>& ranks;  // facts
+  Device device = Device::cpu;               // that the sweep ran on
+  std::vector<Finding> placement, settings, files_findings;
+  nlohmann::json sweep, files;  // rows of sweep(); probe_files(), or null
+  double copy_gb_per_s = 0;     // where the sweep ran on CPUs
+};
+// [{check, verdict, text}]: "ok", "slow" where the hardware should give more, "wrong" for a problem; "unknown" where
+// the hardware does not state what it can give.
+nlohmann::json verdicts(const DoctorResults& results);
+// A line each, ending with a newline.
+std::string verdicts_text(const nlohmann::json& rows);
+
+// Probes the file system of `folder`, or of the directory that it would be made in: {path, type, free_bytes,
+// free_inodes, fsync_ms, write_mb_per_s, rename_ms, visible_ms, locks}. Appends to `findings` and removes what it made.
+// Collective; only rank 0's result is complete.
 nlohmann::json probe_files(World& world, const std::filesystem::path& folder, std::vector<Finding>& findings);
 
 }  // namespace tmamba

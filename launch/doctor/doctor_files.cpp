@@ -168,14 +168,38 @@ double visible_ms(World& world, const fs::path& file) {
   return ms < 1e9 ? ms : -1;
 }
 
+// Removes what the probes made, also after an error: the directory `place`, and of those above it the ones that were
+// not there before.
+class Traces {
+ public:
+  explicit Traces(const fs::path& place) : place_(place) {
+    for (fs::path above = place.parent_path(); !above.empty() && !fs::exists(above); above = above.parent_path()) {
+      made_.push_back(above);
+    }
+  }
+  ~Traces() {
+    std::error_code ignored;
+    fs::remove_all(place_, ignored);
+    for (const fs::path& folder : made_) fs::remove(folder, ignored);
+  }
+  Traces(const Traces&) = delete;
+  Traces& operator=(const Traces&) = delete;
+
+ private:
+  fs::path place_;
+  std::vector<fs::path> made_;
+};
+
 }  // namespace
 
 json probe_files(World& world, const fs::path& folder, std::vector<Finding>& findings) {
   CollectiveGuard guard(world.comm());
   const std::string name = guard.broadcast(world.rank() == 0 ? "doctor-" + random_nonce() : "");
   const fs::path place = folder / name;
+  std::unique_ptr<Traces> traces;
   json result = {{"path", folder.string()}};
   guard.on_root([&] {
+    traces = std::make_unique<Traces>(fs::absolute(place).lexically_normal());
     make_folders(place);
     result["type"] = type_of(place);
     add_space(result, place, findings);
@@ -197,7 +221,10 @@ json probe_files(World& world, const fs::path& folder, std::vector<Finding>& fin
     }
   }
   world.comm().barrier();
-  guard.on_root([&] { fs::remove_all(place); });
+  guard.on_root([&] {
+    fs::remove_all(place);
+    traces.reset();
+  });
   return result;
 }
 

@@ -14,8 +14,6 @@
 
 namespace tmamba {
 
-namespace po = boost::program_options;
-
 namespace {
 
 using nlohmann::json;
@@ -89,24 +87,30 @@ Device device_to_sweep(World& world, const std::string& wanted, std::vector<Find
 
 int examine(World& world, const Command& command) {
   const std::string wanted = command.get<std::string>("device");
-  if (wanted != "auto" && wanted != "cpu" && wanted != "cuda") {
-    throw UserError(str("--device ", wanted, ": unknown value; valid: auto, cpu, cuda"));
-  }
   const double seconds = command.get<double>("seconds");
-  if (!(seconds >= 0)) throw UserError(str("--seconds ", seconds, ": must not be negative"));
   const std::vector<json> ranks = of_all(world, rank_facts(world)), settings = of_all(world, rank_settings());
   bool any_gpu = false;
   for (const json& rank : ranks) any_gpu = any_gpu || !rank.at("gpu").is_null();
   const bool gpus = wanted == "cuda" || (wanted == "auto" && any_gpu);
-  std::vector<Finding> findings = placement_findings(ranks, gpus);
-  for (Finding& f : settings_findings(settings)) findings.push_back(std::move(f));
-  const Device device = device_to_sweep(world, gpus ? "cuda" : "cpu", findings);
+  DoctorResults found{
+      .ranks = ranks, .placement = placement_findings(ranks, gpus), .settings = settings_findings(settings)};
+  const Device device = device_to_sweep(world, gpus ? "cuda" : "cpu", found.placement);
+  found.device = device;
+  found.sweep = json::array();
+  if (seconds > 0) found.sweep = sweep_all(world, device, seconds);
+  if (!found.sweep.empty() && device == Device::cpu) found.copy_gb_per_s = copy_gb_per_s(world);
+  if (command.has("folder")) {
+    found.files = probe_files(world, command.get<std::string>("folder"), found.files_findings);
+  }
+  std::vector<Finding> findings = found.placement;
+  for (const auto* more : {&found.settings, &found.files_findings}) {
+    findings.insert(findings.end(), more->begin(), more->end());
+  }
   json result = {{"ranks", ranks},
                  {"settings", settings_json(settings)},
                  {"device", device == Device::cuda ? "cuda" : "cpu"},
-                 {"sweep", seconds > 0 ? sweep_all(world, device, seconds) : json::array()},
-                 {"files", nullptr}};
-  if (command.has("folder")) result["files"] = probe_files(world, command.get<std::string>("folder"), findings);
+                 {"sweep", found.sweep},
+                 {"files", found.files}};
   result["findings"] = findings_json(findings);
   bool problem = false;
   for (const Finding& f : findings) problem = problem || f.problem;
@@ -114,6 +118,7 @@ int examine(World& world, const Command& command) {
   int32_t code = problem ? kFailed : kDone;
   world.comm().broadcast(Tensor(&code, {1}, DType::i32), 0).wait();
   if (world.rank() != 0) return code;
+  result["verdicts"] = verdicts(found);
   if (command.json()) {
     std::printf("%s\n", result.dump(2).c_str());
     return code;
@@ -124,6 +129,7 @@ int examine(World& world, const Command& command) {
                 sweep_text(result["sweep"]).c_str());
   }
   if (!result["files"].is_null()) std::printf("%s\n", files_text(result["files"]).c_str());
+  std::printf("%s\n", verdicts_text(result["verdicts"]).c_str());
   for (const Finding& f : findings) std::printf("%s: %s\n", f.problem ? "PROBLEM" : "note", f.text.c_str());
   if (!problem) std::printf("no problems\n");
   return code;
@@ -133,17 +139,7 @@ int examine(World& world, const Command& command) {
 
 int doctor_verb(const Arguments& arguments) {
   return run_main([&](World& world) {
-    Command command(
-        "doctor [DIRECTORY] [options]",
-        "Checks a job before it trains; start it like the training, by mpirun or srun. Prints a table of ranks with\n"
-        "their hosts, GPUs, cores, NUMA nodes (cores/GPU) and nearest network adapters (\"!\" marks a GPU or a set of\n"
-        "cores shared by ranks); the settings of MPI and NCCL in effect; the bus bandwidth of all-reduce, all-gather\n"
-        "and send-recv; and probes the file system of DIRECTORY, the run directory: fsync, rename over a file,\n"
-        "locks, free space. Exit code 1 if there is a problem.");
-    command.options()("seconds", po::value<double>()->default_value(10),
-                      "approximate time for the bandwidth sweep; 0: skip it")(
-        "device", po::value<std::string>()->default_value("auto"), "cpu, cuda, or auto: cuda if any rank sees a GPU");
-    command.positional("folder");
+    Command command("doctor");
     // Other differences between ranks are its findings.
     bool runs = false;
     require_agreement(world.comm(), [&](RankFacts& facts) {

@@ -6,6 +6,7 @@
 #include <array>
 #include <cctype>
 #include <cerrno>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 
@@ -36,12 +37,20 @@ std::string real_path(const fs::path& path) {
   return error ? "" : real.string();
 }
 
+// "100 Gb/sec (4X EDR)" of an InfiniBand adapter's first port; an Ethernet adapter states Mbit/s.
+double gbit_per_s(const fs::path& entry, const std::string& kind) {
+  const double number =
+      std::atof(line_of(kind == "infiniband" ? entry / "ports" / "1" / "rate" : entry / "speed").c_str());
+  return std::max(0.0, kind == "infiniband" ? number : number / 1000);
+}
+
 Nic nic_at(const fs::path& entry, const std::string& kind, const std::string& state) {
   return {.name = entry.filename().string(),
           .kind = kind,
           .state = state,
           .pci_path = real_path(entry / "device"),
-          .numa = number_in(entry / "device" / "numa_node")};
+          .numa = number_in(entry / "device" / "numa_node"),
+          .gbit_per_s = gbit_per_s(entry, kind)};
 }
 
 std::vector<fs::path> entries(const fs::path& folder) {
@@ -83,6 +92,12 @@ std::vector<Nic> nics_of_host(const std::string& root) {
   if (!nics.empty()) return nics;
   std::erase_if(virtual_ones, [](const Nic& nic) { return nic.state != "up" && nic.state != "unknown"; });
   return virtual_ones;
+}
+
+double pcie_gb_per_s(const std::string& pci, const std::string& root) {
+  const fs::path device = root + "/sys/bus/pci/devices/" + pci;  // "32.0 GT/s PCIe", "16"
+  const double lane = std::atof(line_of(device / "max_link_speed").c_str()) * 128 / 130 / 8;
+  return pci.empty() ? 0 : lane * std::atof(line_of(device / "max_link_width").c_str());
 }
 
 int numa_of_pci(const std::string& pci, const std::string& root) {

@@ -1,9 +1,11 @@
 #include <algorithm>
+#include <cstdint>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
 #include "dist/comm/collective_guard.h"
 #include "dist/world/device_world.h"
+#include "kernels/base/device.h"
 #include "launch/cli/command.h"
 #include "launch/cli/exit_code.h"
 #include "launch/cli/format.h"
@@ -14,8 +16,6 @@
 #include "model/measure.h"
 
 namespace tmamba {
-
-namespace po = boost::program_options;
 
 namespace {
 
@@ -28,19 +28,21 @@ std::vector<std::string> overrides_of(const Command& command) {
   return overrides;
 }
 
-void add_shared_options(Command& command) {
-  command.options()("schedule", po::value<std::string>(), "another TransPoint schedule than in training: [0, \"1/4\"]")(
-      "device", po::value<std::string>(), "cpu or cuda; default: the run's")(
-      "set", po::value<std::vector<std::string>>(),
-      "override a configuration key: --set train.dtype=float32 (repeatable)");
-}
-
 // The validation sets to evaluate on: --data, or those of the run.
 std::vector<ValidationSet> sets_of(const Command& command, const RunConfig& config) {
   if (command.has("data")) return {{.name = "valid", .path = command.get<std::string>("data")}};
   std::vector<ValidationSet> sets = validation_sets(config.data);
   if (sets.empty()) throw UserError("--data is missing: the run has no validation set, give a token file");
   return sets;
+}
+
+// Throws UserError if a batch needs more memory than this rank may take.
+void require_free(size_t needed, Device device, const World& world, int64_t batch) {
+  const size_t free = device_memory(device).free / static_cast<size_t>(device == Device::cpu ? world.local_size() : 1);
+  if (needed <= free) return;
+  const auto text = [](size_t bytes) { return bytes_text(static_cast<int64_t>(std::min<size_t>(bytes, INT64_MAX))); };
+  throw UserError(
+      str("--batch ", batch, " needs ", text(needed), " of memory, ", text(free), " are free: set a smaller --batch"));
 }
 
 std::vector<TokenFile> open_files(const std::vector<ValidationSet>& sets, const SavedModel& saved, RankFacts& facts) {
@@ -64,6 +66,10 @@ std::vector<EvalResult> results_of(const Command& command, const LoadedModel& lo
   Mesh mesh(*make_device_communicator(world, ops.device(), ops.native_stream()), mesh_shape(1, 1, 0, world.size()));
   const DType dtype = loaded.config.dtype();
   const int64_t B = command.get<int64_t>("batch"), T = loaded.config.data.seq_len;
+  if (B > INT32_MAX / T) {
+    throw UserError(
+        str("--batch ", B, " sequences of ", T, " tokens are over 2^31 tokens at a time: set a smaller --batch"));
+  }
   ModelRanks ranks({.tokens = T,
                     .chunk = model_config.chunk,
                     .conv_width = static_cast<int>(model_config.conv),
@@ -73,6 +79,7 @@ std::vector<EvalResult> results_of(const Command& command, const LoadedModel& lo
   const Recompute level = Recompute::all;
   const ModelMeasure memory =
       measure_model(model_config, *loaded.table, ranks, dtype, ops.device(), level, Pass::forward);
+  require_free(memory.saved_bytes + memory.scratch_bytes, ops.device(), world, B);
   Arena saved(memory.saved_bytes, ops.device()), scratch(memory.scratch_bytes, ops.device());
   TransMamba model(model_config, *loaded.table, ranks, dtype, saved, level);
   const EvalContext context{.ops = ops,
@@ -101,7 +108,7 @@ int eval_on(World& world, Command& command, const Arguments& arguments) {
   const bool runs = parse_together(world, "eval", command, arguments, [&](RankFacts& facts) {
     std::vector<std::string> overrides = overrides_of(command);
     if (command.has("seq-len")) overrides.push_back(str("data.seq_len=", command.get<int64_t>("seq-len")));
-    saved = open_model(command.required("checkpoint"), overrides, facts);
+    saved = open_model(command.get<std::string>("checkpoint"), overrides, facts);
     sets = sets_of(command, saved.config);
     files = open_files(sets, saved, facts);
   });
@@ -130,14 +137,7 @@ int eval_on(World& world, Command& command, const Arguments& arguments) {
 
 int eval_verb(const Arguments& arguments) {
   return run_main([&](World& world) {
-    Command command("eval CHECKPOINT [options]",
-                    "Loss and bits per byte of a checkpoint, or of the latest one of a run directory, on token files.");
-    command.options()("data", po::value<std::string>(), "token file; default: the run's validation sets")(
-        "seq-len", po::value<int64_t>(), "another sequence length than in training")(
-        "batch", po::value<int64_t>()->default_value(8), "sequences at a time")(
-        "sequences", po::value<int64_t>()->default_value(0), "evaluate on this many; 0: all");
-    add_shared_options(command);
-    command.positional("checkpoint");
+    Command command("eval");
     return eval_on(world, command, arguments);
   });
 }
@@ -158,7 +158,7 @@ int generate_on(World& world, Command& command, const Arguments& arguments) {
   SavedModel saved;
   std::unique_ptr<Tokenizer> tokenizer;
   const bool runs = parse_together(world, "generate", command, arguments, [&](RankFacts& facts) {
-    saved = open_model(command.required("checkpoint"), overrides_of(command), facts);
+    saved = open_model(command.get<std::string>("checkpoint"), overrides_of(command), facts);
     tokenizer = tokenizer_for(command, saved);
   });
   if (!runs) return kDone;
@@ -176,7 +176,7 @@ int generate_on(World& world, Command& command, const Arguments& arguments) {
     const SampleOptions options{.max_tokens = command.get<int64_t>("tokens"),
                                 .temperature = command.get<double>("temperature"),
                                 .top_k = command.get<int64_t>("top-k"),
-                                .seed = command.get<uint64_t>("seed") + static_cast<uint64_t>(i)};
+                                .seed = static_cast<uint64_t>(command.get<int64_t>("seed")) + static_cast<uint64_t>(i)};
     return prompt + tokenizer->decode(sample(context, prompt, options));
   };
   CollectiveGuard guard(world.comm());
@@ -207,19 +207,7 @@ int generate_on(World& world, Command& command, const Arguments& arguments) {
 
 int generate_verb(const Arguments& arguments) {
   return run_main([&](World& world) {
-    Command command(
-        "generate CHECKPOINT [options]",
-        "Generates text from a checkpoint, or from the latest one of a run directory. Under mpirun or srun\n"
-        "the texts are spread over the ranks.");
-    command.options()("prompt", po::value<std::string>()->default_value("The "), "prompt")(
-        "tokens", po::value<int64_t>()->default_value(256), "maximum number of tokens to generate")(
-        "temperature", po::value<double>()->default_value(0.8, "0.8"), "sampling temperature; 0: greedy")(
-        "top-k", po::value<int64_t>()->default_value(0), "sample from the k most likely tokens; 0: from all")(
-        "seed", po::value<uint64_t>()->default_value(0), "seed of sampling")(
-        "count", po::value<int64_t>()->default_value(1), "number of texts")(
-        "tokenizer", po::value<std::string>(), "tokenizer file; default: the one beside the training data");
-    add_shared_options(command);
-    command.positional("checkpoint");
+    Command command("generate");
     return generate_on(world, command, arguments);
   });
 }

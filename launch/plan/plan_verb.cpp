@@ -1,6 +1,5 @@
 // transmamba plan: predicts the cost of a run without ranks, GPU or data.
 #include <algorithm>
-#include <climits>
 #include <cstdio>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -20,8 +19,6 @@
 #include "launch/verbs.h"
 
 namespace tmamba {
-
-namespace po = boost::program_options;
 
 namespace {
 
@@ -113,20 +110,6 @@ json transport_names(const std::vector<Transport>& transports) {
   json names = json::array();
   for (const Transport& transport : transports) names.push_back(name_of(transport));
   return names;
-}
-
-void add_options(Command& command) {
-  command.options()("set", po::value<std::vector<std::string>>(), "override a key: --set parallel.sp=8 (repeatable)")(
-      "ranks", po::value<int64_t>()->default_value(0),
-      "rank the layouts of this many ranks; parallel.dp = 0 uses as many as tp and sp leave. 0: those of the "
-      "configuration's layout")("top", po::value<size_t>()->default_value(10), "how many layouts to show")(
-      "machine", po::value<std::string>(),
-      "h200, cpu, or a machine file (JSON of measured rates); default: that of run.device, which a run plans with")(
-      "print-machine", "print the machine's rates as JSON, to measure and edit, and stop")(
-      "vocab", po::value<int64_t>(), "vocabulary, if neither the configuration nor the data determine it")(
-      "save", po::value<std::string>(),
-      "write the plan (every message of every rank) to this JSON file, for --set run.plan=FILE")(
-      "check", "verify that every send has its receive and nothing is missing");
 }
 
 // A planned run and what the verb prints of it.
@@ -265,20 +248,9 @@ void print_report(const Planned& run, bool check, size_t top) {
 }  // namespace
 
 int plan_verb(const Arguments& arguments) {
-  Command command(
-      "plan CONFIG [options]",
-      "Predicts a run without ranks, GPU or data: FLOPs beside the paper's, memory per rank, the sequence\n"
-      "layout drawn per rank and layer, every exchange with its bytes, step time and MFU; and ranks the\n"
-      "layouts of --ranks ranks by predicted step time. Times follow from a few measured rates of a machine,\n"
-      "which `transmamba bench ops --save-machine FILE` measures. Also time and device hours of the whole run, the\n"
-      "size of a checkpoint, and the network assumed.");
-  add_options(command);
-  command.positional("config");
+  Command command("plan");
   if (!command.parse(arguments)) return kDone;
-  if (command.get<int64_t>("ranks") < 0 || command.get<int64_t>("ranks") > INT_MAX) {
-    throw UserError(str("--ranks ", command.get<int64_t>("ranks"), ": must be from 0 to ", INT_MAX));
-  }
-  RunConfig config = load_config(command.required("config"), command.list("set"));
+  RunConfig config = load_config(command.get<std::string>("config"), command.list("set"));
   validate(config.model);
   const MachineModel machine = machine_of(command, config);
   if (command.has("print-machine")) {
@@ -291,7 +263,7 @@ int plan_verb(const Arguments& arguments) {
     replace_text_durably(std::filesystem::absolute(command.get<std::string>("save")),
                          plan_to_json(make_plan(run.plan.dims, run.plan.transports)), random_nonce());
   }
-  const size_t top = command.get<size_t>("top");
+  const size_t top = static_cast<size_t>(command.get<int64_t>("top"));
   if (command.json()) {
     std::printf("%s\n", report_json(run, top).dump(2).c_str());
   } else {

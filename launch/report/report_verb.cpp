@@ -11,8 +11,6 @@
 
 namespace tmamba {
 
-namespace po = boost::program_options;
-
 namespace {
 
 nlohmann::json json_of(const ReportRun& run) {
@@ -54,18 +52,9 @@ int report_studies(const std::vector<std::string>& dirs, const std::filesystem::
 }  // namespace
 
 int report_verb(const Arguments& arguments) {
-  Command command(
-      "report RUN|STUDY [more...] [-o FILE]",
-      "Writes a self-contained HTML page (no network, no other files).\n"
-      "For a run, or several overlaid: training curves, goodput and attempts, the layout of a sequence, samples,\n"
-      "events, configuration; a run may still be in progress. For scaling studies (transmamba scale): scaling\n"
-      "curves, step time breakdown, and the cost model's predictions. --json also prints the figures.");
-  command.options()("output,o", po::value<std::string>(),
-                    "file to write; default: RUN/report.html, or ./report.html for several runs");
-  command.positional("run", -1);
+  Command command("report");
   if (!command.parse(arguments)) return 0;
   const std::vector<std::string> dirs = command.list("run");
-  if (dirs.empty()) throw UserError("a run directory is missing\nusage: transmamba report RUN [RUN...]  (--help)");
   const std::filesystem::path file = command.has("output") ? std::filesystem::path(command.get<std::string>("output"))
                                      : dirs.size() == 1    ? std::filesystem::path(dirs.front()) / "report.html"
                                                            : std::filesystem::path("report.html");

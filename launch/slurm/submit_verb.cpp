@@ -19,16 +19,9 @@
 
 namespace tmamba {
 
-namespace po = boost::program_options;
 namespace fs = std::filesystem;
 
 namespace {
-
-int64_t positive(const Command& command, const std::string& name) {
-  const int64_t value = command.get<int64_t>(name);
-  if (value < 1) throw UserError(str("--", name, " ", value, ": must be at least 1"));
-  return value;
-}
 
 // Throws what the job itself would throw hours later if the run directory holds another model's checkpoints. A
 // checkpoint that cannot be read is left to the job.
@@ -78,12 +71,13 @@ void require_layout(RunConfig config, const JobSpec& job) {
 JobSpec job_of(const Command& command, const RunConfig& config) {
   JobSpec job;
   job.site = site_of(site_file(command.has("site") ? command.get<std::string>("site") : ""));
-  job.nodes = positive(command, "nodes");
-  job.ranks_per_node = command.has("ranks-per-node") ? positive(command, "ranks-per-node") : job.site.default_ranks();
+  job.nodes = command.get<int64_t>("nodes");
+  job.ranks_per_node =
+      command.has("ranks-per-node") ? command.get<int64_t>("ranks-per-node") : job.site.default_ranks();
   if (command.has("time")) job.site.time = command.get<std::string>("time");
   if (command.has("array") && command.has("chain"))
     throw UserError("--array and --chain exclude each other: use one of them");
-  if (command.has("array")) job.array = positive(command, "array");
+  if (command.has("array")) job.array = command.get<int64_t>("array");
   // The next job or task resumes the run, so this one must not be requeued.
   if (command.has("array") || command.has("chain")) job.site.requeue = "never";
   job.work_dir = fs::current_path().string();
@@ -94,7 +88,7 @@ JobSpec job_of(const Command& command, const RunConfig& config) {
                       command.has("name") ? command.get<std::string>("name") : std::string());
   job.verb = "submit";
   job.program = rank_program(job.site);
-  job.arguments = {"train", fs::absolute(command.required("config")).lexically_normal().string()};
+  job.arguments = {"train", fs::absolute(command.get<std::string>("config")).lexically_normal().string()};
   for (const std::string& value : command.list("set")) job.arguments.insert(job.arguments.end(), {"--set", value});
   return job;
 }
@@ -102,49 +96,31 @@ JobSpec job_of(const Command& command, const RunConfig& config) {
 }  // namespace
 
 int submit_verb(const Arguments& arguments) {
-  Command command(
-      "submit CONFIG --nodes N [options]",
-      "Writes the SLURM job script of a training run (job.sbatch in its run directory) and submits it. Before that it\n"
-      "checks that layout, batch and memory fit the nodes, that the data exist, and that SLURM accepts the job. The "
-      "job\n"
-      "saves before its time limit and is requeued until the run is done. The site is described in one file: see\n"
-      "cluster/site.env.");
-  command.options()("nodes", po::value<int64_t>(), "nodes of the job")(
-      "ranks-per-node", po::value<int64_t>(), "ranks per node; default: SITE_RANKS_PER_NODE, else one per GPU")(
-      "site", po::value<std::string>(), "site file; default: the value of TRANSMAMBA_SITE")(
-      "set", po::value<std::vector<std::string>>(), "override a key: --set train.lr=3e-4 (repeatable)")(
-      "name", po::value<std::string>(),
-      "name of the job, to which a hash of the run directory is added; default: the directory's name")(
-      "time", po::value<std::string>(), "time limit of a job in SLURM's notation; default: SITE_TIME")(
-      "array", po::value<int64_t>(),
-      "submit an array of this many tasks, run one after the other, instead of requeueing")(
-      "chain", po::value<int64_t>(), "submit this many jobs, each waiting for the one before, instead of requeueing")(
-      "dry-run", "print the job script without submitting it");
-  command.positional("config");
+  Command command("submit");
   if (!command.parse(arguments)) return kDone;
-  const RunConfig config = load_config(command.required("config"), command.list("set"));
-  if (!command.has("nodes")) throw UserError("--nodes is missing: set the number of nodes of the job");
-  const int64_t count = command.has("chain") ? positive(command, "chain") : 1;
+  const RunConfig config = load_config(command.get<std::string>("config"), command.list("set"));
+  const int64_t count = command.has("chain") ? command.get<int64_t>("chain") : 1;
   const JobSpec job = job_of(command, config);
   require_layout(config, job);
   const std::string script = job_script(job);
-  if (command.has("dry-run")) {
-    std::printf("%s", script.c_str());
-    return kDone;
+  const bool dry_run = command.has("dry-run");
+  std::vector<std::string> numbers;
+  if (!dry_run) {
+    require_room(job);
+    require_one_name(job);
+    numbers = submit_jobs(job.file, script, count);
   }
-  require_room(job);
-  require_one_name(job);
-  const std::vector<std::string> numbers = submit_jobs(job.file, script, count);
   if (command.json()) {
-    std::printf("%s\n", nlohmann::json({{"jobs", numbers},
-                                        {"name", job.name},
-                                        {"nodes", job.nodes},
-                                        {"ranks", job.nodes * job.ranks_per_node},
-                                        {"script", job.file}})
-                            .dump(2)
-                            .c_str());
+    nlohmann::json result{{"jobs", numbers},
+                          {"name", job.name},
+                          {"nodes", job.nodes},
+                          {"ranks", job.nodes * job.ranks_per_node},
+                          {"script", job.file}};
+    if (dry_run) result["text"] = script;
+    std::printf("%s\n", result.dump(2).c_str());
     return kDone;
   }
+  if (dry_run) std::printf("%s", script.c_str());
   for (const std::string& number : numbers) {
     std::printf("job %s: %s, %lld x %lld ranks; log: %s/slurm-%s*.log\n", number.c_str(), job.name.c_str(),
                 static_cast<long long>(job.nodes), static_cast<long long>(job.ranks_per_node), job.run_dir.c_str(),

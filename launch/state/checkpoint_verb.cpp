@@ -123,37 +123,12 @@ int verify(const fs::path& path, bool as_json) {
 
 }  // namespace
 
-namespace po = boost::program_options;
-
 int checkpoint_verb(const Arguments& arguments) {
-  Command command(
-      "checkpoint ls|inspect|verify|diff|prune|reshard|export|import PATH [PATH] [options]",
-      "A and B are checkpoints, or run directories, which stand for their latest complete checkpoint.\n\n"
-      "ls RUN            lists the checkpoints of a run directory; exit code 1 if one cannot be opened\n"
-      "inspect A         prints the tensors, step and configuration of a checkpoint\n"
-      "verify A          reads all data and compares all checksums; exit code 1 if something is damaged\n"
-      "diff A B          prints where two checkpoints differ; exit code 1 if they do\n"
-      "prune RUN         verifies the latest checkpoints and removes older ones (--keep, --keep-every, --dry-run)\n"
-      "reshard A DIR     writes the checkpoint into directory DIR, in another number of files (--writers)\n"
-      "export A FILE     writes one FILE.h5 or FILE.safetensors, and config.json beside it (--weights)\n"
-      "import FILE DIR   writes a bit-identical checkpoint of such a file into directory DIR");
-  command.options()("writers", po::value<int64_t>()->default_value(0),
-                    "reshard: number of files; 0: files of at most 1 GiB")(
-      "keep", po::value<int64_t>()->default_value(3), "prune: latest checkpoints to keep")(
-      "keep-every", po::value<int64_t>()->default_value(0),
-      "prune: also keep those of steps divisible by this; 0: none")(
-      "dry-run", "prune: only print what would be removed")("weights", "export: without the optimizer state");
-  command.positional("action");
-  command.positional("path");
-  command.positional("second");
+  Command command("checkpoint");
   if (!command.parse(arguments)) return kDone;
-  const std::string action = command.required("action"), given = command.required("path");
+  const std::string action = command.get<std::string>("action"), given = command.get<std::string>("path");
   const bool as_json = command.json();
-  const bool two = action == "diff" || action == "reshard" || action == "export" || action == "import";
-  const std::string second = two ? command.required("second") : "";
-  if (!two && command.has("second")) {
-    throw UserError(str("checkpoint ", action, " takes one path, not also ", command.get<std::string>("second")));
-  }
+  const std::string second = command.has("second") ? command.get<std::string>("second") : "";
   const bool reads_one =
       action == "inspect" || action == "verify" || action == "diff" || action == "export" || action == "reshard";
   const fs::path path = reads_one ? checkpoint_at(given) : fs::path(given);
@@ -163,19 +138,9 @@ int checkpoint_verb(const Arguments& arguments) {
   if (action == "diff") return checkpoint_diff(path, checkpoint_at(second), as_json);
   if (action == "export") return checkpoint_export(path, second, command.has("weights"), as_json);
   if (action == "import") return checkpoint_import(path, second, as_json);
-  if (action == "reshard") {
-    const int64_t writers = command.get<int64_t>("writers");
-    if (writers < 0 || writers > 99999) throw UserError(str("--writers ", writers, ": must be from 0 to 99999"));
-    return checkpoint_reshard(path, second, writers, as_json);
-  }
-  if (action == "prune") {
-    const SaveOptions keep{.keep = command.get<int64_t>("keep"), .keep_every = command.get<int64_t>("keep-every")};
-    if (keep.keep < 1) throw UserError("--keep must be at least 1: prune never removes the latest checkpoint");
-    if (keep.keep_every < 0) throw UserError("--keep-every must not be negative");
-    return checkpoint_prune(path, keep, command.has("dry-run"), as_json);
-  }
-  throw UserError(str("checkpoint ", action, ": unknown action; valid: ls, inspect, verify, diff, prune, ",
-                      "reshard, export, import"));
+  if (action == "reshard") return checkpoint_reshard(path, second, command.get<int64_t>("writers"), as_json);
+  const SaveOptions keep{.keep = command.get<int64_t>("keep"), .keep_every = command.get<int64_t>("keep-every")};
+  return checkpoint_prune(path, keep, command.has("dry-run"), as_json);
 }
 
 }  // namespace tmamba

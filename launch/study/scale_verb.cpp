@@ -12,8 +12,6 @@
 
 namespace tmamba {
 
-namespace po = boost::program_options;
-
 namespace {
 
 using nlohmann::json;
@@ -22,12 +20,7 @@ Study study_of(const Command& command, const std::string& file) {
   Study study = load_study(file);
   if (command.has("dir")) study.dir = command.get<std::string>("dir");
   if (command.has("repeats")) study.repeats = command.get<int64_t>("repeats");
-  if (study.repeats < 1) throw UserError(str("--repeats ", study.repeats, ": must be at least 1"));
   if (command.has("launcher")) study.launcher = command.get<std::string>("launcher");
-  const std::string& l = study.launcher;
-  if (l != "mpirun" && l != "srun" && l != "slurm") {
-    throw UserError(str("--launcher ", l, ": unknown value; valid: mpirun, srun, slurm"));
-  }
   use_site(study, command.has("site") ? command.get<std::string>("site") : "");
   return study;
 }
@@ -119,27 +112,10 @@ void refuse_launcher() {
 }  // namespace
 
 int scale_verb(const Arguments& arguments) {
-  Command command(
-      "scale STUDY.toml... [options]",
-      "Runs scaling studies (strong or weak): measures every combination of layout, number of ranks and sequence\n"
-      "length several times, by mpirun or srun from this process or as SLURM jobs. Completed repeats are kept: a\n"
-      "stopped study resumes. Writes the measurements to study.json and study.csv, and the predictions of the fitted\n"
-      "cost model for more ranks to study-model.csv; `transmamba report` draws them. Run it outside mpirun.");
-  command.options()("dir", po::value<std::string>(), "directory of the results; overrides study.dir")(
-      "repeats", po::value<int64_t>(), "repeats of each point; overrides study.repeats")(
-      "launcher", po::value<std::string>(), "mpirun, srun or slurm; overrides launch.launcher")(
-      "site", po::value<std::string>(),
-      "site file of jobs; default: slurm.site, else the one that TRANSMAMBA_SITE names")(
-      "only-ranks", po::value<int64_t>(), "measure only the points with this number of ranks")(
-      "list", "print the points and how many of their repeats are done, and exit")(
-      "summary", "measure nothing; summarize the results so far")(
-      "dry-run", "with --launcher slurm: write the job scripts without submitting them")(
-      "compare", po::value<std::string>(), "directory of another run of the same study to compare with")(
-      "keys", "print the keys of a study file with their defaults, and exit");
-  command.positional("study", -1);
+  Command command("scale");
   if (!command.parse(arguments)) return kDone;
   if (command.has("keys")) {
-    std::printf("%s", explain_study().c_str());
+    std::printf("%s", explain_study(command.json()).c_str());
     return kDone;
   }
   refuse_launcher();

@@ -4,9 +4,7 @@
 
 #include <algorithm>
 #include <functional>
-#include <iomanip>
 #include <limits>
-#include <sstream>
 
 #include "data/io/fs.h"
 #include "launch/cli/suggest.h"
@@ -53,7 +51,8 @@ void visit_fields(AnyStudy& s, Visitor&& v) {
   v("study.checkpoint_every", s.checkpoint_every, Limits{1, 1e9},
     "steps between checkpoints, to compute their cost per step");
   v("study.peak_tflops", s.peak_tflops, kAny,
-    "peak TFLOP/s of a rank for the MFU; 0: 989 for cuda (H200, bfloat16), for cpu the measured GEMM rate of one rank");
+    "peak TFLOP/s of a rank for the MFU; 0: run.peak_tflops of the configuration, else that of its GPU if the model is "
+    "known, for cpu the measured GEMM rate of one rank");
   v("study.seed", s.seed, kAny, "seed of the measurement order and of the bootstrap");
 
   v("launch.launcher", s.launcher, Choices{"mpirun", "srun", "slurm"},
@@ -170,13 +169,13 @@ void use_site(Study& study, const std::string& named) {
   if (study.ranks_per_node == 0 && !study.site_file.empty()) study.ranks_per_node = study.site.default_ranks();
 }
 
-std::string explain_study() {
-  std::ostringstream out;
+std::string explain_study(bool as_json) {
+  std::vector<KeyValue> keys;
   Study study;
-  visit_fields(study, [&](const std::string& name, const auto& member, const auto&, const char* meaning) {
-    out << std::left << std::setw(30) << name << " " << std::setw(12) << text_of(member) << " " << meaning << "\n";
+  visit_fields(study, [&](const std::string& name, const auto& member, const auto& rule, const char* meaning) {
+    keys.push_back({name, text_of(member), meaning, {}, valid_text(member, rule)});
   });
-  return out.str();
+  return explained(keys, as_json);
 }
 
 }  // namespace tmamba

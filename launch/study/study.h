@@ -51,8 +51,8 @@ Study load_study(const std::filesystem::path& file);
 // Reads the site file of the study: `named`, else slurm.site, else the one that TRANSMAMBA_SITE names. With
 // launch.launcher = mpirun only `named` is read. The site file sets ranks_per_node unless the study does.
 void use_site(Study& study, const std::string& named);
-// One line per key: name, default, meaning.
-std::string explain_study();
+// One line per key, or JSON, as explain_keys() has it.
+std::string explain_study(bool as_json = false);
 
 // One layout at one number of ranks and one sequence length.
 struct StudyPoint {

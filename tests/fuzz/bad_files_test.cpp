@@ -91,6 +91,7 @@ int refuse_committed(const Target& target) {
 }
 
 TEST(BadFiles, Configurations) { EXPECT_GE(refuse_committed(config), 20); }
+TEST(BadFiles, Options) { EXPECT_GE(refuse_committed(options), 30); }
 TEST(BadFiles, Safetensors) { EXPECT_GE(refuse_committed(safetensors), 20); }
 TEST(BadFiles, Corpora) { EXPECT_GE(refuse_committed(corpus), 16); }
 TEST(BadFiles, Tokenizers) { EXPECT_GE(refuse_committed(tokenizer), 8); }

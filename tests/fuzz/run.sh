@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 runs="${1:-10000000}"
 targets=("${@:2}")
-[ "${#targets[@]}" -gt 0 ] || targets=(config manifest checkpoint safetensors tokenizer token_file hdf5_export corpus)
+[ "${#targets[@]}" -gt 0 ] || targets=(config options manifest checkpoint safetensors tokenizer token_file hdf5_export corpus)
 
 command -v clang++ >/dev/null || { echo "the fuzzers need clang with libFuzzer: apt-get install clang" >&2; exit 2; }
 cmake --preset fuzz >/dev/null

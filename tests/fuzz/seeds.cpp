@@ -15,6 +15,7 @@
 #include "data/tokens/token_file.h"
 #include "data/tokens/tokenizer.h"
 #include "dist/comm/self_communicator.h"
+#include "launch/cli/options.h"
 #include "launch/config/config.h"
 #include "tests/fuzz/target.h"
 
@@ -43,6 +44,22 @@ void write_configs(const fs::path& folder) {
   write_file(folder / "lists.toml",
              "[[data.validation]]\nname = \"a\"\npath = \"b\"\n[[data.validation]]\npath = 'c'\nname = \"d-2\"\n");
   write_file(folder / "dotted.toml", "model.dim = 0x40\ntrain = {lr = 1.0, steps = 1_000}\nrun.dir = \"\\u00e9\"\n");
+}
+
+// A verb's letter and an argument a line, as the target reads them.
+void write_options(const fs::path& folder) {
+  const std::vector<VerbOptions>& verbs = all_verb_options();
+  for (size_t i = 0; i < verbs.size(); ++i) {
+    std::string text(1, static_cast<char>('A' + (i + verbs.size() - 'A' % verbs.size()) % verbs.size()));
+    for (const Option& argument : verbs[i].arguments) {
+      text += "\n" + (argument.choices.empty() ? "." : argument.choices.front());
+    }
+    for (const Option& option : verbs[i].options) {
+      text += "\n--" + option.long_name();
+      if (option.kind != Option::Kind::flag) text += "\n" + (option.value.empty() ? "1" : option.value);
+    }
+    write_file(folder / str("verb-", i), text);
+  }
 }
 
 // Small, so that most mutations change structure and not numbers.
@@ -132,6 +149,7 @@ void write_corpora(const fs::path& folder) {
 int run(const fs::path& folder) {
   write_corpora(folder / "corpus");
   write_configs(folder / "config");
+  write_options(folder / "options");
   const fs::path checkpoint_folder = write_checkpoints(scratch_folder());
   std::string text = read_file(checkpoint_folder / kManifestName);
   write_file(folder / "manifest/sealed", "!" + text);

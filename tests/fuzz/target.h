@@ -17,7 +17,7 @@ struct Target {
   void (*file)(const std::filesystem::path& path);  // a file or directory, read as the program does
 };
 
-extern const Target config, manifest, checkpoint, safetensors, tokenizer, token_file, hdf5_export, corpus;
+extern const Target config, options, manifest, checkpoint, safetensors, tokenizer, token_file, hdf5_export, corpus;
 
 // Thrown if an accepted input breaks an invariant. Not an Error, so that it does not count as a refusal.
 struct Finding : std::logic_error {

@@ -57,7 +57,7 @@ TEST_F(BadInput, Configuration) {
   refused("train run.toml --check --set train.dtype=bfloat16", {"train.dtype", "run.device"});
   refused("bench step --set train.dtype=bfloat16", {"train.dtype", "run.device"});
   refused("eval good --set train.dtype=bfloat16", {"train.dtype", "run.device"});
-  refused("generate good --device gpu", {"run.device", "cpu", "cuda"});
+  refused("generate good --device gpu", {"--device gpu", "cpu", "cuda"});
   refused("train missing.toml", {"missing.toml", "cannot read"});
   std::ofstream("broken.toml") << "[model]\ndim = 32\nheads = = 2\n";
   refused("train broken.toml", {"broken.toml:3"});
@@ -77,12 +77,64 @@ TEST_F(BadInput, TheCheckFindsWhatTrainingWould) {
 }
 
 TEST_F(BadInput, CommandLine) {
-  refused("trian run.toml", {"unknown verb \"trian\"", "train", "exit codes"});
+  refused("trian run.toml", {"unknown verb \"trian\"", "did you mean train?", "exit codes"});
   refused("train", {"config is missing"});
-  refused("train run.toml --sett a=b", {"sett"});
+  refused("train run.toml --sett a=b", {"--sett", "did you mean --set?"});
+  refused("train run.toml extra", {"unexpected argument extra", "usage: transmamba train CONFIG"});
+  refused("train ru.toml", {"ru.toml: cannot read", "did you mean run.toml?"});
+  refused("eval god", {"checkpoint god: ", "did you mean good?"});
+  refused("eval god/checkpoints/step-00000003", {"did you mean good/checkpoints/step-00000002?"});
+  refused("eval good --data dat/valid.h5", {"--data dat/valid.h5", "did you mean data/valid.h5?"});
   refused("checkpoint frobnicate good", {"frobnicate", "ls, inspect, verify"});
+  refused("checkpoint lss good", {"lss", "did you mean ls?"});
+  refused("checkpoint ls good --keep 3", {"--keep is for checkpoint prune, not for checkpoint ls"});
+  refused("bench ops run.toml --io x", {"--io is for bench step, not for bench ops"});
   refused("explain train.lrr", {"train.lr"});
+  refused("explain train.dtype", {"(float32, float64, bfloat16)"}, 0);
+  refused("explain train.lr", {"(between 0 and 10)"}, 0);
   refused("--version", {"transmamba ", "commit ", "compiler ", "CUDA ", "MPI ", "HDF5 "}, 0);
+}
+
+TEST_F(BadInput, OptionsOutOfRange) {
+  for (const char* batch : {"0", "-1", "1e3", "1.5", "\"\"", "many", "1000000000000000000000000000000"}) {
+    refused(std::string("eval good --batch ") + batch, {"--batch ", "must be "});
+  }
+  refused("eval good --batch 0", {"--batch 0: must be between 1 and 1048576"});
+  refused("eval good --batch 1048576 --set run.device=cpu --seq-len 9999", {"--batch 1048576", "smaller --batch"});
+  refused("generate good --tokens -100", {"--tokens -100: must be between 1 and 1e9"});
+  for (const char* temperature : {"nan", "inf", "-0.5", "1e999", "hot"}) {
+    refused(std::string("generate good --temperature ") + temperature, {"--temperature ", "must be a number"});
+  }
+  refused("generate good --top-k -1", {"--top-k -1: must be at least 0"});
+  refused("generate good --seed -1", {"--seed -1"});
+  refused("generate good --count 0", {"--count 0"});
+  refused("prepare text.txt --output x --held-out 0.6", {"--held-out 0.6", "between 0 and 0.5"});
+  refused("prepare text.txt --output \"\"", {"--output \"\"", "must not be empty"});
+  refused("plan run.toml --ranks 2000000", {"--ranks 2000000"});
+  refused("doctor --seconds nan", {"--seconds nan"});
+  EXPECT_FALSE(fs::exists("x"));
+}
+
+TEST_F(BadInput, JsonIsPrintedByEveryVerbThatStops) {
+  const auto parsed = [](const std::string& arguments) {
+    const Outcome outcome = shell(command_line(arguments, 0) + " 2>errors");
+    EXPECT_EQ(outcome.code, 0) << arguments << "\n" << outcome.output << read_file("errors");
+    EXPECT_TRUE(nlohmann::json::accept(outcome.output)) << arguments << "\n" << outcome.output;
+    return nlohmann::json::parse(outcome.output, nullptr, false);
+  };
+  EXPECT_EQ(parsed("explain train.dtype --json")[0]["valid"], "float32, float64, bfloat16");
+  EXPECT_GT(parsed("scale --keys --json").size(), 20u);
+  EXPECT_EQ(parsed("train run.toml --check --json")["train.steps"], 2);
+  EXPECT_EQ(parsed("plan run.toml --print-machine --json")["ranks_per_node"], 64);
+  EXPECT_EQ(parsed("plan run.toml --json")["ranks"], 1);
+  EXPECT_TRUE(parsed("eval good --json").contains("valid_loss"));
+  EXPECT_EQ(parsed("generate good --tokens 2 --json").size(), 1u);
+  EXPECT_EQ(parsed("checkpoint ls good --json").size(), 1u);
+  EXPECT_TRUE(parsed("doctor --seconds 0 --json").contains("verdicts"));
+  EXPECT_GT(parsed("report good -o page.html --json")["bytes"], 1000);
+  EXPECT_EQ(parsed("submit run.toml --nodes 1 --ranks-per-node 1 --dry-run --json")["ranks"], 1);
+  ASSERT_EQ(shell("echo '65 66' > ids").code, 0);
+  EXPECT_EQ(parsed("tokenizer decode ids --json"), "AB");
 }
 
 TEST_F(BadInput, Data) {

@@ -58,14 +58,14 @@ TEST_F(DataVerbs, SeparatorsMayBeEscaped) {
 
 TEST_F(DataVerbs, OptionsAreChecked) {
   write("a.txt", "some text");
-  refused("prepare a.txt -o out --held-out nan", {"held_out is nan", "between 0 and 0.5"});
-  refused("prepare a.txt -o out --seed -1", {"--seed is -1"});
-  refused("prepare a.txt -o out --max-errors -2", {"--max-errors is -2"});
-  refused("prepare a.txt -o out --on-error ignore", {"--on-error is \"ignore\"", "stop, skip"});
-  refused("prepare a.txt -o out --format csv", {"--format is \"csv\"", "auto, text, jsonl"});
+  refused("prepare a.txt -o out --held-out nan", {"--held-out nan", "between 0 and 0.5"});
+  refused("prepare a.txt -o out --seed -1", {"--seed -1"});
+  refused("prepare a.txt -o out --max-errors -2", {"--max-errors -2"});
+  refused("prepare a.txt -o out --on-error ignore", {"--on-error ignore", "stop, skip"});
+  refused("prepare a.txt -o out --format csv", {"--format csv", "auto, text, jsonl"});
   refused("prepare - -o out", {"standard input"});
   refused("tokenizer train a.txt -o t.model --vocab 260", {"a vocabulary of 260 tokens", "261"});
-  refused("tokenizer train a.txt -o t.model --max-bytes 0", {"at most 0 bytes"});
+  refused("tokenizer train a.txt -o t.model --max-bytes 0", {"--max-bytes 0"});
   refused("tokenizer train a.txt -o missing/t.model", {"missing/t.model", "does not exist"});
   refused("tokenizer train a.txt -o .", {"is a directory"});
   refused("tokenizer encode .", {".: is a directory"});

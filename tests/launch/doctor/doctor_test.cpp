@@ -84,6 +84,44 @@ TEST(Settings, DifferencesAreFound) {
   EXPECT_EQ(found.find("CUDA_VISIBLE"), std::string::npos);
 }
 
+TEST(Verdicts, CompareWithWhatTheHardwareGives) {
+  std::vector<json> ranks{rank_on(0, "a", "", "0"), rank_on(1, "b", "", "0")};
+  for (json& rank : ranks) rank["nic_gbit_per_s"] = 100;
+  ranks[1]["nic_gbit_per_s"] = 80;
+  const auto verdict = [&](const std::vector<json>& of, Device device, double gb_per_s) {
+    const json sweep{{{"exchange", "all_reduce"}, {"bus_gb_per_s", 0.01}},
+                     {{"exchange", "all_reduce"}, {"bus_gb_per_s", gb_per_s}}};
+    const DoctorResults results{.ranks = of,
+                                .device = device,
+                                .placement = {{true, "shared"}},
+                                .settings = {{false, "note"}},
+                                .files_findings = {},
+                                .sweep = sweep,
+                                .files = nullptr,
+                                .copy_gb_per_s = 8};
+    const json rows = verdicts(results);
+    EXPECT_EQ(rows.size(), 3u) << rows;
+    EXPECT_EQ(rows[0]["verdict"], "wrong");
+    EXPECT_EQ(rows[1]["verdict"], "ok");
+    return rows[2]["verdict"].get<std::string>();
+  };
+  // The slowest adapter gives 10 GB/s; half of it is enough.
+  EXPECT_EQ(verdict(ranks, Device::cpu, 5.1), "ok");
+  EXPECT_EQ(verdict(ranks, Device::cpu, 4.9), "slow");
+  ranks[0]["nic_gbit_per_s"] = 0;
+  EXPECT_EQ(verdict(ranks, Device::cpu, 5.1), "unknown");
+  // On one host, half of the rate of copies.
+  ranks[1]["host"] = "a";
+  EXPECT_EQ(verdict(ranks, Device::cpu, 2.1), "ok");
+  EXPECT_EQ(verdict(ranks, Device::cpu, 1.9), "slow");
+  for (json& rank : ranks) rank["gpu"] = {{"name", "NVIDIA H200"}, {"pcie_gb_per_s", 63}};
+  EXPECT_EQ(verdict(ranks, Device::cuda, 226), "ok");
+  EXPECT_EQ(verdict(ranks, Device::cuda, 224), "slow");
+  ranks[1]["gpu"]["name"] = "NVIDIA L40";
+  EXPECT_EQ(verdict(ranks, Device::cuda, 32), "ok");
+  EXPECT_EQ(verdict(ranks, Device::cuda, 31), "slow");
+}
+
 TEST(Topology, NearestAdapterSharesTheWayThroughThePciTree) {
   const fs::path root = fs::temp_directory_path() / ("tmamba-topology-" + std::to_string(getpid()));
   fs::remove_all(root);
@@ -105,7 +143,13 @@ TEST(Topology, NearestAdapterSharesTheWayThroughThePciTree) {
   adapter("mlx5_1", "pci0/switch2/nic", "4: ACTIVE");
   adapter("mlx5_2", "pci0/switch1/nic", "4: ACTIVE");
   link("sys/bus/pci/devices/0000:3b:00.0", "pci0/switch1/gpu");
+  std::ofstream(root / "sys/class/infiniband/mlx5_2/ports/1/rate") << "400 Gb/sec (4X NDR)\n";
+  std::ofstream(root / "sys/devices/pci0/switch1/gpu/max_link_speed") << "32.0 GT/s PCIe\n";
+  std::ofstream(root / "sys/devices/pci0/switch1/gpu/max_link_width") << "16\n";
+  EXPECT_NEAR(pcie_gb_per_s("0000:3b:00.0", root.string()), 63.0, 0.1);
   const std::vector<Nic> nics = nics_of_host(root.string());
+  EXPECT_EQ(nics[2].gbit_per_s, 400);
+  EXPECT_EQ(nics[0].gbit_per_s, 0);
   ASSERT_EQ(nics.size(), 3u);
   EXPECT_EQ(nics[0].state, "up");
   EXPECT_EQ(numa_of_pci("0000:3b:00.0", root.string()), 1);
@@ -177,7 +221,17 @@ TEST_F(Doctor, ExaminesFourRanksOnOneCore) {
   EXPECT_GT(files["fsync_ms"].get<double>(), 0);
   EXPECT_GT(files["free_bytes"].get<double>(), 1e6);
   EXPECT_NE(result["settings"]["mpi"].get<std::string>(), "");
-  EXPECT_TRUE(fs::is_empty("run")) << "probes were left behind";
+  EXPECT_FALSE(fs::exists("run")) << "what was not there is there now";
+  std::map<std::string, std::string> verdicts;
+  for (const json& row : result["verdicts"]) {
+    verdicts[row["check"]] = row["verdict"];
+    EXPECT_NE(row["text"], "");
+  }
+  for (const char* check : {"all_reduce", "all_gather", "send_recv", "fsync of a small file", "write"}) {
+    EXPECT_TRUE(verdicts[check] == "ok" || verdicts[check] == "slow") << check << " " << result["verdicts"];
+  }
+  EXPECT_EQ(verdicts["placement"], "wrong");
+  EXPECT_EQ(verdicts["settings"], "ok");
 }
 
 TEST_F(Doctor, OneRankAloneIsFine) {
@@ -192,6 +246,11 @@ TEST_F(Doctor, ADirectoryThatCannotBeWrittenIsAnError) {
   EXPECT_NE(outcome.code, 0) << outcome.output;
   EXPECT_NE(outcome.output.find("directory file"), std::string::npos) << outcome.output;
   EXPECT_EQ(transmamba("doctor --device tpu").code, 2);
+  EXPECT_EQ(transmamba("doctor new/run/folder --seconds 0").code, 0);
+  EXPECT_FALSE(fs::exists("new"));
+  fs::create_directory("old");
+  EXPECT_EQ(transmamba("doctor old/run --seconds 0").code, 0);
+  EXPECT_TRUE(fs::is_empty("old"));
 }
 
 }  // namespace

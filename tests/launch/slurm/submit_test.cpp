@@ -108,7 +108,7 @@ TEST_F(Submit, NamesOfJobs) {
 
 TEST_F(Submit, WhatCannotBeSubmitted) {
   refused("", "--nodes is missing");
-  refused("--nodes 0", "--nodes 0: must be at least 1");
+  refused("--nodes 0", "--nodes 0: must be between 1 and 1048576");
   refused("--nodes 2 --array 2 --chain 2", "use one of them");
   refused("--nodes 3 --set parallel.sp=2", "3 ranks is not divisible by tp * sp = 1 * 2");
   refused("--nodes 3 --set train.global_batch=8", "train.global_batch = 8");
@@ -117,7 +117,7 @@ TEST_F(Submit, WhatCannotBeSubmitted) {
   refused("--nodes 1 --set run.memory_limit=0.0001", "this run does not fit");
   refused("--nodes 1 --set run.dir='\"a\\nb\"'", "control character");
   refused("--nodes 1 --set 'run.dir=a\\b'", "\\ in its name");
-  refused("--nodes 1 --site nowhere.env", "nowhere.env: cannot be read; check the path of the site file");
+  refused("--nodes 1 --site nowhere.env", "--site nowhere.env: cannot read it: no such file");
 }
 
 // Nothing called sbatch anywhere.

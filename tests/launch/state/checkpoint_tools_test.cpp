@@ -219,7 +219,7 @@ TEST_F(CheckpointTools, SwappedFoldersAreFound) {
 
 TEST_F(CheckpointTools, StudiesAreNotStartedByALauncher) {
   ASSERT_EQ(setenv("OMPI_COMM_WORLD_RANK", "1", 1), 0);
-  const std::string refused = thrown<UserError>([] { scale_verb({"study.toml"}); });
+  const std::string refused = thrown<UserError>([&] { scale_verb({run.path().string()}); });
   unsetenv("OMPI_COMM_WORLD_RANK");
   EXPECT_THAT(refused, HasSubstr("outside mpirun"));
 }

@@ -184,7 +184,7 @@ TEST_F(Scale, RefusesInvalidArguments) {
   refused("scale study.toml --launcher pbs", {"pbs", "mpirun, srun, slurm"});
   refused("scale study.toml --dry-run", {"--dry-run is for --launcher slurm"});
   refused("scale study.toml --repeats 0", {"--repeats"});
-  refused("scale study.toml --compare elsewhere --summary", {"no results", "elsewhere"});
+  refused("scale study.toml --compare elsewhere --summary", {"--compare elsewhere: cannot read it", "elsewhere"});
   refused("report model.toml", {"model.toml"});
   write_study("[3]");
   refused("scale study.toml", {"no layout of this study can run", "3 data-parallel ranks"});
