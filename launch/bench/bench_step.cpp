@@ -18,6 +18,7 @@
 #include "launch/cli/format.h"
 #include "launch/cli/statistics.h"
 #include "launch/config/batch_split.h"
+#include "launch/plan/device_peak.h"
 #include "launch/plan/memory_check.h"
 #include "launch/state/devices.h"
 #include "launch/state/run_state.h"
@@ -239,6 +240,13 @@ json bench_step(const RunConfig& config, World& world, Ops& ops, const StepBench
     result["gemm_gflops"] = roof_gflops;
     result["fraction_of_gemm"] = gflop / seconds / roof_gflops;
   }
+  const Peak peak = peak_of_ranks(config, world);
+  result["peak_source"] = peak.source;
+  if (peak.flops > 0) {
+    result["peak_tflops"] = peak.flops / 1e12;
+    const double forward = model_flops(bench.plan().costs, dims) * static_cast<double>(bench.sequences());
+    result["mfu"] = mfu(forward, seconds, world.size(), peak);
+  }
   if (!options.io_folder.empty()) result["io"] = bench_io(config, world, ops, bench, options.io_folder);
   if (world.size() > 1) add_exposed(result, config, bench, world, ops, options.steps);
   return result;
@@ -247,15 +255,19 @@ json bench_step(const RunConfig& config, World& world, Ops& ops, const StepBench
 std::string step_text(const json& r) {
   const auto number = [&](const char* name) { return r.at(name).get<double>(); };
   const auto whole = [&](const char* name) { return r.at(name).get<int64_t>(); };
-  std::string text =
-      str(count_text(number("parameters")), " parameters, B=", whole("batch"), ", T=", whole("seq_len"), ": ",
-          fixed(number("step_ms"), 1), " ms per step, ", count_text(number("tokens_per_s")), " tokens/s\n",
-          fixed(number("gflop"), 1), " GFLOP per step (linear ", fixed(number("gflop_linear"), 1), ", attention ",
-          fixed(number("gflop_attention"), 1), ", SSD ", fixed(number("gflop_ssd"), 1),
-          "): ", fixed(number("gflops"), 1), " GFLOP/s",
-          r.contains("gemm_gflops") ? str(" = ", fixed(100 * number("fraction_of_gemm"), 1), " % of the GEMM rate")
-                                    : std::string(),
-          "\n");
+  std::string text = str(
+      count_text(number("parameters")), " parameters, B=", whole("batch"), ", T=", whole("seq_len"), ": ",
+      fixed(number("step_ms"), 1), " ms per step, ", count_text(number("tokens_per_s")), " tokens/s\n",
+      fixed(number("gflop"), 1), " GFLOP per step (linear ", fixed(number("gflop_linear"), 1), ", attention ",
+      fixed(number("gflop_attention"), 1), ", SSD ", fixed(number("gflop_ssd"), 1), "): ", fixed(number("gflops"), 1),
+      " GFLOP/s",
+      r.contains("gemm_gflops") ? str(" = ", fixed(100 * number("fraction_of_gemm"), 1), " % of the GEMM rate")
+                                : std::string(),
+      "\n",
+      r.contains("mfu")
+          ? str("MFU ", fixed(100 * number("mfu"), 1), " % of ", fixed(number("peak_tflops"), 1), " TFLOP/s per rank, ")
+          : std::string("MFU: "),
+      r.at("peak_source").get<std::string>(), "\n");
   if (r.contains("io")) text += io_text(r.at("io"));
   if (whole("ranks") == 1) return text;
   text += str(whole("ranks"), " ranks: tp ", whole("tp"), ", sp ", whole("sp"), ", dp ", whole("dp"), ", fold ",

@@ -86,6 +86,7 @@ StepRecord step_record(const json& o) {
           .tokens = number_of(o, "tokens"),
           .tokens_per_s = number_of(o, "tokens_per_s"),
           .gflops = number_of(o, "gflops"),
+          .mfu = number_of(o, "mfu"),
           .memory_bytes = number_of(o, "memory_bytes"),
           .step_ms = number_of(o, "step_ms"),
           .data_ms = number_of(o, "data_ms"),
@@ -101,6 +102,7 @@ PauseRecord pause_record(const json& o) {
           .time = number_of(o, "time"),
           .valid_loss = number_of(o, "valid_loss"),
           .valid_bits_per_byte = number_of(o, "valid_bits_per_byte"),
+          .valid_tokens = number_of(o, "valid_tokens"),
           .seconds = number_of(o, "eval_s", number_of(o, "sample_s", 0)),
           .save_stall_ms = number_of(o, "save_stall_ms", 0)};
 }

@@ -22,7 +22,8 @@ struct StepRecord {
   int64_t step = 0;
   double time = kNotRecorded;
   double loss = kNotRecorded, bits_per_byte = kNotRecorded, grad_norm = kNotRecorded, lr = kNotRecorded;
-  double tokens = kNotRecorded, tokens_per_s = kNotRecorded, gflops = kNotRecorded, memory_bytes = kNotRecorded;
+  double tokens = kNotRecorded, tokens_per_s = kNotRecorded, gflops = kNotRecorded, mfu = kNotRecorded,
+         memory_bytes = kNotRecorded;
   double step_ms = kNotRecorded, data_ms = kNotRecorded, compute_ms = kNotRecorded, agree_ms = kNotRecorded,
          update_ms = kNotRecorded;
   double save_stall_ms = 0;  // time that saves kept training waiting since the previous line
@@ -34,6 +35,7 @@ struct PauseRecord {
   int64_t step = 0;
   double time = kNotRecorded;
   double valid_loss = kNotRecorded, valid_bits_per_byte = kNotRecorded;  // of an evaluation
+  double valid_tokens = kNotRecorded;                                    // it was over this many
   double seconds = 0;
   double save_stall_ms = 0;
 };

@@ -40,6 +40,8 @@ void add(MeasuredPoint& m, const json& repeat) {
   m.hosts = r.at("hosts").get<int>(), m.processors = r.at("processors").get<int>();
   m.threads = r.at("threads").get<int>();
   if (r.contains("gemm_gflops")) m.gemm_flops_per_rank = number("gemm_gflops") * 1e9 / number("ranks");
+  if (r.contains("peak_source")) m.peak.source = r.at("peak_source").get<std::string>();
+  if (r.contains("peak_tflops")) m.peak.flops = number("peak_tflops") * 1e12;
   if (!r.contains("io")) return;
   const json& io = r.at("io");
   m.data_ms.values.push_back(io.at("data_ms").get<double>());

@@ -10,6 +10,7 @@
 
 #include "dist/planner/cost_fit.h"
 #include "launch/cli/statistics.h"
+#include "launch/plan/device_peak.h"
 #include "launch/study/study.h"
 
 namespace tmamba {
@@ -39,6 +40,7 @@ struct MeasuredPoint {
   int64_t checkpoint_bytes = 0;
   int hosts = 1, processors = 1, threads = 1;
   double gemm_flops_per_rank = 0;  // 0 if no repeat measured it
+  Peak peak = {};                  // of a rank's device; unknown if no repeat recorded it
   double load = 0;                 // load average of the machine before each repeat, median
   int ranks_per_node() const;
   MeasuredStep step() const;

@@ -32,21 +32,16 @@ json of_inverse(const Quantity& quantity, double over) {
   return out;
 }
 
-struct Peak {
-  double flops = 0;
-  std::string source;
-};
-
-Peak peak_of(const Study& study, const std::vector<MeasuredPoint>& points) {
+// The peak of a rank at a point: on a CPU the GEMM rate that was measured, which other points need not have.
+Peak peak_of(const Study& study, const MeasuredPoint& point, const std::vector<MeasuredPoint>& points) {
   if (study.peak_tflops > 0) return {study.peak_tflops * 1e12, "study.peak_tflops"};
-  if (!points.empty() && points.front().point->config.run.device == Device::cuda) {
-    return {h200_machine(points.front().point->config.model.head_dim()).peak_flops,
-            "NVIDIA H200, dense bfloat16; set study.peak_tflops for another GPU"};
+  if (point.peak.flops > 0 || point.point->config.run.device == Device::cuda) {
+    return point.peak.source.empty() ? Peak{0, "peak unknown: set study.peak_tflops"} : point.peak;
   }
-  for (const MeasuredPoint& point : points) {
-    if (point.gemm_flops_per_rank == 0) continue;
-    return {point.gemm_flops_per_rank, str("a 2048^3 GEMM, measured on each of ", point.point->ranks,
-                                           point.point->ranks == 1 ? " rank" : " ranks, all at once")};
+  for (const MeasuredPoint& other : points) {
+    if (other.gemm_flops_per_rank == 0) continue;
+    return {other.gemm_flops_per_rank, str("a 2048^3 GEMM, measured on each of ", other.point->ranks,
+                                           other.point->ranks == 1 ? " rank" : " ranks, all at once")};
   }
   return {};
 }
@@ -162,7 +157,7 @@ json base_rows(const Study& study, const std::vector<MeasuredPoint>& points) {
 
 json study_summary(const Study& study, const StudyGrid& grid, const std::vector<FailedRepeat>& failed) {
   const std::vector<MeasuredPoint> points = measured_points(study, grid);
-  const Peak peak = peak_of(study, points);
+  const Peak peak = points.empty() ? Peak{} : peak_of(study, points.front(), points);
   const std::optional<StudyModel> model = fit_study(study, points);
   json summary = {{"kind", "scaling study"}, {"schema", 1},
                   {"name", study.name},      {"mode", study.mode},
@@ -174,7 +169,8 @@ json study_summary(const Study& study, const StudyGrid& grid, const std::vector<
                         {"starts", grid.points.size() * static_cast<size_t>(study.repeats)}};
   summary["bases"] = base_rows(study, points);
   for (const MeasuredPoint& point : points) {
-    summary["points"].push_back(point_json(study, point, base_of(points, study, point), peak, model));
+    summary["points"].push_back(
+        point_json(study, point, base_of(points, study, point), peak_of(study, point, points), model));
   }
   for (const FailedRepeat& f : failed) summary["failed"].push_back({{"id", f.id}, {"start", f.repeat}, {"why", f.why}});
   for (const SkippedPoint& s : grid.skipped) {

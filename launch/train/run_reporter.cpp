@@ -71,6 +71,8 @@ void RunReporter::header() const {
   std::printf("data: %s, %s tokens, %.2f bytes each; run directory: %s\n", config.data.train.c_str(),
               count_text(static_cast<double>(resources_.data->train.info().tokens)).c_str(),
               attempt_.state().bytes_per_token, config.run.dir.c_str());
+  std::printf("MFU: %s%s\n", peak_.flops > 0 ? str(fixed(peak_.flops / 1e12, 1), " TFLOP/s per rank, ").c_str() : "",
+              peak_.source.c_str());
   print_how_to_stop(config.run.dir);
   if (attempt_.state().step > 0) std::printf("resumed from step %lld\n", ll(attempt_.state().step));
   for (const std::string& warning : resources_.schedule->warnings()) {
@@ -127,6 +129,11 @@ void RunReporter::step(const StepOutcome& outcome, double step_seconds, double e
                {"compute_ms", rounded_ms(outcome.times.compute)},
                {"agree_ms", rounded_ms(outcome.times.votes)},
                {"update_ms", rounded_ms(outcome.times.update)}};
+  if (peak_.flops > 0) {
+    const RunPlan& plan = resources_.plan;
+    const double forward = model_flops(plan.costs, plan.dims) * static_cast<double>(resources_.batch.sequences());
+    line["mfu"] = mfu(forward, step_seconds, resources_.world.size(), peak_);
+  }
   if (!outcome.applied) {
     line["skipped"] = true;
     attempt_.event("skip", {{"step", state.step},

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "launch/eval/evaluator.h"
+#include "launch/plan/device_peak.h"
 #include "launch/train/run_attempt.h"
 #include "launch/train/run_profile.h"
 #include "launch/train/save_controller.h"
@@ -16,9 +17,13 @@ namespace tmamba {
 
 class RunReporter {
  public:
-  // All must outlive this.
+  // All must outlive this. Collective.
   RunReporter(const RunResources& resources, RunAttempt& attempt, TrainingStep& step, const SaveController& saves)
-      : resources_(resources), attempt_(attempt), step_(step), saves_(saves) {}
+      : resources_(resources),
+        attempt_(attempt),
+        step_(step),
+        saves_(saves),
+        peak_(peak_of_ranks(resources.config, resources.world)) {}
 
   void header() const;
   // `elapsed`: seconds since this attempt began to train.
@@ -47,6 +52,7 @@ class RunReporter {
   RunAttempt& attempt_;
   TrainingStep& step_;
   const SaveController& saves_;
+  const Peak peak_;  // that the MFU is relative to
   double logged_stall_seconds_ = 0;
   double valid_bits_per_byte_ = 0;  // of the last evaluation
   double tokens_per_s_ = 0;         // running mean of the last steps

@@ -48,6 +48,20 @@ TEST(BenchStep, ReportsWhatRanksWaitFor) {
   EXPECT_GT(number("predicted_step_ms"), number("predicted_exposed_ms"));
 }
 
+TEST(BenchStep, StatesItsMfu) {
+  const std::string step =
+      "bench step --no-roof --json --steps 1 --threads 1 --set model.dim=32 --set model.heads=2 --set model.ffn=32 "
+      "--set model.vocab=64 --set data.seq_len=64 --set train.micro_batch=1";
+  const nlohmann::json unknown = nlohmann::json::parse(transmamba(step).output);
+  EXPECT_FALSE(unknown.contains("mfu"));
+  EXPECT_NE(unknown["peak_source"].get<std::string>().find("set run.peak_tflops"), std::string::npos) << unknown;
+  const nlohmann::json known = nlohmann::json::parse(transmamba(step + " --set run.peak_tflops=0.5").output);
+  EXPECT_EQ(known["peak_tflops"], 0.5);
+  // Nothing is recomputed: the model's FLOPs are nearly all that were counted.
+  const double counted = known["gflop"].get<double>() * 1e9 / (known["step_ms"].get<double>() / 1e3) / 0.5e12;
+  EXPECT_NEAR(known["mfu"].get<double>(), counted, 0.2 * counted) << known;
+}
+
 TEST(BenchStep, RefusesWhatDoesNotFit) {
   const Outcome outcome = transmamba("bench step --no-roof --set run.memory_limit=0.01");
   EXPECT_EQ(outcome.code, 2);
