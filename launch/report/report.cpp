@@ -30,11 +30,25 @@ std::string tile(const std::string& value, const std::string& what) {
   return "<div class=\"tile\"><b>" + html_escaped(value) + "</b><span>" + html_escaped(what) + "</span></div>\n";
 }
 
-double last_of(const std::vector<PauseRecord>& pauses, double PauseRecord::*member) {
+// The last recorded value of evaluations, with the tokens that it is over: values over different data do not compare.
+std::string last_of(const std::vector<PauseRecord>& pauses, double PauseRecord::*member, int digits) {
   for (auto pause = pauses.rbegin(); pause != pauses.rend(); ++pause) {
-    if (std::isfinite((*pause).*member)) return (*pause).*member;
+    if (!std::isfinite((*pause).*member)) continue;
+    const std::string over =
+        std::isfinite(pause->valid_tokens) ? str(" (", count_text(pause->valid_tokens), " tokens)") : "";
+    return number((*pause).*member, digits) + over;
   }
-  return kNotRecorded;
+  return "-";
+}
+
+// Of the kept steps that recorded one.
+double mean_mfu(const RunRecord& run) {
+  double seconds = 0, weighted = 0;
+  for (const StepRecord& s : run.kept.steps) {
+    if (!std::isfinite(s.mfu) || !std::isfinite(s.step_ms)) continue;
+    seconds += s.step_ms, weighted += s.mfu * s.step_ms;
+  }
+  return seconds > 0 ? weighted / seconds : kNotRecorded;
 }
 
 // Tokens of all kept steps over their time, not a mean of rates.
@@ -86,9 +100,10 @@ std::vector<std::pair<std::string, std::string>> facts(const ReportRun& run) {
           {"steps", str(last.step)},
           {"tokens", std::isfinite(last.tokens) ? count_text(last.tokens) : "-"},
           {"loss, last step", number(last.loss, 4)},
-          {"held-out loss", number(last_of(m.pauses, &PauseRecord::valid_loss), 4)},
-          {"held-out bits/byte", number(last_of(m.pauses, &PauseRecord::valid_bits_per_byte), 3)},
+          {"held-out loss", last_of(m.pauses, &PauseRecord::valid_loss, 4)},
+          {"held-out bits/byte", last_of(m.pauses, &PauseRecord::valid_bits_per_byte, 3)},
           {"tokens/s", std::isfinite(tokens_per_s) ? count_text(tokens_per_s) : "-"},
+          {"MFU, %", number(100 * mean_mfu(run.record), 1)},
           {"wall time", duration(run.goodput.wall_seconds)},
           {"goodput", percent(run.goodput.of(Spent::training), run.goodput.wall_seconds)},
           {"attempts", str(run.goodput.attempts.size())},
@@ -289,17 +304,6 @@ std::string profile_section(const std::vector<ReportRun>& runs) {
   return out.empty() ? "" : html_section("Profile", out);
 }
 
-std::string config_section(const std::vector<ReportRun>& runs, size_t bytes) {
-  std::string out;
-  for (const ReportRun& run : runs) {
-    if (run.record.config.empty()) continue;
-    out += "<details><summary>" + html_escaped(run.name + ": config.toml, each value with its origin") +
-           "</summary><pre>" + html_escaped(shortened(run.record.config, std::max<size_t>(500, bytes / runs.size()))) +
-           "</pre></details>\n";
-  }
-  return out.empty() ? "" : html_section("Configuration", out);
-}
-
 std::string page_with(const std::vector<ReportRun>& runs, const ReportDetail& detail) {
   const bool one = runs.size() == 1;
   const std::string title = one ? runs.front().name : str(runs.size(), " runs");
@@ -315,7 +319,7 @@ std::string page_with(const std::vector<ReportRun>& runs, const ReportDetail& de
           " ranges of steps, so that every extreme is shown. Thick lines: means.",
           one ? " Dotted vertical lines: attempts that resumed, and rollbacks to a checkpoint." : "", "</p>\n");
   return html_page(title, subtitle,
-                   problems_of(runs) + overview(runs) +
+                   problems_of(runs) + overview(runs) + differences_section(runs) +
                        html_section("Training", report_curves(runs, detail) + curves_note) +
                        html_section("Time", time_section(runs)) + layout_section(runs) +
                        samples_section(runs, detail.text_bytes / 2) + events_section(runs, detail.events) +

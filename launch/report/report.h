@@ -35,6 +35,11 @@ struct ReportDetail {
   size_t events = 200;         // all runs together
 };
 
+// A table of the keys whose values differ between the runs; empty for one run.
+std::string differences_section(const std::vector<ReportRun>& runs);
+// The text of each run's configuration, all together in at most about `bytes`.
+std::string config_section(const std::vector<ReportRun>& runs, size_t bytes);
+
 // HTML cards with the curves of the runs.
 std::string report_curves(const std::vector<ReportRun>& runs, const ReportDetail& detail);
 // Bars of the step time by phase: one per run, or one per range of steps of a single run.

@@ -3,8 +3,10 @@
 #include <array>
 #include <cmath>
 #include <functional>
+#include <map>
 #include <numeric>
 
+#include "launch/cli/format.h"
 #include "launch/report/html.h"
 #include "launch/report/report.h"
 
@@ -46,17 +48,25 @@ void add_steps(LineChart& chart, const Curve& curve, const ReportRun& run, int c
   chart.series.push_back({.name = name, .points = averaged(points, ranges), .colour = colour});
 }
 
+// A series per number of tokens that evaluations were over: those of a part of the data and of all of it are not values
+// of one curve.
 void add_held_out(LineChart& chart, const Curve& curve, const ReportRun& run, int colour, const std::string& name,
                   int64_t groups) {
-  std::vector<ChartPoint> points;
+  std::map<double, std::vector<ChartPoint>> by_tokens;  // -1: not recorded
   for (const PauseRecord& pause : run.record.kept.pauses) {
-    const double value = curve.held_out(pause);
-    if (std::isfinite(value)) points.push_back({static_cast<double>(pause.step), value});
+    const double value = curve.held_out(pause), tokens = pause.valid_tokens;
+    if (std::isfinite(value)) {
+      by_tokens[std::isfinite(tokens) ? tokens : -1].push_back({static_cast<double>(pause.step), value});
+    }
   }
-  if (points.empty()) return;
-  const bool few = points.size() <= 40;
-  chart.series.push_back(
-      {.name = name, .points = thinned(points, groups / 2), .colour = colour, .dashed = true, .markers = few});
+  for (const auto& [tokens, points] : by_tokens) {
+    const std::string over = tokens < 0 ? "" : str(" (", count_text(tokens), " tokens)");
+    chart.series.push_back({.name = name + (by_tokens.size() > 1 ? over : ""),
+                            .points = thinned(points, groups / 2),
+                            .colour = colour,
+                            .dashed = true,
+                            .markers = points.size() <= 40});
+  }
 }
 
 std::vector<ChartMark> marks_of(const RunRecord& run) {
@@ -161,6 +171,11 @@ std::string report_curves(const std::vector<ReportRun>& runs, const ReportDetail
        .unit = "GEMM GFLOP/s per rank",
        .name = "GFLOP/s",
        .value = [](const StepRecord& s) { return s.gflops; },
+       .min = 0},
+      {.title = "Model FLOPs utilization (MFU)",
+       .unit = "% of the device's peak",
+       .name = "MFU",
+       .value = [](const StepRecord& s) { return 100 * s.mfu; },
        .min = 0},
       {.title = "Memory",
        .unit = "MiB on rank 0: model, optimizer, activations",

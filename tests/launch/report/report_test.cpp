@@ -172,6 +172,49 @@ TEST(Report, SeveralRunsLieOverEachOther) {
   expect_all(contents("twice.html"), {"a/run (2)"});
 }
 
+// Evaluations over a part of the data and over all of it are two curves.
+TEST(Report, EvaluationsAreJoinedOverTheSameData) {
+  enter_test_folder("report-evaluations");
+  write_run("run", 40, 1, 2);
+  const auto evaluation = [](int step, double loss, int64_t tokens) {
+    std::ofstream("run/metrics.jsonl", std::ios::app)
+        << json({{"step", step}, {"valid_loss", loss}, {"valid_bits_per_byte", loss / 2}, {"valid_tokens", tokens}})
+               .dump()
+        << "\n";
+  };
+  for (int step : {10, 20, 30, 40}) evaluation(step, 3, 1000);
+  const auto series = [] {
+    const std::string page = report_page(read_runs({"run"}));
+    size_t count = 0;
+    for (size_t at = page.find("data-n=\"held-out"); at != std::string::npos;
+         at = page.find("data-n=\"held-out", at + 1)) {
+      ++count;
+    }
+    return std::pair(count, page);
+  };
+  EXPECT_EQ(series().first, 2u);  // of loss and of bits per byte
+  evaluation(40, 2.5, 50000);
+  const auto [count, page] = series();
+  EXPECT_EQ(count, 4u);
+  expect_all(page, {"held-out (1.00k tokens)", "held-out (50.0k tokens)", "2.5000 (50.0k tokens)"});
+}
+
+TEST(Report, RunsAreComparedByWhatDiffersInTheirConfigurations) {
+  enter_test_folder("report-differences");
+  for (const char* run : {"a", "b", "c"}) write_run(run, 20, 1, 2);
+  std::ofstream("a/config.toml") << "[train]\nlr = 1e-3\nseed = 7\n[run]\ndir = \"a\"\n";
+  std::ofstream("b/config.toml") << "[train]\nlr = 3e-4\nseed = 7\n[run]\ndir = \"b\"\n";
+  std::ofstream("c/config.toml") << "[train]\nlr = ";
+  const std::string page = report_page(read_runs({"a", "b", "c"}));
+  const size_t begin = page.find("Differences of the configurations"), end = page.find("<h2", begin);
+  ASSERT_NE(begin, std::string::npos);
+  const std::string section = page.substr(begin, end - begin);
+  expect_all(section, {"train.lr", "3e-4", "c: config.toml cannot be compared"});
+  for (const char* same : {"train.seed", "run.dir"}) EXPECT_EQ(section.find(same), std::string::npos) << section;
+  EXPECT_EQ(report_page(read_runs({"a"})).find("Differences"), std::string::npos);
+  expect_all(report_page(read_runs({"a", "a"})), {"The configurations are the same"});
+}
+
 TEST(Report, LongRunsKeepTheirExtremesInUnderAMegabyte) {
   enter_test_folder("report-long");
   write_run("run", 60000, 3, 1);
@@ -225,12 +268,14 @@ TEST(Report, WhatIsDamagedIsNamed) {
 TEST(Report, MistakesExitWith2) {
   enter_test_folder("report-mistakes");
   fs::create_directories("empty");
+  ASSERT_EQ(shell("mkfifo pipe").code, 0);
   write_run("run", 5, 5, 1);
-  for (const auto& [arguments, message] :
-       std::vector<std::pair<std::string, std::string>>{{"report", "a run directory is missing"},
-                                                        {"report missing", "no such run directory"},
-                                                        {"report empty", "not a run directory"},
-                                                        {"report run -o missing/page.html", "missing/page.html"}}) {
+  for (const auto& [arguments, message] : std::vector<std::pair<std::string, std::string>>{
+           {"report", "run is missing"},
+           {"report missing", "missing: cannot read it: no such file or directory"},
+           {"report empty", "not a run directory"},
+           {"report run -o missing/page.html", "missing/page.html"},
+           {"report run -o pipe", "pipe"}}) {
     const Outcome outcome = transmamba(arguments);
     EXPECT_EQ(outcome.code, 2) << arguments << "\n" << outcome.output;
     EXPECT_NE(outcome.output.find(message), std::string::npos) << arguments << "\n" << outcome.output;
