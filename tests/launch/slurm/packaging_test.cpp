@@ -26,9 +26,7 @@ std::set<std::string> words_of(const std::string& text) {
 
 class Packaging : public testing::Test {
  protected:
-  void SetUp() override {
-    enter_test_folder("packaging");
-  }
+  void SetUp() override { enter_test_folder("packaging"); }
   void TearDown() override { leave_test_folder(); }
 };
 
