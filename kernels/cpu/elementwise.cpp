@@ -100,7 +100,7 @@ template <class T>
 double sum_of_squares(const T* x, int64_t count) {
   double sum = 0;
 #pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < count; ++i) sum += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+  for (int64_t i = 0; i < count; ++i) sum += static_cast<double>(widen(x[i])) * static_cast<double>(widen(x[i]));
   return sum;
 }
 
@@ -160,7 +160,7 @@ void CpuOps::sum_squares(const SumSquares& args) {
   double total = 0;
   for (const ConstTensor& x : args.tensors) {
     std::vector<double> partial(static_cast<size_t>(ceil_div(x.numel(), kBlock)));
-    dispatch_float(x.dtype(), [&]<class T>() {
+    dispatch_storage(x.dtype(), [&]<class T>() {
       const T* data = x.data<T>();
       parallel_blocks(x.numel(), kBlock, [&](int64_t begin, int64_t end) {
         partial[static_cast<size_t>(begin / kBlock)] = sum_of_squares(data + begin, end - begin);

@@ -65,7 +65,7 @@ struct Scale {
   OpCounts counts() const { return {.elementwise = elements(x)}; }
 };
 
-// out_1 [float64] = sum x^2 over contiguous float32 or float64 tensors, in order. Accumulated in float64.
+// out_1 [float64] = sum x^2 over contiguous floating-point tensors, in order. Accumulated in float64.
 struct SumSquares {
   static constexpr const char* kName = "sum_squares";
   static constexpr Split kSplit = Split::none;
@@ -79,8 +79,9 @@ struct SumSquares {
   }
   void check_rest() const {
     for (const ConstTensor& x : tensors) {
-      TM_CHECK(x.contiguous() && (x.dtype() == DType::f32 || x.dtype() == DType::f64), "sum_squares: ", x.shape(), " ",
-               name_of(x.dtype()), " must be contiguous and of type float32 or float64");
+      const bool floating = x.dtype() == DType::bf16 || x.dtype() == DType::f32 || x.dtype() == DType::f64;
+      TM_CHECK(x.contiguous() && floating, "sum_squares: ", x.shape(), " ", name_of(x.dtype()),
+               " must be contiguous and floating-point");
     }
   }
   OpCounts counts() const {

@@ -127,6 +127,8 @@ __global__ void __launch_bounds__(kSumThreads)
   double sum;
   if (entry.dtype == DType::f64) {
     sum = block_squares(static_cast<const double*>(entry.data) + begin, count, entry.aligned16);
+  } else if (entry.dtype == DType::bf16) {
+    sum = block_squares(static_cast<const bf16_t*>(entry.data) + begin, count, entry.aligned16);
   } else {
     sum = block_squares(static_cast<const float*>(entry.data) + begin, count, entry.aligned16);
   }

@@ -53,7 +53,7 @@ TEST(CudaElementwise, SumSquares) {
   std::vector<Array> arrays;
   for (int64_t size : {1, 3, 65536, 65537, 200001, 0}) arrays.push_back(inputs.bf16({size}));
   for (int i = 0; i < 600; ++i) arrays.push_back(inputs.bf16({1 + i % 7}));
-  for (DType dtype : {DType::f32, DType::f64}) {
+  for (DType dtype : {DType::bf16, DType::f32, DType::f64}) {
     double totals[2];
     for (double& total : totals) {
       Tensors t(gpu(), dtype, 0);

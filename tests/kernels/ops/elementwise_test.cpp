@@ -82,6 +82,11 @@ TEST(Elementwise, SumOfSquares) {
     r.ops().sum_squares({out, {}});
     EXPECT_EQ(r.get(out)(0), 0.0);
   }
+  const std::vector<bf16_t> stored(20000, to_bf16(-1.5f));  // weights are in bfloat16 on GPUs
+  double sum = 0;
+  const std::vector<ConstTensor> tensors{ConstTensor(stored.data(), {20000}, DType::bf16)};
+  test_ops().sum_squares({Tensor(&sum, {1}, DType::f64), tensors});
+  EXPECT_EQ(sum, 20000 * 2.25);
 }
 
 TEST(Elementwise, RefusesOtherSizes) {

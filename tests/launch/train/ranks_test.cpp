@@ -111,7 +111,7 @@ TEST_F(Ranks, RanksThatDoNotAgreeEndBeforeTheRunBegins) {
   expect_refused(train, train + " --set train.steps=9", "\n  train.steps: 3 on ranks 0-1; 9 on rank 2");
   expect_refused(train, train + " --set parallel.sp=2", "\n  parallel.sp: 1 on ranks 0-1; 2 on rank 2");
   expect_refused(train, train + " --set data.train=other/train.h5", "\n  content of data.train: data/train.h5 (");
-  expect_refused(train, "train missing.toml", "rank 2: missing.toml");
+  expect_refused(train, "train missing.toml", "rank 2: config missing.toml");
   expect_refused(train, "bench step run.toml", "\n  verb: train on ranks 0-1; bench on rank 2");
   EXPECT_FALSE(fs::exists("agreed"));
   // Copies of the same data are the same.
