@@ -22,6 +22,12 @@ BatchSplit split_batch(const TrainConfig& train, int64_t dp) {
                         " data-parallel ranks, train.micro_batch = ", train.micro_batch, "); at most ", kMostSequences,
                         " are possible: set train.micro_batch"));
   }
+  if (per_rank / micro_batch > kMostMicroBatches) {
+    throw UserError(str("a step would be ", per_rank / micro_batch, " passes of each rank (train.global_batch = ",
+                        train.global_batch, " over ", dp, " data-parallel ranks, train.micro_batch = ", micro_batch,
+                        "), and a run can be stopped between steps only; at most ", kMostMicroBatches,
+                        " are possible: raise train.micro_batch or lower train.global_batch"));
+  }
   return {.dp = dp, .micro_batch = micro_batch, .micro_batches = per_rank / micro_batch};
 }
 

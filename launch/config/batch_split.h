@@ -18,11 +18,13 @@ struct BatchSplit {
   int64_t first_sequence(int64_t dp_rank, int64_t micro) const { return dp_rank * per_rank() + micro * micro_batch; }
 };
 
-// train.micro_batch = 0: one micro-batch. Throws UserError naming the key to change where the numbers do not divide, or
-// a micro-batch has more than kMostSequences.
+// train.micro_batch = 0: one micro-batch. Throws UserError naming the key to change where the numbers do not divide, a
+// micro-batch has more than kMostSequences, or a step more than kMostMicroBatches.
 BatchSplit split_batch(const TrainConfig& train, int64_t dp);
 
 // Of a micro-batch: what plans a step takes time in proportion to them.
 inline constexpr int64_t kMostSequences = 1 << 16;
+// Of a step, which a request to stop waits for.
+inline constexpr int64_t kMostMicroBatches = 1 << 16;
 
 }  // namespace tmamba

@@ -149,7 +149,8 @@ TEST_F(Place, WhatTheEndNeedsIsCheckedFirst) {
   std::ofstream("short.txt") << "too short";
   ASSERT_EQ(transmamba("prepare short.txt --output short --held-out 0").code, 0);
   for (const char* options : {"--set data.valid=short/train.h5 --check", "--set data.valid=short/train.h5",
-                              "--set train.eps=0", "--set train.global_batch=1000000000 --check"}) {
+                              "--set train.eps=0", "--set train.global_batch=1000000000 --check",
+                              "--set train.global_batch=1000000000 --set train.micro_batch=1"}) {
     for (int ranks : {0, 2}) {
       const Outcome outcome = train(options, ranks);
       EXPECT_EQ(outcome.code, 2) << options << "\n" << outcome.output;
